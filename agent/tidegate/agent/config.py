@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's file: TOML, every key typed, unknown keys refused by name."""
+
+import re
+import socket
+import tomllib
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tidegate.dataplane.links import Gateways
+from tidegate.dataplane.maps import Capacity
+from tidegate.dataplane.programs import Build
+from tidegate.errors import ConfigError
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.settings import check as check_etcd
+
+_NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+Name = Annotated[str, Meta(pattern=_NAME)]
+
+
+class Encapsulation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sources of outer headers: a network whose host bits come from the flow hash, or one address."""
+
+    source4: IPv4Network
+    source6: IPv6Network
+
+
+class GatewayTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Next hops for encapsulated packets, where they are not those of the default routes."""
+
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+
+
+class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entries of the tables of flows; changing one takes a new set of pins."""
+
+    flows: Annotated[int, Meta(ge=1024, le=1 << 27)] = 1 << 20
+    syns: Annotated[int, Meta(ge=1024, le=1 << 24)] = 1 << 16
+
+
+class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a change may do at once."""
+
+    allow_empty: bool = False
+
+
+class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that one agent is told; only `interfaces` and `encapsulation` have no default.
+
+    Attributes:
+        xdp_mode: native, generic, or auto (native, and generic where the driver refuses).
+        hash_seed: key of the flow hash; by default the fleet's name. It must be equal on every host
+            of a fleet; changing it moves flows that are not tracked.
+        grace_delay: seconds for which a replaced table stays loaded.
+        coalesce: seconds to wait for more events before a generation is built.
+    """
+
+    host: Name = msgspec.field(default_factory=socket.gethostname)
+    fleet: Name = "default"
+    release: Name = "live"
+    interfaces: Annotated[tuple[str, ...], Meta(min_length=1)]
+    xdp_mode: Literal["native", "generic", "auto"] = "native"
+    pin_dir: str = "/sys/fs/bpf/tidegate"
+    hash_seed: str = ""
+    grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    coalesce: Annotated[float, Meta(ge=0, le=10)] = 0.01
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
+    encapsulation: Encapsulation
+    gateway: GatewayTable = GatewayTable()
+    capacity: CapacityTable = CapacityTable()
+    guards: Guards = Guards()
+
+    def build(self) -> Build:
+        """What the balancer is compiled with."""
+        return Build(
+            hash_seed=(self.hash_seed or self.fleet).encode(),
+            source4=self.encapsulation.source4,
+            source6=self.encapsulation.source6,
+        )
+
+    def gateways(self) -> Gateways:
+        """The next hops that the file names."""
+        return Gateways(self.gateway.ipv4, self.gateway.ipv6)
+
+    def table_capacity(self) -> Capacity:
+        """Sizes of the tables of flows."""
+        return Capacity(self.capacity.flows, self.capacity.syns)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Which keys differ between two files, and which of them take a restart."""
+
+    reloadable: tuple[str, ...]
+    fixed: tuple[str, ...]
+
+
+_RELOADABLE: Final = ("guards", "gateway", "coalesce", "grace_delay", "log_level")
+
+
+def changes(before: AgentConfig, after: AgentConfig) -> Changes:
+    """What a reload would change."""
+    names = [f for f in before.__struct_fields__ if getattr(before, f) != getattr(after, f)]
+    return Changes(
+        tuple(name for name in names if name in _RELOADABLE),
+        tuple(name for name in names if name not in _RELOADABLE),
+    )
+
+
+def read(path: Path) -> AgentConfig:
+    """Reads and checks the agent's file.
+
+    Raises:
+        ConfigError: naming the file, the key and what is wrong with it.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        config = msgspec.convert(tree, AgentConfig, strict=True, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(str(error))}") from error
+    _check(path, config)
+    return config
+
+
+def _decode(kind: type, value: object) -> Any:  # noqa: ANN401 - msgspec's hook has this signature
+    if kind in (IPv4Network, IPv6Network, IPv4Address, IPv6Address) and isinstance(value, str):
+        try:
+            return kind(value)
+        except (AddressValueError, ValueError) as error:
+            raise ValueError(str(error)) from error
+    raise ValueError(f"expected {kind.__name__}, got {value!r}")
+
+
+def _sentence(message: str) -> str:
+    """msgspec's message with the key first: `etcd.endpoints[0]: expected str, got int`."""
+    match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
+    return f"{match[2] or 'top level'}: {match[1]}" if match else message
+
+
+def _check(path: Path, config: AgentConfig) -> None:
+    if config.encapsulation.source6.prefixlen < 64:  # noqa: PLR2004 - the hash has 64 bits
+        raise ConfigError(
+            f"{path}: encapsulation.source6: the prefix must be /64 or longer, "
+            f"got {config.encapsulation.source6}"
+        )
+    if len(set(config.interfaces)) != len(config.interfaces):
+        raise ConfigError(f"{path}: interfaces: an interface is named twice: {config.interfaces}")
+    if not config.pin_dir.startswith("/"):
+        raise ConfigError(f"{path}: pin_dir: must be an absolute path, got {config.pin_dir!r}")
+    try:
+        check_etcd(config.etcd)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

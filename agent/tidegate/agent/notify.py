@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sd_notify(3): tells the service manager that the agent is ready, alive, reloading or stopping."""
+
+import os
+import socket
+import time
+from contextlib import suppress
+
+
+def notify(*assignments: str) -> None:
+    """Sends assignments such as READY=1; without a service manager, nothing happens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    # A manager that went away must not take the agent with it.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect(address)
+        channel.sendall("\n".join(assignments).encode())
+
+
+def reloading() -> None:
+    """Announces a reload; systemd's Type=notify-reload wants the moment with it."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between signs of life that the service manager asks for, halved for safety."""
+    wanted = os.environ.get("WATCHDOG_USEC", "")
+    return int(wanted) / 2_000_000 if wanted.isdigit() and int(wanted) > 0 else None

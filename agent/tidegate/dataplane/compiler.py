@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the C of bpf/ with bcc, and loads what comes out against maps of our choice.
+
+bcc would create a map for each table that a program declares. We let it, one element each, take the
+bytecode, and put the descriptors of our own maps where it has those of bcc's. So a program can be
+built before, and loaded beside, the one that runs, over the same pinned maps, and all of this needs
+no more than CAP_BPF and CAP_NET_ADMIN (bcc's own way of reusing a pinned map opens it by id, which
+the kernel grants to CAP_SYS_ADMIN alone).
+"""
+
+import ctypes
+import os
+import re
+import struct
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import as_file, files
+from tempfile import TemporaryFile
+from typing import Any, Final
+
+from tidegate.errors import CapabilityError, CompileError, DataplaneError
+
+_INCLUDE: Final = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
+_XDP: Final = 6
+_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+_WARNINGS: Final = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program that is not loaded yet.
+
+    Attributes:
+        code: BPF instructions, 8 bytes each.
+        tables: the map that each descriptor in the code stands for.
+        leaves: each table's leaf size in bytes and its fields, as the compiler laid them out.
+    """
+
+    name: str
+    code: bytes
+    tables: Mapping[int, str]
+    leaves: Mapping[str, "Leaf"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Layout of a table's key and value: sizes in bytes, field names with their offsets."""
+
+    key_size: int
+    size: int
+    key_fields: tuple[tuple[str, int], ...]
+    fields: tuple[tuple[str, int], ...]
+
+
+def source(name: str) -> str:
+    """A file of bpf/ with its local headers in place.
+
+    bcc rewrites map calls in the main file alone, so the headers are made part of it; #line keeps
+    the compiler's messages on the real file and line.
+    """
+    folder = files("tidegate.bpf")
+
+    def expand(file: str) -> str:
+        text = folder.joinpath(file).read_text().replace("#pragma once\n", "\n")
+
+        def replace(match: re.Match[str]) -> str:
+            line = text.count("\n", 0, match.start()) + 2
+            return f'{expand(match[1])}\n#line {line} "bpf/{file}"'
+
+        return f'#line 1 "bpf/{file}"\n' + _INCLUDE.sub(replace, text)
+
+    return expand(name)
+
+
+def _fields(ctype: Any) -> tuple[tuple[str, int], ...]:  # noqa: ANN401 - ctypes has no such type
+    names = getattr(ctype, "_fields_", ())
+    return tuple((field[0], getattr(ctype, field[0]).offset) for field in names)
+
+
+def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
+    try:
+        import bcc  # noqa: PLC0415 - takes 60 ms, and most commands do without
+    except ImportError as error:
+        raise CapabilityError(
+            "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and run "
+            "from a virtual environment that sees the system's packages (python3 -m venv "
+            f"--system-site-packages); the reason was: {error}"
+        ) from error
+    return bcc
+
+
+@cache
+def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -> Program:
+    """Compiles bpf/<program>.c, whose program function has the same name.
+
+    Args:
+        program: file and function.
+        constants: macros and their values.
+
+    Raises:
+        CompileError: with the compiler's messages; warnings count as errors.
+        CapabilityError: bcc is not installed, or BPF maps may not be created.
+    """
+    bcc = _import_bcc()
+    triplet = sysconfig.get_config_var("MULTIARCH") or ""
+    flags = [
+        *_WARNINGS,
+        *(f"-D{key}={value}" for key, value in constants),
+        "-I/usr/include",
+        f"-I/usr/include/{triplet}",
+    ]
+    with as_file(files("tidegate.bpf").joinpath("shim")) as shim:
+        os.environ["BCC_KERNEL_SOURCE"] = str(shim)
+        module, messages = _quietly(bcc, source(f"{program}.c"), flags)
+    if module is None:
+        raise CompileError(f"bpf/{program}.c does not compile:\n{messages}", messages)
+    try:
+        tables = {name: module[name.encode()] for name in _table_names(bcc, module)}
+        leaves = {
+            name: Leaf(
+                ctypes.sizeof(table.Key),
+                ctypes.sizeof(leaf),
+                _fields(table.Key),
+                _fields(leaf),
+            )
+            for name, table in tables.items()
+            # In a per-CPU table bcc calls one CPU's value sLeaf, and Leaf the array of them all.
+            for leaf in [getattr(table, "sLeaf", table.Leaf)]
+        }
+        descriptors = {table.map_fd: name for name, table in tables.items()}
+        return Program(program, module.dump_func(program.encode()), descriptors, leaves)
+    finally:
+        module.cleanup()
+
+
+def _table_names(bcc: Any, module: Any) -> list[str]:  # noqa: ANN401
+    lib = bcc.libbcc.lib
+    lib.bpf_table_name.restype = ctypes.c_char_p  # bcc itself never calls these two
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    return [
+        lib.bpf_table_name(module.module, index).decode()
+        for index in range(lib.bpf_num_tables(module.module))
+    ]
+
+
+def _quietly(bcc: Any, text: str, flags: list[str]) -> tuple[Any, str]:  # noqa: ANN401
+    """Runs bcc, whose messages go to descriptor 2, and returns the module or what it said."""
+    saved = os.dup(2)
+    with TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            module = bcc.BPF(text=text.encode(), cflags=flags)
+        except Exception as error:
+            if type(error) is not Exception:  # bcc raises the bare class, with our source in it
+                raise
+            module = None
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        sink.seek(0)
+        return module, sink.read().decode(errors="replace")
+
+
+def load(program: Program, maps: Mapping[str, int]) -> int:
+    """Loads a program over these maps (table name to descriptor) and returns its descriptor.
+
+    Raises:
+        CompileError: with the verifier's log.
+        DataplaneError: a table that the program uses has no map.
+    """
+    code = bytearray(program.code)
+    for at in range(0, len(code), 8):
+        if code[at] == _LD_IMM64 and code[at + 1] >> 4 == _PSEUDO_MAP_FD:
+            table = program.tables[struct.unpack_from("<i", code, at + 4)[0]]
+            if table not in maps:
+                raise DataplaneError(f"program {program.name} uses map {table!r}, which is not there")
+            struct.pack_into("<i", code, at + 4, maps[table])
+    lib = _import_bcc().libbcc.lib
+    instructions = ctypes.create_string_buffer(bytes(code), len(code))
+    log = ctypes.create_string_buffer(1 << 20)
+    fd: int = lib.bcc_prog_load(
+        *(_XDP, program.name.encode(), instructions, len(code), b"GPL", 0, 1, log, len(log))
+    )
+    if fd < 0:
+        number = ctypes.get_errno()
+        text = log.value.decode(errors="replace")
+        raise CompileError(
+            f"the kernel refused program {program.name} ({os.strerror(number)}); the verifier says: "
+            + "\n".join(text.splitlines()[-12:]),
+            text,
+        )
+    return fd

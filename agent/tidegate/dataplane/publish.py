@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a generation into the kernel, in an order in which every moment is safe to crash at.
+
+    1. ledger records and entries of backends that are new or changed
+    2. new inner tables, filled and read back; nothing reads them yet
+    3. the outer map's slots, all in one call, which returns after an RCU grace period
+    4. VIP entries
+    5. the generation number; what is gone becomes free; the old tables go after the grace delay
+
+Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
+to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
+still in force may lead to it (5 last). The flag that quarantines a backend is in its entry, so it
+takes effect in step 1, before any table is rebuilt. A crash after a step leaves each VIP on its old
+or its new table. The next start reads the kernel, plans from what it finds, and thereby finishes or
+discards the rest: a backend with an entry and no slot is as good as one that was just added.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tidegate.dataplane import layout, ledger, tables
+from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.ledger import Kind, MetaRecord, Place
+from tidegate.dataplane.maps import read_array
+from tidegate.errors import DataplaneError
+from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool
+from tidegate.model.values import Vip
+from tidegate.planner.plan import confirm
+
+_UNREACHABLE_STATES: Final = ("quarantine", "disabled")
+
+
+class _Retired(NamedTuple):
+    """An old table that stays until the grace delay has passed."""
+
+    until: float
+    fd: int
+    pin: Path
+
+
+class Publisher:
+    """Owns the maps that hold generations.
+
+    Args:
+        maps: descriptors by name.
+        pins: folder of the pins, which has a folder `tables`.
+        grace: seconds for which a replaced table stays loaded.
+    """
+
+    def __init__(self, maps: Mapping[str, int], pins: Path, grace: float = 30.0) -> None:
+        self._maps = maps
+        self._pins = pins
+        self._grace = grace
+        self._entries = np.zeros(MAX_BACKENDS, layout.BACKEND)
+        self._records: dict[Place, ledger.Record] = {}
+        self._tables: dict[int, tuple[int, Path]] = {}
+        self._retired: list[_Retired] = []
+        self.in_force: Generation = NOTHING
+
+    def adopt(self) -> Generation:
+        """Reads what the kernel holds, so that publishing goes on from there."""
+        self._entries = read_array(self._maps["backends"], layout.BACKEND, MAX_BACKENDS).copy()
+        self._records = ledger.read(self._maps["ledger"])
+        self._tables = tables.adopt(self._pins, self._maps["outer"])
+        found = ledger.contents(self._records)
+        pools: dict[str, PlacedPool] = {}
+        for name, (identity, pool) in found.pools.items():
+            if identity.id in self._tables:
+                table = tables.read(self._tables[identity.id][0])
+                pools[name] = PlacedPool(identity, pool, table, b"")
+        number = max([found.meta.number, *(placed.table.generation for placed in pools.values())])
+        vips = {name: placed for name, placed in found.vips.items() if placed.vip.pool in pools}
+        self.in_force = confirm(
+            Generation(
+                number, found.meta.revision, "", vips, pools, found.backends, found.freed
+            )
+        )
+        return self.in_force
+
+    def publish(self, generation: Generation, now: float) -> None:
+        """Brings the kernel from the generation in force to this one.
+
+        Args:
+            generation: what the kernel shall hold.
+            now: monotonic clock, s; starts the grace delay of the tables that it replaces.
+
+        Raises:
+            DataplaneError: the kernel refused a step. Each VIP is then on its old or its new table,
+                and publishing again goes on from there.
+        """
+        if generation.number == self.in_force.number:
+            self.in_force = generation  # a new revision that no packet can tell from the last one
+            return
+        wanted = ledger.records(generation)
+        try:
+            self._write_backends(generation, wanted)
+            self._swap(self._fill_tables(generation), now)
+            self._write_vips(generation, wanted)
+            self._retire(generation, wanted)
+        except (OSError, DataplaneError) as error:
+            # The number is spent: pins of the attempt carry it, and may be in force already.
+            self.in_force = replace(self.in_force, number=generation.number)
+            raise DataplaneError(
+                f"publishing generation {generation.number} failed: {error}"
+            ) from error
+        self.in_force = generation
+
+    def reap(self, now: float) -> float | None:
+        """Frees the tables whose grace delay has passed; returns when the next one's has."""
+        for retired in [r for r in self._retired if r.until <= now]:
+            retired.pin.unlink(missing_ok=True)
+            os.close(retired.fd)
+            self._retired.remove(retired)
+        return min((r.until for r in self._retired), default=None)
+
+    def close(self) -> None:
+        """Closes descriptors. What is pinned stays, and replaced tables lose their pins."""
+        self.reap(float("inf"))
+        for fd, _ in self._tables.values():
+            os.close(fd)
+        self._tables.clear()
+
+    def _record(self, found: Mapping[Place, ledger.Record]) -> None:
+        """Writes the records that differ from what the ledger holds."""
+        changed = {place: r for place, r in found.items() if self._records.get(place) != r}
+        ledger.write(self._maps["ledger"], changed)
+        self._records.update(changed)
+
+    def _write_backends(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
+        before = self.in_force.backends
+        changed = [p for key, p in generation.backends.items() if before.get(key) != p]
+        living = (ledger.PoolRecord, ledger.BackendRecord)
+        self._record({place: record for place, record in wanted.items() if isinstance(record, living)})
+        ids = np.array([placed.identity.id for placed in changed], np.uint32)
+        for placed in changed:
+            self._stage(placed)
+        self._write_entries(ids)
+        # Every address is in place; now select it. A packet sees the old one or the new one.
+        for placed in changed:
+            entry = self._entries[placed.identity.id]
+            wanted = layout.packed(placed.backend.address)
+            entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != wanted)
+        self._write_entries(ids)
+
+    def _stage(self, placed: PlacedBackend) -> None:
+        """Everything of an entry but a changed address, which goes where no packet looks yet."""
+        backend = placed.backend
+        entry = self._entries[placed.identity.id]
+        address = layout.packed(backend.address)
+        if entry["incarnation"] != placed.identity.incarnation:
+            entry["endpoints"] = 0
+            entry["selected"] = 0
+            entry["endpoints"][0] = (address, backend.address.version)
+            entry["incarnation"] = placed.identity.incarnation
+        selected = int(entry["selected"])
+        if bytes(entry["endpoints"]["address"][selected]) != address:
+            entry["endpoints"][1 - selected] = (address, backend.address.version)
+        entry["flags"] = layout.QUARANTINED if backend.state in _UNREACHABLE_STATES else 0
+
+    def _write_entries(self, ids: np.ndarray) -> None:  # type: ignore[type-arg]
+        bpf.map_update_batch(
+            self._maps["backends"], ids.tobytes(), self._entries[ids].tobytes(), len(ids)
+        )
+
+    def _fill_tables(self, generation: Generation) -> dict[int, tuple[int, Path]]:
+        filled: dict[int, tuple[int, Path]] = {}
+        for name, placed in generation.pools.items():
+            old = self.in_force.pools.get(name)
+            if old is not None and old.table is placed.table and placed.identity == old.identity:
+                continue
+            pool_id = placed.identity.id
+            path = tables.pin_path(self._pins, pool_id, placed.table.generation)
+            try:
+                fd = tables.fill(placed.table)
+                filled[pool_id] = (fd, path)
+                bpf.pin(fd, str(path))
+            except (OSError, DataplaneError):
+                for fd, path in filled.values():
+                    os.close(fd)
+                    path.unlink(missing_ok=True)
+                raise
+        return filled
+
+    def _swap(self, new: Mapping[int, tuple[int, Path]], now: float) -> None:
+        slots = np.array(list(new), np.uint32)
+        fds = np.array([fd for fd, _ in new.values()], np.uint32)
+        bpf.map_update_batch(self._maps["outer"], slots.tobytes(), fds.tobytes(), len(slots))
+        for pool_id, table in new.items():
+            old = self._tables.get(pool_id)
+            if old is not None:
+                self._retired.append(_Retired(now + self._grace, *old))
+            self._tables[pool_id] = table
+
+    def _write_vips(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
+        self._record({p: r for p, r in wanted.items() if isinstance(r, ledger.VipRecord)})
+        before, after = _vip_entries(self.in_force), _vip_entries(generation)
+        changed = {key: entry for key, entry in after.items() if before.get(key) != entry}
+        bpf.map_update_batch(
+            self._maps["vips"], b"".join(changed), b"".join(changed.values()), len(changed)
+        )
+        for key in before.keys() - after.keys():
+            bpf.map_delete(self._maps["vips"], key)
+
+    def _retire(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
+        meta = MetaRecord(generation.number, generation.revision)
+        self._record({**wanted, Place(Kind.META, 0): meta})
+        gone = [
+            placed.identity.id
+            for key, placed in self.in_force.backends.items()
+            if key not in generation.backends
+        ]
+        self._entries[gone] = np.zeros((), layout.BACKEND)
+        self._write_entries(np.array(gone, np.uint32))
+        kept = {placed.identity.id for placed in generation.pools.values()}
+        for pool_id in self._tables.keys() - kept:
+            bpf.map_delete(self._maps["outer"], pool_id.to_bytes(4, "little"))
+            fd, pin = self._tables.pop(pool_id)
+            os.close(fd)
+            pin.unlink(missing_ok=True)
+
+
+def _vip_key(vip: Vip) -> bytes:
+    return np.array(
+        [(layout.packed(vip.address), vip.port, layout.PROTOCOLS[vip.protocol], 0)], layout.VIP_KEY
+    ).tobytes()
+
+
+def vip_tag(vip: Vip) -> int:
+    """What stands for a VIP in the flow hash: equal on every host, unlike its id."""
+    return int.from_bytes(hashlib.blake2b(_vip_key(vip), digest_size=8).digest(), "little")
+
+
+def _vip_entries(generation: Generation) -> dict[bytes, bytes]:
+    """What the map of VIPs holds for a generation."""
+    entries: dict[bytes, bytes] = {}
+    for placed in generation.vips.values():
+        identity = placed.identity
+        pool = generation.pools[placed.vip.pool].identity.id
+        entry = (identity.id, identity.incarnation, pool, 0, vip_tag(placed.vip))
+        entries[_vip_key(placed.vip)] = np.array([entry], layout.VIP).tobytes()
+    return entries

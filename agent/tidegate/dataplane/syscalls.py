@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2) for the commands that libbcc does not offer or offers without what we need.
+
+libbcc cannot create a map of maps from a descriptor, pin, open a pin or test-run. The attribute
+layouts are the kernel's UAPI (include/uapi/linux/bpf.h, `union bpf_attr`), which does not change.
+Every failure raises OSError with the kernel's errno; callers add what they were doing.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+from typing import Final, NamedTuple
+
+_NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
+_ATTR_BYTES: Final = 144
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 5, 6, 7, 10, 15
+_MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
+
+HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, ARRAY_OF_MAPS = 1, 2, 6, 9, 12
+F_NO_PREALLOC: Final = 1 << 0
+F_NO_COMMON_LRU: Final = 1 << 1
+ANY, NOEXIST, EXIST = 0, 1, 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MapInfo(NamedTuple):
+    """What the kernel says of a map."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+def _bpf(command: int, attr: bytes) -> tuple[int, bytes]:
+    """One bpf(2) call; returns its result and the attribute as the kernel left it."""
+    buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+    result = _libc.syscall(_NUMBERS[platform.machine()], command, buffer, _ATTR_BYTES)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result, buffer.raw
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def map_create(
+    kind: int,
+    name: str,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int = 0,
+    inner_fd: int = 0,
+) -> int:
+    """Creates a map and returns its descriptor. Sizes in bytes; the name is cut to 15."""
+    attr = struct.pack(
+        "<IIIIIII16s",
+        *(kind, key_size, value_size, max_entries, flags, inner_fd, 0),
+        name.encode()[:15],
+    )
+    return _bpf(_MAP_CREATE, attr)[0]
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key, or None. For a per-CPU map the size is that of all CPUs' values."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(value_size)
+    attr = struct.pack("<IxxxxQQQ", fd, _address(key_buffer), _address(value), 0)
+    try:
+        _bpf(_MAP_LOOKUP, attr)
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes | memoryview, flags: int = ANY) -> None:
+    """Writes one element. A contiguous writable buffer is passed on without a copy."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    if isinstance(value, bytes):
+        holder = ctypes.create_string_buffer(value, len(value))
+        address = _address(holder)
+    else:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(value))
+    _bpf(_MAP_UPDATE, struct.pack("<IxxxxQQQ", fd, _address(key_buffer), address, flags))
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """Writes `count` elements, whose keys and values are packed one after another, in one call."""
+    if count == 0:
+        return
+    key_buffer = ctypes.create_string_buffer(keys, len(keys))
+    value_buffer = ctypes.create_string_buffer(values, len(values))
+    attr = struct.pack(
+        "<QQQQIIQQ", 0, 0, _address(key_buffer), _address(value_buffer), count, fd, ANY, 0
+    )
+    _bpf(_MAP_UPDATE_BATCH, attr)
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Deletes a key; False if it was not there."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    try:
+        _bpf(_MAP_DELETE, struct.pack("<IxxxxQ", fd, _address(key_buffer)))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[bytes, bytes, int]:
+    """All keys, all values and their number, read in one batch of up to `capacity`."""
+    keys = ctypes.create_string_buffer(max(1, key_size * capacity))
+    values = ctypes.create_string_buffer(max(1, value_size * capacity))
+    # The kernel's cursor is a key for hashes and 32 bits for their batches; either fits here.
+    cursor = ctypes.create_string_buffer(max(4, key_size))
+    attr = struct.pack(
+        "<QQQQIIQQ", 0, _address(cursor), _address(keys), _address(values), capacity, fd, 0, 0
+    )
+    try:
+        _, left = _bpf(_MAP_LOOKUP_BATCH, attr)
+    except FileNotFoundError as end:  # ENOENT says that this batch was the last
+        del end
+        return _drain(fd, key_size, value_size)
+    count = struct.unpack_from("<I", left, 32)[0]
+    return keys.raw[: key_size * count], values.raw[: value_size * count], count
+
+
+def _drain(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:
+    """Reads a hash key by key."""
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    key: bytes | None = None
+    while (key := map_next_key(fd, key, key_size)) is not None:
+        value = map_lookup(fd, key, value_size)
+        if value is not None:
+            keys.append(key)
+            values.append(value)
+    return b"".join(keys), b"".join(values), len(keys)
+
+
+def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
+    """The key after this one, the first for None; None at the end."""
+    key_buffer = ctypes.create_string_buffer(key, key_size) if key is not None else None
+    following = ctypes.create_string_buffer(key_size)
+    attr = struct.pack(
+        "<IxxxxQQ", fd, _address(key_buffer) if key_buffer else 0, _address(following)
+    )
+    try:
+        _bpf(_MAP_NEXT_KEY, attr)
+    except FileNotFoundError:
+        return None
+    return following.raw
+
+
+def pin(fd: int, path: str) -> None:
+    """Pins a map or program on a bpffs."""
+    name = ctypes.create_string_buffer(path.encode())
+    _bpf(_OBJ_PIN, struct.pack("<QII", _address(name), fd, 0))
+
+
+def open_pin(path: str) -> int:
+    """A descriptor of what is pinned at this path."""
+    name = ctypes.create_string_buffer(path.encode())
+    return _bpf(_OBJ_GET, struct.pack("<QII", _address(name), 0, 0))[0]
+
+
+def map_info(fd: int) -> MapInfo:
+    """Type, id and sizes of a map."""
+    info = ctypes.create_string_buffer(88)
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
+    return MapInfo(*struct.unpack_from("<IIIIII", info.raw))
+
+
+class TestRun(NamedTuple):
+    """What a program did with a frame: its return value, the frame it left, ns per repetition."""
+
+    __test__ = False
+
+    verdict: int
+    frame: bytes
+    duration: int
+
+
+def test_run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> TestRun:
+    """Runs an XDP program on one frame (BPF_PROG_TEST_RUN).
+
+    Args:
+        fd: program.
+        frame: at least 14 bytes, or the kernel refuses it.
+        ifindex: interface that the program is told the frame came in on; 0 for the loopback.
+        repeat: the kernel does not restore the frame between repetitions.
+    """
+    source = ctypes.create_string_buffer(frame, len(frame))
+    result = ctypes.create_string_buffer(len(frame) + 512)
+    context = b""
+    if ifindex:
+        # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        context = struct.pack("<IIIIII", 0, len(frame), 0, ifindex, 0, 0)
+    context_buffer = ctypes.create_string_buffer(context, len(context)) if context else None
+    attr = struct.pack(
+        "<IIIIQQIIIIQQ",
+        *(fd, 0, len(frame), len(result), _address(source), _address(result), repeat, 0),
+        *(len(context), 0, _address(context_buffer) if context_buffer else 0, 0),
+    )
+    _, after = _bpf(_PROG_TEST_RUN, attr)
+    verdict, _, size = struct.unpack_from("<III", after, 4)
+    duration = struct.unpack_from("<I", after, 36)[0]
+    return TestRun(verdict, result.raw[:size], duration)

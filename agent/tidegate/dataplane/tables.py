@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inner tables: filling, checking, pinning, and reading them back.
+
+An inner table is one array element, so it is written by one call, and nobody reads it before the
+outer map's slot points to it. Each is pinned as tables/<pool id>.<generation>: opening a map by the
+id that the outer map tells would take CAP_SYS_ADMIN.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tidegate.dataplane import layout, maps
+from tidegate.dataplane import syscalls as bpf
+from tidegate.errors import DataplaneError
+from tidegate.model.generation import Table, Window
+
+_FIRST: Final = b"\0\0\0\0"
+_IN_WINDOW: Final = np.uint32(1 << 31)
+
+
+def encode(table: Table) -> bytearray:
+    """The bytes of a table as bpf/layout.h draws it."""
+    blob = bytearray(layout.TABLE.itemsize)
+    leaf = np.frombuffer(blob, layout.TABLE)[0]
+    leaf["generation"] = table.generation
+    leaf["window_count"] = len(table.windows)
+    leaf["windows"][: len(table.windows)] = np.array(table.windows, layout.WINDOW)
+    leaf["slots"]["current"] = table.current
+    leaf["slots"]["fallback"] = np.where(
+        table.window > 0, table.fallback | _IN_WINDOW, table.fallback
+    )
+    leaf["window"] = table.window
+    return blob
+
+
+def decode(blob: bytes) -> Table:
+    """A table from its bytes; the arrays are copies that own their memory."""
+    leaf = np.frombuffer(blob, layout.TABLE)[0]
+    windows = leaf["windows"][: int(leaf["window_count"])]
+    table = Table(
+        generation=int(leaf["generation"]),
+        current=leaf["slots"]["current"].copy(),
+        fallback=leaf["slots"]["fallback"] & ~_IN_WINDOW,
+        window=leaf["window"].copy(),
+        windows=tuple(Window(int(w["opened"]), int(w["closes_at"])) for w in windows),
+    )
+    for array in (table.current, table.fallback, table.window):
+        array.flags.writeable = False
+    return table
+
+
+def fill(table: Table) -> int:
+    """A new inner map with this table in it, read back and compared; returns its descriptor.
+
+    Raises:
+        DataplaneError: no memory, or what was read back is not what was written.
+    """
+    fd = maps.create_inner()
+    blob = encode(table)
+    try:
+        bpf.map_update(fd, _FIRST, memoryview(blob))
+        if bpf.map_lookup(fd, _FIRST, len(blob)) != blob:
+            raise DataplaneError(
+                f"table of generation {table.generation} reads back differently than it was written"
+            )
+    except OSError as error:
+        os.close(fd)
+        raise DataplaneError(f"cannot fill an inner table: {error.strerror}") from error
+    except DataplaneError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read(fd: int) -> Table:
+    """The table in an inner map."""
+    blob = bpf.map_lookup(fd, _FIRST, layout.TABLE.itemsize)
+    if blob is None:
+        raise DataplaneError("an inner table has no element")  # an array always has its elements
+    return decode(blob)
+
+
+def pin_path(pins: Path, pool_id: int, generation: int) -> Path:
+    """Where a pool's table of a generation is pinned."""
+    return pins / "tables" / f"{pool_id}.{generation}"
+
+
+def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
+    """Descriptor and pin of each pool's table in force, by pool id.
+
+    Pins that the outer map does not point to are left over from a crash and are removed.
+    """
+    in_force: dict[int, tuple[int, Path]] = {}
+    for path in sorted((pins / "tables").iterdir()):
+        pool_id = int(path.name.split(".")[0])
+        fd = bpf.open_pin(str(path))
+        points_to = bpf.map_lookup(outer, pool_id.to_bytes(4, "little"), 4)
+        if points_to is not None and int.from_bytes(points_to, "little") == bpf.map_info(fd).id:
+            in_force[pool_id] = (fd, path)
+        else:
+            os.close(fd)
+            path.unlink()
+    return in_force

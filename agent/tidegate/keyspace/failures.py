@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do when an etcd call fails: the one place that reads gRPC status codes.
+
+Codes are those of etcd's api/v3rpc/rpctypes/error.go. Nothing here retries.
+"""
+
+from enum import Enum
+from typing import Final
+
+import grpc
+
+from tidegate.errors import TidegateError
+
+Code = grpc.StatusCode
+
+
+class Verdict(Enum):
+    """What a failure asks for."""
+
+    TRANSIENT = "try again after a pause"
+    RELIST = "what the call refers to is gone: start over from a list, or from a new lease"
+    LOGIN = "log in again, then try again"
+    FATAL = "a person must change something; trying again soon is useless"
+
+
+class CallFailed(TidegateError):
+    """One call to etcd failed.
+
+    Attributes:
+        verdict: what to do about it.
+        reason: a sentence for an operator, without secrets.
+        too_large: the answer did not fit a gRPC message; a smaller page may.
+    """
+
+    def __init__(self, verdict: Verdict, reason: str, *, too_large: bool = False) -> None:
+        super().__init__(reason)
+        self.verdict = verdict
+        self.reason = reason
+        self.too_large = too_large
+
+
+_VERDICTS: Final = {
+    Code.OUT_OF_RANGE: Verdict.RELIST,  # revision compacted, or in the future
+    Code.NOT_FOUND: Verdict.RELIST,  # lease not found
+    Code.UNAUTHENTICATED: Verdict.LOGIN,
+    Code.PERMISSION_DENIED: Verdict.FATAL,
+    Code.INVALID_ARGUMENT: Verdict.FATAL,
+    Code.UNIMPLEMENTED: Verdict.FATAL,
+}
+
+# INVALID_ARGUMENT, but a new token mends both.
+_LOGIN_DETAILS: Final = ("user name is empty", "revision of auth store is old")
+_LOGIN_CANCELS: Final = ("auth token", *_LOGIN_DETAILS)
+
+
+def from_rpc(error: grpc.RpcError, action: str, *, has_user: bool) -> CallFailed:
+    """Turn a gRPC error into a verdict and a sentence.
+
+    Args:
+        error: what gRPC raised; it is a `grpc.Call` too, whenever the call was begun.
+        action: what was tried, to be read after "could not".
+        has_user: whether there is a user to log in as; without one, LOGIN becomes FATAL.
+    """
+    code = error.code() if isinstance(error, grpc.Call) else Code.UNKNOWN
+    details = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
+    verdict = _VERDICTS.get(code, Verdict.TRANSIENT)
+    if code is Code.INVALID_ARGUMENT and any(text in details for text in _LOGIN_DETAILS):
+        verdict = Verdict.LOGIN
+    if verdict is Verdict.LOGIN and not has_user:
+        verdict = Verdict.FATAL
+        details += "; set etcd.user and etcd.password_file"
+    too_large = code is Code.RESOURCE_EXHAUSTED and "larger than max" in details
+    return CallFailed(
+        verdict,
+        f"Tidegate could not {action}: etcd or gRPC answered {code.name}: {details}.",
+        too_large=too_large,
+    )
+
+
+def from_cancel(reason: str, *, has_user: bool) -> CallFailed:
+    """Turn the reason of a cancelled watch into a verdict and a sentence.
+
+    etcd 3.4 says "permission denied" for a token that it no longer knows, too. So with a user the
+    first answer to it is a new login; the list that follows tells the two apart.
+    """
+    lowered = reason.lower()
+    if "permission denied" in lowered or any(text in lowered for text in _LOGIN_CANCELS):
+        verdict = Verdict.LOGIN if has_user else Verdict.FATAL
+    else:
+        verdict = Verdict.TRANSIENT
+    return CallFailed(verdict, f"etcd cancelled the watch: {reason or 'no reason given'}.")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a prefix at one revision, and check that a store's history is still the one we know.
+
+Nothing here retries or keeps state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tidegate.keyspace.client import Etcd
+from tidegate.keyspace.failures import CallFailed, Verdict
+from tidegate.keyspace.paths import prefix_end
+from tidegate.model.values import Document
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Which history a list was read from.
+
+    Attributes:
+        cluster: etcd's cluster id.
+        term: raft term; it never goes back within a history.
+        revision: revision of the store at which the list was read.
+    """
+
+    cluster: int
+    term: int
+    revision: int
+
+    def follows(self, older: "History") -> bool:
+        """Say whether this can be a later moment of the same history."""
+        same = self.cluster == older.cluster
+        return same and self.term >= older.term and self.revision >= older.revision
+
+
+def read_prefix(
+    etcd: Etcd, prefix: bytes, page_size: int, stopped: Callable[[], bool]
+) -> tuple[dict[str, Document], History]:
+    """Read all keys below a prefix, in pages, all at the first page's revision.
+
+    Returns:
+        Documents by key relative to the prefix (a byte that is not UTF-8 appears as \\xNN), and the
+        history that they are of.
+
+    Raises:
+        CallFailed: RELIST if the revision was compacted while reading.
+    """
+    documents: dict[str, Document] = {}
+    end = prefix_end(prefix)
+    start, history = prefix, None
+    while not stopped():
+        try:
+            page = etcd.range(
+                start, end, revision=history.revision if history else 0, limit=page_size
+            )
+        except CallFailed as failure:
+            if not failure.too_large or page_size == 1:
+                raise
+            page_size = max(1, page_size // 8)
+            continue
+        header = page.header
+        if history is None:
+            history = History(header.cluster_id, header.raft_term, header.revision)
+        elif header.cluster_id != history.cluster:
+            raise CallFailed(Verdict.RELIST, "The etcd cluster was replaced during a list.")
+        for kv in page.kvs:
+            key = kv.key[len(prefix) :].decode("utf-8", "backslashreplace")
+            documents[key] = Document(kv.value, kv.mod_revision)
+        if not page.more:
+            return documents, history
+        start = page.kvs[-1].key + b"\0"
+    raise CallFailed(Verdict.TRANSIENT, "The list was stopped.")
+
+
+def history_holds(
+    etcd: Etcd, prefix: bytes, documents: dict[str, Document], known: History, revision: int
+) -> bool:
+    """Say whether the store still has the history of which `documents` is the state at `revision`.
+
+    One linearizable read of one key, at that revision: the newest document, or, when there are none,
+    the first key below the prefix. A compacted or future revision is a no.
+    """
+    # A key with a backslash may stand for bytes that are not UTF-8; it cannot be asked for.
+    newest = max(
+        (item for item in documents.items() if "\\" not in item[0]),
+        key=lambda item: (item[1].mod_revision, item[0]),
+        default=None,
+    )
+    key, end = (prefix, prefix_end(prefix)) if newest is None else (prefix + newest[0].encode(), b"")
+    try:
+        answer = etcd.range(key, end, revision=revision, limit=1)
+    except CallFailed as failure:
+        if failure.verdict is Verdict.RELIST:
+            return False
+        raise
+    header = answer.header
+    now = History(header.cluster_id, header.raft_term, header.revision)
+    if not now.follows(known) or header.revision < revision:
+        return False
+    found = [Document(kv.value, kv.mod_revision) for kv in answer.kvs]
+    if newest is None:
+        return not found or bool(documents)
+    return found == [newest[1]]

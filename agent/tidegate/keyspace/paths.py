@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are in etcd: the only place that puts keys together.
+
+    <root>/<fleet>/config/<release>/…     what control systems write
+    <root>/<fleet>/status/<host>          what the agent of a host writes
+
+This module knows no etcd client and checks no document.
+"""
+
+import re
+from typing import Final
+
+from tidegate.errors import ConfigError
+
+NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""A name in a key; the same rule as `model.documents.Name`, which a test compares."""
+
+NAME_RULE: Final = (
+    "a name is 1 to 63 letters, digits, dots, underscores and hyphens, "
+    "and starts and ends with a letter or digit"
+)
+
+DEFAULT_RELEASE: Final = "live"
+
+
+def is_name(text: str) -> bool:
+    """Say whether `text` may be one part of a key."""
+    return NAME.fullmatch(text) is not None
+
+
+def release_prefix(root: str, fleet: str, release: str = DEFAULT_RELEASE) -> str:
+    """Return the prefix of a release's documents, with its slash: keys below it are relative to it.
+
+    Raises:
+        ConfigError: a part is not a name.
+    """
+    return f"{_fleet(root, fleet)}/config/{_part('release', release)}/"
+
+
+def status_key(root: str, fleet: str, host: str) -> str:
+    """Return the key of a host's status document.
+
+    Raises:
+        ConfigError: a part is not a name.
+    """
+    return f"{_fleet(root, fleet)}/status/{_part('host', host)}"
+
+
+def vip_key(vip: str) -> str:
+    """Return a VIP's key, relative to its release."""
+    return f"vips/{vip}"
+
+
+def pool_key(pool: str) -> str:
+    """Return a pool's key, relative to its release."""
+    return f"pools/{pool}"
+
+
+def backend_key(pool: str, backend: str) -> str:
+    """Return a backend's key, relative to its release."""
+    return f"pools/{pool}/backends/{backend}"
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """Return the first key after all keys that start with `prefix`, as etcd's ranges want it."""
+    end = prefix.rstrip(b"\xff")
+    # A NUL is etcd's word for "to the end of the keyspace".
+    return end[:-1] + bytes([end[-1] + 1]) if end else b"\0"
+
+
+def _fleet(root: str, fleet: str) -> str:
+    if not root.startswith("/") or root.endswith("/"):
+        raise ConfigError(f"etcd.root is {root!r}; it must start with a slash and not end with one.")
+    return f"{root}/{_part('fleet', fleet)}"
+
+
+def _part(what: str, text: str) -> str:
+    if not is_name(text):
+        raise ConfigError(f"{what} is {text!r}; {NAME_RULE}.")
+    return text

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a packet's backend was chosen, and why a packet was dropped.
+
+These enums are the only list: `bpf/enums.h` is generated from them and a test keeps the two equal.
+"""
+
+from enum import IntEnum
+
+
+class Decision(IntEnum):
+    """What named the backend of a forwarded packet."""
+
+    TRACKED = 0
+    """The connection table."""
+    SYN = 1
+    """A new TCP flow: the slot's current owner."""
+    FRESH = 2
+    """The SYN table: a TCP flow that was born while its slot was in transition."""
+    FALLBACK = 3
+    """An untracked TCP flow in a slot in transition: the owner before the window."""
+    CURRENT = 4
+    """An untracked TCP flow in a steady slot: the current owner."""
+    DATAGRAM = 5
+    """A UDP flow without an entry: the current owner."""
+
+
+class Reason(IntEnum):
+    """Why a packet that is for a VIP was dropped."""
+
+    NONE = 0
+    """Not dropped."""
+    BAD_LENGTH = 1
+    """The IP length is longer than the frame, or shorter than the headers."""
+    FRAGMENT = 2
+    """A fragment, which has no owner yet."""
+    NO_TABLE = 3
+    """The VIP's pool has no table."""
+    NO_BACKEND = 4
+    """No usable backend within the bounded search."""
+    NO_GATEWAY = 5
+    """The gateway's MAC address for the outer family is not known."""
+    TOO_BIG = 6
+    """The packet does not fit the link after encapsulation."""
+    NO_HEADROOM = 7
+    """The driver left no room for the outer header."""

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generation: everything that the data plane holds at one moment, with its ids and tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.model.values import Backend, BackendKey, Pool, Vip
+
+Slots: TypeAlias = npt.NDArray[np.uint32]
+WindowIndex: TypeAlias = npt.NDArray[np.uint8]
+
+WINDOWS = 256
+"""Windows of a table; index 0 means that the slot is not in transition."""
+
+
+class Window(NamedTuple):
+    """The time in which a slot's untracked flows stay with its fallback."""
+
+    opened: int
+    """Generation whose table opened it."""
+    closes_at: int
+    """Wall-clock second at which the fallback becomes the current owner."""
+
+
+CLOSED = Window(0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A pool's Maglev table as the data plane reads it. The arrays are read-only.
+
+    Attributes:
+        generation: number of the generation that filled it.
+        current: uint32[TABLE_SIZE], backend id that owns each slot; 0 where the pool has none.
+        fallback: uint32[TABLE_SIZE], owner when the slot's window opened; equal to `current` where
+            the slot is not in transition.
+        window: uint8[TABLE_SIZE], index into `windows`; 0 where the slot is not in transition. A
+            slot that moved away and back inside its window is in transition with equal owners.
+        windows: the open windows, at most WINDOWS; entry 0 is CLOSED.
+    """
+
+    generation: int
+    current: Slots
+    fallback: Slots
+    window: WindowIndex
+    windows: tuple[Window, ...] = (CLOSED,)
+
+
+class Identity(NamedTuple):
+    """An id and which use of that id it is."""
+
+    id: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedVip:
+    """A VIP with its id."""
+
+    identity: Identity
+    vip: Vip
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPool:
+    """A pool with its id, which is its slot of the outer map, and its table.
+
+    Attributes:
+        digest: hash of the current table by backend names.
+    """
+
+    identity: Identity
+    pool: Pool
+    table: Table
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBackend:
+    """A backend with its id.
+
+    Attributes:
+        retire_at: None while its key exists; else the wall-clock second at which its
+            deregistration delay ends.
+    """
+
+    identity: Identity
+    backend: Backend
+    retire_at: int | None = None
+
+
+class Freed(NamedTuple):
+    """A freed id: the incarnation of its last use, and the wall-clock second of its freeing."""
+
+    incarnation: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreedIds:
+    """Ids that were used before, by kind; each rests before it is used again."""
+
+    vips: Mapping[int, Freed] = field(default_factory=dict)
+    pools: Mapping[int, Freed] = field(default_factory=dict)
+    backends: Mapping[int, Freed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the data plane holds at one moment.
+
+    Attributes:
+        number: monotonic on this host, over restarts too; 0 is the empty one before the first.
+        revision: etcd revision that it was built from.
+        digest: hex digest of VIPs, backends and current tables by name, not by id, so that it is
+            equal on every host with the same inputs whatever ids its history gave out.
+    """
+
+    number: int
+    revision: int
+    digest: str
+    vips: Mapping[str, PlacedVip]
+    pools: Mapping[str, PlacedPool]
+    backends: Mapping[BackendKey, PlacedBackend]
+    freed: FreedIds = field(default_factory=FreedIds)
+
+
+NOTHING = Generation(number=0, revision=0, digest="", vips={}, pools={}, backends={})

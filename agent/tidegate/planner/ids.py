@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids that stay: a name keeps its id while it exists, and a freed id rests before its next use."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from tidegate.errors import GenerationRefused
+from tidegate.model.constants import ID_COOLDOWN_SECONDS
+from tidegate.model.generation import Freed, Identity
+
+FIRST: Final = 1
+"""Id 0 is never given out: in a table it means that nobody owns the slot."""
+
+
+class Allocator:
+    """Gives out ids of one kind, lowest free id first.
+
+    An id is free if nobody has it and it was never used, or was freed longer ago than the cooldown.
+    Each use of an id has the next incarnation, so that what still refers to an earlier use is told
+    apart.
+    """
+
+    def __init__(
+        self, kind: str, taken: Iterable[int], freed: Mapping[int, Freed], limit: int, now: int
+    ) -> None:
+        self._kind = kind
+        self._taken = set(taken)
+        self._freed = freed
+        self._limit = limit
+        self._now = now
+        self._next = FIRST
+
+    def allocate(self) -> Identity:
+        """The next free id.
+
+        Raises:
+            GenerationRefused: all ids are taken or resting.
+        """
+        for candidate in range(self._next, self._limit):
+            last = self._freed.get(candidate)
+            resting = last is not None and self._now < last.at + ID_COOLDOWN_SECONDS
+            if candidate in self._taken or resting:
+                continue
+            self._taken.add(candidate)
+            self._next = candidate + 1
+            return Identity(candidate, last.incarnation + 1 if last else 1)
+        raise GenerationRefused(
+            f"no free {self._kind} id: {self._limit - 1} are taken or were freed less than "
+            f"{ID_COOLDOWN_SECONDS} s ago"
+        )

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next generation, as a pure function of what is wanted, what is in force, and the time.
+
+The order matters in one place: ids are given out in the order of names, so that hosts without a
+history give out the same ones; nothing else may depend on it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from tidegate import maglev
+from tidegate.model.constants import (
+    MAX_BACKENDS,
+    MAX_POOLS,
+    MAX_VIPS,
+    TABLE_SIZE,
+)
+from tidegate.model.generation import (
+    Freed,
+    FreedIds,
+    Generation,
+    Identity,
+    PlacedBackend,
+    PlacedPool,
+    PlacedVip,
+    Slots,
+)
+from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
+from tidegate.planner.digest import generation_digest, table_digest
+from tidegate.planner.ids import Allocator
+from tidegate.planner.transition import first_table, next_table
+
+_Placed = TypeVar("_Placed", PlacedVip, PlacedPool, PlacedBackend)
+_Name = TypeVar("_Name", str, BackendKey)
+
+
+def plan(desired: Desired, previous: Generation, now: int) -> Generation:
+    """The generation that brings `previous` to `desired`.
+
+    Args:
+        desired: validated documents of one revision.
+        previous: the generation in force.
+        now: wall clock, s; drives deregistration delays, windows and id cooldowns.
+
+    Returns:
+        A generation with the next number, or with the number of `previous` if no packet could tell
+        the two apart.
+
+    Raises:
+        GenerationRefused: ids have run out.
+    """
+    number = previous.number + 1
+    backends = _place_backends(desired, previous, now)
+    pools = _place_pools(desired.pools, backends, previous, number, now)
+    vips = _place_vips(desired.vips, previous, now)
+    freed = FreedIds(
+        _freed(previous.freed.vips, previous.vips, vips, now),
+        _freed(previous.freed.pools, previous.pools, pools, now),
+        _freed(previous.freed.backends, previous.backends, backends, now),
+    )
+    same = (vips, pools, backends) == (previous.vips, previous.pools, previous.backends)
+    return Generation(
+        number=previous.number if same else number,
+        revision=desired.revision,
+        digest=generation_digest(vips, pools, backends.values()),
+        vips=vips,
+        pools=pools,
+        backends=backends,
+        freed=freed,
+    )
+
+
+def next_moment(generation: Generation) -> int | None:
+    """The wall-clock second at which time alone changes this generation, or None."""
+    moments = [p.retire_at for p in generation.backends.values() if p.retire_at is not None]
+    for placed in generation.pools.values():
+        moments += [window.closes_at for window in placed.table.windows[1:]]
+    return min(moments, default=None)
+
+
+def _place_backends(
+    desired: Desired, previous: Generation, now: int
+) -> dict[BackendKey, PlacedBackend]:
+    before = previous.backends
+    allocator = Allocator(
+        "backend",
+        (placed.identity.id for placed in before.values()),
+        previous.freed.backends,
+        MAX_BACKENDS,
+        now,
+    )
+    placed: dict[BackendKey, PlacedBackend] = {}
+    for key in sorted(desired.backends):
+        identity = before[key].identity if key in before else allocator.allocate()
+        placed[key] = PlacedBackend(identity, desired.backends[key])
+    for key in before.keys() - desired.backends.keys():
+        leaving = _leaving(before[key], previous.pools.get(key.pool), now)
+        if leaving is not None:
+            placed[key] = leaving
+    return placed
+
+
+def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> PlacedBackend | None:
+    """A backend without a key: it drains until its delay has passed, then it is gone."""
+    backend = placed.backend
+    if placed.retire_at is not None:
+        return placed if placed.retire_at > now else None
+    delay = pool.pool.deregistration_delay if pool else 0
+    if delay == 0 or backend.state in ("quarantine", "disabled"):
+        return None
+    return PlacedBackend(placed.identity, replace(backend, state="drain"), now + delay)
+
+
+def _place_pools(
+    wanted: Mapping[str, Pool],
+    backends: Mapping[BackendKey, PlacedBackend],
+    previous: Generation,
+    number: int,
+    now: int,
+) -> dict[str, PlacedPool]:
+    before = previous.pools
+    allocator = Allocator(
+        "pool",
+        (placed.identity.id for placed in before.values()),
+        previous.freed.pools,
+        MAX_POOLS,
+        now,
+    )
+    serving = _serving(backends)
+    was_serving = _serving(previous.backends)
+    living = {placed.identity.id for placed in backends.values()}
+    placed: dict[str, PlacedPool] = {}
+    for name in sorted(wanted):
+        old = before.get(name)
+        here = serving[name]
+        if old is not None and old.digest and here == was_serving[name]:
+            current, digest = old.table.current, old.digest
+        else:
+            current = _current(here)
+            digest = table_digest(current, [p.identity.id for p in here])
+        if old is None:
+            identity, table = allocator.allocate(), first_table(current, number)
+        else:
+            identity = old.identity
+            seconds = wanted[name].transition_window
+            table = next_table(old.table, current, number, now, seconds, living)
+        placed[name] = PlacedPool(identity, wanted[name], table, digest)
+    return placed
+
+
+def _serving(backends: Mapping[BackendKey, PlacedBackend]) -> defaultdict[str, list[PlacedBackend]]:
+    """The backends of each pool that take new flows, in the order of their names."""
+    serving: defaultdict[str, list[PlacedBackend]] = defaultdict(list)
+    for key in sorted(backends):
+        backend = backends[key].backend
+        if backend.state == "active" and backend.weight > 0:
+            serving[key.pool].append(backends[key])
+    return serving
+
+
+def _current(serving: list[PlacedBackend]) -> Slots:
+    """A Maglev table of ids."""
+    if not serving:
+        return np.zeros(TABLE_SIZE, np.uint32)
+    ids = np.array([placed.identity.id for placed in serving], np.uint32)
+    return ids[maglev.build([(p.backend.name, p.backend.weight) for p in serving], TABLE_SIZE)]
+
+
+def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> dict[str, PlacedVip]:
+    before = previous.vips
+    allocator = Allocator(
+        "VIP",
+        (placed.identity.id for placed in before.values()),
+        previous.freed.vips,
+        MAX_VIPS,
+        now,
+    )
+    placed: dict[str, PlacedVip] = {}
+    for name in sorted(wanted):
+        vip = wanted[name]
+        old = before.get(name)
+        if old is None:
+            identity = allocator.allocate()
+        elif _service(old.vip) == _service(vip):
+            identity = old.identity
+        else:
+            # Entries of its flows to the old address must not catch flows to the new one.
+            identity = Identity(old.identity.id, old.identity.incarnation + 1)
+        placed[name] = PlacedVip(identity, vip)
+    return placed
+
+
+def _service(vip: Vip) -> tuple[object, ...]:
+    return vip.address, vip.port, vip.protocol
+
+
+def _freed(
+    freed: Mapping[int, Freed],
+    before: Mapping[_Name, _Placed],
+    after: Mapping[_Name, _Placed],
+    now: int,
+) -> dict[int, Freed]:
+    """Ids at rest: those freed by this step, and those freed before and not in use again."""
+    used = {placed.identity.id for placed in after.values()}
+    gone = {before[name].identity for name in before.keys() - after.keys()}
+    resting = {id_: last for id_, last in freed.items() if id_ not in used}
+    return resting | {
+        identity.id: Freed(identity.incarnation, now) for identity in gone
+    }
+
+
+def confirm(found: Generation) -> Generation:
+    """A generation as it was read back, with its digests.
+
+    A pool whose table is not the one that its backends give, which a crash between the two leaves
+    behind, gets an empty digest, so that the next plan builds it anew.
+    """
+    serving = _serving(found.backends)
+    pools = {
+        name: replace(placed, digest=_digest_if_built(placed.table.current, serving[name]))
+        for name, placed in found.pools.items()
+    }
+    digest = generation_digest(found.vips, pools, found.backends.values())
+    return replace(found, pools=pools, digest=digest)
+
+
+def _digest_if_built(current: Slots, serving: list[PlacedBackend]) -> bytes:
+    if not np.array_equal(current, _current(serving)):
+        return b""
+    return table_digest(current, [placed.identity.id for placed in serving])

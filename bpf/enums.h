@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Generated from agent/tidegate/model/decision.py, where each has its meaning.
+ * Renew with: python -m tidegate.dataplane.enums > bpf/enums.h */
+#pragma once
+
+enum {
+	BY_TRACKED = 0,
+	BY_SYN = 1,
+	BY_FRESH = 2,
+	BY_FALLBACK = 3,
+	BY_CURRENT = 4,
+	BY_DATAGRAM = 5,
+	DECISIONS = 6,
+};
+
+enum {
+	DROP_NONE = 0,
+	DROP_BAD_LENGTH = 1,
+	DROP_FRAGMENT = 2,
+	DROP_NO_TABLE = 3,
+	DROP_NO_BACKEND = 4,
+	DROP_NO_GATEWAY = 5,
+	DROP_TOO_BIG = 6,
+	DROP_NO_HEADROOM = 7,
+	REASONS = 8,
+};

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The maps that balancer.c uses. The agent creates them (agent/tidegate/dataplane/maps.py holds
+ * their sizes and flags) and puts their descriptors into the compiled program, so that a new
+ * program takes over the maps of the one before. The one-element sizes here are never used. */
+#pragma once
+
+BPF_TABLE("hash", struct vip_key, struct vip, vips, 1);
+BPF_TABLE("array", u32, struct table, inner, 1);
+BPF_ARRAY_OF_MAPS(outer, "inner", 1);
+BPF_TABLE("array", u32, struct backend, backends, 1);
+BPF_TABLE("lru_hash", struct flow_key, struct flow, flows, 1);
+BPF_TABLE("lru_hash", struct flow_key, struct flow, syns, 1);
+BPF_TABLE("hash", u32, struct link, links, 1);
+BPF_TABLE("percpu_array", u32, struct vip_counters, vip_counts, 1);
+BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);
+BPF_TABLE("percpu_array", u32, u64, drop_counts, 1);

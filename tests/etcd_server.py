@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real etcd process for tests: random loopback ports, its data in a temporary folder.
+
+It signals its own process only. Importable from tests as `etcd_server`.
+"""
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+def free_port() -> int:
+    """Return a loopback TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EtcdServer:
+    """One etcd member. As a context manager it is running inside, and gone after.
+
+    Attributes:
+        endpoint: host:port for clients; the same after a restart.
+        extra: more arguments for etcd.
+    """
+
+    def __init__(self, *extra: str, scheme: str = "http") -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="tidegate-etcd-"))
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self.extra = list(extra)
+        self._scheme = scheme
+        self._peer = f"http://127.0.0.1:{free_port()}"
+        self._metrics = f"127.0.0.1:{free_port()}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running etcd."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, wait: float = 15.0) -> None:
+        """Start etcd and wait up to `wait` seconds until it says that it is healthy."""
+        assert self._process is None, "etcd is running"
+        client = f"{self._scheme}://{self.endpoint}"
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    "etcd",
+                    *("--name", "t", "--data-dir", str(self._folder / "data")),
+                    *("--listen-client-urls", client, "--advertise-client-urls", client),
+                    *("--listen-peer-urls", self._peer),
+                    *("--initial-advertise-peer-urls", self._peer),
+                    *("--initial-cluster", f"t={self._peer}"),
+                    *("--listen-metrics-urls", f"http://{self._metrics}"),
+                    *("--logger", "zap", "--log-level", "warn"),
+                    *self.extra,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + wait
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"etcd did not get healthy:\n{self.log()}")
+            time.sleep(0.02)  # its health endpoint can only be asked again
+
+    def kill(self) -> None:
+        """End etcd with SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """Freeze etcd with SIGSTOP: its sockets stay open, and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Let a frozen etcd go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Kill etcd and start it again with the same ports and data."""
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """Delete the data of an etcd that is not running."""
+        assert self._process is None, "etcd is running"
+        shutil.rmtree(self._folder / "data")
+
+    def close(self) -> None:
+        """Kill etcd and delete its folder."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def ctl(self, *arguments: str, stdin: bytes = b"") -> str:
+        """Run etcdctl against this server and return what it printed."""
+        done = subprocess.run(
+            ["etcdctl", f"--endpoints={self._scheme}://{self.endpoint}", *arguments],
+            env={**os.environ, "ETCDCTL_API": "3"},
+            input=stdin,
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    def log(self) -> str:
+        """Return the end of etcd's log."""
+        return (self._folder / "log").read_text("utf-8", "replace")[-4000:]
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection(self._metrics, timeout=1)
+        try:
+            connection.request("GET", "/health")
+            return b'"true"' in connection.getresponse().read()
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
