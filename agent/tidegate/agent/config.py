@@ -58,7 +58,6 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         hash_seed: key of the flow hash; by default the fleet's name. It must be equal on every host
             of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
-        coalesce: seconds to wait for more events before a generation is built.
     """
 
     host: Name = msgspec.field(default_factory=socket.gethostname)
@@ -69,7 +68,6 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     pin_dir: str = "/sys/fs/bpf/tidegate"
     hash_seed: str = ""
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
-    coalesce: Annotated[float, Meta(ge=0, le=10)] = 0.01
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
     encapsulation: Encapsulation
@@ -102,7 +100,7 @@ class Changes:
     fixed: tuple[str, ...]
 
 
-_RELOADABLE: Final = ("guards", "gateway", "coalesce", "grace_delay", "log_level")
+_RELOADABLE: Final = ("guards", "gateway", "grace_delay", "log_level")
 
 
 def changes(before: AgentConfig, after: AgentConfig) -> Changes:
@@ -159,6 +157,10 @@ def _check(path: Path, config: AgentConfig) -> None:
         raise ConfigError(f"{path}: interfaces: an interface is named twice: {config.interfaces}")
     if not config.pin_dir.startswith("/"):
         raise ConfigError(f"{path}: pin_dir: must be an absolute path, got {config.pin_dir!r}")
+    if "." in config.pin_dir:
+        raise ConfigError(
+            f"{path}: pin_dir: the BPF file system refuses names with dots, got {config.pin_dir!r}"
+        )
     try:
         check_etcd(config.etcd)
     except ConfigError as error:

@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes the agent's loop: the latest snapshot, changed links, and signals.
+"""What wakes the agent's loop: the latest snapshot, changed links, etcd's state, and signals.
 
-Threads and signal handlers only set a field and write to an eventfd, which is safe in a handler.
-Of snapshots the latest alone is kept, so a slow loop coalesces events and never queues them.
+Threads and signal handlers append to a queue of one, which is atomic and drops what was there, and
+write to an eventfd. So a slow loop coalesces what happened meanwhile, and nothing grows.
 """
 
 import os
 import select
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from tidegate.model.values import Snapshot
+
+
+class Bell(Enum):
+    """What rings without saying more."""
+
+    LINKS = auto()
+    """A link, neighbour or route changed."""
+    ETCD = auto()
+    """The connection to etcd changed its state."""
+    RELOAD = auto()
+    """SIGHUP."""
+    STOP = auto()
+    """SIGTERM or SIGINT."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +33,7 @@ class Mail:
     """What has arrived since the last look."""
 
     snapshot: Snapshot | None
-    links: bool
-    reload: bool
-    stop: bool
-    state: bool
+    bells: frozenset[Bell]
 
 
 class Mailbox:
@@ -31,52 +43,37 @@ class Mailbox:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
-        self._snapshot: Snapshot | None = None
-        self._links = self._reload = self._stop = self._state = False
+        self._snapshot: deque[Snapshot] = deque(maxlen=1)
+        self._bells: dict[Bell, deque[None]] = {bell: deque(maxlen=1) for bell in Bell}
 
     def deliver(self, snapshot: Snapshot) -> None:
         """A new snapshot replaces one that was not read yet."""
-        self._snapshot = snapshot
-        self._ring()
+        self._snapshot.append(snapshot)
+        self._wake_up()
 
-    def links_changed(self) -> None:
-        """A link, neighbour or route changed."""
-        self._links = True
-        self._ring()
-
-    def state_changed(self) -> None:
-        """The connection to etcd changed its state."""
-        self._state = True
-        self._ring()
-
-    def reload(self) -> None:
-        """SIGHUP."""
-        self._reload = True
-        self._ring()
-
-    def stop(self) -> None:
-        """SIGTERM or SIGINT."""
-        self._stop = True
-        self._ring()
+    def ring(self, bell: Bell) -> None:
+        """Something happened. May be called in a signal handler."""
+        self._bells[bell].append(None)
+        self._wake_up()
 
     def wait(self, seconds: float) -> None:
         """Returns when something arrives, or after this long."""
-        self._poll.poll(max(0, seconds) * 1000)
+        self._poll.poll(max(0.0, seconds) * 1000)
 
     def collect(self) -> Mail:
-        """Takes what is there. The bell is silenced first, so that nothing is overheard."""
+        """Takes what is there. The wake-up is cleared first, so that none is lost."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        snapshot, self._snapshot = self._snapshot, None
-        links, self._links = self._links, False
-        reload, self._reload = self._reload, False
-        state, self._state = self._state, False
-        return Mail(snapshot, links, reload, self._stop, state)
+        snapshot = self._snapshot.pop() if self._snapshot else None
+        rung = {bell for bell, queue in self._bells.items() if queue}
+        for bell in rung:
+            self._bells[bell].clear()
+        return Mail(snapshot, frozenset(rung))
 
     def close(self) -> None:
         """Closes the eventfd; nothing may ring after this."""
         os.close(self._wake)
 
-    def _ring(self) -> None:
+    def _wake_up(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_write(self._wake, 1)

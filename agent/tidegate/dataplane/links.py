@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tidegate.dataplane import layout
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.programs import Attachment, attachment
 from tidegate.errors import DataplaneError
 from tidegate.model.values import Address
 
@@ -47,6 +48,7 @@ class Link:
 
     Attributes:
         mtu: largest IP packet that it carries, bytes.
+        program: the XDP program that is on it.
     """
 
     interface: str
@@ -57,6 +59,7 @@ class Link:
     gateway6: Address | None
     gateway4_mac: bytes | None
     gateway6_mac: bytes | None
+    program: Attachment | None
 
     def missing(self) -> str | None:
         """What keeps it from forwarding, as a sentence, or None."""
@@ -90,6 +93,7 @@ def read(interface: str, gateways: Gateways) -> Link:
             hop6,
             _neighbour(netlink, index, hop4),
             _neighbour(netlink, index, hop6),
+            attachment(link),
         )
 
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -131,12 +131,21 @@ class Attachment(NamedTuple):
     program_id: int
 
 
+def attachment(link: Any) -> Attachment | None:  # noqa: ANN401 - a netlink message
+    """The XDP program that a link message tells of, or None."""
+    xdp = link.get_attr("IFLA_XDP")
+    mode = _ATTACHED.get(xdp.get_attr("IFLA_XDP_ATTACHED")) if xdp else None
+    return Attachment(mode, xdp.get_attr("IFLA_XDP_PROG_ID")) if mode else None
+
+
 def attached(interface: str) -> Attachment | None:
-    """The XDP program that is on an interface, or None."""
+    """The XDP program that is on an interface, or None.
+
+    Raises:
+        DataplaneError: there is no such interface.
+    """
     with IPRoute() as netlink:
-        xdp = netlink.link("get", index=_index(interface))[0].get_attr("IFLA_XDP")
-        mode = _ATTACHED.get(xdp.get_attr("IFLA_XDP_ATTACHED")) if xdp else None
-        return Attachment(mode, xdp.get_attr("IFLA_XDP_PROG_ID")) if mode else None
+        return attachment(netlink.link("get", index=_index(interface))[0])
 
 
 def _index(interface: str) -> int:

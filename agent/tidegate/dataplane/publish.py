@@ -32,7 +32,7 @@ from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool
 from tidegate.model.values import Vip
-from tidegate.planner.plan import confirm
+from tidegate.planner import confirm
 
 _UNREACHABLE_STATES: Final = ("quarantine", "disabled")
 
@@ -54,10 +54,10 @@ class Publisher:
         grace: seconds for which a replaced table stays loaded.
     """
 
-    def __init__(self, maps: Mapping[str, int], pins: Path, grace: float = 30.0) -> None:
+    def __init__(self, maps: Mapping[str, int], pins: Path, grace: float) -> None:
         self._maps = maps
         self._pins = pins
-        self._grace = grace
+        self.grace = grace
         self._entries = np.zeros(MAX_BACKENDS, layout.BACKEND)
         self._records: dict[Place, ledger.Record] = {}
         self._tables: dict[int, tuple[int, Path]] = {}
@@ -112,13 +112,17 @@ class Publisher:
             ) from error
         self.in_force = generation
 
-    def reap(self, now: float) -> float | None:
-        """Frees the tables whose grace delay has passed; returns when the next one's has."""
+    @property
+    def next_reap(self) -> float | None:
+        """Monotonic second at which the next replaced table may be freed, or None."""
+        return min((r.until for r in self._retired), default=None)
+
+    def reap(self, now: float) -> None:
+        """Frees the tables whose grace delay has passed by this monotonic second."""
         for retired in [r for r in self._retired if r.until <= now]:
             retired.pin.unlink(missing_ok=True)
             os.close(retired.fd)
             self._retired.remove(retired)
-        return min((r.until for r in self._retired), default=None)
 
     def close(self) -> None:
         """Closes descriptors. What is pinned stays, and replaced tables lose their pins."""
@@ -155,7 +159,7 @@ class Publisher:
         entry = self._entries[placed.identity.id]
         address = layout.packed(backend.address)
         if entry["incarnation"] != placed.identity.incarnation:
-            entry["endpoints"] = 0
+            entry["endpoints"] = np.zeros(2, layout.ENDPOINT)
             entry["selected"] = 0
             entry["endpoints"][0] = (address, backend.address.version)
             entry["incarnation"] = placed.identity.incarnation
@@ -195,7 +199,7 @@ class Publisher:
         for pool_id, table in new.items():
             old = self._tables.get(pool_id)
             if old is not None:
-                self._retired.append(_Retired(now + self._grace, *old))
+                self._retired.append(_Retired(now + self.grace, *old))
             self._tables[pool_id] = table
 
     def _write_vips(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:

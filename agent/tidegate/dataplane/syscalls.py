@@ -16,7 +16,7 @@ _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 _ATTR_BYTES: Final = 144
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
-_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 5, 6, 7, 10, 15
+_OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, ARRAY_OF_MAPS = 1, 2, 6, 9, 12
@@ -170,6 +170,13 @@ def open_pin(path: str) -> int:
     """A descriptor of what is pinned at this path."""
     name = ctypes.create_string_buffer(path.encode())
     return _bpf(_OBJ_GET, struct.pack("<QII", _address(name), 0, 0))[0]
+
+
+def object_id(fd: int) -> int:
+    """The kernel's id of a program or map; both have it in the second word of their info."""
+    info = ctypes.create_string_buffer(88)
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
+    return int.from_bytes(info.raw[4:8], "little")
 
 
 def map_info(fd: int) -> MapInfo:

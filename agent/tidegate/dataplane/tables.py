@@ -2,7 +2,7 @@
 """Inner tables: filling, checking, pinning, and reading them back.
 
 An inner table is one array element, so it is written by one call, and nobody reads it before the
-outer map's slot points to it. Each is pinned as tables/<pool id>.<generation>: opening a map by the
+outer map's slot points to it. Each is pinned as tables/<pool id>-<generation>: opening a map by the
 id that the outer map tells would take CAP_SYS_ADMIN.
 """
 
@@ -27,7 +27,7 @@ def encode(table: Table) -> bytearray:
     leaf = np.frombuffer(blob, layout.TABLE)[0]
     leaf["generation"] = table.generation
     leaf["window_count"] = len(table.windows)
-    leaf["windows"][: len(table.windows)] = np.array(table.windows, layout.WINDOW)
+    leaf["windows"][: len(table.windows)] = np.array(list(table.windows), layout.WINDOW)
     leaf["slots"]["current"] = table.current
     leaf["slots"]["fallback"] = np.where(
         table.window > 0, table.fallback | _IN_WINDOW, table.fallback
@@ -85,7 +85,7 @@ def read(fd: int) -> Table:
 
 def pin_path(pins: Path, pool_id: int, generation: int) -> Path:
     """Where a pool's table of a generation is pinned."""
-    return pins / "tables" / f"{pool_id}.{generation}"
+    return pins / "tables" / f"{pool_id}-{generation}"
 
 
 def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
@@ -95,7 +95,7 @@ def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
     """
     in_force: dict[int, tuple[int, Path]] = {}
     for path in sorted((pins / "tables").iterdir()):
-        pool_id = int(path.name.split(".")[0])
+        pool_id = int(path.name.split("-")[0])
         fd = bpf.open_pin(str(path))
         points_to = bpf.map_lookup(outer, pool_id.to_bytes(4, "little"), 4)
         if points_to is not None and int.from_bytes(points_to, "little") == bpf.map_info(fd).id:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what is wanted and what is in force to the next generation: pure functions, no clock."""
 
-from tidegate.planner.plan import next_moment, plan
+from tidegate.planner.generations import confirm, next_moment, plan
 
-__all__ = ["next_moment", "plan"]
+__all__ = ["confirm", "next_moment", "plan"]

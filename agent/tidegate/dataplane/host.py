@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One host's data plane: pins, program, interfaces and publisher, opened together.
+
+Everything that must go on without the agent is pinned under one folder of the BPF file system: the
+maps, the tables in force, the program. Whoever opens the folder holds a lock on it, so that two
+agents never write to one data plane.
+"""
+
+import ctypes
+import fcntl
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from tidegate.dataplane import links, maps, programs
+from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.compiler import load
+from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.publish import Publisher
+from tidegate.errors import CapabilityError, DataplaneError
+
+log = logging.getLogger(__name__)
+
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+_MOUNT_POINT: Final = Path("/sys/fs/bpf")
+_PROGRAM: Final = "program"
+_NEXT: Final = "program-next"
+_MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
+
+Mode = Literal["native", "generic", "auto"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What opening a data plane takes.
+
+    Attributes:
+        pins: folder on a BPF file system.
+        mode: `auto` is native, or generic where the driver refuses native.
+        grace: seconds for which a replaced table stays loaded.
+    """
+
+    pins: Path
+    interfaces: Sequence[str]
+    mode: Mode
+    build: programs.Build
+    capacity: maps.Capacity
+    gateways: Gateways
+    grace: float
+
+
+class DataPlane:
+    """The pinned data plane, from `open` to `close`. Closing leaves it forwarding."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens or creates the pins, adopts what is in them, and attaches the program.
+
+        Raises:
+            CapabilityError: not root, no BPF file system, no bcc.
+            DataplaneError: the pins are of another version, another agent has them, an interface
+                has somebody else's program, or the kernel refused.
+        """
+        self._gateways = settings.gateways
+        self._interfaces = tuple(settings.interfaces)
+        self._mode = settings.mode
+        self._links: dict[str, Link] = {}
+        self.modes: dict[str, programs.XdpMode] = {}
+        pins = settings.pins
+        _make_folder(pins)
+        self._lock = _lock(pins)
+        program = programs.compile_balancer(settings.build)
+        self._maps, self.adopted = maps.create_or_adopt(pins, settings.capacity)
+        self.publisher = Publisher(self._maps, pins, settings.grace)
+        self.publisher.adopt()
+        template = maps.create_inner()
+        try:
+            self._program = load(program, {**self._maps, "inner": template})
+        finally:
+            os.close(template)
+        self._ours = {bpf.object_id(self._program), *_pinned_programs(pins)}
+        # Pinned under a second name until it is attached: at any moment what is attached is pinned.
+        _pin(self._program, pins / _NEXT)
+        self.follow()
+        (pins / _NEXT).rename(pins / _PROGRAM)
+        self._ours = {bpf.object_id(self._program)}
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """The interfaces as they were last read."""
+        return dict(self._links)
+
+    def reload(self, gateways: Gateways, grace: float) -> None:
+        """Takes over what may change while it runs."""
+        self._gateways = gateways
+        self.publisher.grace = grace
+        self.follow()
+
+    def follow(self) -> None:
+        """Brings attachments and link facts up to date; cheap if nothing changed.
+
+        An interface that is away is reported and tried again at the next change.
+
+        Raises:
+            DataplaneError: an interface that is there refuses the program.
+        """
+        for interface in self._interfaces:
+            try:
+                link = links.read(interface, self._gateways)
+            except DataplaneError as error:
+                if interface in self.modes:
+                    log.warning("link_lost interface=%s reason=%s", interface, error)
+                    del self.modes[interface]
+                    self._links.pop(interface, None)
+                    continue
+                if not self.modes and len(self._interfaces) == 1:
+                    raise
+                continue
+            self._attach(link)
+            if self._links.get(interface) != link:
+                links.write(self._maps["links"], link)
+                self._links[interface] = link
+                log.info(
+                    "link interface=%s mtu=%d gateway4=%s gateway6=%s%s",
+                    *(interface, link.mtu, link.gateway4, link.gateway6),
+                    f" missing={link.missing()!r}" if link.missing() else "",
+                )
+
+    def _attach(self, link: Link) -> None:
+        """Attaches our program unless it is there. Somebody else's is never replaced."""
+        interface, there = link.interface, link.program
+        if there is not None and there.program_id == bpf.object_id(self._program):
+            self.modes[interface] = there.mode
+            return
+        if there is not None and there.program_id not in self._ours:
+            raise DataplaneError(
+                f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): if "
+                f"it is not needed, take it off with `ip link set dev {interface} xdp off`"
+            )
+        mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
+        if self._mode == "auto" and there is not None:
+            mode = there.mode  # to change it would take the program off for a moment
+        try:
+            programs.attach(self._program, interface, mode)
+        except DataplaneError as error:
+            if self._mode != "auto" or mode == "generic":
+                raise
+            mode = "generic"
+            log.warning("xdp_generic interface=%s reason=%s", interface, error)
+            programs.attach(self._program, interface, mode)
+        self.modes[interface] = mode
+        log.info("attached interface=%s mode=%s", interface, mode)
+
+    def close(self) -> None:
+        """Closes descriptors; pins and attachments stay, so packets go on."""
+        self.publisher.close()
+        self._maps.close()
+        os.close(self._program)
+        os.close(self._lock)
+
+
+def remove(pins: Path, interfaces: Sequence[str]) -> None:
+    """Takes the program off these interfaces and removes the pins: the end of this data plane."""
+    ours = _pinned_programs(pins)
+    for interface in interfaces:
+        there = programs.attached(interface)
+        if there is not None and there.program_id in ours:
+            programs.detach(interface, there.mode)
+    for folder, _, names in os.walk(pins, topdown=False):
+        for name in names:
+            (Path(folder) / name).unlink()
+        Path(folder).rmdir()
+
+
+def _make_folder(pins: Path) -> None:
+    if not any(_is_bpf_fs(parent) for parent in [pins, *pins.parents] if parent.exists()):
+        if _MOUNT_POINT not in pins.parents:
+            raise CapabilityError(
+                f"pin_dir {pins} is not on a BPF file system: mount one there "
+                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
+            )
+        _mount()
+    try:
+        (pins / "tables").mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CapabilityError(
+            f"cannot create {pins}: {error.strerror}. Run as root, or give the folder to the "
+            "agent's user"
+        ) from error
+
+
+def _is_bpf_fs(path: Path) -> bool:
+    buffer = ctypes.create_string_buffer(128)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:8], "little") == _BPF_FS_MAGIC
+
+
+def _mount() -> None:
+    """Mounts the BPF file system where systemd does; containers and minimal systems lack it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = os.fsencode(_MOUNT_POINT)
+    if libc.mount(b"bpf", place, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
+        raise CapabilityError(
+            f"there is no BPF file system at {_MOUNT_POINT} and it cannot be mounted "
+            f"({os.strerror(ctypes.get_errno())}): run `mount -t bpf bpf {_MOUNT_POINT}` as root"
+        )
+
+
+def _lock(pins: Path) -> int:
+    fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise DataplaneError(
+            f"another agent holds {pins}: stop it, or give this one another pin_dir"
+        ) from error
+    return fd
+
+
+def _pinned_programs(pins: Path) -> set[int]:
+    """Ids of the programs that are pinned: one, or two after a crash while one replaced the other."""
+    found: set[int] = set()
+    for path in (pins / _PROGRAM, pins / _NEXT):
+        if path.exists():
+            fd = bpf.open_pin(str(path))
+            found.add(bpf.object_id(fd))
+            os.close(fd)
+    return found
+
+
+def _pin(fd: int, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    bpf.pin(fd, str(path))
