@@ -112,6 +112,11 @@ def changes(before: AgentConfig, after: AgentConfig) -> Changes:
     )
 
 
+def merged(before: AgentConfig, after: AgentConfig, names: tuple[str, ...]) -> AgentConfig:
+    """The settings before, with these keys as they are after."""
+    return msgspec.structs.replace(before, **{name: getattr(after, name) for name in names})
+
+
 def read(path: Path) -> AgentConfig:
     """Reads and checks the agent's file.
 

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's clockwork: one loop, woken by etcd, links, signals and time.
+
+Only this loop writes to the data plane, so changes become generations strictly one after another.
+The watch, the status writer and the link watch have threads of their own and only leave mail.
+"""
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from tidegate import __version__
+from tidegate.agent import config as configuration
+from tidegate.agent import notify
+from tidegate.agent.config import AgentConfig
+from tidegate.agent.control import Control
+from tidegate.agent.mailbox import Bell, Mail, Mailbox
+from tidegate.agent.report import Facts, describe
+from tidegate.dataplane.host import DataPlane, Settings
+from tidegate.dataplane.links import LinkWatch
+from tidegate.errors import ConfigError, DataplaneError
+from tidegate.keyspace import paths
+from tidegate.keyspace.status_writer import StatusWriter
+from tidegate.keyspace.watch import Watch
+from tidegate.planner import next_moment
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS: Final = 5.0
+_LINK_REFRESH_SECONDS: Final = 15.0
+_IDLE_SECONDS: Final = 60.0
+
+
+class Agent:
+    """One load balancer's agent, from start to stop."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file and opens the data plane.
+
+        Raises:
+            ConfigError: the file cannot be used.
+            CapabilityError, DataplaneError: the data plane cannot be opened.
+        """
+        self._path = path
+        self._config = configuration.read(path)
+        logging.getLogger().setLevel(self._config.log_level.upper())
+        self._started = time.time()
+        self._mailbox = Mailbox()
+        self._plane = DataPlane(_settings(self._config))
+        self._control = Control(
+            self._plane.publisher, allow_empty=self._config.guards.allow_empty
+        )
+        etcd = self._config.etcd
+        self._watch = Watch(
+            etcd,
+            paths.release_prefix(etcd.root, self._config.fleet, self._config.release),
+            self._mailbox.deliver,
+            lambda _state: self._mailbox.ring(Bell.ETCD),
+        )
+        self._status = StatusWriter(
+            etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
+        )
+        self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
+        self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
+        self._retry_at: float | None = None
+        self._applied: float | None = None
+        self._synced = False
+
+    def run(self) -> None:
+        """Runs until SIGTERM or SIGINT; then the data plane is left as it is, forwarding."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._mailbox.ring(Bell.STOP))
+        signal.signal(signal.SIGHUP, lambda *_: self._mailbox.ring(Bell.RELOAD))
+        in_force = self._plane.publisher.in_force
+        log.info(
+            "start version=%s host=%s fleet=%s release=%s adopted=%s generation=%d",
+            *(__version__, self._config.host, self._config.fleet, self._config.release),
+            *(self._plane.adopted, in_force.number),
+        )
+        self._links.start()
+        self._status.start()
+        self._watch.start()
+        self._report()
+        notify.notify("READY=1", f"STATUS=generation {in_force.number}")
+        try:
+            self._loop()
+        finally:
+            notify.notify("STOPPING=1")
+            self._stop()
+
+    def _loop(self) -> None:
+        watchdog = notify.watchdog_interval()
+        while True:
+            self._mailbox.wait(min(self._pause(), watchdog or _IDLE_SECONDS))
+            mail = self._mailbox.collect()
+            if Bell.STOP in mail.bells:
+                log.info("stop")
+                return
+            self._handle(mail)
+            if watchdog:
+                notify.notify("WATCHDOG=1")
+
+    def _handle(self, mail: Mail) -> None:
+        now = time.monotonic()
+        if Bell.RELOAD in mail.bells:
+            self._reload()
+        if Bell.LINKS in mail.bells or Bell.RELOAD in mail.bells or now >= self._links_due:
+            self._follow_links(now)
+        if mail.snapshot is not None:
+            self._control.take(mail.snapshot)
+            self._synced = True
+        retry = self._retry_at is not None and now >= self._retry_at
+        if mail.snapshot is not None or retry or Bell.RELOAD in mail.bells or self._control.due():
+            self._step()
+        self._plane.publisher.reap(now)
+        self._report()
+
+    def _step(self) -> None:
+        before = self._plane.publisher.in_force.number
+        shown = self._control.outcome.rejections
+        outcome = self._control.step()
+        self._retry_at = time.monotonic() + _RETRY_SECONDS if outcome.failed else None
+        if self._plane.publisher.in_force.number != before:
+            self._applied = time.time()
+        for rejection in outcome.rejections:
+            if rejection not in shown:
+                log.warning(
+                    "refused key=%s field=%s stage=%s reason=%s",
+                    *(rejection.key, rejection.field, rejection.stage, rejection.reason),
+                )
+
+    def _follow_links(self, now: float) -> None:
+        self._links_due = now + _LINK_REFRESH_SECONDS
+        try:
+            self._plane.follow()
+        except DataplaneError as error:
+            log.error("interface %s", error)  # noqa: TRY400 - the sentence is for an operator
+
+    def _pause(self) -> float:
+        """Seconds until something is due."""
+        now = time.monotonic()
+        due = [self._links_due]
+        due += [at for at in (self._retry_at, self._plane.publisher.next_reap) if at is not None]
+        moment = next_moment(self._plane.publisher.in_force)
+        if moment is not None:
+            due.append(now + moment - time.time())
+        return max(0.0, min(due) - now)
+
+    def _reload(self) -> None:
+        """Reads the file again; what cannot change while running is named and left as it was."""
+        notify.reloading()
+        try:
+            fresh = configuration.read(self._path)
+        except ConfigError as error:
+            log.error("reload refused: %s; the old settings stay", error)  # noqa: TRY400
+        else:
+            changes = configuration.changes(self._config, fresh)
+            if changes.fixed:
+                log.warning("reload: these keys take a restart: %s", ", ".join(changes.fixed))
+            self._config = configuration.merged(self._config, fresh, changes.reloadable)
+            logging.getLogger().setLevel(self._config.log_level.upper())
+            self._control.allow_empty = self._config.guards.allow_empty
+            self._plane.reload(self._config.gateways(), self._config.grace_delay)
+            log.info("reload changed=%s", ",".join(changes.reloadable) or "nothing")
+        notify.notify("READY=1")
+
+    def _report(self) -> None:
+        self._status.submit(
+            describe(
+                Facts(
+                    config=self._config,
+                    generation=self._plane.publisher.in_force,
+                    outcome=self._control.outcome,
+                    etcd=self._watch.state,
+                    synced=self._synced,
+                    links=self._plane.links,
+                    modes=self._plane.modes,
+                    started=self._started,
+                    applied=self._applied,
+                )
+            )
+        )
+
+    def _stop(self) -> None:
+        self._watch.stop()
+        self._status.stop()
+        self._links.stop()
+        self._plane.close()
+        left = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
+        if left:
+            log.debug("threads left at stop: %s", ", ".join(left))
+
+
+def _settings(config: AgentConfig) -> Settings:
+    return Settings(
+        pins=Path(config.pin_dir),
+        interfaces=config.interfaces,
+        mode=config.xdp_mode,
+        build=config.build(),
+        capacity=config.table_capacity(),
+        gateways=config.gateways(),
+        grace=config.grace_delay,
+    )

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidegate agent`: run it, check its file, and take its data plane down for good."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_RUN_EXAMPLES = """\
+examples:
+  tidegate agent run -c /etc/tidegate/agent.toml
+  kill -HUP PID      read the file again
+  kill -TERM PID     stop; packets go on being forwarded
+"""
+
+
+def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the group to the command line."""
+    group = subparsers.add_parser("agent", help="run the agent of a load-balancer host")
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run the agent in the foreground",
+        epilog=_RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check = commands.add_parser("check", help="check the agent's file and do nothing else")
+    remove = commands.add_parser(
+        "remove",
+        help="detach the program and remove the pins: connections through this host end",
+    )
+    for command, action in ((run, _run), (check, _check), (remove, _remove)):
+        command.add_argument(
+            "-c", "--config", type=Path, required=True, metavar="FILE", help="the agent's TOML file"
+        )
+        command.set_defaults(run=action)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tidegate.agent.loop import Agent  # noqa: PLC0415 - takes bcc, grpc and pyroute2
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+    )
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    Agent(options.config).run()
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from tidegate.agent import config  # noqa: PLC0415
+
+    found = config.read(options.config)
+    print(
+        f"{options.config}: host {found.host}, fleet {found.fleet}, release {found.release}, "
+        f"interfaces {', '.join(found.interfaces)}"
+    )
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from tidegate.agent import config  # noqa: PLC0415
+    from tidegate.dataplane import host  # noqa: PLC0415
+
+    found = config.read(options.config)
+    host.remove(Path(found.pin_dir), found.interfaces)
+    print(f"removed {found.pin_dir} and detached {', '.join(found.interfaces)}")
+    return 0

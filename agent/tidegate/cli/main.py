@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidegate`: finds the command group, runs it, and turns errors into a sentence and an exit code.
+
+Exit codes: 0 done; 1 a claim or check did not hold; 2 wrong usage, configuration or host; 130
+interrupted. The groups' own modules are imported lazily, so that `tidegate --version` is fast.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+from tidegate import __version__
+from tidegate.errors import TidegateError
+
+_GROUPS: Final = {
+    "agent": "run the agent of a load-balancer host",
+    "lab": "a rack in network namespaces, to try things on",
+    "demo": "show on real packets that no connection is lost",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="tidegate",
+        description="XDP layer-4 load balancer driven by etcd.",
+        epilog="Each command has its own help and examples: tidegate agent run --help",
+    )
+    parser.add_argument("--version", action="version", version=f"tidegate {__version__}")
+    subparsers = parser.add_subparsers(dest="group", metavar="COMMAND", required=True)
+    wanted = next((word for word in given if not word.startswith("-")), None)
+    for group, summary in _GROUPS.items():
+        if group == wanted:
+            import_module(f"tidegate.cli.{group}").register(subparsers)
+        else:
+            subparsers.add_parser(group, help=summary)
+    options = parser.parse_args(given)
+    try:
+        return int(options.run(options))
+    except TidegateError as error:
+        sys.stderr.write(f"tidegate: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated sequences of packets and roster changes: model and kernel stay byte-equal."""
+
+import random
+
+import pytest
+from frames import ip4, ip6, tcp, udp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernel import Kernel, assert_equal, model
+from roster import backend, web
+
+from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.values import Backend, Desired
+from tidegate.planner import plan
+from tidegate.spec import process
+
+pytestmark = pytest.mark.root
+
+STATES = st.sampled_from(["active", "active", "active", "drain", "quarantine", "disabled"])
+
+
+@st.composite
+def rosters(draw: st.DrawFn) -> Desired:
+    """Any roster of up to six backends in either family."""
+    backends: list[Backend] = []
+    for number in draw(st.sets(st.integers(1, 6), min_size=1)):
+        address = draw(st.sampled_from([f"10.1.0.{number}", f"10.2.0.{number}", f"fd01::{number}"]))
+        weight = draw(st.sampled_from([0, 1, 50, 100]))
+        backends.append(backend(f"b{number}", address, weight=weight, state=draw(STATES)))
+    return web(*backends, delay=draw(st.sampled_from([0, 2])), window=draw(st.sampled_from([0, 3])))
+
+
+def frames() -> st.SearchStrategy[bytes]:
+    """Packets of a few flows, so that they meet each other's entries."""
+    ports = st.integers(40000, 40011)
+    sources = st.sampled_from([ip4(), ip6(), ip4("10.77.0.10"), ip6("fd77:1::9")])
+    flags = st.sampled_from(["S", "A", "PA", "FA", "R", "SA"])
+    return st.one_of(
+        st.builds(lambda f, ip, s: tcp(f, ip, sport=s), flags, sources, ports),
+        st.builds(lambda ip, s: udp(ip, sport=s), sources, ports),
+    )
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+@given(
+    st.lists(st.tuples(rosters(), st.lists(frames(), max_size=25)), min_size=1, max_size=8)
+)
+def test_any_sequence(steps: list[tuple[Desired, list[bytes]]]) -> None:
+    """After every step each frame, verdict, map and counter is the same on both sides."""
+    with Kernel() as kernel:
+        state = model()
+        generation: Generation = NOTHING
+        for second, (desired, packets) in enumerate(steps):
+            generation = plan(desired, generation, 1000 + second)
+            kernel.install(generation)
+            state.install(generation)
+            for frame in packets:
+                expected = process(state, frame, 1)
+                assert kernel.run(frame) == (expected.verdict, expected.frame)
+            assert_equal(kernel, state)
+
+
+def test_mutated_frames() -> None:
+    """Any damage to a frame is judged the same by both: 20,000 mutations of good frames."""
+    chance = random.Random(20260101)  # noqa: S311 - reproducible, not secret
+    good = [tcp(f, ip) for f in ("S", "A") for ip in (ip4(), ip6())] + [udp(), udp(ip6())]
+    with Kernel() as kernel:
+        state = model()
+        generation = plan(web(backend("b1"), backend("b2", "fd01::2")), NOTHING, 1000)
+        kernel.install(generation)
+        state.install(generation)
+        for _ in range(20_000):
+            frame = bytearray(chance.choice(good))
+            for _ in range(chance.randint(1, 4)):
+                frame[chance.randrange(12, len(frame))] = chance.choice([0, 1, 0xFF, chance.randrange(256)])
+            frame = frame[: chance.choice([len(frame), chance.randrange(14, len(frame) + 1)])]
+            expected = process(state, bytes(frame), 1)
+            assert kernel.run(bytes(frame)) == (expected.verdict, expected.frame), frame.hex()
+        assert_equal(kernel, state)
+
+

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short ways to write rosters, and a clockless planner to step them, for tests."""
+
+from ipaddress import ip_address
+
+from tidegate.model.documents import BackendState, Protocol
+from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
+from tidegate.planner import plan
+
+VIP4, VIP6 = "10.99.0.1", "fd99::1"
+
+
+def vip(
+    name: str, address: str, port: int = 80, protocol: Protocol = "tcp", pool: str = "web"
+) -> Vip:
+    """A VIP."""
+    return Vip(name, ip_address(address), port, protocol, pool)
+
+
+def backend(
+    name: str,
+    address: str = "",
+    *,
+    weight: int = 100,
+    state: BackendState = "active",
+    pool: str = "web",
+) -> Backend:
+    """A backend; its address is made from the number in its name unless given."""
+    number = int("".join(filter(str.isdigit, name)) or 0)
+    return Backend(pool, name, ip_address(address or f"10.1.0.{number}"), weight, state)
+
+
+def desired(
+    vips: list[Vip],
+    backends: list[Backend],
+    *,
+    revision: int = 1,
+    delay: int = 300,
+    window: int = 300,
+) -> Desired:
+    """Everything that is wanted; pools are those that VIPs and backends name."""
+    names = {v.pool for v in vips} | {b.pool for b in backends}
+    return Desired(
+        revision,
+        {v.name: v for v in vips},
+        {name: Pool(name, delay, window) for name in sorted(names)},
+        {BackendKey(b.pool, b.name): b for b in backends},
+    )
+
+
+def web(*backends: Backend, delay: int = 300, window: int = 300) -> Desired:
+    """Two TCP VIPs and a UDP one, all served by the pool `web`."""
+    vips = [
+        vip("web4", VIP4),
+        vip("web6", VIP6),
+        vip("dns4", VIP4, 53, "udp"),
+        vip("dns6", VIP6, 53, "udp"),
+    ]
+    return desired(vips, list(backends), delay=delay, window=window)
+
+
+def generations(*steps: Desired, now: int = 1000) -> list[Generation]:
+    """The generation of each step, one second apart."""
+    found: list[Generation] = []
+    previous = NOTHING
+    for second, step in enumerate(steps):
+        previous = plan(step, previous, now + second)
+        found.append(previous)
+    return found
