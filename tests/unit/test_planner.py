@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner's promises: stable ids, equal digests, exact fallbacks, whatever the history."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from roster import backend, desired, generations, vip, web
+
+from tidegate.errors import GenerationRefused
+from tidegate.model.constants import ID_COOLDOWN_SECONDS
+from tidegate.model.generation import NOTHING, Generation, Identity
+from tidegate.model.values import BackendKey, Desired
+from tidegate.planner import confirm, next_moment, plan
+from tidegate.planner.guards import refusals
+from tidegate.planner.ids import Allocator
+
+NAMES = [f"b{i}" for i in range(1, 8)]
+
+
+@st.composite
+def rosters(draw: st.DrawFn) -> Desired:
+    """Any subset of seven backends with any weights and states."""
+    backends = [
+        backend(
+            name,
+            draw(st.sampled_from([f"10.1.0.{i}", f"10.2.0.{i}"])),
+            weight=draw(st.sampled_from([0, 1, 100, 300])),
+            state=draw(st.sampled_from(["active", "drain", "quarantine", "disabled"])),
+        )
+        for i, name in enumerate(NAMES)
+        if draw(st.booleans())
+    ]
+    return web(*backends, delay=draw(st.sampled_from([0, 3])), window=draw(st.sampled_from([0, 4])))
+
+
+def ids(generation: Generation) -> dict[BackendKey, Identity]:
+    return {key: placed.identity for key, placed in generation.backends.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rosters(), min_size=1, max_size=8))
+def test_an_id_stays_with_its_name(steps: list[Desired]) -> None:
+    """As long as a backend is there its id and incarnation are the same, and nobody else has it."""
+    history = generations(*steps)
+    for before, after in zip(history, history[1:], strict=False):
+        both = ids(before).keys() & ids(after).keys()
+        assert {k: ids(before)[k] for k in both} == {k: ids(after)[k] for k in both}
+        assert len({i.id for i in ids(after).values()}) == len(after.backends)
+        assert 0 not in {i.id for i in ids(after).values()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rosters(), max_size=5), rosters(), st.randoms(use_true_random=False))
+def test_digest_and_owners_do_not_depend_on_history_or_order(
+    past: list[Desired], last: Desired, chance: random.Random
+) -> None:
+    """Two hosts with the same inputs have equal digests, and equal tables by name."""
+    shuffled = list(last.backends.items())
+    chance.shuffle(shuffled)
+    other = Desired(9, dict(reversed(last.vips.items())), last.pools, dict(shuffled))
+    one = generations(*past, last)[-1]
+    two = generations(other)[-1]
+    assert one.digest == two.digest
+    assert _owners(one) == _owners(two)
+
+
+def _owners(generation: Generation) -> list[str]:
+    names = {placed.identity.id: key.name for key, placed in generation.backends.items()}
+    return [names.get(int(id_), "") for id_ in generation.pools["web"].table.current[::97]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rosters(), min_size=2, max_size=10))
+def test_fallback_is_the_owner_when_the_window_opened(steps: list[Desired]) -> None:
+    """Exact against a brute-force model of each slot, over any number of changes in a window."""
+    sample = slice(None, None, 331)
+    opened: dict[int, tuple[int, int]] = {}  # slot: (fallback, closes at)
+    previous = NOTHING
+    for second, step in enumerate(steps):
+        now = 1000 + second
+        before = previous
+        previous = plan(step, before, now)
+        if not before.pools:
+            continue
+        table, old = previous.pools["web"].table, before.pools["web"].table
+        window = step.pools["web"].transition_window
+        living = {placed.identity.id for placed in previous.backends.values()}
+        for slot in range(len(table.current))[sample]:
+            opened = {s: w for s, w in opened.items() if s != slot or w[1] > now}
+            if table.current[slot] != old.current[slot] and window:
+                fallback = opened.get(slot, (int(old.current[slot]), 0))[0]
+                closes = max(opened.get(slot, (0, 0))[1], now + window)
+                opened[slot] = (fallback, closes)
+            if slot in opened and opened[slot][0] not in living:
+                opened[slot] = (int(table.current[slot]), opened[slot][1])
+            expected = opened.get(slot, (int(table.current[slot]), 0))
+            found = table.windows[table.window[slot]].closes_at
+            assert (int(table.fallback[slot]), found) == expected
+
+
+def test_windows_beyond_the_limit_are_merged_and_lose_no_fallback() -> None:
+    """A storm of changes has more windows than fit; merged ones open earlier and close later."""
+    chance = random.Random(7)  # noqa: S311 - reproducible, not secret
+    weights = {f"b{i}": 1000 for i in range(1, 101)}
+    start = web(*(backend(n, weight=w) for n, w in weights.items()), window=3600)
+    previous = generations(start)[-1]
+    first = previous.pools["web"].table.current
+    for second in range(300):
+        weights[chance.choice(list(weights))] = chance.randint(900, 1100)
+        roster = [backend(n, weight=w) for n, w in weights.items()]
+        previous = plan(web(*roster, window=3600), previous, 1001 + second)
+    table = previous.pools["web"].table
+    assert len(table.windows) == 256
+    moved = table.window > 0
+    assert np.array_equal(table.fallback[moved], first[moved])
+    assert np.array_equal(table.current[~moved], first[~moved])
+
+
+def test_time_alone_closes_a_window() -> None:
+    """At the moment that next_moment names, the fallback becomes the current owner."""
+    _, second = generations(
+        web(backend("b1"), window=60), web(backend("b1"), backend("b2"), window=60)
+    )
+    moment = next_moment(second)
+    assert moment == 1001 + 60
+    closed = plan(web(backend("b1"), backend("b2"), window=60), second, moment)
+    table = closed.pools["web"].table
+    assert closed.number == second.number + 1
+    assert not table.window.any()
+    assert np.array_equal(table.fallback, table.current)
+    assert next_moment(closed) is None
+
+
+def test_a_deleted_backend_drains_and_then_retires() -> None:
+    """It leaves the table at once and its id rests once the delay has passed."""
+    both = web(backend("b1"), backend("b2"), delay=10, window=0)
+    one = web(backend("b1"), delay=10, window=0)
+    first, draining = generations(both, one)
+    gone = BackendKey("web", "b2")
+    id_ = first.backends[gone].identity.id
+    assert draining.backends[gone].retire_at == 1011
+    assert draining.backends[gone].backend.state == "drain"
+    assert id_ not in draining.pools["web"].table.current
+    retired = plan(one, draining, 1011)
+    assert gone not in retired.backends
+    assert retired.freed.backends[id_].incarnation == 1
+
+
+def test_a_deleted_backend_that_comes_back_keeps_its_id() -> None:
+    """A key that is deleted and put again within the delay loses no flow."""
+    both = web(backend("b1"), backend("b2"))
+    first, _, back = generations(both, web(backend("b1")), both)
+    assert ids(first) == ids(back)
+    assert back.backends[BackendKey("web", "b2")].retire_at is None
+
+
+def test_a_freed_id_rests_before_its_next_use() -> None:
+    """The next use of an id comes after the cooldown, with the next incarnation."""
+    two, one = web(backend("b1"), backend("b2"), delay=0), web(backend("b1"), delay=0)
+    first, freed = generations(two, one)
+    id_ = first.backends[BackendKey("web", "b2")].identity.id
+    soon = plan(web(backend("b1"), backend("b3"), delay=0), freed, 1002)
+    late = plan(web(backend("b1"), backend("b3"), delay=0), freed, 1001 + ID_COOLDOWN_SECONDS)
+    assert soon.backends[BackendKey("web", "b3")].identity.id != id_
+    assert late.backends[BackendKey("web", "b3")].identity == Identity(id_, 2)
+
+
+def test_ids_that_run_out_refuse_the_generation() -> None:
+    """The sentence names the kind and the limit."""
+    allocator = Allocator("pool", {1, 2}, {}, limit=4, now=0)
+    assert allocator.allocate() == Identity(3, 1)
+    with pytest.raises(GenerationRefused, match="no free pool id: 3 are taken"):
+        allocator.allocate()
+
+
+def test_nothing_changed_keeps_the_number() -> None:
+    """A new revision that no packet can tell from the last one is no new generation."""
+    first, again = generations(web(backend("b1")), web(backend("b1")))
+    assert (again.number, again.digest) == (first.number, first.digest)
+
+
+def test_a_vip_that_moves_to_another_address_gets_a_new_incarnation() -> None:
+    """Entries of flows to the old address must not catch flows to the new one."""
+    before, after = generations(
+        desired([vip("web", "10.99.0.1")], [backend("b1")]),
+        desired([vip("web", "10.99.0.2")], [backend("b1")]),
+    )
+    assert before.vips["web"].identity == Identity(1, 1)
+    assert after.vips["web"].identity == Identity(1, 2)
+
+
+def test_what_was_read_back_is_confirmed_or_built_anew() -> None:
+    """A table that is not the one its backends give has no digest, so the next plan renews it."""
+    two, one = web(backend("b1"), backend("b2"), window=0), web(backend("b1"), window=0)
+    before, after = generations(two, one)
+    assert confirm(before).digest == before.digest
+    torn = Generation(3, 2, "", before.vips, before.pools, after.backends)
+    assert confirm(torn).pools["web"].digest == b""
+    mended = plan(one, confirm(torn), 1001)
+    assert np.array_equal(mended.pools["web"].table.current, after.pools["web"].table.current)
+
+
+def test_an_emptied_prefix_is_refused() -> None:
+    """All VIPs gone at once is an accident until somebody says that it is not."""
+    before = generations(web(backend("b1")))[-1]
+    assert [r.key for r in refusals(desired([], []), before)] == ["vips"]
+    assert refusals(desired([], []), NOTHING) == ()
+
+
+def test_a_pool_that_loses_all_backend_keys_at_once_is_refused() -> None:
+    """A pool in use is not emptied by deletion; states are the way to say that it is meant."""
+    before = generations(web(backend("b1"), backend("b2")))[-1]
+    assert [r.key for r in refusals(web(), before)] == ["pools/web/backends"]
+    disabled = web(backend("b1", state="disabled"), backend("b2", state="disabled"))
+    assert refusals(disabled, before) == ()
+    assert refusals(web(), plan(disabled, before, 1001)) == ()
