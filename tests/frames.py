@@ -3,11 +3,10 @@
 
 from typing import Any
 
+from roster import VIP4, VIP6
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-
-from roster import VIP4, VIP6
 
 ETHER = Ether(src="02:00:00:00:00:04", dst="02:00:00:00:00:01")
 CLIENT4, CLIENT6 = "10.77.0.9", "fd77::9"
@@ -23,7 +22,9 @@ def ip6(source: str = CLIENT6, to: str = VIP6, **fields: Any) -> IPv6:
     return IPv6(src=source, dst=to, **fields)
 
 
-def tcp(flags: str, ip: Any = None, *, sport: int = 40000, dport: int = 80, data: str = "") -> bytes:
+def tcp(
+    flags: str, ip: Any = None, *, sport: int = 40000, dport: int = 80, data: str = ""
+) -> bytes:
     """A TCP segment in a frame."""
     return bytes(ETHER / (ip or ip4()) / TCP(sport=sport, dport=dport, flags=flags) / data)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def model() -> State:
 class Kernel:
     """A balancer with maps of its own, from `with` to its end."""
 
-    def __enter__(self) -> "Kernel":
+    def __enter__(self) -> Self:
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
         host._make_folder(self.pins)
         self.maps = maps.create(CAPACITY)
@@ -77,7 +78,7 @@ class Kernel:
 
     def run(self, frame: bytes) -> tuple[Verdict, bytes]:
         """Runs one frame through the program."""
-        result = bpf.test_run(self.program, frame)
+        result = bpf.run(self.program, frame)
         return Verdict(result.verdict), result.frame
 
     def flows(self, table: str) -> dict[FlowKey, Flow]:

@@ -27,6 +27,7 @@ class Both:
     state: State
 
     def install(self, generation: Generation) -> None:
+        """Puts a generation in force on both."""
         self.kernel.install(generation)
         self.state.install(generation)
 
@@ -236,9 +237,7 @@ def test_quarantine_moves_established_flows_at_once(both: Both, send: object) ->
 
 def test_a_changed_address_is_followed_by_established_flows(both: Both) -> None:
     """The id stays, so a flow goes where the backend went, to another family too."""
-    before, after = generations(
-        web(backend("b1")), web(backend("b1", "fd01::1")), now=1000
-    )
+    before, after = generations(web(backend("b1")), web(backend("b1", "fd01::1")), now=1000)
     both.install(before)
     old = both.send(tcp("A"))
     both.install(after)

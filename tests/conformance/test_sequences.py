@@ -43,11 +43,11 @@ def frames() -> st.SearchStrategy[bytes]:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(
-    st.lists(st.tuples(rosters(), st.lists(frames(), max_size=25)), min_size=1, max_size=8)
-)
+@given(st.lists(st.tuples(rosters(), st.lists(frames(), max_size=25)), min_size=1, max_size=8))
 def test_any_sequence(steps: list[tuple[Desired, list[bytes]]]) -> None:
     """After every step each frame, verdict, map and counter is the same on both sides."""
     with Kernel() as kernel:
@@ -75,10 +75,10 @@ def test_mutated_frames() -> None:
         for _ in range(20_000):
             frame = bytearray(chance.choice(good))
             for _ in range(chance.randint(1, 4)):
-                frame[chance.randrange(12, len(frame))] = chance.choice([0, 1, 0xFF, chance.randrange(256)])
+                frame[chance.randrange(12, len(frame))] = chance.choice(
+                    [0, 1, 0xFF, chance.randrange(256)]
+                )
             frame = frame[: chance.choice([len(frame), chance.randrange(14, len(frame) + 1)])]
             expected = process(state, bytes(frame), 1)
             assert kernel.run(bytes(frame)) == (expected.verdict, expected.frame), frame.hex()
         assert_equal(kernel, state)
-
-

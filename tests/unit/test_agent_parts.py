@@ -62,7 +62,7 @@ def test_a_bad_file_names_its_key(tmp_path: Path, text: str, sentence: str) -> N
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The reason is the system's own."""
-    with pytest.raises(ConfigError, match="nothing.toml: No such file"):
+    with pytest.raises(ConfigError, match=r"nothing\.toml: No such file"):
         config.read(tmp_path / "nothing.toml")
 
 

@@ -24,7 +24,9 @@ def test_the_header_of_enums_is_the_generated_one() -> None:
 
 def test_a_table_survives_encoding() -> None:
     """What is written to an inner map is read back equal, windows included."""
-    table = generations(web(backend("b1")), web(backend("b1"), backend("b2")))[-1].pools["web"].table
+    table = (
+        generations(web(backend("b1")), web(backend("b1"), backend("b2")))[-1].pools["web"].table
+    )
     again = tables.decode(bytes(tables.encode(table)))
     assert np.array_equal(again.current, table.current)
     assert np.array_equal(again.fallback, table.fallback)
@@ -35,7 +37,9 @@ def test_a_table_survives_encoding() -> None:
 
 def test_slots_in_transition_are_flagged_for_packets() -> None:
     """The flag and the window index are two views of one thing."""
-    table = generations(web(backend("b1")), web(backend("b1"), backend("b2")))[-1].pools["web"].table
+    table = (
+        generations(web(backend("b1")), web(backend("b1"), backend("b2")))[-1].pools["web"].table
+    )
     leaf = np.frombuffer(tables.encode(table), layout.TABLE)[0]
     assert np.array_equal(leaf["slots"]["fallback"] >> 31 == 1, table.window > 0)
 

@@ -2,6 +2,7 @@
 """The planner's promises: stable ids, equal digests, exact fallbacks, whatever the history."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def ids(generation: Generation) -> dict[BackendKey, Identity]:
 def test_an_id_stays_with_its_name(steps: list[Desired]) -> None:
     """As long as a backend is there its id and incarnation are the same, and nobody else has it."""
     history = generations(*steps)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         both = ids(before).keys() & ids(after).keys()
         assert {k: ids(before)[k] for k in both} == {k: ids(after)[k] for k in both}
         assert len({i.id for i in ids(after).values()}) == len(after.backends)

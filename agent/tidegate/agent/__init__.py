@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: one queue that turns snapshots, timers and link changes into generations in the kernel."""
+"""The agent: one loop that turns snapshots, time and link changes into generations."""

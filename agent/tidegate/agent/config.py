@@ -24,7 +24,7 @@ Name = Annotated[str, Meta(pattern=_NAME)]
 
 
 class Encapsulation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sources of outer headers: a network whose host bits come from the flow hash, or one address."""
+    """Outer sources: a network whose host bits come from the flow hash, or one address."""
 
     source4: IPv4Network
     source6: IPv6Network
@@ -147,7 +147,7 @@ def _decode(kind: type, value: object) -> Any:  # noqa: ANN401 - msgspec's hook 
 
 
 def _sentence(message: str) -> str:
-    """msgspec's message with the key first: `etcd.endpoints[0]: expected str, got int`."""
+    """The message of msgspec with the key first: `etcd.endpoints[0]: expected str, got int`."""
     match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     return f"{match[2] or 'top level'}: {match[1]}" if match else message
 

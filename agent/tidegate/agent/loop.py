@@ -49,10 +49,10 @@ class Agent:
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._started = time.time()
         self._mailbox = Mailbox()
+        # Before the links are first read, so that no change falls between.
+        self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
         self._plane = DataPlane(_settings(self._config))
-        self._control = Control(
-            self._plane.publisher, allow_empty=self._config.guards.allow_empty
-        )
+        self._control = Control(self._plane.publisher, allow_empty=self._config.guards.allow_empty)
         etcd = self._config.etcd
         self._watch = Watch(
             etcd,
@@ -63,7 +63,6 @@ class Agent:
         self._status = StatusWriter(
             etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
         )
-        self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._applied: float | None = None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only place that knows bcc, BPF maps and links: compile, load, adopt, attach, publish, read."""
+"""The only place that knows bcc, BPF maps and links: compile, load, adopt, attach, publish."""

@@ -84,8 +84,8 @@ def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
         import bcc  # noqa: PLC0415 - takes 60 ms, and most commands do without
     except ImportError as error:
         raise CapabilityError(
-            "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and run "
-            "from a virtual environment that sees the system's packages (python3 -m venv "
+            "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and "
+            "run from a virtual environment that sees the system's packages (python3 -m venv "
             f"--system-site-packages); the reason was: {error}"
         ) from error
     return bcc
@@ -176,7 +176,9 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
         if code[at] == _LD_IMM64 and code[at + 1] >> 4 == _PSEUDO_MAP_FD:
             table = program.tables[struct.unpack_from("<i", code, at + 4)[0]]
             if table not in maps:
-                raise DataplaneError(f"program {program.name} uses map {table!r}, which is not there")
+                raise DataplaneError(
+                    f"program {program.name} uses map {table!r}, which is not there"
+                )
             struct.pack_into("<i", code, at + 4, maps[table])
     lib = _import_bcc().libbcc.lib
     instructions = ctypes.create_string_buffer(bytes(code), len(code))
@@ -188,7 +190,7 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
         number = ctypes.get_errno()
         text = log.value.decode(errors="replace")
         raise CompileError(
-            f"the kernel refused program {program.name} ({os.strerror(number)}); the verifier says: "
+            f"the kernel refused program {program.name} ({os.strerror(number)}); its log: "
             + "\n".join(text.splitlines()[-12:]),
             text,
         )

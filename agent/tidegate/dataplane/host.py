@@ -122,11 +122,7 @@ class DataPlane:
             if self._links.get(interface) != link:
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
-                log.info(
-                    "link interface=%s mtu=%d gateway4=%s gateway6=%s%s",
-                    *(interface, link.mtu, link.gateway4, link.gateway6),
-                    f" missing={link.missing()!r}" if link.missing() else "",
-                )
+                log.info("link %s", link)
 
     def _attach(self, link: Link) -> None:
         """Attaches our program unless it is there. Somebody else's is never replaced."""
@@ -136,8 +132,8 @@ class DataPlane:
             return
         if there is not None and there.program_id not in self._ours:
             raise DataplaneError(
-                f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): if "
-                f"it is not needed, take it off with `ip link set dev {interface} xdp off`"
+                f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): "
+                f"if it is not needed, take it off with `ip link set dev {interface} xdp off`"
             )
         mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
         if self._mode == "auto" and there is not None:
@@ -223,7 +219,7 @@ def _lock(pins: Path) -> int:
 
 
 def _pinned_programs(pins: Path) -> set[int]:
-    """Ids of the programs that are pinned: one, or two after a crash while one replaced the other."""
+    """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
     found: set[int] = set()
     for path in (pins / _PROGRAM, pins / _NEXT):
         if path.exists():

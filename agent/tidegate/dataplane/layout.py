@@ -2,7 +2,7 @@
 """The agent's side of bpf/layout.h, as numpy types, and the check that the two are equal."""
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from tidegate.model.values import Address
 
 ID: Final = np.dtype("<u4")
 
-VIP_KEY: Final = np.dtype(
-    [("address", "V16"), ("port", ">u2"), ("protocol", "u1"), ("zero", "u1")]
-)
+VIP_KEY: Final = np.dtype([("address", "V16"), ("port", ">u2"), ("protocol", "u1"), ("zero", "u1")])
 VIP: Final = np.dtype(
     [("id", "<u4"), ("incarnation", "<u4"), ("pool", "<u4"), ("zero", "<u4"), ("tag", "<u8")]
 )
@@ -106,9 +104,10 @@ def unpacked(address: bytes) -> Address:
     return whole.ipv4_mapped or whole
 
 
-def _offsets(dtype: np.dtype[np.void]) -> tuple[tuple[str, int], ...]:
-    fields = dtype.fields or {}
-    return tuple((name, int(fields[name][1])) for name in dtype.names or ())
+def _offsets(dtype: np.dtype[Any]) -> tuple[tuple[str, int], ...]:
+    if dtype.fields is None:
+        return ()
+    return tuple((name, int(dtype.fields[name][1])) for name in dtype.names or ())
 
 
 def check(program: Program) -> None:

@@ -180,7 +180,11 @@ def contents(found: Mapping[Place, Record]) -> Contents:
             case FreedRecord(incarnation, at):
                 freed[place.kind][place.id] = Freed(incarnation, at)
     return Contents(
-        meta, vips, pools, backends, FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND])
+        meta,
+        vips,
+        pools,
+        backends,
+        FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND]),
     )
 
 
@@ -200,8 +204,8 @@ def read(fd: int) -> dict[Place, Record]:
             found[Place(Kind(kind), id_)] = _decoder.decode(values[at + 2 : at + 2 + length])
         except (ValueError, msgspec.DecodeError) as error:
             raise DataplaneError(
-                f"record {kind}/{id_} of the pinned ledger cannot be read ({error}): it was written "
-                "by another version of Tidegate"
+                f"record {kind}/{id_} of the pinned ledger cannot be read ({error}): it was "
+                "written by another version of Tidegate"
             ) from error
     return found
 

@@ -31,6 +31,7 @@ _NTF_USE: Final = 1
 _NUD_VALID: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # a MAC that the stack itself would use
 _NUD_FRESH: Final = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent
 _MAIN_TABLE: Final = 254
+_SETTLE_MS: Final = 20
 _NOBODY: Final = b"\0" * 6
 
 
@@ -60,6 +61,14 @@ class Link:
     gateway4_mac: bytes | None
     gateway6_mac: bytes | None
     program: Attachment | None
+
+    def __str__(self) -> str:
+        mac4 = self.gateway4_mac.hex(":") if self.gateway4_mac else "none"
+        mac6 = self.gateway6_mac.hex(":") if self.gateway6_mac else "none"
+        return (
+            f"interface={self.interface} mtu={self.mtu} gateway4={self.gateway4} "
+            f"gateway4_mac={mac4} gateway6={self.gateway6} gateway6_mac={mac6}"
+        )
 
     def missing(self) -> str | None:
         """What keeps it from forwarding, as a sentence, or None."""
@@ -175,14 +184,19 @@ class LinkWatch:
             each.close()
 
     def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poller.poll()}
-            if self._wake.fileno() in ready:
+        both, only_stop = select.poll(), select.poll()
+        both.register(self._socket, select.POLLIN)
+        for poller in (both, only_stop):
+            poller.register(self._wake, select.POLLIN)
+        while self._wake.fileno() not in {fd for fd, _ in both.poll()}:
+            # One change comes as several messages; they are answered together.
+            if only_stop.poll(_SETTLE_MS):
                 return
-            # ENOBUFS says that messages were lost, which is one more reason to read afresh.
-            with suppress(OSError):
-                self._socket.recv(65536)
+            self._drain()
             self._changed()
+
+    def _drain(self) -> None:
+        # BlockingIOError: no more. ENOBUFS: some were lost, one more reason to read afresh.
+        with suppress(OSError):
+            while True:
+                self._socket.recv(65536, socket.MSG_DONTWAIT)

@@ -183,7 +183,7 @@ def _compare(path: Path, shape: Shape, info: bpf.MapInfo) -> None:
         )
 
 
-def read_array(fd: int, dtype: np.dtype[np.void], capacity: int) -> np.ndarray:  # type: ignore[type-arg]
+def read_array(fd: int, dtype: np.dtype[np.void], capacity: int) -> np.ndarray:
     """All values of an array map, in the order of their index."""
     _, values, count = bpf.map_items(fd, 4, dtype.itemsize, capacity)
     return np.frombuffer(values, dtype, count)

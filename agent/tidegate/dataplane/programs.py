@@ -52,9 +52,7 @@ class Build:
         key0, key1 = self.hash_keys()
         source6 = self.source6.network_address.packed
         mask6 = int(self.source6.hostmask)
-        words = {
-            f"SOURCE6_{i}": _network_order(source6[4 * i : 4 * i + 4]) for i in range(4)
-        }
+        words = {f"SOURCE6_{i}": _network_order(source6[4 * i : 4 * i + 4]) for i in range(4)}
         return tuple(
             {
                 "TABLE_SIZE": str(TABLE_SIZE),
@@ -112,7 +110,7 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
             raise DataplaneError(
                 f"{interface} refused the XDP program in {mode} mode: {os.strerror(error.code)}"
                 + (
-                    ". If its driver has no XDP, allow xdp_mode = \"generic\" in the agent's file"
+                    '. If its driver has no XDP, allow xdp_mode = "generic" in the agent\'s file'
                     if mode == "native"
                     else ""
                 )

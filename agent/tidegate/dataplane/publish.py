@@ -30,7 +30,7 @@ from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.maps import read_array
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_BACKENDS
-from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool, Slots
 from tidegate.model.values import Vip
 from tidegate.planner import confirm
 
@@ -78,9 +78,7 @@ class Publisher:
         number = max([found.meta.number, *(placed.table.generation for placed in pools.values())])
         vips = {name: placed for name, placed in found.vips.items() if placed.vip.pool in pools}
         self.in_force = confirm(
-            Generation(
-                number, found.meta.revision, "", vips, pools, found.backends, found.freed
-            )
+            Generation(number, found.meta.revision, "", vips, pools, found.backends, found.freed)
         )
         return self.in_force
 
@@ -137,11 +135,15 @@ class Publisher:
         ledger.write(self._maps["ledger"], changed)
         self._records.update(changed)
 
-    def _write_backends(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
+    def _write_backends(
+        self, generation: Generation, wanted: Mapping[Place, ledger.Record]
+    ) -> None:
         before = self.in_force.backends
         changed = [p for key, p in generation.backends.items() if before.get(key) != p]
         living = (ledger.PoolRecord, ledger.BackendRecord)
-        self._record({place: record for place, record in wanted.items() if isinstance(record, living)})
+        self._record(
+            {place: record for place, record in wanted.items() if isinstance(record, living)}
+        )
         ids = np.array([placed.identity.id for placed in changed], np.uint32)
         for placed in changed:
             self._stage(placed)
@@ -149,8 +151,8 @@ class Publisher:
         # Every address is in place; now select it. A packet sees the old one or the new one.
         for placed in changed:
             entry = self._entries[placed.identity.id]
-            wanted = layout.packed(placed.backend.address)
-            entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != wanted)
+            address = layout.packed(placed.backend.address)
+            entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != address)
         self._write_entries(ids)
 
     def _stage(self, placed: PlacedBackend) -> None:
@@ -168,7 +170,7 @@ class Publisher:
             entry["endpoints"][1 - selected] = (address, backend.address.version)
         entry["flags"] = layout.QUARANTINED if backend.state in _UNREACHABLE_STATES else 0
 
-    def _write_entries(self, ids: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _write_entries(self, ids: Slots) -> None:
         bpf.map_update_batch(
             self._maps["backends"], ids.tobytes(), self._entries[ids].tobytes(), len(ids)
         )

@@ -186,17 +186,15 @@ def map_info(fd: int) -> MapInfo:
     return MapInfo(*struct.unpack_from("<IIIIII", info.raw))
 
 
-class TestRun(NamedTuple):
+class Run(NamedTuple):
     """What a program did with a frame: its return value, the frame it left, ns per repetition."""
-
-    __test__ = False
 
     verdict: int
     frame: bytes
     duration: int
 
 
-def test_run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> TestRun:
+def run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> Run:
     """Runs an XDP program on one frame (BPF_PROG_TEST_RUN).
 
     Args:
@@ -220,4 +218,4 @@ def test_run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> TestRu
     _, after = _bpf(_PROG_TEST_RUN, attr)
     verdict, _, size = struct.unpack_from("<III", after, 4)
     duration = struct.unpack_from("<I", after, 36)[0]
-    return TestRun(verdict, result.raw[:size], duration)
+    return Run(verdict, result.raw[:size], duration)

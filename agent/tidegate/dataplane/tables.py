@@ -62,16 +62,15 @@ def fill(table: Table) -> int:
     blob = encode(table)
     try:
         bpf.map_update(fd, _FIRST, memoryview(blob))
-        if bpf.map_lookup(fd, _FIRST, len(blob)) != blob:
-            raise DataplaneError(
-                f"table of generation {table.generation} reads back differently than it was written"
-            )
+        again = bpf.map_lookup(fd, _FIRST, len(blob))
     except OSError as error:
         os.close(fd)
         raise DataplaneError(f"cannot fill an inner table: {error.strerror}") from error
-    except DataplaneError:
+    if again is None or memoryview(again) != blob:
         os.close(fd)
-        raise
+        raise DataplaneError(
+            f"table of generation {table.generation} reads back differently than it was written"
+        )
     return fd
 
 

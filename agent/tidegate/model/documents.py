@@ -26,7 +26,8 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """A virtual IP address, port and protocol, and the pool that serves it."""
 
     address: Annotated[
-        str, Meta(description="IPv4 or IPv6 address that clients connect to.", examples=["192.0.2.10"])
+        str,
+        Meta(description="IPv4 or IPv6 address that clients connect to.", examples=["192.0.2.10"]),
     ]
     port: Annotated[Port, Meta(description="Destination port.", examples=[443])]
     protocol: Annotated[Protocol, Meta(description="Transport protocol.", examples=["tcp"])]

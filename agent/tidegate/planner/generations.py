@@ -29,7 +29,7 @@ from tidegate.model.generation import (
     PlacedVip,
     Slots,
 )
-from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
+from tidegate.model.values import BackendKey, Desired, Pool, Vip
 from tidegate.planner.digest import generation_digest, table_digest
 from tidegate.planner.ids import Allocator
 from tidegate.planner.transition import first_table, next_table
@@ -208,9 +208,7 @@ def _freed(
     used = {placed.identity.id for placed in after.values()}
     gone = {before[name].identity for name in before.keys() - after.keys()}
     resting = {id_: last for id_, last in freed.items() if id_ not in used}
-    return resting | {
-        identity.id: Freed(identity.incarnation, now) for identity in gone
-    }
+    return resting | {identity.id: Freed(identity.incarnation, now) for identity in gone}
 
 
 def confirm(found: Generation) -> Generation:

@@ -33,7 +33,7 @@ def refusals(desired: Desired, previous: Generation) -> tuple[Rejection, ...]:
                     f"pools/{pool}/backends",
                     f"all {len(had)} serving backends of a pool that a VIP uses would vanish at "
                     "once; the last generation stays in force. If it is meant, set them to "
-                    '"disabled" first, or set guards.allow_empty in the agent\'s file and reload it',
+                    '"disabled" first, or set guards.allow_empty in the agent\'s file and reload',
                     desired.revision,
                 )
             )

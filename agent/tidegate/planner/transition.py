@@ -5,16 +5,17 @@ A slot's fallback is the owner that it had when its window opened, however often
 Its window closes a set time after its last change; then the fallback becomes the current owner.
 
 The table has room for 255 windows. Under a storm of changes the oldest ones are merged: the merged
-window opens with the earlier and closes with the later of the two. Both directions are safe. A later
-close keeps untracked flows with their old owner for longer. An earlier opening lets an older mark of
-the SYN table count, which only a flow that took longer than a whole window to shake hands has.
+window opens with the earlier and closes with the later of the two. Both directions are safe. A
+later close keeps untracked flows with their old owner for longer. An earlier opening lets an older
+mark of the SYN table count, which only a flow whose handshake took longer than a window has.
 """
 
 from collections.abc import Collection
 
 import numpy as np
+import numpy.typing as npt
 
-from tidegate.model.generation import CLOSED, WINDOWS, Slots, Table, Window
+from tidegate.model.generation import CLOSED, WINDOWS, Slots, Table, Window, WindowIndex
 
 
 def first_table(current: Slots, generation: int) -> Table:
@@ -69,7 +70,7 @@ def next_table(
     return before if _same(before, table) else _frozen(table)
 
 
-def _merged(windows: list[Window]) -> tuple[list[Window], np.ndarray]:  # type: ignore[type-arg]
+def _merged(windows: list[Window]) -> tuple[list[Window], WindowIndex]:
     """At most WINDOWS windows, and where each of the given ones went (uint8)."""
     places = np.zeros(len(windows), np.uint8)
     merged = [CLOSED]
@@ -94,7 +95,7 @@ def _same(a: Table, b: Table) -> bool:
     )
 
 
-def _by_slot(table: Table) -> np.ndarray:  # type: ignore[type-arg]
+def _by_slot(table: Table) -> npt.NDArray[np.int64]:
     return np.array(table.windows, np.int64)[table.window]
 
 

@@ -61,9 +61,7 @@ def process(state: State, frame: bytes, interface: int) -> Result:
     return result
 
 
-def _forward(
-    state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int
-) -> Result:
+def _forward(state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int) -> Result:
     if packet.length > packet.available or packet.length < packet.headers:
         return Result(Verdict.DROP, frame, Reason.BAD_LENGTH)
     if packet.is_fragment:
@@ -84,9 +82,7 @@ def _forward(
         state.flows[key] = _flow(vip, choice)
     _count(state, vip, packet, choice)
     slot = _slot(state, vip, value)
-    return Result(
-        Verdict.TX, out, backend=choice.backend, slot=slot, decision=choice.decision
-    )
+    return Result(Verdict.TX, out, backend=choice.backend, slot=slot, decision=choice.decision)
 
 
 def _slot(state: State, vip: VipEntry, value: int) -> int | None:

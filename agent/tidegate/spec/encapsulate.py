@@ -55,7 +55,7 @@ def _outer6(state: State, packet: Packet, to: Address, value: int) -> bytes:
 
 def _checksum(header: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f">{len(header) // 2}H", header))
+    total: int = sum(struct.unpack(f">{len(header) // 2}H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent on a real rack: keys in etcd steer real packets, and nothing breaks when it is away."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tidegate.lab import netns
+from tidegate.lab.agents import AgentProcess, config_path
+from tidegate.lab.control import Control, StatusWatch
+from tidegate.lab.plan import ROUTER, LabSpec
+from tidegate.lab.rack import Lab
+
+pytestmark = pytest.mark.root
+
+BACKENDS = ("b1", "b2", "b3")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
+        yield built
+
+
+@pytest.fixture
+def control(lab: Lab) -> Control:
+    """A control system that has written one pool and its VIPs."""
+    control = Control(lab)
+    control.put("pools/web", {"transition_window": 5, "deregistration_delay": 5})
+    for name in BACKENDS:
+        control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
+    control.put("vips/web4", vip(lab.vip4()))
+    control.put("vips/web6", vip(lab.vip6()))
+    control.put("vips/echo4", vip(lab.vip4(), port=7, protocol="udp"))
+    return control
+
+
+@pytest.fixture
+def status(lab: Lab) -> Iterator[StatusWatch]:
+    with StatusWatch(lab, "lb1") as watch:
+        yield watch
+
+
+@pytest.fixture
+def agent(lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
+    """An agent that has everything in force."""
+    started = lab.start_agent("lb1")
+    ready(started, status)
+    return started
+
+
+def ready(agent: AgentProcess, status: StatusWatch, generation: int = 1) -> None:
+    try:
+        status.wait(
+            "synced", lambda s: s["state"] == "synced" and s["generation"] >= generation, timeout=20
+        )
+    except Exception as error:
+        error.add_note(agent.tail(20))
+        raise
+
+
+def vip(
+    address: object, port: int = 80, protocol: str = "tcp", pool: str = "web"
+) -> dict[str, object]:
+    return {"address": str(address), "port": port, "protocol": protocol, "pool": pool}
+
+
+def backend_of(lab: Lab, address: object) -> str:
+    """The backend that answers an HTTP request from a client."""
+    host = f"[{address}]" if ":" in str(address) else str(address)
+    command = ["curl", "--silent", "--show-error", "--max-time", "3", f"http://{host}/"]
+    return lab.client(1).run(command).stdout.strip()
+
+
+def test_keys_steer_tcp_and_udp_over_both_families(lab: Lab, agent: AgentProcess) -> None:
+    """A VIP answers from its pool's backends; replies come straight from them (DSR)."""
+    for address in (lab.vip4(), lab.vip6()):
+        seen = Counter(backend_of(lab, address) for _ in range(24))
+        assert set(seen) == set(BACKENDS)
+    echo = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); "
+        f"s.connect(('{lab.vip4()}', 7)); s.send(b'hi'); print(s.recv(99).decode())"
+    )
+    assert lab.client(2).run([sys.executable, "-c", echo]).stdout.split()[0] in BACKENDS
+
+
+def test_a_change_of_the_roster_moves_new_connections(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """Weight, drain, disable and delete each take a backend out of the way of new connections."""
+    gone = [
+        lambda: control.put("pools/web/backends/b1", backend(lab, "b1", weight=0)),
+        lambda: control.put("pools/web/backends/b2", backend(lab, "b2", state="drain")),
+    ]
+    for change in gone:
+        status.wait_applied(change().revision)
+    assert {backend_of(lab, lab.vip4()) for _ in range(12)} == {"b3"}
+    control.put("pools/web/backends/b1", backend(lab, "b1"))
+    status.wait_applied(control.delete("pools/web/backends/b3").revision)
+    assert {backend_of(lab, lab.vip6()) for _ in range(12)} == {"b1"}
+
+
+def backend(lab: Lab, name: str, **fields: object) -> dict[str, object]:
+    return {"address": str(lab.address(name)), **fields}
+
+
+BAD = {
+    "broken JSON": ("vips/bad", '{"address": ', "vips/bad", ""),
+    "unknown field": ("pools/web", '{"colour": "red"}', "pools/web", "colour"),
+    "bad address": (
+        "vips/web4",
+        '{"address": "10.99.0.256", "port": 80, "protocol": "tcp", "pool": "web"}',
+        "vips/web4",
+        "address",
+    ),
+    "weight -1": (
+        "pools/web/backends/b1",
+        '{"address": "10.1.1.1", "weight": -1}',
+        "pools/web/backends/b1",
+        "weight",
+    ),
+    "port 70000": (
+        "vips/bad",
+        '{"address": "10.99.0.9", "port": 70000, "protocol": "tcp", "pool": "web"}',
+        "vips/bad",
+        "port",
+    ),
+    "no such pool": (
+        "vips/bad",
+        '{"address": "10.99.0.9", "port": 80, "protocol": "tcp", "pool": "nothing"}',
+        "vips/bad",
+        "pool",
+    ),
+    "the same service twice": (
+        "vips/bad",
+        '{"address": "10.99.0.1", "port": 80, "protocol": "tcp", "pool": "web"}',
+        "vips/bad",
+        "address",
+    ),
+}
+
+
+def test_bad_documents_are_refused_by_key_and_field(
+    lab: Lab, agent: AgentProcess, status: StatusWatch
+) -> None:
+    """The last good generation stays in force, whatever is written; nothing crashes."""
+    assert status.latest is not None
+    before = status.latest.status
+    for name, (key, text, refused_key, field) in BAD.items():
+        lab.etcdctl("put", f"/tidegate/default/config/live/{key}", text)
+        seen = status.wait(
+            f"a refusal of {name}",
+            lambda s, k=refused_key, f=field: any(
+                r["key"] == k and r["field"] == f and r["reason"] for r in s["refusals"]
+            ),
+        )
+        assert (seen.status["generation"], seen.status["digest"]) == (
+            before["generation"],
+            before["digest"],
+        )
+        assert seen.status["state"] == "degraded"
+    assert backend_of(lab, lab.vip4()) in BACKENDS
+    assert agent.process.poll() is None
+
+
+def test_a_killed_agent_leaves_packets_flowing_and_is_adopted(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """Ids, generation number and tables are read back from the pins; digest and number go on."""
+    assert status.latest is not None
+    before = status.latest.status
+    agent.kill()
+    assert {backend_of(lab, lab.vip4()) for _ in range(12)} <= set(BACKENDS)
+    agent.restart()
+    again = status.wait("a new start", lambda s: s["started_at"] != before["started_at"])
+    again = status.wait("synced", lambda s: s["state"] == "synced")
+    assert (again.status["generation"], again.status["digest"]) == (
+        before["generation"],
+        before["digest"],
+    )
+    change = control.put("pools/web/backends/b1", backend(lab, "b1", weight=50))
+    after = status.wait_applied(change.revision)
+    assert after.status["generation"] == before["generation"] + 1
+
+
+def test_a_restart_on_a_broken_document_keeps_what_was_in_force(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """The last good value survives the agent, since it is in the pins."""
+    lab.etcdctl("put", "/tidegate/default/config/live/vips/web4", "{broken")
+    status.wait("the refusal", lambda s: bool(s["refusals"]))
+    agent.kill()
+    agent.restart()
+    started = status.latest.status["started_at"] if status.latest else ""
+    status.wait("a new start", lambda s: s["started_at"] != started and bool(s["refusals"]))
+    assert backend_of(lab, lab.vip4()) in BACKENDS
+
+
+def test_an_emptied_prefix_empties_nothing(
+    lab: Lab, agent: AgentProcess, status: StatusWatch
+) -> None:
+    """Everything deleted at once is an accident: the generation stays, and the guard says so."""
+    lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
+    seen = status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
+    assert seen.status["generation"] == 1
+    assert backend_of(lab, lab.vip4()) in BACKENDS
+
+
+def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: StatusWatch) -> None:
+    """The agent waits for etcd, forwards without it, and says that it is stale."""
+    etcd = etcd_pid(lab)
+    os.kill(etcd, signal.SIGSTOP)
+    agent = lab.start_agent("lb1")
+    wait_for_log(agent, "start version")
+    os.kill(etcd, signal.SIGCONT)
+    ready(agent, status)
+    os.kill(etcd, signal.SIGSTOP)
+    try:
+        wait_for_log(agent, "etcd: reconnecting")
+        assert backend_of(lab, lab.vip4()) in BACKENDS
+    finally:
+        os.kill(etcd, signal.SIGCONT)
+    status.wait_applied(control.put("pools/web/backends/b1", backend(lab, "b1", weight=7)).revision)
+
+
+def etcd_pid(lab: Lab) -> int:
+    nodes = {node["name"]: node for node in lab.status()["nodes"]}
+    return next(p["pid"] for p in nodes["ctl"]["processes"] if p["command"].startswith("etcd"))
+
+
+def wait_for_log(agent: AgentProcess, text: str) -> None:
+    """Follows the agent's log until it says something; fails after 20 s."""
+    with subprocess.Popen(
+        ["tail", "--lines=+1", "--follow", str(agent.log)], stdout=subprocess.PIPE, text=True
+    ) as tail:
+        assert tail.stdout is not None
+        deadline = subprocess.Popen(["sleep", "20"])
+        try:
+            os.set_blocking(tail.stdout.fileno(), True)
+            for line in tail.stdout:
+                if text in line:
+                    return
+                assert deadline.poll() is None, f"no {text!r} in the log: {agent.tail()}"
+        finally:
+            for child in (tail, deadline):
+                child.kill()
+            deadline.wait()
+
+
+def test_a_reload_takes_over_what_may_change(
+    lab: Lab, agent: AgentProcess, status: StatusWatch
+) -> None:
+    """SIGHUP reads the file again: a guard can be opened; a broken file changes nothing."""
+    path = config_path(lab.spec, "lb1")
+    good = path.read_text()
+    path.write_text("interfaces = [")
+    agent.reload()
+    wait_for_log(agent, "reload refused")
+    path.write_text(good + "\n[guards]\nallow_empty = true\n")
+    agent.reload()
+    wait_for_log(agent, "reload changed=guards")
+    deleted = lab.etcdctl("-w", "json", "del", "--prefix", "/tidegate/default/config/live/")
+    revision = json.loads(deleted)["header"]["revision"]
+    assert status.wait_applied(revision).status["capacity"]["vips"]["used"] == 0
+
+
+def test_only_one_agent_holds_a_data_plane(lab: Lab, agent: AgentProcess) -> None:
+    """A second one is told who to stop, and changes nothing."""
+    second = run_agent(lab, config_path(lab.spec, "lb1"))
+    assert second.returncode == 2
+    assert "another agent holds" in second.stderr
+
+
+def run_agent(lab: Lab, config: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(config)]
+    return lab.node("lb1").run(command, check=False)
+
+
+def test_somebody_elses_program_is_not_replaced(lab: Lab) -> None:
+    """The operator is told which program is there and how to take it off."""
+    from tidegate.dataplane.programs import attach_pass, attached  # noqa: PLC0415
+
+    with netns.entered(lab.node("lb1").namespace):
+        attach_pass("eth0")
+        there = attached("eth0")
+    refused = run_agent(lab, config_path(lab.spec, "lb1"))
+    assert refused.returncode == 2
+    assert "not Tidegate's" in refused.stderr
+    with netns.entered(lab.node("lb1").namespace):
+        assert attached("eth0") == there
+
+
+def test_generic_mode_works_where_the_file_allows_it(
+    lab: Lab, control: Control, status: StatusWatch
+) -> None:
+    """The status says which mode an interface is in."""
+    path = config_path(lab.spec, "lb1")
+    path.write_text(path.read_text().replace('"native"', '"generic"'))
+    ready(lab.start_agent("lb1"), status)
+    assert status.latest is not None
+    assert status.latest.status["interfaces"] == [{"name": "eth0", "mode": "generic"}]
+
+
+def test_a_gateway_that_changes_its_mac_is_followed(
+    lab: Lab, agent: AgentProcess, control: Control
+) -> None:
+    """The neighbour table is the source; its change reaches the program without a restart."""
+    uplink = lab.station("lb1").uplink
+    with netns.entered(lab.node(ROUTER).namespace):
+        subprocess.run(["ip", "link", "set", uplink, "address", "02:00:00:00:77:77"], check=True)
+    lab.node("lb1").run(["ip", "neigh", "flush", "dev", "eth0"])
+    wait_for_log(agent, "gateway4_mac=02:00:00:00:77:77")
+    assert {backend_of(lab, lab.vip4()) for _ in range(6)} <= set(BACKENDS)
+
+
+def test_the_service_manager_hears_of_ready_and_stop(
+    lab: Lab, control: Control, tmp_path: Path
+) -> None:
+    """READY once the data plane is up, STOPPING on SIGTERM, exit code 0."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        try:
+            agent = lab.start_agent("lb1")
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+        assert manager.recv(200).startswith(b"READY=1")
+        assert agent.terminate() == 0
+        assert manager.recv(200) == b"STOPPING=1"
+
+
+def test_remove_takes_the_data_plane_down(lab: Lab, agent: AgentProcess) -> None:
+    """The opposite of a stop: program off, pins gone."""
+    from tidegate.dataplane.programs import attached  # noqa: PLC0415
+
+    agent.terminate()
+    config = config_path(lab.spec, "lb1")
+    lab.node("lb1").run(
+        [sys.executable, "-m", "tidegate.cli.main", "agent", "remove", "-c", str(config)]
+    )
+    with netns.entered(lab.node("lb1").namespace):
+        assert attached("eth0") is None
+    assert not Path(f"/sys/fs/bpf/tidegate-{lab.spec.name}-lb1").exists()
