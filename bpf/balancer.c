@@ -30,7 +30,7 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, const st
 	};
 	int reason;
 
-	if (packet->length > packet->available || packet->length < packet->headers)
+	if (packet->is_cut || packet->length < packet->headers)
 		return DROP_BAD_LENGTH;
 	if (packet->is_fragment)
 		return DROP_FRAGMENT;

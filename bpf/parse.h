@@ -21,10 +21,10 @@ struct packet {
 	u32 source[4];
 	struct vip_key destination;
 	u32 length; /* bytes of the IP packet, from its own header */
-	u32 available; /* bytes of the frame behind the Ethernet header */
 	u16 source_port;
 	bool is_v6;
 	bool is_fragment;
+	bool is_cut; /* the frame ends before the IP packet does */
 	bool is_syn; /* SYN without ACK */
 	bool is_rst;
 	u8 tos; /* traffic class in IPv6 */
@@ -40,7 +40,6 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 
 	if (l3 > end)
 		return false;
-	packet->available = end - l3;
 
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = l3;
@@ -96,5 +95,6 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 	} else {
 		return false;
 	}
+	packet->is_cut = l3 + packet->length > end;
 	return true;
 }

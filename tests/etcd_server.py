@@ -13,9 +13,10 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 
 def free_port() -> int:
@@ -78,6 +79,8 @@ class EtcdServer:
                     *("--initial-advertise-peer-urls", self._peer),
                     *("--initial-cluster", f"t={self._peer}"),
                     *("--listen-metrics-urls", f"http://{self._metrics}"),
+                    # One member needs no time to find a leader; the default is a second.
+                    *("--heartbeat-interval", "10", "--election-timeout", "100"),
                     *("--logger", "zap", "--log-level", "warn"),
                     *self.extra,
                 ],
@@ -149,3 +152,32 @@ class EtcdServer:
             connection.close()
 
 
+T = TypeVar("T")
+
+
+class Received(Generic[T]):
+    """A callback that keeps what it gets, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.items: list[T] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, item: T) -> None:
+        """Keep an item."""
+        with self._changed:
+            self.items.append(item)
+            self._changed.notify_all()
+
+    def wait(self, wanted: Callable[[T], bool], timeout: float = 10.0) -> T:
+        """Return the first item so far or to come that is wanted; fail after `timeout` seconds."""
+        seen = 0
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                for item in self.items[seen:]:
+                    if wanted(item):
+                        return item
+                seen = len(self.items)
+                left = deadline - time.monotonic()
+                assert left > 0, f"not received within {timeout} s; last were {self.items[-3:]}"
+                self._changed.wait(left)

@@ -9,14 +9,17 @@ the kernel grants to CAP_SYS_ADMIN alone).
 """
 
 import ctypes
+import errno
 import os
 import re
 import struct
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
+from io import StringIO
 from tempfile import TemporaryFile
 from typing import Any, Final
 
@@ -103,6 +106,11 @@ def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -
         CompileError: with the compiler's messages; warnings count as errors.
         CapabilityError: bcc is not installed, or BPF maps may not be created.
     """
+    return compile_text(program, source(f"{program}.c"), constants)
+
+
+def compile_text(program: str, text: str, constants: tuple[tuple[str, str], ...]) -> Program:
+    """Compiles C text that has a program function of this name; raises as `compile_program`."""
     bcc = _import_bcc()
     triplet = sysconfig.get_config_var("MULTIARCH") or ""
     flags = [
@@ -113,9 +121,9 @@ def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -
     ]
     with as_file(files("tidegate.bpf").joinpath("shim")) as shim:
         os.environ["BCC_KERNEL_SOURCE"] = str(shim)
-        module, messages = _quietly(bcc, source(f"{program}.c"), flags)
+        module, messages = _quietly(bcc, text, flags)
     if module is None:
-        raise CompileError(f"bpf/{program}.c does not compile:\n{messages}", messages)
+        raise CompileError(f"{program}.c does not compile:\n{messages}", messages)
     try:
         tables = {name: module[name.encode()] for name in _table_names(bcc, module)}
         leaves = {
@@ -147,21 +155,31 @@ def _table_names(bcc: Any, module: Any) -> list[str]:  # noqa: ANN401
 
 
 def _quietly(bcc: Any, text: str, flags: list[str]) -> tuple[Any, str]:  # noqa: ANN401
-    """Runs bcc, whose messages go to descriptor 2, and returns the module or what it said."""
-    saved = os.dup(2)
-    with TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
+    """Runs bcc and returns the module or None, and what the compiler said."""
+    with _captured() as messages:
         try:
             module = bcc.BPF(text=text.encode(), cflags=flags)
         except Exception as error:
             if type(error) is not Exception:  # bcc raises the bare class, with our source in it
                 raise
             module = None
+    return module, messages.getvalue()
+
+
+@contextmanager
+def _captured() -> Iterator[StringIO]:
+    """Catches what C code writes to descriptor 2; it is complete when the block ends."""
+    messages = StringIO()
+    saved = os.dup(2)
+    with TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield messages
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-        sink.seek(0)
-        return module, sink.read().decode(errors="replace")
+            sink.seek(0)
+            messages.write(sink.read().decode(errors="replace"))
 
 
 def load(program: Program, maps: Mapping[str, int]) -> int:
@@ -169,6 +187,7 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
 
     Raises:
         CompileError: with the verifier's log.
+        CapabilityError: not root, and a capability is missing.
         DataplaneError: a table that the program uses has no map.
     """
     code = bytearray(program.code)
@@ -183,12 +202,23 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
     lib = _import_bcc().libbcc.lib
     instructions = ctypes.create_string_buffer(bytes(code), len(code))
     log = ctypes.create_string_buffer(1 << 20)
-    fd: int = lib.bcc_prog_load(
-        *(_XDP, program.name.encode(), instructions, len(code), b"GPL", 0, 1, log, len(log))
-    )
-    if fd < 0:
+    with _captured():  # libbcc would print the log too
+        fd: int = lib.bcc_prog_load(
+            *(_XDP, program.name.encode(), instructions, len(code), b"GPL", 0, 1, log, len(log))
+        )
         number = ctypes.get_errno()
+    if fd < 0 and number == errno.EPERM:
+        raise CapabilityError(
+            f"may not load BPF program {program.name}: run as root, or with CAP_BPF, CAP_NET_ADMIN "
+            "and CAP_PERFMON"
+        )
+    if fd < 0:
         text = log.value.decode(errors="replace")
+        if "prohibited" in text:
+            raise CapabilityError(
+                f"the verifier wants CAP_PERFMON for program {program.name}, whose packet offsets "
+                "are not constants: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+            )
         raise CompileError(
             f"the kernel refused program {program.name} ({os.strerror(number)}); its log: "
             + "\n".join(text.splitlines()[-12:]),

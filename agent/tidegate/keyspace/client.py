@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 
@@ -23,6 +23,9 @@ from tidegate.keyspace.failures import CallFailed, Verdict, from_rpc
 from tidegate.keyspace.settings import EtcdSettings, check, targets
 
 T = TypeVar("T")
+
+Message: TypeAlias = Any
+"""A protobuf message, or another object of etcd3 or grpc; neither is typed."""
 
 _MAX_MESSAGE: Final = 64 * 1024 * 1024
 
@@ -78,13 +81,9 @@ class Etcd:
         """Note a sign of life from etcd."""
         self.last_contact = time.monotonic()
 
-    def range(
-        self, key: bytes, end: bytes = b"", *, revision: int = 0, limit: int = 0
-    ) -> Any:  # noqa: ANN401 - a message class that is built at run time
+    def range(self, key: bytes, end: bytes = b"", *, revision: int = 0, limit: int = 0) -> Message:
         """Read a key, or the keys from `key` to before `end`; linearizable."""
-        request = self.messages.RangeRequest(
-            key=key, range_end=end, revision=revision, limit=limit
-        )
+        request = self.messages.RangeRequest(key=key, range_end=end, revision=revision, limit=limit)
         return self._unary("read the keyspace", lambda client: client.kvstub.Range, request)
 
     def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
@@ -102,7 +101,7 @@ class Etcd:
         """Renew a lease; the verdict is RELIST when etcd does not know it any more."""
         request = self.messages.LeaseKeepAliveRequest(ID=lease)
 
-        def first(client: Any) -> Callable[..., Any]:  # noqa: ANN401 - etcd3 is untyped
+        def first(client: Message) -> Callable[..., Any]:
             return lambda request, **options: next(
                 client.leasestub.LeaseKeepAlive(iter((request,)), **options)
             )
@@ -118,7 +117,7 @@ class Etcd:
             "give back a lease", lambda client: client.leasestub.LeaseRevoke, request, timeout
         )
 
-    def watch(self, requests: Iterator[Any]) -> Any:  # noqa: ANN401 - a grpc call, untyped
+    def watch(self, requests: Iterator[Message]) -> Message:
         """Open a watch stream: an iterable of WatchResponse that has `cancel()`; no deadline."""
         stub = self._guarded("open a watch", lambda: self.messages.WatchStub(self._client.channel))
         if self.has_user and self._token is None:
@@ -167,10 +166,10 @@ class Etcd:
             self._closed = True
             self._client.close()
 
-    def _open(self) -> Any:  # noqa: ANN401 - etcd3 is untyped
+    def _open(self) -> Message:
         settings = self._settings
         target = self._targets[self._turn % len(self._targets)]
-        options = list(_OPTIONS)
+        options: list[tuple[str, int | str]] = list(_OPTIONS)
         if settings.server_name is not None:
             options.append(("grpc.ssl_target_name_override", settings.server_name))
         elif "," in target:
@@ -209,7 +208,7 @@ class Etcd:
         self,
         action: str,
         pick: Callable[[Any], Callable[..., T]],
-        request: Any,  # noqa: ANN401 - a message class that is built at run time
+        request: Message,
         timeout: float | None = None,
     ) -> T:
         """Make one call; log in first if that is due, and once more if the token is refused."""
@@ -241,6 +240,4 @@ class Etcd:
             raise CallFailed(Verdict.TRANSIENT, f"etcd ended a call to {action}.") from error
         except ValueError as error:
             # gRPC's answer to a call on a channel that was closed meanwhile.
-            raise CallFailed(
-                Verdict.TRANSIENT, f"Tidegate could not {action}: {error}."
-            ) from error
+            raise CallFailed(Verdict.TRANSIENT, f"Tidegate could not {action}: {error}.") from error

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the `etcd3` package on a current protobuf; the only place that imports it.
 
-etcd3 0.12.0 is the last release. Its generated `*_pb2.py` modules were made by a protoc of 2019, and
-a protobuf of today refuses to run them. They are not run here: the serialised file descriptors that
-they carry are read from their source as literals, the few fields that etcd has had since 3.4 and the
-old schema lacks are added, and message classes are built from the result and registered under the
-module names that `etcd3.etcdrpc` imports. The descriptors live in a pool of their own, so another
-package's `rpc.proto` cannot clash with them.
+etcd3 0.12.0 is the last release. Its generated `*_pb2.py` modules were made by a protoc of 2019,
+and a protobuf of today refuses to run them. They are not run here: the serialised file descriptors
+that they carry are read from their source as literals, the few fields that etcd has had since 3.4
+and the old schema lacks are added, and message classes are built from the result and registered
+under the module names that `etcd3.etcdrpc` imports. The descriptors live in a pool of their own, so
+another package's `rpc.proto` cannot clash with them.
 
 This module opens no connection; `client` does.
 """

@@ -5,7 +5,7 @@ Codes are those of etcd's api/v3rpc/rpctypes/error.go. Nothing here retries.
 """
 
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -23,7 +23,7 @@ class Verdict(Enum):
     FATAL = "a person must change something; trying again soon is useless"
 
 
-class CallFailed(TidegateError):
+class CallFailed(TidegateError):  # noqa: N818 - says what happened, as GenerationRefused does
     """One call to etcd failed.
 
     Attributes:
@@ -57,12 +57,13 @@ def from_rpc(error: grpc.RpcError, action: str, *, has_user: bool) -> CallFailed
     """Turn a gRPC error into a verdict and a sentence.
 
     Args:
-        error: what gRPC raised; it is a `grpc.Call` too, whenever the call was begun.
+        error: what gRPC raised; it is a `grpc.Call` too, once the call was begun.
         action: what was tried, to be read after "could not".
         has_user: whether there is a user to log in as; without one, LOGIN becomes FATAL.
     """
-    code = error.code() if isinstance(error, grpc.Call) else Code.UNKNOWN
-    details = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
+    call: Any = error  # gRPC promises a Call here, and its types do not say so
+    code = call.code() if hasattr(call, "code") else Code.UNKNOWN
+    details = (call.details() if hasattr(call, "details") else None) or str(error)
     verdict = _VERDICTS.get(code, Verdict.TRANSIENT)
     if code is Code.INVALID_ARGUMENT and any(text in details for text in _LOGIN_DETAILS):
         verdict = Verdict.LOGIN

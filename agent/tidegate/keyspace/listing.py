@@ -36,10 +36,10 @@ class History:
 def read_prefix(
     etcd: Etcd, prefix: bytes, page_size: int, stopped: Callable[[], bool]
 ) -> tuple[dict[str, Document], History]:
-    """Read all keys below a prefix, in pages, all at the first page's revision.
+    r"""Read all keys below a prefix, in pages, all at the first page's revision.
 
     Returns:
-        Documents by key relative to the prefix (a byte that is not UTF-8 appears as \\xNN), and the
+        Documents by key relative to the prefix (a byte that is not UTF-8 appears as \xNN), and the
         history that they are of.
 
     Raises:
@@ -65,7 +65,7 @@ def read_prefix(
             raise CallFailed(Verdict.RELIST, "The etcd cluster was replaced during a list.")
         for kv in page.kvs:
             key = kv.key[len(prefix) :].decode("utf-8", "backslashreplace")
-            documents[key] = Document(kv.value, kv.mod_revision)
+            documents[key] = Document(kv.value, kv.mod_revision, kv.create_revision)
         if not page.more:
             return documents, history
         start = page.kvs[-1].key + b"\0"
@@ -77,8 +77,8 @@ def history_holds(
 ) -> bool:
     """Say whether the store still has the history of which `documents` is the state at `revision`.
 
-    One linearizable read of one key, at that revision: the newest document, or, when there are none,
-    the first key below the prefix. A compacted or future revision is a no.
+    One linearizable read of one key, at that revision: the newest document, or, when there are
+    none, the first key below the prefix. A compacted or future revision is a no.
     """
     # A key with a backslash may stand for bytes that are not UTF-8; it cannot be asked for.
     newest = max(
@@ -86,9 +86,11 @@ def history_holds(
         key=lambda item: (item[1].mod_revision, item[0]),
         default=None,
     )
-    key, end = (prefix, prefix_end(prefix)) if newest is None else (prefix + newest[0].encode(), b"")
     try:
-        answer = etcd.range(key, end, revision=revision, limit=1)
+        if newest is None:
+            answer = etcd.range(prefix, prefix_end(prefix), revision=revision, limit=1)
+        else:
+            answer = etcd.range(prefix + newest[0].encode(), revision=revision)
     except CallFailed as failure:
         if failure.verdict is Verdict.RELIST:
             return False
@@ -97,7 +99,7 @@ def history_holds(
     now = History(header.cluster_id, header.raft_term, header.revision)
     if not now.follows(known) or header.revision < revision:
         return False
-    found = [Document(kv.value, kv.mod_revision) for kv in answer.kvs]
+    found = [Document(kv.value, kv.mod_revision, kv.create_revision) for kv in answer.kvs]
     if newest is None:
         return not found or bool(documents)
     return found == [newest[1]]

@@ -10,10 +10,15 @@ This module knows no etcd client and checks no document.
 import re
 from typing import Final
 
-from tidegate.errors import ConfigError
+import msgspec
 
-NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-"""A name in a key; the same rule as `model.documents.Name`, which a test compares."""
+from tidegate.errors import ConfigError
+from tidegate.model.documents import Name
+
+NAME_PATTERN: Final[str] = msgspec.json.schema(Name)["pattern"]
+"""The rule for a name in a key is the one for a name in a document."""
+
+_NAME: Final = re.compile(NAME_PATTERN)
 
 NAME_RULE: Final = (
     "a name is 1 to 63 letters, digits, dots, underscores and hyphens, "
@@ -25,7 +30,7 @@ DEFAULT_RELEASE: Final = "live"
 
 def is_name(text: str) -> bool:
     """Say whether `text` may be one part of a key."""
-    return NAME.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None
 
 
 def release_prefix(root: str, fleet: str, release: str = DEFAULT_RELEASE) -> str:
@@ -70,7 +75,7 @@ def prefix_end(prefix: bytes) -> bytes:
 
 def _fleet(root: str, fleet: str) -> str:
     if not root.startswith("/") or root.endswith("/"):
-        raise ConfigError(f"etcd.root is {root!r}; it must start with a slash and not end with one.")
+        raise ConfigError(f"etcd.root is {root!r}; it must begin with a slash, and not end so.")
     return f"{root}/{_part('fleet', fleet)}"
 
 

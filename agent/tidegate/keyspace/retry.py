@@ -27,7 +27,7 @@ REBUILD_EVERY = 3
 """Failures in a row after which the channel is made anew: it may hold on to a frozen peer."""
 
 
-def until_done(  # noqa: PLR0913 - what is tried, with what, for how long, and who hears of failures
+def until_done(
     call: Callable[[], T],
     etcd: Etcd,
     stop: threading.Event,

@@ -5,11 +5,13 @@ Holds paths of secrets, never secrets. Opens no file and no connection.
 """
 
 from ipaddress import AddressValueError, IPv4Address, ip_address
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from tidegate.errors import ConfigError
+
+_MAX_PORT: Final = 65535
 
 PositiveSeconds = Annotated[float, Meta(gt=0, le=3600)]
 
@@ -42,10 +44,10 @@ class EtcdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         PositiveSeconds, Meta(description="Longest wait between two tries; each wait is random.")
     ] = 3.0
     idle_probe: Annotated[
-        PositiveSeconds, Meta(description="Silence after which a watch asks etcd for a sign of life.")
+        PositiveSeconds, Meta(description="Silence after which a watch asks for a sign of life.")
     ] = 2.0
     silence_limit: Annotated[
-        PositiveSeconds, Meta(description="Silence after which a watch is given up and opened anew.")
+        PositiveSeconds, Meta(description="Silence after which a watch is given up and reopened.")
     ] = 6.0
     stale_after: Annotated[
         PositiveSeconds, Meta(description="Time without contact after which state is `stale`.")
@@ -61,7 +63,7 @@ class EtcdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         1000
     )
     status_ttl: Annotated[
-        int, Meta(ge=5, le=3600, description="Seconds for which a dead host's status remains.")
+        int, Meta(ge=3, le=3600, description="Seconds for which a dead host's status remains.")
     ] = 15
 
 
@@ -128,7 +130,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
         host = host[1:-1]
     number = int(port) if port.isascii() and port.isdigit() else 0
     plain = host and not set(host) & set("/ ,@[]")
-    if not colon or not plain or (":" in host) != bracketed or not 1 <= number <= 65535:
+    if not colon or not plain or (":" in host) != bracketed or not 1 <= number <= _MAX_PORT:
         raise ConfigError(
             f"etcd.endpoints has {endpoint!r}; an endpoint is host:port or [IPv6 address]:port, "
             "without a scheme."

@@ -15,10 +15,10 @@ Why what is handed over is right
 * When a stream breaks, nothing is lost: events are history, and the next stream asks for it from
   `_next`. That holds only while it is the same history, so before each stream but the first the
   store is asked, linearizably: same cluster, a raft term that did not go back, a revision that
-  reaches ours, and our newest document unchanged at our revision. A cluster that was wiped or restored
-  from a backup can keep its cluster id and can even have overtaken our revision; it does not have the
-  same newest document there. If any of it fails, or the history was compacted, or five
-  streams in a row break at one revision, the loop lists.
+  reaches ours, and our newest document unchanged at our revision. A cluster that was wiped or
+  restored from a backup can keep its cluster id and can even have overtaken our revision; it does
+  not have the same newest document there. If any of it fails, or the history was compacted, or
+  five streams in a row break at one revision, the loop lists.
 * etcd 3.4.23 was seen to lose events after a compaction. So a list every few minutes repairs what
   no check can see, and says so when it finds that an event was lost.
 
@@ -146,13 +146,14 @@ class Watch:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        reason = ""
         while not self._stop.is_set():
             try:
                 self._follow()
             except CallFailed as failure:
                 reason = failure.reason
             except Exception as error:
-                reason = f"A fault in the agent ({type(error).__name__}) stopped the watch: {error}."
+                reason = f"A fault in the agent stopped the watch: {error!r}."
                 if not self._stop.is_set():
                     log.exception("the watch failed and starts over")
             if not self._stop.is_set():
@@ -189,7 +190,7 @@ class Watch:
         ceiling = min(0.1 * 2**self._breaks, self._settings.backoff_max)
         self._stop.wait(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
         lost = failure.verdict in {Verdict.RELIST, Verdict.LOGIN}
-        return _Next.LIST if lost or self._breaks >= _BREAKS_BEFORE_LIST else _Next.RESUME
+        return _Next.LIST if lost or self._breaks % _BREAKS_BEFORE_LIST == 0 else _Next.RESUME
 
     def _list(self) -> None:
         """Read the whole prefix and hand it over if it differs from what was handed over."""
@@ -202,7 +203,6 @@ class Watch:
         self._documents = documents
         self._history = history
         self._next = history.revision + 1
-        self._breaks = 0
         self._list_at = time.monotonic() + self._settings.relist_interval
         last = self._delivered
         if last is None or history.revision < last.revision or documents != last.documents:
@@ -218,6 +218,7 @@ class Watch:
     def _watch(self) -> _Next:
         """Follow one stream until it is time to list, or it fails."""
         self._gathered = []
+        opened = time.monotonic()
         self._stream = stream = WatchStream(
             self._etcd,
             self._prefix,
@@ -227,36 +228,37 @@ class Watch:
         )
         try:
             while not self._stop.is_set():
+                messages = stream.batch(self._list_at)
+                if not messages:
+                    return _Next.LIST  # the time for the periodic list has come
                 before = self._next
                 try:
-                    follow_up = self._absorb(stream.batch(self._list_at))
+                    self._absorb(messages)
                 finally:
                     if self._next != before:  # whole revisions, whatever came after them
                         self._breaks = 0
                         self._hand_over()
-                if follow_up is not None:
-                    return follow_up
             return _Next.RESUME
         finally:
             stream.cancel()
             self._stream = None
+            if time.monotonic() - opened > self._settings.silence_limit:
+                self._breaks = 0  # it was a good stream: what broke it is a new trouble
 
-    def _absorb(self, messages: list[Any]) -> _Next | None:
-        """Apply messages in order; return what to do if following must end."""
-        if not messages:
-            return _Next.LIST  # the time for the periodic list has come
+    def _absorb(self, messages: list[Any]) -> None:
+        """Apply messages in order; raise what ends the stream."""
         for message in messages:
             if self._history is None or message.header.cluster_id != self._history.cluster:
-                return _Next.LIST
+                raise CallFailed(Verdict.RELIST, "Another etcd cluster answers a watch.")
             if message.compact_revision:
-                log.info("etcd compacted revisions up to %d; listing", message.compact_revision)
-                return _Next.LIST
+                raise CallFailed(
+                    Verdict.RELIST, f"etcd compacted its history up to {message.compact_revision}."
+                )
             if message.canceled:
                 raise from_cancel(message.cancel_reason, has_user=self._etcd.has_user)
             self._gathered.extend(message.events)
             if not message.fragment:
                 self._apply()
-        return None
 
     def _apply(self) -> None:
         """Apply gathered events: whole revisions, each once."""
@@ -271,13 +273,13 @@ class Watch:
             if event.type == event.DELETE:
                 self._documents.pop(key, None)
             else:
-                self._documents[key] = Document(event.kv.value, revision)
+                self._documents[key] = Document(event.kv.value, revision, event.kv.create_revision)
             self._next = revision + 1
 
     def _hand_over(self) -> None:
         snapshot = Snapshot(self._next - 1, MappingProxyType(dict(self._documents)))
-        self._delivered = snapshot
         self._deliver(snapshot)
+        self._delivered = snapshot  # only now: if that failed, the next list hands it over again
 
     def _report_lost(self, listed: dict[str, Document]) -> None:
         """Say so if the list shows a write that the streams should have brought, and did not."""
@@ -311,4 +313,7 @@ class Watch:
             log.log(
                 logging.ERROR if phase == "fatal" else logging.INFO, "etcd: %s %s", phase, reason
             )
-            self._on_state(self._state)
+            try:
+                self._on_state(self._state)
+            except Exception:
+                log.exception("the receiver of the watch's state failed")

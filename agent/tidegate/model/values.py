@@ -71,10 +71,11 @@ EMPTY = Desired(revision=0, vips={}, pools={}, backends={})
 
 
 class Document(NamedTuple):
-    """The bytes of one key and the etcd revision that wrote them."""
+    """The bytes of one key, and the etcd revisions that wrote them and that created the key."""
 
     value: bytes
     mod_revision: int
+    create_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

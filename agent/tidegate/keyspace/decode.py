@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read one document: bytes in, a typed struct or the complete list of its faults out.
+
+The fast path is one msgspec call. Only when it fails is the document taken apart field by field, to
+name every fault with the value that was found and what is allowed. Knows nothing of other keys.
+"""
+
+import json
+from functools import cache, lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, inet_pton
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct, inspect
+
+from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
+from tidegate.model.values import Address, Stage
+
+S = TypeVar("S", bound=Struct)
+
+MAX_BYTES: Final = 64 * 1024
+"""Longest document. etcd itself takes 1.5 MiB; a document of ours has a few hundred bytes."""
+
+_SHOWN: Final = 60
+_LONGEST_KEY: Final = 200
+_LONGEST_ADDRESS: Final = 64
+_MAX_FAULTS: Final = 32
+_MULTICAST: Final = range(224, 240)  # first octet, RFC 5771
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a document."""
+
+    field: str
+    reason: str
+    stage: Stage
+
+
+def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
+    """Decode a document, or say everything that is wrong with it. Never raises on what it reads."""
+    decoder, names = _prepared(kind)
+    if len(value) > MAX_BYTES:
+        reason = f"The document has {len(value)} bytes; it may have {MAX_BYTES}."
+        return [Fault("", reason, "decode")]
+    try:
+        document: S = decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _faults(value, kind)
+    # JSON lets a name appear twice, and readers differ in which one counts. A name that is seen
+    # once, in a document without escapes, cannot be there twice.
+    if b"\\" not in value:
+        for name in names:
+            if value.count(name) > 1:
+                break
+        else:
+            return document
+    return _duplicates(value) or document
+
+
+def parse_address(text: str) -> Address | str:
+    """Parse an address that packets can be routed to; else return a sentence without its field.
+
+    Refused besides nonsense: unspecified and 0.0.0.0/8, loopback, multicast, broadcast, link-local
+    (it needs an interface, and no router forwards it), scoped, and IPv4-mapped IPv6, which is
+    another spelling of an IPv4 address that would not match IPv4 packets.
+    """
+    # Longer texts are wrong, and are not worth the cache's memory.
+    return _parsed(text) if len(text) <= _LONGEST_ADDRESS else _no_address(text)
+
+
+@lru_cache(maxsize=1 << 16)  # a change of one key reads all the others again
+def _parsed(text: str) -> Address | str:
+    try:
+        if ":" not in text:
+            packed = inet_pton(AF_INET, text)  # as strict as ipaddress, and in C
+            kind = _unroutable_ipv4(packed)
+            return _not_unicast(text, kind) if kind else IPv4Address(packed)
+        address = IPv6Address(text)
+    except (OSError, ValueError):
+        return _no_address(text)
+    if address.scope_id is not None:
+        return f"is {shown(text)}, which names an interface; it must have no scope."
+    if address.ipv4_mapped is not None:
+        return f"is {text}, an IPv4-mapped address; write {address.ipv4_mapped} instead."
+    kind = _unroutable_ipv6(address)
+    return _not_unicast(text, kind) if kind else address
+
+
+def _no_address(text: str) -> str:
+    return f"is {shown(text)}; it must be an IPv4 or IPv6 address, without a prefix length."
+
+
+def _not_unicast(text: str, kind: str) -> str:
+    return f"is {text}, {kind}; it must be a unicast address that routers forward."
+
+
+def _unroutable_ipv4(packed: bytes) -> str:
+    first = packed[0]
+    if first not in {0, 127, 169, 255} and first not in _MULTICAST:
+        return ""
+    if packed == bytes(4):
+        return "the unspecified address"
+    if packed == b"\xff\xff\xff\xff":
+        return "the broadcast address"
+    if packed[:2] == b"\xa9\xfe":
+        return "a link-local address"
+    if first in _MULTICAST:
+        return "a multicast address"
+    return {0: "an address of 0.0.0.0/8", 127: "a loopback address"}.get(first, "")
+
+
+def _unroutable_ipv6(address: IPv6Address) -> str:
+    if address.is_unspecified:
+        return "the unspecified address"
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_multicast:
+        return "a multicast address"
+    return "a link-local address" if address.is_link_local else ""
+
+
+def shown(value: object) -> str:
+    """Return a found value as JSON, shortened, for a sentence."""
+    return shortened(json.dumps(value, ensure_ascii=True, default=repr), _SHOWN)
+
+
+def shortened(text: str, limit: int = _LONGEST_KEY) -> str:
+    """Return a text, or its beginning and an ellipsis; what is foreign can be very long."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@cache
+def _prepared(kind: type[S]) -> tuple["msgspec.json.Decoder[S]", tuple[bytes, ...]]:
+    names = tuple(b'"%s"' % name.encode() for name in kind.__struct_encode_fields__)
+    return msgspec.json.Decoder(kind, strict=True), names
+
+
+def _faults(value: bytes, kind: type[S]) -> list[Fault]:
+    """Take a refused document apart; returns at least one fault."""
+    try:
+        value.decode("utf-8")
+        raw = msgspec.json.decode(value)
+    except UnicodeDecodeError as error:
+        byte = value[error.start]
+        reason = f"The document is not UTF-8: byte 0x{byte:02x} at position {error.start}."
+        return [Fault("", reason, "decode")]
+    except RecursionError:
+        return [Fault("", "The document is nested too deeply.", "decode")]
+    except msgspec.DecodeError as error:
+        return [Fault("", f"The document is not valid JSON: {error}.", "decode")]
+    if not isinstance(raw, dict):
+        reason = f"The document is {shown(raw)}; it must be a JSON object."
+        return [Fault("", reason, "schema")]
+    faults = _duplicates(value) + _field_faults(raw, kind)
+    if len(faults) > _MAX_FAULTS:
+        reason = f"The document has {len(faults) - _MAX_FAULTS} more faults."
+        faults = [*faults[:_MAX_FAULTS], Fault("", reason, "schema")]
+    # The fields may be good one by one and the whole not, once structs check themselves.
+    return faults or [Fault("", _whole(value, kind), "schema")]
+
+
+def _whole(value: bytes, kind: type[S]) -> str:
+    try:
+        msgspec.json.decode(value, type=kind)
+    except msgspec.DecodeError as error:
+        return f"The document is refused: {error}."
+    return "The document is refused."
+
+
+def _field_faults(raw: dict[str, Any], kind: type[S]) -> list[Fault]:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    known = ", ".join(fields)
+    faults = [
+        Fault(
+            shortened(name),
+            f"{shown(name)} is not a field of this document; its fields are {known}.",
+            "schema",
+        )
+        for name in raw
+        if name not in fields
+    ]
+    for name, field in fields.items():
+        allowed = _allowed(inspect.type_info(field.type))
+        if name not in raw:
+            if field.required:
+                faults.append(Fault(name, f"{name} is missing; it must be {allowed}.", "schema"))
+            continue
+        try:
+            msgspec.convert(raw[name], field.type, strict=True)
+        except msgspec.ValidationError as error:
+            place = name + _path(str(error))
+            found = shown(raw[name])
+            faults.append(Fault(place, f"{name} is {found}; it must be {allowed}.", "schema"))
+    return faults
+
+
+def _path(message: str) -> str:
+    """Return where inside a field msgspec found the fault: its message ends in "at `$.a.b`"."""
+    _, at, path = message.rpartition(" - at `$")
+    return path.rstrip("`") if at else ""
+
+
+def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911 - one answer per type
+    """Say in words what a field may hold."""
+    match kind:
+        case inspect.Metadata(type=inner):
+            return _allowed(inner)
+        case inspect.IntType(ge=low, le=high) if low is not None and high is not None:
+            return f"a whole number from {low} to {high}"
+        case inspect.IntType():
+            return "a whole number"
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(shown(value) for value in values)
+        case inspect.StrType(pattern=pattern) if pattern == NAME_PATTERN:
+            return f"a name; {NAME_RULE}"
+        case inspect.StrType():
+            return "a string"
+        case inspect.BoolType():
+            return "true or false"
+        case _:
+            return "of the type that the schema gives"
+
+
+def _duplicates(value: bytes) -> list[Fault]:
+    """Name the fields that a JSON object has more than once. `value` is JSON already."""
+    twice: set[str] = set()
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: set[str] = set()
+        for name, _ in pairs:
+            (twice if name in seen else seen).add(name)
+        return dict(pairs)
+
+    try:
+        json.loads(value, object_pairs_hook=note)
+    except (RecursionError, ValueError) as error:  # stricter than msgspec in depth or digits
+        return [Fault("", f"The document is not plain JSON: {error}.", "decode")]
+    return [
+        Fault(
+            shortened(name), f"{shown(name)} appears more than once; it may appear once.", "decode"
+        )
+        for name in sorted(twice)
+    ]

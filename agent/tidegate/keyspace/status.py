@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status document: what a host tells the fleet, field by field.
+
+It answers a release with ACK or NACK: what was seen, what is in force, and every refusal. A value;
+`status_writer` writes it, and anybody may read it.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tidegate.model.documents import Name
+from tidegate.model.values import Rejection
+
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$",
+        description="Time in UTC as RFC 3339 writes it.",
+    ),
+]
+Count = Annotated[int, Meta(ge=0)]
+State = Literal["starting", "synced", "degraded", "frozen", "stale"]
+
+
+class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One thing that was refused, and why."""
+
+    key: Annotated[
+        str, Meta(description="Key, relative to the release.", examples=["vips/shop-https"])
+    ]
+    field: Annotated[
+        str, Meta(description="Field of the document; empty for all of it.", examples=["port"])
+    ]
+    reason: Annotated[
+        str,
+        Meta(
+            description="A sentence: what was found and what is allowed.",
+            examples=["port is 70000; it must be a whole number from 1 to 65535."],
+        ),
+    ]
+    stage: Annotated[
+        Literal["decode", "schema", "reference", "guard", "build", "publish", "verify"],
+        Meta(description="Step at which it was refused.", examples=["schema"]),
+    ]
+    revision: Annotated[
+        Count, Meta(description="etcd revision of the refused write.", examples=[1042])
+    ]
+
+
+class InterfaceStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An interface that the data plane is attached to."""
+
+    name: Annotated[str, Meta(description="Interface name.", examples=["eth0"])]
+    mode: Annotated[
+        Literal["native", "generic", "detached"],
+        Meta(description="XDP mode; detached: the program is not on it.", examples=["native"]),
+    ]
+
+
+class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How full one table of the data plane is."""
+
+    used: Annotated[Count, Meta(description="Entries in use.", examples=[12])]
+    limit: Annotated[Count, Meta(description="Entries that fit.", examples=[4095])]
+
+
+class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a load-balancer host tells the fleet; it disappears with its host."""
+
+    version: Annotated[str, Meta(description="Version of the agent.", examples=["0.1.0"])]
+    host: Annotated[Name, Meta(description="Name of the host.", examples=["lb1"])]
+    track: Annotated[
+        Name, Meta(description="Track that the host follows.", examples=["stable"])
+    ] = "stable"
+    release: Annotated[Name, Meta(description="Release that the host follows.", examples=["live"])]
+    revision: Annotated[
+        Count, Meta(description="Latest etcd revision that the agent has seen.", examples=[1042])
+    ]
+    generation: Annotated[
+        Count,
+        Meta(description="Number of the generation in force; 0 is none.", examples=[17]),
+    ]
+    generation_revision: Annotated[
+        Count,
+        Meta(description="etcd revision that the generation was built from.", examples=[1042]),
+    ] = 0
+    digest: Annotated[
+        str,
+        Meta(
+            description=(
+                "Digest of VIPs, backends and tables in force; equal on hosts that do the same."
+            ),
+            examples=["9f2c11d04be7a6c0"],
+        ),
+    ] = ""
+    state: Annotated[
+        State,
+        Meta(
+            description=(
+                "starting: nothing applied yet. synced: the latest revision is in force. degraded: "
+                "something was refused or failed. frozen: told not to change. stale: no contact "
+                "with etcd, forwarding on the last generation."
+            ),
+            examples=["synced"],
+        ),
+    ]
+    reason: Annotated[
+        str, Meta(description="A sentence about the state; empty when synced.", examples=[""])
+    ] = ""
+    refusals: Annotated[
+        tuple[Refusal, ...], Meta(description="Everything that is refused now.", examples=[[]])
+    ] = ()
+    refusals_left_out: Annotated[
+        Count,
+        Meta(description="Refusals beyond those listed, left out to bound it.", examples=[0]),
+    ] = 0
+    interfaces: Annotated[
+        tuple[InterfaceStatus, ...],
+        Meta(
+            description="Interfaces of the data plane.",
+            examples=[[{"name": "eth0", "mode": "native"}]],
+        ),
+    ] = ()
+    capacity: Annotated[
+        dict[str, Usage],
+        Meta(
+            description="Use of the data plane's tables, by table.",
+            examples=[{"vips": {"used": 12, "limit": 4095}}],
+        ),
+    ] = {}
+    started_at: Annotated[
+        Time, Meta(description="When the agent started.", examples=["2026-01-31T12:00:00Z"])
+    ]
+    applied_at: Annotated[
+        Time | None,
+        Meta(
+            description="When the generation in force was applied; null if none is.",
+            examples=["2026-01-31T12:00:01Z"],
+        ),
+    ] = None
+    changed_at: Annotated[
+        Time | None,
+        Meta(
+            description="When this document's content last changed.",
+            examples=["2026-01-31T12:00:01Z"],
+        ),
+    ] = None
+
+
+MAX_REFUSALS = 200
+"""Refusals that a status lists; etcd takes 1.5 MiB, and people read less."""
+
+
+def rfc3339(seconds: float) -> str:
+    """Return a wall-clock time (seconds since 1970) as the documents write it, to milliseconds."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def refusals(rejections: Sequence[Rejection]) -> tuple[tuple[Refusal, ...], int]:
+    """Return the first MAX_REFUSALS as the status lists them, and how many are left out."""
+    listed = tuple(
+        Refusal(
+            key=rejection.key,
+            field=rejection.field,
+            reason=rejection.reason,
+            stage=rejection.stage,
+            revision=rejection.revision,
+        )
+        for rejection in rejections[:MAX_REFUSALS]
+    )
+    return listed, len(rejections) - len(listed)
+
+
+def encode(document: StatusDocument) -> bytes:
+    """Return the document as JSON."""
+    return msgspec.json.encode(document)
+
+
+def decode(value: bytes) -> StatusDocument:
+    """Read a status document that a host wrote.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or (its subclass ValidationError) not a status.
+    """
+    return msgspec.json.decode(value, type=StatusDocument)

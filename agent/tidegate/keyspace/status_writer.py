@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a host's status to etcd under a lease, on a thread of its own.
+
+`submit` never blocks and never fails; only the latest document counts. The lease makes the key
+disappear by itself when the host dies. If the lease was lost (etcd was away for longer than its
+time, or was wiped) a new one is taken and the document is written again. This decides nothing about
+the content.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tidegate.keyspace.client import Etcd
+from tidegate.keyspace.failures import CallFailed, Verdict
+from tidegate.keyspace.retry import until_done
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.status import StatusDocument, encode
+
+log = logging.getLogger(__name__)
+
+_MIN_INTERVAL: Final = 0.25
+"""Seconds between two writes: four a second at most."""
+
+_GONE_AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.LOGIN})
+
+
+class StatusWriter:
+    """Keeps one key equal to the latest submitted document, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        key: str,
+        on_error: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """Prepare it; nothing is sent yet.
+
+        Args:
+            settings: where etcd is, and the lease's time.
+            key: the status key, as `paths.status_key` gives it.
+            on_error: gets a sentence when writing fails, and an empty one when it works again; on
+                the writer's thread.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        self._settings = settings
+        self._key = key.encode()
+        self._on_error = on_error
+        self._etcd = Etcd(settings)
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._latest: bytes | None = None
+        self._written: bytes | None = None
+        self._lease = 0
+        self._renew_at = 0.0
+        self._error = ""
+        self._thread = threading.Thread(target=self._run, name="tidegate-status", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        self._thread.start()
+
+    def submit(self, document: StatusDocument) -> None:
+        """Make `document` the latest; it is written soon. For any thread; does not block."""
+        value = encode(document)
+        with self._changed:
+            self._latest = value
+            self._changed.notify()
+
+    def stop(self, timeout: float = 3.0) -> bool:
+        """Delete the key and end the thread; return whether it ended in about `timeout` seconds.
+
+        When etcd does not answer in that time, the key disappears with its lease.
+        """
+        self._stop.set()
+        with self._changed:
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._etcd.close()  # ends a call that is still under way
+        if self._thread.is_alive():
+            self._thread.join(0.5)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._keep()
+            except CallFailed as failure:
+                reason, pause = failure.reason, self._settings.fatal_retry
+            except Exception as error:
+                log.exception("the status writer failed and starts over")
+                reason, pause = f"A fault in the agent: {error}.", self._settings.fatal_retry
+            else:
+                continue
+            if not self._stop.is_set():
+                self._report(reason)
+                self._stop.wait(pause)
+        self._give_back()
+
+    def _keep(self) -> None:
+        """Keep lease and key in step until stopped; raises what only a person can mend."""
+        while not self._stop.is_set():
+            self._await_work()
+            if self._stop.is_set():
+                return
+            until_done(
+                self._step,
+                self._etcd,
+                self._stop,
+                self._settings.backoff_max,
+                lambda failure: self._report(failure.reason),
+                again=_GONE_AGAIN,
+            )
+            self._report("")
+            self._stop.wait(_MIN_INTERVAL)
+
+    def _await_work(self) -> None:
+        """Wait for a new document, for the lease to be due, or for the stop."""
+        with self._changed:
+            while not self._stop.is_set():
+                due = self._renew_at - time.monotonic()
+                new = self._latest != self._written
+                if self._latest is not None and (new or due <= 0):
+                    return
+                self._changed.wait(max(due, 0.0) if self._latest is not None else None)
+
+    def _step(self) -> None:
+        """Renew or replace the lease if that is due; write the latest document if it is new."""
+        with self._changed:
+            value = self._latest
+        try:
+            if self._lease and time.monotonic() >= self._renew_at:
+                self._etcd.keep_alive(self._lease)
+                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
+            if not self._lease:
+                self._lease = self._etcd.grant(self._settings.status_ttl)
+                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
+                self._written = None
+            if value is not None and value != self._written:
+                self._etcd.put(self._key, value, self._lease)
+                self._written = value
+        except CallFailed as failure:
+            if failure.verdict is not Verdict.RELIST:
+                raise
+            self._lease = 0
+            raise CallFailed(Verdict.TRANSIENT, failure.reason) from failure
+
+    def _give_back(self) -> None:
+        """Delete the key by giving its lease back; once, since the lease runs out anyway."""
+        if not self._lease:
+            return
+        try:
+            self._etcd.revoke(self._lease, timeout=2.0)
+        except CallFailed as failure:
+            log.info("the status key stays until its lease runs out: %s", failure.reason)
+
+    def _report(self, reason: str) -> None:
+        if reason == self._error:
+            return
+        self._error = reason
+        log.log(logging.WARNING if reason else logging.INFO, "status: %s", reason or "written")
+        try:
+            self._on_error(reason)
+        except Exception:
+            log.exception("the receiver of the status writer's errors failed")

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a snapshot into what the operator wants, and a list of everything that was refused.
+
+A pure function of the snapshot and of what was last accepted: no I/O, no clock, no order of keys.
+A refused document leaves its key's last accepted value in force; without one the key is absent.
+The rules of one document are in `decode`; those between documents are here:
+
+* A VIP needs its pool, and a backend needs its pool. What is in force always refers to what is in
+  force, so a pool that is deleted while a VIP still uses it stays as it was, and is refused.
+* An address, port and protocol belong to one VIP. Accepted documents come first, the one that was
+  written first (lowest mod revision, then name) before the others, so every host decides the same
+  from the same keys. Values that are kept from before get what is left.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from tidegate.keyspace.decode import Fault, decode, parse_address, shortened, shown
+from tidegate.keyspace.paths import NAME_RULE, backend_key, is_name, pool_key, vip_key
+from tidegate.model.documents import BackendDocument, PoolDocument, Protocol, VipDocument
+from tidegate.model.values import (
+    Address,
+    Backend,
+    BackendKey,
+    Desired,
+    Document,
+    Pool,
+    Rejection,
+    Snapshot,
+    Stage,
+    Vip,
+)
+
+Endpoint: TypeAlias = tuple[Address, int, Protocol]
+
+_SHAPES = "a key is vips/<vip>, pools/<pool> or pools/<pool>/backends/<backend>"
+
+
+class Validation(NamedTuple):
+    """What is wanted, consistent in itself, and what was refused, in order of keys."""
+
+    desired: Desired
+    rejections: tuple[Rejection, ...]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one pass has found so far."""
+
+    snapshot: Snapshot
+    last: Desired
+    pools: dict[str, Pool] = field(default_factory=dict)
+    backends: dict[BackendKey, Backend] = field(default_factory=dict)
+    vips: dict[str, Vip] = field(default_factory=dict)
+    kept: dict[str, Vip] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
+        document = self.snapshot.documents.get(key)
+        revision = self.snapshot.revision if document is None else document.mod_revision
+        self.rejections.append(Rejection(shortened(key), place, reason, stage, revision))
+
+    def reject_all(self, key: str, faults: list[Fault]) -> None:
+        for place, reason, stage in faults:
+            self.reject(key, place, reason, stage)
+
+
+def validate(snapshot: Snapshot, last_good: Desired) -> Validation:
+    """Check every document and every reference, in one pass that finds all faults.
+
+    Args:
+        snapshot: keys relative to the release.
+        last_good: the `desired` of the last validation, or EMPTY.
+    """
+    work = _Work(snapshot, last_good)
+    for key, document in snapshot.documents.items():
+        _read(work, key, document)
+    _require_pools(work)
+    _share_endpoints(work)
+    _keep_used_pools(work)
+    _require_backends_pools(work)
+    desired = Desired(
+        revision=snapshot.revision,
+        vips=dict(sorted(work.vips.items())),
+        pools=dict(sorted(work.pools.items())),
+        backends=dict(sorted(work.backends.items())),
+    )
+    order = sorted(work.rejections, key=lambda item: (item.key, item.field, item.reason))
+    return Validation(desired, tuple(order))
+
+
+def _read(work: _Work, key: str, document: Document) -> None:
+    """Read one key into the work, or refuse it and keep its last value."""
+    parts = key.split("/")
+    match parts:
+        case ["vips", vip] if is_name(vip):
+            _read_vip(work, key, vip, document.value)
+        case ["pools", pool] if is_name(pool):
+            _read_pool(work, key, pool, document.value)
+        case ["pools", pool, "backends", backend] if is_name(pool) and is_name(backend):
+            _read_backend(work, key, BackendKey(pool, backend), document.value)
+        case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
+            work.reject(key, "", f"The key holds what is not a name: {NAME_RULE}.", "schema")
+        case _:
+            work.reject(key, "", f"The key is not one of Tidegate's: {_SHAPES}.", "schema")
+
+
+def _read_vip(work: _Work, key: str, name: str, value: bytes) -> None:
+    document = decode(value, VipDocument)
+    if isinstance(document, VipDocument):
+        address = parse_address(document.address)
+        if not isinstance(address, str):
+            work.vips[name] = Vip(name, address, document.port, document.protocol, document.pool)
+            return
+        document = [Fault("address", f"address {address}", "schema")]
+    work.reject_all(key, document)
+    if name in work.last.vips:
+        work.kept[name] = work.last.vips[name]
+
+
+def _read_pool(work: _Work, key: str, name: str, value: bytes) -> None:
+    document = decode(value, PoolDocument)
+    if isinstance(document, PoolDocument):
+        work.pools[name] = Pool(name, document.deregistration_delay, document.transition_window)
+        return
+    work.reject_all(key, document)
+    if name in work.last.pools:
+        work.pools[name] = work.last.pools[name]
+
+
+def _read_backend(work: _Work, key: str, owner: BackendKey, value: bytes) -> None:
+    document = decode(value, BackendDocument)
+    if isinstance(document, BackendDocument):
+        address = parse_address(document.address)
+        if not isinstance(address, str):
+            work.backends[owner] = Backend(
+                owner.pool, owner.name, address, document.weight, document.state
+            )
+            return
+        document = [Fault("address", f"address {address}", "schema")]
+    work.reject_all(key, document)
+    if owner in work.last.backends:
+        work.backends[owner] = work.last.backends[owner]
+
+
+def _require_pools(work: _Work) -> None:
+    """Refuse VIPs whose pool is neither in force nor theirs from before its deletion."""
+    held = {
+        vip.pool
+        for name, vip in (work.vips | work.kept).items()
+        if vip.pool in work.last.pools and _uses(work.last.vips.get(name), vip.pool)
+    }
+    for name, vip in list(work.vips.items()):
+        if vip.pool not in work.pools and vip.pool not in held:
+            document = work.snapshot.documents.get(pool_key(vip.pool))
+            what = "does not exist" if document is None else "is refused itself"
+            reason = f"pool is {shown(vip.pool)}, which {what}; it must be a pool in force."
+            _demote(work, name, "pool", reason)
+
+
+def _uses(vip: Vip | None, pool: str) -> bool:
+    return vip is not None and vip.pool == pool
+
+
+def _demote(work: _Work, name: str, place: str, reason: str) -> None:
+    """Refuse an accepted VIP document for what others say, and keep its last value if any."""
+    work.reject(vip_key(name), place, reason, "reference")
+    del work.vips[name]
+    if name in work.last.vips:
+        work.kept[name] = work.last.vips[name]
+
+
+def _share_endpoints(work: _Work) -> None:
+    """Give each address, port and protocol to one VIP.
+
+    The VIP that has it in force keeps it, whatever became of its document since; else the one whose
+    key was created first has it. So neither a typo nor an edit hands a VIP's address to another. A
+    VIP that loses falls back to its last good value, which is in force and cannot lose.
+    """
+    documents = work.snapshot.documents
+
+    def rank(name: str) -> tuple[bool, int, str]:
+        last = work.last.vips.get(name)
+        in_force = last is not None and _endpoint(last) == _endpoint(wanted[name])
+        return not in_force, documents[vip_key(name)].create_revision, name
+
+    losers = True
+    while losers:
+        wanted = work.vips | work.kept
+        owners: dict[Endpoint, str] = {}
+        losers = False
+        for name in sorted(wanted, key=rank):
+            owner = owners.setdefault(_endpoint(wanted[name]), name)
+            if owner != name:
+                losers = True
+                reason = f"address, port and protocol are those of the VIP {owner}."
+                _demote(work, name, "address", reason)
+    work.vips.update(work.kept)
+
+
+def _endpoint(vip: Vip) -> Endpoint:
+    return vip.address, vip.port, vip.protocol
+
+
+def _keep_used_pools(work: _Work) -> None:
+    """Keep a deleted pool as it was for the VIPs that still use it."""
+    users: dict[str, list[str]] = {}
+    for name, vip in sorted(work.vips.items()):
+        if vip.pool not in work.pools:
+            users.setdefault(vip.pool, []).append(name)
+    for pool, vips in users.items():
+        if pool in work.last.pools:
+            work.pools[pool] = work.last.pools[pool]
+            reason = (
+                f"The pool was deleted, but the VIP {vips[0]} uses it; it stays as it was until no "
+                "VIP does."
+            )
+            work.reject(pool_key(pool), "", reason, "reference")
+        else:  # `last_good` was no result of ours: it had a VIP without its pool
+            for name in vips:
+                del work.vips[name]
+
+
+def _require_backends_pools(work: _Work) -> None:
+    """Refuse backends whose pool is not in force."""
+    for owner in [owner for owner in work.backends if owner.pool not in work.pools]:
+        del work.backends[owner]
+        document = work.snapshot.documents.get(pool_key(owner.pool))
+        what = "has no document" if document is None else "is refused itself"
+        reason = f"The pool {owner.pool} {what}; a backend needs its pool."
+        work.reject(backend_key(*owner), "", reason, "reference")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a packet costs: ns per packet of the loaded program, by decision, from test runs.
+
+The cost of the loop and of restoring the frame is measured with the same frame and subtracted. Each
+figure is the median of several runs; the machine is noisy, so compare figures of one run only.
+"""
+
+import os
+import statistics
+import struct
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from frames import ip4, ip6, tcp, udp
+from kernel import Kernel
+from roster import backend, generations, web
+
+from tidegate.dataplane import compiler
+from tidegate.dataplane import syscalls as bpf
+
+REPEAT, RUNS = 1_000_000, 5
+PROG_ARRAY = 3
+FRAMES = {
+    "IPv4 TCP, tracked": (tcp("A"), True),
+    "IPv4 TCP, SYN": (tcp("S"), False),
+    "IPv4 UDP, tracked": (udp(), True),
+    "IPv6 TCP, tracked": (tcp("A", ip6()), True),
+    "IPv6 TCP, SYN": (tcp("S", ip6()), False),
+    "not for a VIP": (tcp("A", ip4(to="10.99.0.200")), False),
+}
+
+
+def cost(frame: bytes, program: int | None) -> float:
+    """Median ns per repetition of restoring the frame and, if given, running a program."""
+    constants = (("FRAME_BYTES", str(len(frame))), ("ETHERTYPE", f"0x{frame[12:14].hex()}"))
+    text = Path(__file__).with_name("restore.c").read_text()
+    compiled = compiler.compile_text("restore", text, constants)
+    jumps = bpf.map_create(PROG_ARRAY, "next", 4, 4, 1)
+    if program is not None:
+        bpf.map_update(jumps, bytes(4), struct.pack("<I", program))
+    restore = compiler.load(compiled, {"next": jumps})
+    runs = [bpf.run(restore, frame, repeat=REPEAT).duration for _ in range(RUNS)]
+    os.close(restore)
+    os.close(jumps)
+    return statistics.median(runs)
+
+
+def main() -> None:
+    """Prints a table."""
+    backends = [backend(f"b{i}", f"fd01::{i}" if i % 2 else "") for i in range(1, 9)]
+    with Kernel() as kernel:
+        kernel.install(generations(web(*backends))[-1])
+        print(f"{'packet':24} {'ns':>6}   (median of {RUNS} runs of {REPEAT:,} packets)")
+        for name, (frame, warm) in FRAMES.items():
+            if warm:
+                kernel.run(frame)
+            print(f"{name:24} {cost(frame, kernel.program) - cost(frame, None):6.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users, permissions and TLS on a real etcd, and the documentation's own commands."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from etcd_server import EtcdServer, Received
+from tidegate.errors import ConfigError
+from tidegate.keyspace.client import Etcd
+from tidegate.keyspace.failures import CallFailed, Verdict
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.validate import validate
+from tidegate.keyspace.watch import Watch, WatchState
+from tidegate.model.values import EMPTY, Snapshot
+
+PREFIX = "/tidegate/edge/config/live/"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "keyspace.md"
+ROOT = ("--user", "root:r00t")
+
+
+class Follower:
+    """A watch, and what it handed over."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        self.snapshots: Received[Snapshot] = Received()
+        self.states: Received[WatchState] = Received()
+        self.watch = Watch(settings, PREFIX, self.snapshots, self.states)
+        self.watch.start()
+
+    def key(self, key: str) -> Snapshot:
+        """Wait for a snapshot that has `key`."""
+        return self.snapshots.wait(lambda snapshot: key in snapshot.documents)
+
+    def phase(self, phase: str, words: str = "") -> WatchState:
+        """Wait for a state whose reason has these words."""
+        return self.states.wait(lambda state: state.phase == phase and words in state.reason)
+
+
+@pytest.fixture
+def secured(etcd: EtcdServer) -> EtcdServer:
+    """Give an etcd with users: root, and `agent` with the role of the documentation."""
+    etcd.ctl("user", "add", "root:r00t")
+    etcd.ctl("user", "grant-role", "root", "root")
+    etcd.ctl("user", "add", "agent:s3cret")
+    for line in re.findall(r"^    etcdctl (role .*)$", DOCS.read_text("utf-8"), re.MULTILINE):
+        etcd.ctl(*line.split())
+    etcd.ctl("user", "grant-role", "agent", "tidegate-agent")
+    etcd.ctl("auth", "enable")
+    return etcd
+
+
+def settings(etcd: EtcdServer, folder: Path, password: str = "s3cret") -> EtcdSettings:  # noqa: S107 - a test's
+    path = folder / "password"
+    path.write_text(password + "\n", "utf-8")
+    return EtcdSettings(
+        endpoints=(etcd.endpoint,),
+        user="agent",
+        password_file=str(path),
+        backoff_max=0.3,
+        fatal_retry=0.3,
+    )
+
+
+def test_the_documented_role_suffices(secured: EtcdServer, tmp_path: Path) -> None:
+    """A user with the role of docs/keyspace.md can follow the release and write its status."""
+    chosen = settings(secured, tmp_path)
+    follower = Follower(chosen)
+    try:
+        secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+    finally:
+        assert follower.watch.stop()
+    connection = Etcd(chosen)
+    try:
+        connection.put(b"/tidegate/edge/status/lb1", b"{}", connection.grant(60))
+        with pytest.raises(CallFailed, match="could not write /tidegate/edge/config/x") as caught:
+            connection.put(b"/tidegate/edge/config/x", b"{}")
+        assert caught.value.verdict is Verdict.FATAL
+    finally:
+        connection.close()
+
+
+def test_a_lost_token_is_replaced(secured: EtcdServer, tmp_path: Path) -> None:
+    """Etcd forgets its tokens when it restarts; the watch logs in again and goes on."""
+    follower = Follower(settings(secured, tmp_path))
+    try:
+        secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+        secured.restart()
+        secured.ctl(*ROOT, "put", PREFIX + "vips/b", "1")
+        follower.key("vips/b")
+        assert "fatal" not in {state.phase for state in follower.states.items}
+    finally:
+        assert follower.watch.stop()
+
+
+def test_a_wrong_password_is_fatal_until_it_is_right(secured: EtcdServer, tmp_path: Path) -> None:
+    """The reason names the login, never the password; a corrected file mends it."""
+    follower = Follower(settings(secured, tmp_path, "wr0ng"))
+    try:
+        state = follower.phase("fatal")
+        assert "could not log in as agent" in state.reason
+        assert "wr0ng" not in state.reason
+        settings(secured, tmp_path)
+        secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+        follower.phase("connected")
+    finally:
+        assert follower.watch.stop()
+
+
+def test_a_missing_user_is_fatal_and_says_what_to_set(secured: EtcdServer) -> None:
+    """Without a user, an etcd that wants one is a matter for a person."""
+    follower = Follower(EtcdSettings(endpoints=(secured.endpoint,), fatal_retry=0.3))
+    try:
+        assert "set etcd.user and etcd.password_file" in follower.phase("fatal").reason
+    finally:
+        assert follower.watch.stop()
+
+
+def test_a_withdrawn_permission_is_fatal_until_it_is_granted(
+    secured: EtcdServer, tmp_path: Path
+) -> None:
+    """Losing the role is reported, and having it back needs nobody at the host."""
+    follower = Follower(settings(secured, tmp_path))
+    try:
+        follower.phase("connected")
+        secured.ctl(*ROOT, "user", "revoke-role", "agent", "tidegate-agent")
+        secured.restart()
+        assert "permission denied" in follower.phase("fatal", "could not read").reason
+        secured.ctl(*ROOT, "user", "grant-role", "agent", "tidegate-agent")
+        secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+    finally:
+        assert follower.watch.stop()
+
+
+def test_a_user_is_no_hindrance_where_etcd_asks_for_none(etcd: EtcdServer, tmp_path: Path) -> None:
+    """The agent's file may name a user before etcd's authentication is enabled."""
+    follower = Follower(settings(etcd, tmp_path))
+    try:
+        etcd.ctl("put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+    finally:
+        assert follower.watch.stop()
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """Make an authority and two certificates of it: `server` for 127.0.0.1, and `client`."""
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(tmp_path, *new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    for name, san in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "")):
+        openssl(
+            tmp_path, *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        (tmp_path / f"{name}.ext").write_text(san, "ascii")
+        openssl(
+            tmp_path,
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", f"{name}.ext"),
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def tls_etcd(authority: Path) -> Iterator[EtcdServer]:
+    """Give an etcd that wants a client certificate."""
+    with EtcdServer(
+        *("--cert-file", str(authority / "server.pem")),
+        *("--key-file", str(authority / "server.key")),
+        *("--client-cert-auth", "--trusted-ca-file", str(authority / "ca.pem")),
+        scheme="https",
+    ) as server:
+        yield server
+
+
+def test_client_certificates_work_and_strangers_do_not(
+    tls_etcd: EtcdServer, authority: Path
+) -> None:
+    """With CA, certificate and key the watch connects; without the certificate it is not let in."""
+    ca, cert, key = (str(authority / name) for name in ("ca.pem", "client.pem", "client.key"))
+    ends = (tls_etcd.endpoint,)
+    follower = Follower(EtcdSettings(endpoints=ends, ca=ca, cert=cert, key=key))
+    try:
+        tls_etcd.ctl(f"--cacert={ca}", f"--cert={cert}", f"--key={key}", "put", PREFIX + "a", "1")
+        follower.key("a")
+    finally:
+        assert follower.watch.stop()
+    stranger = Follower(EtcdSettings(endpoints=ends, ca=ca))
+    try:
+        stranger.phase("reconnecting")
+        assert stranger.snapshots.items == []
+    finally:
+        assert stranger.watch.stop()
+
+
+def test_another_authority_is_not_trusted(tls_etcd: EtcdServer, authority: Path) -> None:
+    """A server whose certificate our CA did not sign is never talked to."""
+    other = ("-x509", "-keyout", "other.key", "-out", "other.pem", "-subj", "/CN=other")
+    openssl(authority, "req", "-newkey", "rsa:2048", "-nodes", *other)
+    ca = str(authority / "other.pem")
+    follower = Follower(EtcdSettings(endpoints=(tls_etcd.endpoint,), ca=ca))
+    try:
+        follower.phase("reconnecting")
+        assert follower.snapshots.items == []
+    finally:
+        assert follower.watch.stop()
+
+
+def test_a_tls_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The agent's start fails with the path, not later with a puzzle."""
+    with pytest.raises(ConfigError, match=r"nothing\.pem"):
+        Etcd(EtcdSettings(ca=str(tmp_path / "nothing.pem")))
+
+
+def test_the_documented_commands_make_a_service(etcd: EtcdServer) -> None:
+    """Every put of docs/keyspace.md, run by a shell in the order of the page, is accepted."""
+    page = DOCS.read_text("utf-8")
+    service = page[page.index("## A first service") : page.index("## VIP")]
+    script = "".join(re.findall(r"^```sh\n(.*?)^```$", service, re.MULTILINE | re.DOTALL))
+    done = subprocess.run(
+        ["bash", "-euc", f"export ETCDCTL_ENDPOINTS=http://{etcd.endpoint}\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    follower = Follower(EtcdSettings(endpoints=(etcd.endpoint,)))
+    try:
+        desired, rejections = validate(follower.snapshots.wait(lambda _: True), EMPTY)
+    finally:
+        assert follower.watch.stop()
+    assert rejections == ()
+    assert set(desired.vips) == {"shop"}
+    backends = {key.name: str(backend.address) for key, backend in desired.backends.items()}
+    assert backends == {"a": "198.51.100.17", "b": "198.51.100.18"}

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status key on a real etcd: it appears, follows, and disappears with its writer."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from etcd_server import EtcdServer, Received
+from tidegate.keyspace.client import Etcd
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.status import StatusDocument, decode
+from tidegate.keyspace.status_writer import StatusWriter
+
+KEY = "/tidegate/f/status/lb1"
+AGENT = Path(__file__).resolve().parents[2] / "agent"
+
+
+def status(generation: int = 1) -> StatusDocument:
+    return StatusDocument(
+        version="0.1.0",
+        host="lb1",
+        release="live",
+        revision=7,
+        generation=generation,
+        state="synced",
+        started_at="2026-01-31T12:00:00Z",
+    )
+
+
+def read(etcd: EtcdServer) -> StatusDocument | None:
+    value = etcd.ctl("get", "--print-value-only", KEY)
+    return decode(value.encode()) if value else None
+
+
+def until(condition: Callable[[], bool], timeout: float = 10.0) -> float:
+    """Ask again and again, as a person at etcdctl would; return after how many seconds it held."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < timeout
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+@pytest.fixture
+def writer(etcd: EtcdServer) -> Iterator[StatusWriter]:
+    settings = EtcdSettings(endpoints=(etcd.endpoint,), backoff_max=0.3, status_ttl=3)
+    made = StatusWriter(settings, KEY)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_the_status_appears_follows_and_goes(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """It is written under a lease, follows what is submitted, and is deleted at a stop in order."""
+    writer.submit(status(1))
+    until(lambda: read(etcd) == status(1))
+    assert '"lease":' in etcd.ctl("get", KEY, "-w", "json")
+    writer.submit(status(2))
+    until(lambda: read(etcd) == status(2))
+    assert writer.stop()
+    assert read(etcd) is None
+
+
+def test_writes_are_few_and_the_last_one_counts(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """A busy agent makes about four writes a second, and never waits for one."""
+    begun = time.monotonic()
+    number = 0
+    longest = 0.0
+    while time.monotonic() - begun < 1.5:
+        number += 1
+        before = time.monotonic()
+        writer.submit(status(number))
+        longest = max(longest, time.monotonic() - before)
+        time.sleep(0.001)
+    until(lambda: read(etcd) == status(number))
+    passed = time.monotonic() - begun
+    version = msgspec.json.decode(etcd.ctl("get", KEY, "-w", "json"))["kvs"][0]["version"]
+    assert 3 <= version <= passed / 0.25 + 2
+    assert longest < 0.25
+
+
+def test_the_lease_is_kept_alive(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """A status that does not change outlives its lease's time."""
+    writer.submit(status())
+    until(lambda: read(etcd) == status())
+    deadline = time.monotonic() + 4.5
+    while time.monotonic() < deadline:
+        assert read(etcd) == status()
+        time.sleep(0.25)  # a time has to pass: the lease's own
+
+
+def test_a_lost_lease_is_replaced(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """When somebody revokes the lease, the status comes back by itself."""
+    writer.submit(status())
+    until(lambda: read(etcd) == status())
+    lease = etcd.ctl("lease", "list").split()[-1]
+    etcd.ctl("lease", "revoke", lease)
+    assert read(etcd) is None
+    until(lambda: read(etcd) == status())
+
+
+def test_an_outage_does_not_block_and_the_latest_is_written_after_it(etcd: EtcdServer) -> None:
+    """While etcd is away `submit` returns at once; after it the latest document is there."""
+    errors: Received[str] = Received()
+    settings = EtcdSettings(endpoints=(etcd.endpoint,), backoff_max=0.3, status_ttl=3)
+    writer = StatusWriter(settings, KEY, errors)
+    etcd.kill()
+    writer.start()
+    try:
+        for number in range(1, 50):
+            begun = time.monotonic()
+            writer.submit(status(number))
+            assert time.monotonic() - begun < 0.25
+        assert "could not get a lease" in errors.wait(lambda reason: reason != "")
+        writer.submit(status(50))
+        etcd.start()
+        until(lambda: read(etcd) == status(50))
+        assert errors.wait(lambda reason: reason == "") == ""
+        etcd.kill()
+        etcd.wipe()
+        etcd.start()
+        writer.submit(status(51))
+        until(lambda: read(etcd) == status(51))
+    finally:
+        assert writer.stop()
+
+
+def test_a_stop_while_etcd_is_frozen_is_bounded(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """The agent's exit does not wait for etcd."""
+    writer.submit(status())
+    until(lambda: read(etcd) == status())
+    etcd.stop()
+    try:
+        begun = time.monotonic()
+        assert writer.stop(timeout=1.0)
+        assert time.monotonic() - begun < 2.0
+    finally:
+        etcd.cont()
+
+
+def test_the_status_of_a_killed_writer_disappears(etcd: EtcdServer) -> None:
+    """A process that dies by SIGKILL leaves a lease that runs out."""
+    code = f"""
+import sys, msgspec
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.status import decode
+from tidegate.keyspace.status_writer import StatusWriter
+writer = StatusWriter(EtcdSettings(endpoints=({etcd.endpoint!r},), status_ttl=3), {KEY!r})
+writer.start()
+writer.submit(decode({msgspec.json.encode(status())!r}))
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(AGENT)},
+        stdin=subprocess.PIPE,
+    )
+    try:
+        until(lambda: read(etcd) == status())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert read(etcd) == status()
+        # etcd looks for leases to expire twice a second, and a fresh leader extends them.
+        assert until(lambda: read(etcd) is None, timeout=12.0) > 1.0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def test_no_secret_is_shown() -> None:
+    """A connection's text has its endpoints and nothing else."""
+    connection = Etcd(EtcdSettings(user="tide", password_file="/nonexistent"))  # noqa: S106 - a path
+    try:
+        assert repr(connection) == "Etcd(127.0.0.1:2379)"
+    finally:
+        connection.close()
