@@ -3,10 +3,11 @@
 
 from typing import Any
 
-from roster import VIP4, VIP6
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+
+from roster import VIP4, VIP6
 
 ETHER = Ether(src="02:00:00:00:00:04", dst="02:00:00:00:00:01")
 CLIENT4, CLIENT6 = "10.77.0.9", "fd77::9"

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from frames import ip4, ip6, tcp, udp
 from kernel import Kernel
 from roster import backend, generations, web
-
 from tidegate.dataplane import compiler
 from tidegate.dataplane import syscalls as bpf
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from frames import CLIENT4, ETHER, ip4, ip6, tcp, udp
-from kernel import LINK, Kernel, assert_equal, model
-from roster import backend, generations, web
 from scapy.layers.inet import ICMP, IP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
+from frames import CLIENT4, ETHER, ip4, ip6, tcp, udp
+from kernel import LINK, Kernel, assert_equal, model
+from roster import backend, generations, web
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation
 from tidegate.spec import Result, State, Verdict, process

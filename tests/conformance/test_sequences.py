@@ -4,12 +4,12 @@
 import random
 
 import pytest
-from frames import ip4, ip6, tcp, udp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from frames import ip4, ip6, tcp, udp
 from kernel import Kernel, assert_equal, model
 from roster import backend, web
-
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired
 from tidegate.planner import plan

@@ -6,8 +6,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import msgspec
 import numpy as np
-from roster import backend, generations, web
 
+from roster import backend, generations, web
 from tidegate.dataplane import enums, layout, ledger, programs, tables
 from tidegate.dataplane.maps import LEDGER_VALUE_BYTES
 from tidegate.dataplane.publish import vip_tag

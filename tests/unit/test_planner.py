@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roster import backend, desired, generations, vip, web
 
+from roster import backend, desired, generations, vip, web
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import ID_COOLDOWN_SECONDS
 from tidegate.model.generation import NOTHING, Generation, Identity
