@@ -139,14 +139,17 @@ def end_all(namespaces: list[str], grace: float = TERM_GRACE) -> int:
 def kill_named(namespace: str, command: str) -> int:
     """SIGKILLs the processes of this command name in a namespace; returns how many there were.
 
-    Returns when they are gone.
+    Again while there are any, since a server that loses a worker may start another before its own
+    signal arrives. Returns when they are gone.
 
     Raises:
         LabError: one does not end.
     """
-    found = {pid for pid in netns.processes([namespace]) if _command_name(pid) == command}
-    _end(found, [namespace], ((signal.SIGKILL, TERM_GRACE),))
-    return len(found)
+    killed = 0
+    while found := {pid for pid in netns.processes([namespace]) if _command_name(pid) == command}:
+        _end(found, [namespace], ((signal.SIGKILL, TERM_GRACE),))
+        killed += len(found)
+    return killed
 
 
 def _command_name(pid: int) -> str:

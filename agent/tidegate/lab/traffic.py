@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tidegate.errors import LabError
 from tidegate.lab.load import Totals
@@ -183,8 +183,3 @@ def _sum(parts: list[Totals]) -> Totals:
             for backend, count in share.items():
                 mine[backend] = mine.get(backend, 0) + count
     return result
-
-
-def as_json(totals: Totals) -> dict[str, Any]:
-    """Totals as JSON-ready values."""
-    return dict(vars(totals))
