@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model as an engine of `tidegate simulate`: one frame in, what became of it out, by name.
+
+The kernel's engine is `dataplane/simulation.py`. Both give an `Outcome`, and what the maps hold
+under the same names, so that the two can be compared. No I/O here, and no packet decisions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tidegate.model.decision import Decision, Reason
+from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.values import BackendKey
+from tidegate.spec.balancer import Verdict, process
+from tidegate.spec.state import Link, Settings, State
+
+INTERFACE = 1
+"""The index of the loopback, on which a test-run says that its frames came in."""
+
+LONGEST = 3520
+"""Bytes of a frame that a program sees: a page of 4096, less 256 in front for headers to come and
+320 behind for the kernel's struct skb_shared_info (measured by test-run). A longer frame of a
+capture was put together by segmentation offload; no driver gives such a one to a program."""
+
+Contents: TypeAlias = Mapping[str, Mapping[Any, Any]]
+"""What packets can change: map by name, and its entries. A counter at 0 is not there."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a frame; None where it does not apply.
+
+    Attributes:
+        frame: as it was left: the one to transmit, or the one that came in.
+        vip: name of the VIP that it was for.
+        generation: number of the generation that was in force, if it was for a VIP.
+    """
+
+    verdict: Verdict
+    frame: bytes
+    reason: Reason = Reason.NONE
+    vip: str | None = None
+    backend: BackendKey | None = None
+    slot: int | None = None
+    decision: Decision | None = None
+    generation: int | None = None
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the ids of a generation stand for."""
+
+    number: int
+    vips: Mapping[int, str]
+    backends: Mapping[int, BackendKey]
+
+
+def names(generation: Generation) -> Names:
+    """The names by id."""
+    return Names(
+        generation.number,
+        {placed.identity.id: name for name, placed in generation.vips.items()},
+        {placed.identity.id: key for key, placed in generation.backends.items()},
+    )
+
+
+class Model:
+    """The specification with a state of its own.
+
+    Args:
+        settings: as the program is built.
+        link: what is known of the interface that the frames come in on.
+    """
+
+    def __init__(self, settings: Settings, link: Link) -> None:
+        self.state = State(settings, {INTERFACE: link})
+        self._names = names(NOTHING)
+
+    def install(self, generation: Generation) -> None:
+        """Puts a generation in force."""
+        self.state.install(generation)
+        self._names = names(generation)
+
+    def run(self, frame: bytes) -> Outcome:
+        """What the specification says of one frame."""
+        before = dict(self.state.vip_packets)
+        result = process(self.state, frame[:LONGEST], INTERFACE)
+        counted = [id_ for id_, n in self.state.vip_packets.items() if before.get(id_) != n]
+        is_ours = bool(counted) or result.verdict is Verdict.DROP
+        return Outcome(
+            result.verdict,
+            frame if result.verdict is Verdict.PASS else result.frame,
+            result.reason,
+            vip=self._names.vips[counted[0]] if counted else None,
+            backend=None if result.backend is None else self._names.backends[result.backend],
+            slot=result.slot,
+            decision=result.decision,
+            generation=self._names.number if is_ours else None,
+        )
+
+    def tables(self) -> Contents:
+        """The tables that packets write."""
+        return {"flows": self.state.flows, "syns": self.state.syns}
+
+    def counters(self) -> Contents:
+        """The counters."""
+        state = self.state
+        return {
+            "drops": state.drops,
+            "vips": {
+                id_: (
+                    *(packets, state.vip_bytes[id_]),
+                    tuple(state.decisions[id_, decision] for decision in Decision),
+                    state.rehashed[id_],
+                )
+                for id_, packets in state.vip_packets.items()
+            },
+            "backends": {
+                id_: (packets, state.backend_bytes[id_])
+                for id_, packets in state.backend_packets.items()
+            },
+        }
+
+
+def differences(kernel: Contents, model: Contents) -> list[str]:
+    """Every entry in which the two differ, as lines."""
+    found = []
+    for name in kernel.keys() | model.keys():
+        here, there = kernel.get(name, {}), model.get(name, {})
+        if here == there:
+            continue
+        found += [
+            f"{name}[{key}]: kernel {here.get(key)}, model {there.get(key)}"
+            for key in {**here, **there}
+            if here.get(key) != there.get(key)
+        ]
+    return sorted(found)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random documents, drawn from the documents' own types, so that a new field is drawn from at once.
+
+What validation refuses is left out: a drawn document may break a rule between fields.
+"""
+
+import random
+from typing import Any, Final
+
+import msgspec
+from msgspec import inspect
+
+from tidegate.keyspace.validate import validate
+from tidegate.model.documents import BackendDocument, PoolDocument, VipDocument
+from tidegate.model.values import EMPTY, Desired, Document, Snapshot
+
+Keys = dict[str, dict[str, Any]]
+
+POOLS: Final = ("web", "canary")
+VIPS4: Final = ("10.99.0.1", "10.99.0.2", "10.98.0.0/24")
+VIPS6: Final = ("fd99::1", "fd99::2", "fd98::/112")
+PREFIXES: Final = ("10.77.0.0/24", "10.77.0.9/32", "0.0.0.0/0", "fd77::/64", "fd77::9/128", "::/0")
+PORTS: Final = (80, 53, 443, 0)
+_RARELY: Final = 0.2  # how often an optional field is there
+
+
+def draw(chance: random.Random) -> Keys:
+    """Documents of one to six VIPs and up to eight backends in two pools."""
+    keys: Keys = {f"pools/{pool}": _document(chance, PoolDocument) for pool in POOLS}
+    for number in range(chance.randint(1, 6)):
+        keys[f"vips/v{number}"] = _document(chance, VipDocument)
+    for number in range(chance.choice([0, 2, 4, 8, 8])):
+        pool = chance.choice(POOLS)
+        keys[f"pools/{pool}/backends/b{number}"] = _document(chance, BackendDocument)
+    return accepted(keys)
+
+
+def step(chance: random.Random, keys: Keys) -> Keys:
+    """A change: some keys are new, some gone, most as before."""
+    fresh = draw(chance)
+    before = {key: document for key, document in keys.items() if chance.random() > _RARELY}
+    after = {key: document for key, document in fresh.items() if chance.random() < _RARELY}
+    return accepted({**fresh, **before, **after} if chance.random() < _RARELY else before | after)
+
+
+def accepted(keys: Keys) -> Keys:
+    """The documents without those that are refused, and without those that then miss them."""
+    while refused := {rejection.key for rejection in validate(snapshot(keys), EMPTY).rejections}:
+        keys = {key: document for key, document in keys.items() if key not in refused}
+    return keys
+
+
+def snapshot(keys: Keys) -> Snapshot:
+    """Documents as etcd would hold them."""
+    return Snapshot(
+        1,
+        {
+            key: Document(msgspec.json.encode(document), number, number)
+            for number, (key, document) in enumerate(keys.items(), 1)
+        },
+    )
+
+
+def desired(keys: Keys) -> Desired:
+    """What accepted documents ask for."""
+    wanted, rejections = validate(snapshot(keys), EMPTY)
+    assert not rejections, [str(rejection) for rejection in rejections]
+    return wanted
+
+
+def _document(chance: random.Random, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    described = inspect.type_info(kind)
+    assert isinstance(described, inspect.StructType)
+    return _struct(chance, described, kind is VipDocument)
+
+
+def _struct(chance: random.Random, kind: inspect.StructType, is_vip: bool) -> dict[str, Any]:
+    return {
+        field.encode_name: _value(chance, field.type, field.name, is_vip)
+        for field in kind.fields
+        if field.required or chance.random() < _RARELY
+    }
+
+
+def _value(chance: random.Random, kind: inspect.Type, name: str, is_vip: bool) -> Any:
+    match kind:
+        case inspect.Metadata(type=inner):
+            return _value(chance, inner, name, is_vip)
+        case inspect.UnionType(types=types):
+            return _value(chance, chance.choice(types), name, is_vip)
+        case inspect.StructType():
+            return _struct(chance, kind, is_vip)
+        case inspect.StrType():
+            return _text(chance, name, is_vip)
+        case inspect.IntType(ge=low, le=high):
+            return _number(chance, name, low or 0, 1 << 20 if high is None else high)
+    return _simple(chance, kind, name)
+
+
+def _simple(chance: random.Random, kind: inspect.Type, name: str) -> Any:
+    match kind:
+        case inspect.DictType():  # of source routes
+            some = chance.sample(PREFIXES, chance.randint(0, 3))
+            return {prefix: chance.choice(POOLS) for prefix in some}
+        case inspect.ListType() | inspect.VarTupleType():
+            return chance.sample(PREFIXES, chance.randint(0, 3))
+        case inspect.LiteralType(values=values):
+            # The first is what most have, so that most backends serve.
+            return chance.choice([values[0], *values])
+        case inspect.BoolType():
+            return chance.random() < 0.5
+        case inspect.NoneType():
+            return None
+    raise AssertionError(f"draw values of {kind} for the field {name}")
+
+
+def _number(chance: random.Random, name: str, low: int, high: int) -> int:
+    if name == "port":
+        return max(low, chance.choice(PORTS))
+    if name == "weight":
+        return chance.choice([0, 1, 100, 100, 100])
+    return chance.choice([low, high, min(high, low + 1), chance.randint(low, high)])
+
+
+def _text(chance: random.Random, name: str, is_vip: bool) -> str:
+    if name == "address" and is_vip:
+        return chance.choice(VIPS4 + VIPS6)
+    if name == "address":
+        return chance.choice(["10.1.0.", "10.2.0.", "fd01::"]) + str(chance.randint(1, 9))
+    if name == "pool":
+        return chance.choice(POOLS)
+    return chance.randbytes(chance.randint(1, 4)).hex()
