@@ -2,90 +2,251 @@
 /* The packet path of a Tidegate load balancer, top to bottom:
  *
  *   parse.h        frame -> packet, or not ours
- *   vip look-up    -> is it for us at all
+ *   vip.h          is it for us at all
+ *   answer.h       pings, and packets too big
+ *   icmp_error.h   errors: to the owner of the flow that they quote
+ *   client.h       denied, routed to another pool, too many SYNs
+ *   fragment.h     later fragments follow the first
+ *   quic.h         the server id in the connection id
  *   select.h       connection table, SYN table, Maglev table -> backend
- *   encapsulate.h  IP in IP, transmit to the gateway
+ *   clamp.h        MSS on SYN
+ *   encapsulate.h  outer header; transmit to the gateway
+ *   gue.h          and a UDP header, where the pool wants GUE
  *
- * What is not for a VIP passes to the host's stack untouched. What is, leaves encapsulated or is
- * dropped with a reason that is counted. The agent compiles this with the build constants
- * TABLE_SIZE, HASH_KEY*, SOURCE4* and SOURCE6*. */
+ * What is not for a VIP passes to the host's stack untouched. What is, leaves encapsulated, is
+ * answered, or is dropped with a reason that is counted.
+ *
+ * The agent compiles this with build constants (TABLE_SIZE, HASH_KEY*, SOURCE*) and with WITH_*
+ * switches: what no document in force uses is not in the program. */
 #include <uapi/linux/bpf.h>
 #include "enums.h"
 #include "layout.h"
 #include "maps.h"
-#include "hash.h"
 #include "parse.h"
+#include "vip.h"
+#include "hash.h"
+#include "limit.h"
+#include "checksum.h"
+#include "ethernet.h"
+#include "answer.h"
+#include "icmp_error.h"
+#include "client.h"
 #include "select.h"
+#include "fragment.h"
+#include "quic.h"
+#include "clamp.h"
 #include "encapsulate.h"
+#include "gue.h"
 
-static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, const struct packet *packet,
-				   struct choice *choice)
+/* What one packet's steps hand on. It is kept in a map and not on the stack: what is read back from
+ * a map may be anything, so the verifier looks at each step once, and not once for each way to get
+ * there. STEP marks where the compiler has to read back too. */
+struct scratch {
+	struct packet packet;
+	struct choice choice;
+	struct fit fit;
+};
+
+BPF_TABLE("percpu_array", u32, struct scratch, scratches, 1);
+
+#define STEP() asm volatile("" ::: "memory")
+
+#define FORWARDED 0
+#define ANSWERED -1
+#define NOT_OURS -2
+
+/* The backend for a packet, or the reason why there is none. */
+static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, struct vip *vip,
+				  struct packet *packet, struct flow_key *key)
 {
-	struct flow_key key = {
-		.source = { packet->source[0], packet->source[1], packet->source[2],
-			    packet->source[3] },
-		.vip = vip->id,
-		.source_port = packet->source_port,
-		.port = packet->destination.port,
-	};
-	int reason;
-
-	if (packet->is_cut || packet->length < packet->headers)
-		return DROP_BAD_LENGTH;
-	if (packet->is_fragment)
+#if WITH_FRAGMENTS
+	if (packet->kind == KIND_LATER_FRAGMENT)
+		return follow_fragment(choice, packet);
+#else
+	if (packet->kind == KIND_LATER_FRAGMENT)
 		return DROP_FRAGMENT;
-	reason = select_backend(choice, vip, packet, &key);
-	if (reason)
-		return reason;
-	reason = encapsulate(ctx, packet, choice);
-	if (reason)
-		return reason;
-	track(choice, vip, &key);
-	return DROP_NONE;
+#endif
+	choice->pool = pool_for(vip, packet);
+	if (!choice->pool)
+		return DROP_DENIED;
+#if WITH_SYN_LIMIT
+	if (packet->is_syn && vip->syn_rate && !syn_is_within_limit(vip, packet))
+		return DROP_SYN_LIMIT;
+#endif
+#if WITH_QUIC
+	if (packet->kind == KIND_UDP && vip->quic_length && !packet->is_error &&
+	    choose_quic(choice, (void *)(long)ctx->data, (void *)(long)ctx->data_end, vip, packet))
+		return DROP_NONE;
+#endif
+	return select_backend(choice, vip, packet, key);
 }
 
-static __always_inline void count(const struct vip *vip, const struct packet *packet,
+/* ICMP to a VIP's address: a ping is answered, an error becomes a packet of the flow it quotes. */
+static __always_inline int take_icmp(struct xdp_md *ctx, struct vip **vip, struct packet *packet)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct icmphdr *icmp = l4_of(data, packet);
+
+	if ((void *)(icmp + 1) > end)
+		return NOT_OURS;
+	if (icmp->type == (packet->is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) && !icmp->code) {
+		if (!((*vip)->flags & VIP_ECHO))
+			return NOT_OURS; /* the host may want to answer itself */
+		if (packet->is_first_fragment)
+			return DROP_FRAGMENT;
+		if (!may_answer())
+			return DROP_ECHO_LIMIT;
+		return answer_echo(data, end, packet) ? ANSWERED : DROP_BAD_LENGTH;
+	}
+	if (!(packet->is_v6 ? is_error6(icmp) : is_error4(icmp)))
+		return NOT_OURS; /* neighbour discovery, above all */
+	if (mtu_is_absurd(icmp, packet->is_v6))
+		return DROP_ICMP_MTU;
+	if (!adopt_quoted_flow(packet, data, end))
+		return DROP_ICMP_UNKNOWN;
+	*vip = find_vip(packet);
+	return *vip ? FORWARDED : DROP_ICMP_UNKNOWN;
+}
+
+static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct scratch *scratch,
+				   struct vip_counters *counters)
+{
+	struct packet *packet = &scratch->packet;
+	struct choice *choice = &scratch->choice;
+	struct fit *fit = &scratch->fit;
+	u32 interface = ctx->ingress_ifindex, id;
+	struct flow_key key = {};
+	struct backend *backend;
+	struct link *link;
+	int reason;
+
+	choice->hash = flow_hash(packet, vip);
+	flow_key_of(&key, packet, vip);
+	reason = decide(choice, ctx, vip, packet, &key);
+	if (reason)
+		return reason;
+	if (packet->is_error)
+		choice->decision = BY_ERROR;
+
+	STEP();
+
+	link = links.lookup(&interface);
+	id = choice->id;
+	backend = backends.lookup(&id);
+	if (!link || !backend)
+		return DROP_NO_GATEWAY;
+	measure(fit, backend, link);
+	if (!(fit->is_v6 ? link->has_gateway6 : link->has_gateway4))
+		return DROP_NO_GATEWAY;
+	if (packet->length > fit->limit) {
+		if (packet->is_error || !may_answer())
+			return DROP_TOO_BIG;
+		if (!(packet->is_v6 ? answer_too_big6(ctx, packet, fit->limit) :
+				      answer_too_big4(ctx, packet, fit->limit)))
+			return DROP_TOO_BIG;
+		return ANSWERED;
+	}
+	STEP();
+#if WITH_CLAMP
+	if (packet->is_syn && vip->mss && !packet->is_error)
+		clamp_mss((void *)(long)ctx->data, (void *)(long)ctx->data_end, packet, vip->mss);
+	STEP();
+#endif
+	reason = encapsulate(ctx, packet, choice, backend, link, fit);
+	if (reason)
+		return reason;
+	STEP();
+#if WITH_GUE
+	if (fit->gue && fill_gue(ctx, packet, choice, fit, backend->gue_port))
+		return DROP_NO_HEADROOM;
+	STEP();
+#endif
+#if WITH_FRAGMENTS
+	if (packet->is_first_fragment && !packet->is_error)
+		remember_fragment(packet, choice, vip);
+#endif
+	if (choice->track)
+		track(choice, vip, &key, counters);
+	return FORWARDED;
+}
+
+static __always_inline void count(struct vip_counters *counters, const struct packet *packet,
 				  const struct choice *choice)
 {
-	struct vip_counters *of_vip = vip_counts.lookup((u32 *)&vip->id);
 	struct backend_counters *of_backend = backend_counts.lookup((u32 *)&choice->id);
 
-	if (of_vip) {
-		of_vip->packets++;
-		of_vip->bytes += packet->length;
-		if (choice->decision < DECISIONS)
-			of_vip->decisions[choice->decision]++;
-		of_vip->rehashed += choice->rehashed;
-	}
+	counters->packets++;
+	counters->bytes += packet->length;
+	if (choice->decision < DECISIONS)
+		counters->decisions[choice->decision]++;
+	if (choice->is_rehashed && choice->was_quarantined)
+		counters->rehashed_quarantined++;
+	else if (choice->is_rehashed)
+		counters->rehashed_gone++;
 	if (of_backend) {
 		of_backend->packets++;
 		of_backend->bytes += packet->length;
 	}
 }
 
-int balancer(struct xdp_md *ctx)
+static __always_inline int handle(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
-	struct packet packet = {};
-	struct choice choice = {};
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct vip_counters *counters;
+	struct scratch *scratch;
+	struct packet *packet;
+	int outcome = FORWARDED;
 	struct vip *vip;
-	u32 reason;
+	u32 id = 0;
 
-	if (!parse(data, end, &packet))
+	scratch = scratches.lookup(&id);
+	if (!scratch)
 		return XDP_PASS;
-	vip = vips.lookup(&packet.destination);
+	__builtin_memset(scratch, 0, sizeof(*scratch));
+	packet = &scratch->packet;
+	if (!parse(data, end, packet))
+		return XDP_PASS;
+	STEP();
+	vip = find_vip(packet);
 	if (!vip)
 		return XDP_PASS;
+	id = vip->id;
 
-	reason = forward(ctx, vip, &packet, &choice);
-	if (reason) {
-		u64 *drops = drop_counts.lookup(&reason);
+	if (packet->is_cut || packet->length < packet->l4 + packet->headers)
+		outcome = DROP_BAD_LENGTH;
+	else if (packet->kind == KIND_ICMP)
+		outcome = take_icmp(ctx, &vip, packet);
+	STEP();
+	if (outcome == NOT_OURS)
+		return XDP_PASS;
+	if (vip)
+		id = vip->id;
+	counters = vip_counts.lookup(&id);
+	if (!counters)
+		return XDP_DROP; /* ids are within the map; the verifier does not know */
+	if (vip && outcome == FORWARDED)
+		outcome = forward(ctx, vip, scratch, counters);
+	if (outcome == ANSWERED) {
+		counters->answered++;
+		return XDP_TX;
+	}
+	if (outcome) {
+		u32 reason = outcome;
 
-		if (drops)
-			(*drops)++;
+		if (reason < REASONS)
+			counters->drops[reason]++;
 		return XDP_DROP;
 	}
-	count(vip, &packet, &choice);
+	count(counters, packet, &scratch->choice);
 	return XDP_TX;
+}
+
+int balancer(struct xdp_md *ctx)
+{
+	u32 verdict = handle(ctx);
+	u64 *total = verdict_counts.lookup(&verdict);
+
+	if (total)
+		(*total)++;
+	return verdict;
 }

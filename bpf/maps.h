@@ -5,12 +5,19 @@
 #pragma once
 
 BPF_TABLE("hash", struct vip_key, struct vip, vips, 1);
+BPF_F_TABLE("lpm_trie", struct prefix_key, struct vip, prefixes, 1, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct route_key, struct route, routes, 1, BPF_F_NO_PREALLOC);
 BPF_TABLE("array", u32, struct table, inner, 1);
 BPF_ARRAY_OF_MAPS(outer, "inner", 1);
 BPF_TABLE("array", u32, struct backend, backends, 1);
 BPF_TABLE("lru_hash", struct flow_key, struct flow, flows, 1);
 BPF_TABLE("lru_hash", struct flow_key, struct flow, syns, 1);
-BPF_TABLE("hash", u32, struct link, links, 1);
+BPF_TABLE("lru_hash", struct fragment_key, struct flow, fragments, 1);
+BPF_TABLE("hash", struct quic_key, struct quic_server, quic_servers, 1);
+BPF_TABLE("lru_hash", struct limit_key, struct bucket, syn_limits, 1);
+BPF_TABLE("percpu_array", u32, struct bucket, insert_limits, 1);
+BPF_TABLE("percpu_array", u32, struct bucket, answer_limits, 1);
+BPF_TABLE("array", u32, struct link, links, 1); /* by interface index */
 BPF_TABLE("percpu_array", u32, struct vip_counters, vip_counts, 1);
 BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);
-BPF_TABLE("percpu_array", u32, u64, drop_counts, 1);
+BPF_TABLE("percpu_array", u32, u64, verdict_counts, 1);

@@ -2,7 +2,7 @@
 /* From a frame to a packet: addresses, ports, flags and lengths, or "not ours".
  *
  * Nothing is dropped or counted here: before the VIP look-up no packet is known to be ours. What
- * cannot be read (truncated, another protocol, a later fragment) is not for a VIP and passes. */
+ * cannot be read (truncated, another protocol, too many headers) is not for a VIP and passes. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -11,42 +11,100 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
+#include "icmp.h"
 
 #define MAPPED_PREFIX bpf_htonl(0xffff)
 #define IP_DF bpf_htons(0x4000)
 #define IP_FRAGMENT_BITS bpf_htons(0x3fff) /* more fragments, and the offset */
 #define IP_OFFSET_BITS bpf_htons(0x1fff)
+#define IP6_OFFSET_BITS bpf_htons(0xfff8)
+#define IP6_MORE_BIT bpf_htons(0x0001)
+
+#define VLAN_TAGS 2 /* 802.1ad outside 802.1Q */
+#define EXTENSION_HEADERS 4
+
+enum kind { KIND_NONE, KIND_TCP, KIND_UDP, KIND_ICMP, KIND_LATER_FRAGMENT };
+
+struct vlan_tag {
+	u16 tci;
+	u16 next; /* EtherType of what follows */
+};
+
+struct extension {
+	u8 next;
+	u8 length; /* in 8 bytes, without the first 8 */
+	u16 offset; /* of the fragment header: offset and more-bit */
+	u32 id;
+};
 
 struct packet {
 	u32 source[4];
-	struct vip_key destination;
+	struct vip_key destination; /* with the port as it is in the packet */
 	u32 length; /* bytes of the IP packet, from its own header */
+	u32 fragment_id;
 	u16 source_port;
+	u16 l4; /* bytes of the IP packet before the transport header */
+	u16 types[VLAN_TAGS]; /* EtherTypes of the VLAN tags, outermost first */
+	u16 tags[VLAN_TAGS]; /* and their contents */
+	u8 l3; /* bytes of the frame before the IP header */
+	u8 headers; /* bytes of the transport header, without options */
+	u8 kind;
+	u8 tos; /* traffic class in IPv6 */
 	bool is_v6;
-	bool is_fragment;
+	bool is_first_fragment;
 	bool is_cut; /* the frame ends before the IP packet does */
 	bool is_syn; /* SYN without ACK */
 	bool is_rst;
-	u8 tos; /* traffic class in IPv6 */
-	u32 headers; /* bytes of the IP and transport headers */
+	bool is_error; /* an ICMP error; addresses and ports are those of the flow it quotes */
 };
 
-/* True if the packet has addresses and ports that a VIP could have. */
-static __always_inline bool parse(void *data, void *end, struct packet *packet)
+/* The transport header. The mask tells the verifier what parsing made sure of. */
+#define L4_MASK 0x3fff
+
+static __always_inline void *l4_of(void *data, const struct packet *packet)
 {
-	struct ethhdr *eth = data;
-	void *l3 = eth + 1;
-	void *l4;
+	return data + packet->l3 + (packet->l4 & L4_MASK);
+}
 
-	if (l3 > end)
-		return false;
+/* Walks IPv6 extension headers. Returns false for what no VIP can be for. */
+static __always_inline bool skip_extensions(void *l3, void *end, struct packet *packet)
+{
+	u8 next = packet->destination.protocol;
+	u32 at = sizeof(struct ipv6hdr);
 
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+	for (int i = 0; i < EXTENSION_HEADERS; i++) {
+		struct extension *header = l3 + at;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			break;
+		if ((void *)(header + 1) > end)
+			return false;
+		if (next == IPPROTO_FRAGMENT) {
+			packet->fragment_id = header->id;
+			if (header->offset & IP6_OFFSET_BITS)
+				packet->kind = KIND_LATER_FRAGMENT;
+			else if (header->offset & IP6_MORE_BIT)
+				packet->is_first_fragment = true;
+			at += sizeof(*header);
+		} else {
+			at += (header->length + 1) * 8;
+		}
+		next = header->next;
+		if (packet->kind == KIND_LATER_FRAGMENT)
+			break; /* what follows is the middle of something */
+	}
+	packet->destination.protocol = next;
+	packet->l4 = at;
+	return true;
+}
+
+static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct packet *packet)
+{
+	if (ethertype == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = l3;
 
 		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
-			return false;
-		if (ip->frag_off & IP_OFFSET_BITS)
 			return false;
 		packet->source[2] = packet->destination.address[2] = MAPPED_PREFIX;
 		packet->source[3] = ip->saddr;
@@ -54,10 +112,16 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 		packet->destination.protocol = ip->protocol;
 		packet->length = bpf_ntohs(ip->tot_len);
 		packet->tos = ip->tos;
-		packet->is_fragment = ip->frag_off & IP_FRAGMENT_BITS;
-		packet->headers = ip->ihl * 4;
-		l4 = l3 + packet->headers;
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		packet->fragment_id = ip->id;
+		if (ip->frag_off & IP_OFFSET_BITS)
+			packet->kind = KIND_LATER_FRAGMENT;
+		else
+			packet->is_first_fragment = ip->frag_off & IP_FRAGMENT_BITS;
+		packet->l4 = ip->ihl * 4;
+		return true;
+	}
+#if WITH_V6
+	if (ethertype == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = l3;
 
 		if ((void *)(ip + 1) > end || ip->version != 6)
@@ -68,33 +132,79 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 		packet->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 		packet->is_v6 = true;
-		packet->headers = sizeof(*ip);
-		l4 = ip + 1;
-	} else {
-		return false;
+		return skip_extensions(l3, end, packet);
 	}
+#endif
+	return false;
+}
 
-	if (packet->destination.protocol == IPPROTO_TCP) {
+static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
+{
+	u8 protocol = packet->destination.protocol;
+
+	if (protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 
 		if ((void *)(tcp + 1) > end)
 			return false;
+		packet->kind = KIND_TCP;
 		packet->source_port = tcp->source;
 		packet->destination.port = tcp->dest;
 		packet->is_syn = tcp->syn && !tcp->ack;
 		packet->is_rst = tcp->rst;
-		packet->headers += sizeof(*tcp);
-	} else if (packet->destination.protocol == IPPROTO_UDP) {
+		packet->headers = sizeof(*tcp);
+	} else if (protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
 
 		if ((void *)(udp + 1) > end)
 			return false;
+		packet->kind = KIND_UDP;
 		packet->source_port = udp->source;
 		packet->destination.port = udp->dest;
-		packet->headers += sizeof(*udp);
+		packet->headers = sizeof(*udp);
+	} else if (protocol == (packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		struct icmphdr *icmp = l4;
+
+		if ((void *)(icmp + 1) > end)
+			return false;
+		packet->kind = KIND_ICMP;
+		packet->headers = sizeof(*icmp);
 	} else {
 		return false;
 	}
+	return true;
+}
+
+/* True if the packet could be for a VIP. */
+static __always_inline bool parse(void *data, void *end, struct packet *packet)
+{
+	struct ethhdr *eth = data;
+	struct vlan_tag *tag = (void *)(eth + 1);
+	u16 ethertype;
+	void *l3;
+
+	if ((void *)(eth + 1) > end)
+		return false;
+	ethertype = eth->h_proto;
+	packet->l3 = sizeof(*eth);
+	for (int i = 0; i < VLAN_TAGS; i++) {
+		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(tag + 1) > end)
+			return false;
+		packet->types[i] = ethertype;
+		packet->tags[i] = tag->tci;
+		ethertype = tag->next;
+		packet->l3 += sizeof(*tag);
+		tag++;
+	}
+
+	l3 = data + packet->l3;
+	if (!parse_l3(l3, end, ethertype, packet))
+		return false;
+	/* Fragments of anything may be ours; the VIP look-up by address tells. */
+	if (packet->kind != KIND_LATER_FRAGMENT && !parse_l4(l3 + packet->l4, end, packet))
+		return false;
 	packet->is_cut = l3 + packet->length > end;
 	return true;
 }

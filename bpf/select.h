@@ -7,23 +7,49 @@
  * packet that is not a SYN belongs to a flow from before the window, whose owner is the slot's
  * fallback, however often the slot changed since. A mark in the SYN table counts only if it was
  * made inside the window that is open now: an older one was left by a flow that never finished its
- * handshake. */
+ * handshake.
+ *
+ * With tracking `transition` this holds with far fewer entries: a slot that never was in transition
+ * has no tracked flow, so its packets need no look-up; and all that is seen in a window is tracked,
+ * so whoever sends at least once in it stays when it closes. */
 #pragma once
 
 /* Look-ups after an unusable owner; with half of all slots unusable one packet in 500 finds none. */
 #define REHASHES 8
+#define DIGEST_BITS 0xfffff000U /* ids of VIPs are below 4096 */
 
 struct choice {
-	struct backend *backend;
 	u64 hash;
 	u64 generation;
+	u32 pool;
 	u32 id;
 	u32 incarnation;
 	u32 slot;
 	u8 decision;
-	bool rehashed;
+	bool is_rehashed;
+	bool was_quarantined; /* the owner that was passed over */
 	bool track;
 };
+
+/* What a flow is known by. A network VIP has many destination addresses: a digest of it takes the
+ * bits above the id. If two collide, the two flows of one client port share a backend. */
+static __always_inline void flow_key_of(struct flow_key *key, const struct packet *packet,
+					const struct vip *vip)
+{
+	__builtin_memcpy(key->source, packet->source, sizeof(key->source));
+	key->vip = vip->id;
+	key->source_port = packet->source_port;
+	key->port = packet->destination.port;
+#if WITH_PREFIXES
+	if (vip->flags & VIP_PREFIX) {
+		const u32 *to = packet->destination.address;
+
+		/* The upper bits of a product depend on all bits of its factors. */
+		key->vip |= (to[0] * 0x27d4eb2fU ^ to[1] * 0x9e3779b1U ^ to[2] * 0x85ebca6bU ^
+			     to[3] * 0xc2b2ae35U) & DIGEST_BITS;
+	}
+#endif
+}
 
 /* The backend with this id if packets may go to it. Incarnation 0 asks for any use of the id. */
 static __always_inline struct backend *usable(u32 id, u32 incarnation)
@@ -67,7 +93,6 @@ static __always_inline bool choose(struct choice *choice, u32 id, u32 incarnatio
 
 	if (!backend)
 		return false;
-	choice->backend = backend;
 	choice->id = id;
 	choice->incarnation = backend->incarnation;
 	choice->decision = decision;
@@ -81,19 +106,33 @@ static __always_inline bool choose_tracked(struct choice *choice, const struct v
 
 	if (!flow || flow->vip_incarnation != vip->incarnation)
 		return false;
-	if (!choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED))
-		return false;
-	if (packet->destination.protocol == IPPROTO_UDP)
-		flow->seen = bpf_ktime_get_ns();
-	return true;
+#if WITH_UDP
+	if (packet->kind == KIND_UDP) {
+		u64 now = bpf_ktime_get_ns();
+
+		if (vip->idle && now - flow->seen > vip->idle * SECOND)
+			return false;
+		if (!choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED))
+			return false;
+		if (!packet->is_error)
+			flow->seen = now;
+		choice->generation = flow->generation;
+		return true;
+	}
+#endif
+	choice->generation = flow->generation;
+	return choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED);
 }
 
 /* The owner is unusable: try the owners of slots drawn from the same hash, the same on each host. */
-static __always_inline bool choose_rehashed(struct choice *choice, struct table *table, u8 decision)
+static __always_inline bool choose_rehashed(struct choice *choice, struct table *table, u32 owner,
+					    u8 decision)
 {
+	struct backend *passed_over = backends.lookup(&owner);
 	u64 hash = choice->hash;
 
-	choice->rehashed = true;
+	choice->is_rehashed = true;
+	choice->was_quarantined = passed_over && passed_over->incarnation;
 	for (int i = 0; i < REHASHES; i++) {
 		struct slot *slot;
 
@@ -105,76 +144,96 @@ static __always_inline bool choose_rehashed(struct choice *choice, struct table 
 	return false;
 }
 
+static __always_inline void remember(struct flow *flow, const struct choice *choice,
+				     const struct vip *vip, u64 now)
+{
+	flow->backend = choice->id;
+	flow->backend_incarnation = choice->incarnation;
+	flow->vip_incarnation = vip->incarnation;
+	flow->generation = choice->generation;
+	flow->seen = now;
+}
+
 /* Fills the choice, or returns the reason why there is none. */
 static __always_inline int select_backend(struct choice *choice, struct vip *vip,
 					  const struct packet *packet, struct flow_key *key)
 {
-	bool is_tcp = packet->destination.protocol == IPPROTO_TCP;
+	bool is_tcp = packet->kind == KIND_TCP;
+	bool is_tracking = !(vip->flags & VIP_TRACK_NONE);
+	bool is_full = !(vip->flags & (VIP_TRACK_NONE | VIP_TRACK_TRANSITION));
 	struct table *table;
 	struct slot *slot;
 	struct flow *mark;
+	bool in_window;
 	u32 first = 0;
 	void *blob;
+	u8 decision;
 
-	choice->hash = flow_hash(key, vip->tag, packet->is_v6);
 	choice->slot = slot_of(choice->hash);
-	if (choose_tracked(choice, vip, packet, key))
+	if ((is_full || (is_tracking && !is_tcp)) && choose_tracked(choice, vip, packet, key))
 		return DROP_NONE;
 
-	blob = outer.lookup(&vip->pool);
+	blob = outer.lookup(&choice->pool);
 	if (!blob)
 		return DROP_NO_TABLE;
 	table = bpf_map_lookup_elem(blob, &first);
 	if (!table)
 		return DROP_NO_TABLE;
-	choice->generation = ((struct table_header *)table->bytes)->generation;
 	slot = slot_at(table, choice->slot);
 	if (!slot)
 		return DROP_NO_TABLE;
+#if WITH_TRANSITION
+	if (is_tracking && !is_full && is_tcp && slot->fallback & MAY_BE_TRACKED &&
+	    choose_tracked(choice, vip, packet, key))
+		return DROP_NONE;
+#endif
+	choice->generation = ((struct table_header *)table->bytes)->generation;
+	in_window = is_tracking && slot->fallback & IN_WINDOW;
 
-	/* A reset ends its flow, so it is not worth an entry. */
-	choice->track = !packet->is_syn && !packet->is_rst;
+	/* A reset ends its flow, so it is not worth an entry; an error is not a packet of its flow. */
+	choice->track = is_tracking && (is_full || !is_tcp || in_window) && !packet->is_syn &&
+			!packet->is_rst && !packet->is_error;
 
-	if (is_tcp && !packet->is_syn && slot->fallback & IN_WINDOW) {
+	if (is_tcp && !packet->is_syn && in_window) {
 		mark = syns.lookup(key);
 		if (mark && mark->vip_incarnation == vip->incarnation &&
 		    mark->generation >= window_opened(table, choice->slot) &&
 		    choose(choice, mark->backend, mark->backend_incarnation, BY_FRESH))
 			return DROP_NONE;
-		if (choose(choice, slot->fallback & ~IN_WINDOW, 0, BY_FALLBACK))
+		if (choose(choice, slot->fallback & OWNER, 0, BY_FALLBACK))
 			return DROP_NONE;
 	}
 
-	u8 decision = !is_tcp ? BY_DATAGRAM : packet->is_syn ? BY_SYN : BY_CURRENT;
-
-	if (!choose(choice, slot->current, 0, decision) && !choose_rehashed(choice, table, decision))
+	decision = !is_tcp ? BY_DATAGRAM : packet->is_syn ? BY_SYN : BY_CURRENT;
+	if (!choose(choice, slot->current, 0, decision) &&
+	    !choose_rehashed(choice, table, slot->current, decision))
 		return DROP_NO_BACKEND;
 
 	/* A SYN never touches the connection table: a flood must not evict established flows. */
-	if (packet->is_syn && slot->fallback & IN_WINDOW) {
-		struct flow born = {
-			.backend = choice->id,
-			.backend_incarnation = choice->incarnation,
-			.vip_incarnation = vip->incarnation,
-			.generation = choice->generation,
-			.seen = bpf_ktime_get_ns(),
-		};
+	if (packet->is_syn && in_window) {
+		struct flow born = {};
+
+		remember(&born, choice, vip, bpf_ktime_get_ns());
 		syns.update(key, &born);
 	}
 	return DROP_NONE;
 }
 
+/* Writes an entry, unless new ones come faster than the VIP allows: then they stay untracked, and
+ * what is tracked already is not evicted. */
 static __always_inline void track(const struct choice *choice, const struct vip *vip,
-				  struct flow_key *key)
+				  struct flow_key *key, struct vip_counters *counters)
 {
-	struct flow flow = {
-		.backend = choice->id,
-		.backend_incarnation = choice->incarnation,
-		.vip_incarnation = vip->incarnation,
-		.generation = choice->generation,
-		.seen = bpf_ktime_get_ns(),
-	};
+	u64 now = bpf_ktime_get_ns();
+	u32 id = vip->id;
+	struct bucket *budget = insert_limits.lookup(&id);
+	struct flow flow = {};
 
-	if (choice->track)
-		flows.update(key, &flow);
+	if (!budget || !take(budget, vip->insert_rate, now)) {
+		counters->untracked++;
+		return;
+	}
+	remember(&flow, choice, vip, now);
+	flows.update(key, &flow);
+	counters->tracked++;
 }

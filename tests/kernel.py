@@ -8,7 +8,6 @@ frame that it left. The program is told that the frame came in on the loopback, 
 import os
 import secrets
 import shutil
-from collections import Counter
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +15,19 @@ from typing import Self
 
 import numpy as np
 
-from tidegate.dataplane import compiler, host, layout, links, maps, programs
+from tidegate.dataplane import host, layout, links, maps, programs, readback
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.publish import Publisher
-from tidegate.model.constants import MAX_BACKENDS, MAX_VIPS
-from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation
 from tidegate.spec import Link, Settings, State, Verdict
-from tidegate.spec.state import Flow, FlowKey
+from tidegate.spec.state import Flow, FlowKey, FragmentKey, VipCounters
 
 LOOPBACK = 1
 BUILD = programs.Build(b"conformance", IPv4Network("10.254.0.0/16"), IPv6Network("fd54::/64"))
 LINK = Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
-CAPACITY = maps.Capacity(flows=8192, syns=8192)
+IDS = 512
+"""No test has an id above this."""
+CAPACITY = maps.Capacity(flows=8192, syns=8192, fragments=4096)
 
 
 def model() -> State:
@@ -38,17 +37,23 @@ def model() -> State:
 
 
 class Kernel:
-    """A balancer with maps of its own, from `with` to its end."""
+    """A balancer with maps of its own, from `with` to its end.
+
+    It stays on one CPU, so that the limits per CPU are those of one.
+    """
+
+    def __init__(self, build: programs.Build = BUILD) -> None:
+        self._build = build
 
     def __enter__(self) -> Self:
+        build = self._build
+        self._cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(self._cpus)})
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        host._make_folder(self.pins)
-        self.maps = maps.create(CAPACITY)
+        host.make_folder(self.pins)
+        self.maps = maps.create(maps.few(maps.shapes(CAPACITY), IDS))
         self.publisher = Publisher(self.maps, self.pins, grace=0)
-        template = maps.create_inner()
-        program = programs.compile_balancer(BUILD)
-        self.program = compiler.load(program, {**self.maps, "inner": template})
-        os.close(template)
+        self.program = programs.load_balancer(programs.compile_balancer(build), self.maps)
         self.link(LINK)
         return self
 
@@ -62,6 +67,7 @@ class Kernel:
         os.close(self.program)
         self.maps.close()
         shutil.rmtree(self.pins)
+        os.sched_setaffinity(0, self._cpus)
 
     def link(self, link: Link) -> None:
         """Sets what the program knows of the interface."""
@@ -83,72 +89,50 @@ class Kernel:
 
     def flows(self, table: str) -> dict[FlowKey, Flow]:
         """The connection table (`flows`) or the SYN table (`syns`)."""
-        keys, values, count = bpf.map_items(
-            self.maps[table], layout.FLOW_KEY.itemsize, layout.FLOW.itemsize, CAPACITY.flows
-        )
-        found = {}
-        for key, value in zip(
-            np.frombuffer(keys, layout.FLOW_KEY, count),
-            np.frombuffer(values, layout.FLOW, count),
-            strict=True,
-        ):
-            name = FlowKey(
-                bytes(key["source"]),
-                int(key["vip"]),
-                int(key["source_port"]).to_bytes(2),
-                int(key["port"]).to_bytes(2),
-            )
-            found[name] = Flow(
-                *(int(value[f]) for f in ("backend", "backend_incarnation")),
-                *(int(value[f]) for f in ("vip_incarnation", "generation")),
-            )
-        return found
+        return readback.flows(self.maps[table], CAPACITY.flows)
 
-    def _counters(self, name: str, dtype: np.dtype[np.void], entries: int) -> np.ndarray:
-        cpus = maps.cpu_count()
-        _, values, count = bpf.map_items(self.maps[name], 4, dtype.itemsize * cpus, entries)
-        return np.frombuffer(values, dtype).reshape(count, cpus)
+    def fragments(self) -> dict[FragmentKey, Flow]:
+        """Where first fragments went."""
+        return readback.fragments(self.maps["fragments"], CAPACITY.fragments)
 
-    def drops(self) -> Counter[Reason]:
-        """Dropped packets by reason."""
-        counts = self._counters("drop_counts", layout.DROPS, len(Reason)).sum(axis=1)
-        return Counter({Reason(i): int(n) for i, n in enumerate(counts) if n})
+    def refill(self) -> None:
+        """Gives back what was used of the limit on answers."""
+        size = layout.BUCKET.itemsize * maps.cpu_count()
+        bpf.map_update(self.maps["answer_limits"], bytes(4), bytes(size))
 
-    def vip_counters(self) -> dict[int, tuple[int, int, tuple[int, ...], int]]:
-        """Packets, bytes, packets by decision, and rehashed packets of each VIP id."""
-        counts = self._counters("vip_counts", layout.VIP_COUNTERS, MAX_VIPS)
-        return {
-            i: (
-                int(one["packets"].sum()),
-                int(one["bytes"].sum()),
-                tuple(int(n) for n in one["decisions"].sum(axis=0)),
-                int(one["rehashed"].sum()),
-            )
-            for i, one in enumerate(counts)
-            if one["packets"].any()
-        }
+    def age(self, table: str, seconds: int) -> None:
+        """Makes every entry of a table of flows look this much older."""
+        key_type = layout.FRAGMENT_KEY if table == "fragments" else layout.FLOW_KEY
+        size, value_size = key_type.itemsize, layout.FLOW.itemsize
+        keys, values, count = bpf.map_items(self.maps[table], size, value_size, CAPACITY.flows)
+        older = np.frombuffer(values, layout.FLOW, count).copy()
+        older["seen"] -= seconds * 1_000_000_000
+        for i in range(count):
+            bpf.map_update(self.maps[table], keys[size * i : size * (i + 1)], older[i].tobytes())
+
+    def verdicts(self) -> dict[int, int]:
+        """Packets by verdict."""
+        return readback.verdicts(self.maps["verdict_counts"])
+
+    def vip_counters(self) -> dict[int, VipCounters]:
+        """What is counted for each VIP id that had packets."""
+        fd = self.maps["vip_counts"]
+        return readback.vip_counters(readback.per_cpu(fd, layout.VIP_COUNTERS, IDS))
 
     def backend_counters(self) -> dict[int, tuple[int, int]]:
         """Packets and bytes of each backend id."""
-        counts = self._counters("backend_counts", layout.BACKEND_COUNTERS, MAX_BACKENDS)
-        packets, total = counts["packets"].sum(axis=1), counts["bytes"].sum(axis=1)
-        return {int(i): (int(packets[i]), int(total[i])) for i in np.flatnonzero(packets)}
+        fd = self.maps["backend_counts"]
+        counts = readback.per_cpu(fd, layout.BACKEND_COUNTERS, IDS)
+        return readback.backend_counters(counts)
 
 
 def assert_equal(kernel: Kernel, state: State) -> None:
     """Every map that packets change is equal on both sides."""
     assert kernel.flows("flows") == state.flows
     assert kernel.flows("syns") == state.syns
-    assert kernel.drops() == state.drops
-    assert kernel.vip_counters() == {
-        vip: (
-            packets,
-            state.vip_bytes[vip],
-            tuple(state.decisions[vip, decision] for decision in Decision),
-            state.rehashed[vip],
-        )
-        for vip, packets in state.vip_packets.items()
-    }
+    assert kernel.fragments() == state.fragments
+    assert kernel.verdicts() == state.verdicts
+    assert kernel.vip_counters() == state.vip_counters
     assert kernel.backend_counters() == {
         backend: (packets, state.backend_bytes[backend])
         for backend, packets in state.backend_packets.items()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short ways to write rosters, and a clockless planner to step them, for tests."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 from tidegate.model.documents import BackendState, Protocol
 from tidegate.model.generation import NOTHING, Generation
@@ -12,10 +13,15 @@ VIP4, VIP6 = "10.99.0.1", "fd99::1"
 
 
 def vip(
-    name: str, address: str, port: int = 80, protocol: Protocol = "tcp", pool: str = "web"
+    name: str,
+    address: str,
+    port: int = 80,
+    protocol: Protocol = "tcp",
+    pool: str = "web",
+    **options: Any,
 ) -> Vip:
-    """A VIP."""
-    return Vip(name, ip_address(address), port, protocol, pool)
+    """A VIP; the address may be a network, the options are the other fields of Vip."""
+    return Vip(name, ip_network(address), port, protocol, pool, **options)
 
 
 def backend(
@@ -25,10 +31,12 @@ def backend(
     weight: int = 100,
     state: BackendState = "active",
     pool: str = "web",
+    quic_server_id: bytes = b"",
 ) -> Backend:
     """A backend; its address is made from the number in its name unless given."""
     number = int("".join(filter(str.isdigit, name)) or 0)
-    return Backend(pool, name, ip_address(address or f"10.1.0.{number}"), weight, state)
+    where = ip_address(address or f"10.1.0.{number}")
+    return Backend(pool, name, where, weight, state, quic_server_id)
 
 
 def desired(
@@ -38,13 +46,17 @@ def desired(
     revision: int = 1,
     delay: int = 300,
     window: int = 300,
+    **options: Any,
 ) -> Desired:
-    """Everything that is wanted; pools are those that VIPs and backends name."""
-    names = {v.pool for v in vips} | {b.pool for b in backends}
+    """Everything that is wanted; pools are those that VIPs and backends name.
+
+    The options are the other fields of Pool, for all pools.
+    """
+    names = {pool for v in vips for pool in v.pools} | {b.pool for b in backends}
     return Desired(
         revision,
         {v.name: v for v in vips},
-        {name: Pool(name, delay, window) for name in sorted(names)},
+        {name: Pool(name, delay, window, **options) for name in sorted(names)},
         {BackendKey(b.pool, b.name): b for b in backends},
     )
 

@@ -2,6 +2,7 @@
 """Generated sequences of packets and roster changes: model and kernel stay byte-equal."""
 
 import random
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,7 +59,7 @@ def test_any_sequence(steps: list[tuple[Desired, list[bytes]]]) -> None:
             kernel.install(generation)
             state.install(generation)
             for frame in packets:
-                expected = process(state, frame, 1)
+                expected = process(state, frame, 1, time.monotonic_ns())
                 assert kernel.run(frame) == (expected.verdict, expected.frame)
             assert_equal(kernel, state)
 
@@ -79,6 +80,6 @@ def test_mutated_frames() -> None:
                     [0, 1, 0xFF, chance.randrange(256)]
                 )
             frame = frame[: chance.choice([len(frame), chance.randrange(14, len(frame) + 1)])]
-            expected = process(state, bytes(frame), 1)
+            expected = process(state, bytes(frame), 1, time.monotonic_ns())
             assert kernel.run(bytes(frame)) == (expected.verdict, expected.frame), frame.hex()
         assert_equal(kernel, state)

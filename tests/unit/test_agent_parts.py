@@ -10,6 +10,7 @@ import pytest
 
 from tidegate.agent import config, notify
 from tidegate.agent.mailbox import Bell, Mailbox
+from tidegate.dataplane.maps import Capacity
 from tidegate.errors import ConfigError
 from tidegate.model.values import Snapshot
 
@@ -34,6 +35,7 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
     assert (found.host, found.fleet, found.release) == ("lb1", "default", "live")
     assert found.xdp_mode == "native"
     assert found.build().hash_seed == b"default"
+    assert found.table_capacity() == Capacity(1 << 20, 1 << 16, 1 << 14)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         ('xdp_mode = "fast"\n' + GOOD, "xdp_mode"),
         (GOOD + "[etcd]\ncert = '/x'\n", "etcd"),
         (GOOD + "[capacity]\nflows = 1\n", "capacity.flows"),
+        (GOOD + "[capacity]\nfragments = 1\n", "capacity.fragments"),
     ],
 )
 def test_a_bad_file_names_its_key(tmp_path: Path, text: str, sentence: str) -> None:

@@ -9,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from tidegate.keyspace.decode import MAX_BYTES, Fault, decode, parse_address
+from tidegate.keyspace.addresses import parse_address, parse_network, parse_service_network
+from tidegate.keyspace.decode import MAX_BYTES, Fault, decode
 from tidegate.keyspace.paths import is_name
-from tidegate.model.documents import BackendDocument, Name, PoolDocument, VipDocument
+from tidegate.model.documents import (
+    BackendDocument,
+    Name,
+    PoolDocument,
+    SettingsDocument,
+    VipDocument,
+)
 
 VIP = {"address": "192.0.2.1", "port": 443, "protocol": "tcp", "pool": "web"}
 
@@ -42,8 +49,8 @@ def test_a_good_document_is_decoded() -> None:
         (b" " * (MAX_BYTES + 1), "", "65537 bytes; it may have 65536", "decode"),
         (b"[1]", "", "is [1]; it must be a JSON object", "schema"),
         (b"null", "", "is null; it must be a JSON object", "schema"),
-        (vip(port=70000), "port", "port is 70000; it must be a whole number from 1 to", "schema"),
-        (vip(port=0), "port", "port is 0; it must be a whole number from 1 to 65535", "schema"),
+        (vip(port=70000), "port", "port is 70000; it must be a whole number from 0 to", "schema"),
+        (vip(port=-1), "port", "port is -1; it must be a whole number from 0 to 65535", "schema"),
         (vip(port="443"), "port", 'port is "443"; it must be a whole number', "schema"),
         (vip(port=True), "port", "port is true; it must be a whole number", "schema"),
         (vip(port=10**18), "port", "port is 1000000000000000000; it must be", "schema"),
@@ -105,7 +112,7 @@ def test_many_faults_are_bounded() -> None:
 )
 def test_foreign_bytes_never_raise(value: bytes) -> None:
     """Whatever somebody writes is a document or a list of faults."""
-    for kind in (VipDocument, PoolDocument, BackendDocument):
+    for kind in (VipDocument, PoolDocument, BackendDocument, SettingsDocument):
         found = decode(value, kind)
         assert isinstance(found, kind) or (isinstance(found, list) and found)
 
@@ -143,6 +150,47 @@ def test_addresses_that_nothing_can_be_routed_to_are_refused(text: str, words: s
     assert isinstance(reason, str)
     assert words in reason
     assert len(reason) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("192.0.2.0/33", "must be an IPv4 or IPv6 network"),
+        ("192.0.2.0/-1", "must be an IPv4 or IPv6 network"),
+        ("192.0.2.0/255.255.255.0", "must be an IPv4 or IPv6 network"),
+        ("192.0.2.0/24/1", "must be an IPv4 or IPv6 network"),
+        ("fe80::%eth0/64", "must be an IPv4 or IPv6 network"),
+        ("2001:db8::/129", "must be an IPv4 or IPv6 network"),
+        ("1/" * 5000, "must be an IPv4 or IPv6 network"),
+        ("192.0.2.1/24", "write 192.0.2.0/24 instead"),
+        ("2001:db8::1/64", "write 2001:db8::/64 instead"),
+        ("::ffff:192.0.2.0/120", "an IPv4-mapped network"),
+        ("0.0.0.0/0", "which has 0.0.0.0/8 in it"),
+        ("126.0.0.0/7", "which has loopback addresses in it"),
+        ("169.0.0.0/8", "which has link-local addresses in it"),
+        ("192.0.0.0/2", "which has multicast addresses in it"),
+        ("::/1", "which has the unspecified address in it"),
+        ("fe00::/7", "which has link-local addresses in it"),
+    ],
+)
+def test_networks_that_a_vip_cannot_be_are_refused(text: str, words: str) -> None:
+    """Every address of a VIP's network must be one that routers forward to it."""
+    reason = parse_service_network(text)
+    assert isinstance(reason, str)
+    assert words in reason
+    assert len(reason) < 250
+
+
+@pytest.mark.parametrize("text", ["192.0.2.0/24", "10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"])
+def test_service_networks_are_accepted(text: str) -> None:
+    """In the notation that they are written in."""
+    assert str(parse_service_network(text)) == text
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "::/0", "127.0.0.0/8"])
+def test_client_networks_may_be_any(text: str) -> None:
+    """A deny list may name what no router forwards, and everything."""
+    assert str(parse_network(text)) == text
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "10.0.0.0", "169.1.2.3", "2001:db8::1", "fd00::1"])

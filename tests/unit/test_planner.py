@@ -2,7 +2,10 @@
 """The planner's promises: stable ids, equal digests, exact fallbacks, whatever the history."""
 
 import random
+from dataclasses import replace
+from ipaddress import ip_network
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,9 @@ from hypothesis import strategies as st
 
 from roster import backend, desired, generations, vip, web
 from tidegate.errors import GenerationRefused
-from tidegate.model.constants import ID_COOLDOWN_SECONDS
+from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, TABLE_SIZE
 from tidegate.model.generation import NOTHING, Generation, Identity
-from tidegate.model.values import BackendKey, Desired
+from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute, SynLimit
 from tidegate.planner import confirm, next_moment, plan
 from tidegate.planner.guards import refusals
 from tidegate.planner.ids import Allocator
@@ -100,6 +103,21 @@ def test_fallback_is_the_owner_when_the_window_opened(steps: list[Desired]) -> N
             expected = opened.get(slot, (int(table.current[slot]), 0))
             found = table.windows[table.window[slot]].closes_at
             assert (int(table.fallback[slot]), found) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rosters(), min_size=2, max_size=10))
+def test_slots_that_ever_were_in_a_window_stay_marked(steps: list[Desired]) -> None:
+    """Exact against each slot's history: flows that were tracked in a window may outlive it."""
+    marked = np.zeros(TABLE_SIZE, bool)
+    previous = NOTHING
+    for second, step in enumerate(steps):
+        before, previous = previous, plan(step, previous, 1000 + second)
+        table = previous.pools["web"].table
+        if before.pools and step.pools["web"].transition_window:
+            marked |= table.current != before.pools["web"].table.current
+        assert np.array_equal(table.tracked, marked)
+        assert table.tracked[table.window > 0].all()
 
 
 def test_windows_beyond_the_limit_are_merged_and_lose_no_fallback() -> None:
@@ -202,6 +220,97 @@ def test_what_was_read_back_is_confirmed_or_built_anew() -> None:
     assert confirm(torn).pools["web"].digest == b""
     mended = plan(one, confirm(torn), 1001)
     assert np.array_equal(mended.pools["web"].table.current, after.pools["web"].table.current)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"port": 0},
+        {"tracking": "transition"},
+        {"tracking": "none"},
+        {"hash": "source"},
+        {"hash": "source+port"},
+        {"udp_idle_timeout": 61},
+        {"insert_limit": 1},
+        {"syn_limit": SynLimit(1)},
+        {"mss_clamp": 1400},
+        {"echo": False},
+        {"quic": Quic(8)},
+        {"source_routes": (SourceRoute(ip_network("10.0.0.0/8"), "web"),)},
+        {"deny": (ip_network("10.0.0.0/8"),)},
+        {"flow_sampling": 1},
+    ],
+)
+def test_each_option_of_a_vip_makes_another_generation(change: dict[str, Any]) -> None:
+    """Its number and its digest tell it from the one before."""
+    before = desired([vip("a", "10.99.0.1")], [backend("b1")])
+    changed = replace(before.vips["a"], **change)
+    first, second = generations(before, replace(before, vips={"a": changed}))
+    assert second.number == first.number + 1
+    assert second.digest != first.digest
+
+
+def test_a_network_is_another_service_than_its_first_address() -> None:
+    """Flows to one must not be caught by entries of the other."""
+    first, second = generations(
+        desired([vip("a", "10.99.0.0")], [backend("b1")]),
+        desired([vip("a", "10.99.0.0/24")], [backend("b1")]),
+    )
+    assert second.vips["a"].identity == Identity(1, 2)
+    assert second.digest != first.digest
+
+
+@pytest.mark.parametrize("change", [{"encapsulation": "gue"}, {"gue_port": 1}, {"mtu": 1400}])
+def test_each_option_of_a_pool_makes_another_generation(change: dict[str, Any]) -> None:
+    """As those of VIPs do, and the table is the same one."""
+    before = web(backend("b1"))
+    pools = {"web": replace(before.pools["web"], **change)}
+    first, second = generations(before, replace(before, pools=pools))
+    assert second.number == first.number + 1
+    assert second.digest != first.digest
+    assert second.pools["web"].table is first.pools["web"].table
+
+
+def test_a_server_id_makes_another_generation() -> None:
+    """Packets can tell the two apart, though the table is the same one."""
+    first, second = generations(web(backend("b1")), web(backend("b1", quic_server_id=b"\x01")))
+    assert second.digest != first.digest
+    assert second.pools["web"].table is first.pools["web"].table
+
+
+def test_another_seed_makes_another_generation() -> None:
+    """Two hosts with different seeds do not choose alike, so their digests differ."""
+    first, second, third = generations(
+        web(backend("b1")),
+        replace(web(backend("b1")), hash_seed="a"),
+        replace(web(backend("b1")), hash_seed="b"),
+    )
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert [g.number for g in (first, second, third)] == [1, 2, 3]
+    assert confirm(third).digest == third.digest
+    assert (first.hash_seed, third.hash_seed) == (None, "b")
+
+
+def test_more_than_the_maps_hold_is_refused() -> None:
+    """The sentence has the number that is wanted and the limit."""
+    networks = [vip(f"v{i}", f"10.{i}.0.0/16") for i in range(MAX_NETWORK_VIPS)]
+    assert plan(desired(networks, []), NOTHING, 0).number == 1
+    networks.append(vip("one-more", "192.0.2.0/24"))
+    with pytest.raises(GenerationRefused, match=r"257 VIPs that are networks .* may be 256"):
+        plan(desired(networks, []), NOTHING, 0)
+    deny = tuple(ip_network((i << 8, 24)) for i in range(100))
+    routed = [vip(f"v{i}", "10.99.0.1", 1 + i, deny=deny) for i in range(82)]
+    with pytest.raises(GenerationRefused, match=r"8200 source routes .* may be 8192"):
+        plan(desired(routed, []), NOTHING, 0)
+
+
+def test_a_pool_of_a_source_route_is_guarded_too() -> None:
+    """It is in use, so its backends do not vanish by deletion either."""
+    canary = SourceRoute(ip_network("10.0.0.0/8"), "canary")
+    service = vip("a", "10.99.0.1", source_routes=(canary,))
+    before = generations(desired([service], [backend("b1"), backend("b2", pool="canary")]))[-1]
+    found = refusals(desired([service], [backend("b1")]), before)
+    assert [r.key for r in found] == ["pools/canary/backends"]
 
 
 def test_an_emptied_prefix_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from frames import tcp
+from frames import ip4, tcp
 from tidegate.cli.main import main
 from tidegate.dataplane.capture import Writer, read
 
@@ -23,8 +23,9 @@ FRAMES = [
     tcp("A"),
     tcp("A"),
     tcp("S", dport=81),
-    tcp("A", data="x" * 1460),
+    tcp("S", ip4(len=41)),
 ]
+LARGE = tcp("A", data="x" * 1460)
 
 
 class Files:
@@ -70,7 +71,7 @@ def test_one_json_line_per_frame(files: Files) -> None:
     assert all(sent.items() <= line.items() for line in lines[2:5])
     assert [line["decision"] for line in lines[2:5]] == ["syn", "current", "tracked"]
     assert len({line["slot"] for line in lines[2:5]}) == 1
-    assert (lines[6]["verdict"], lines[6]["reason"]) == ("DROP", "too_big")
+    assert (lines[6]["verdict"], lines[6]["reason"]) == ("DROP", "bad_length")
 
 
 def test_a_line_for_people(files: Files) -> None:
@@ -80,7 +81,7 @@ def test_a_line_for_people(files: Files) -> None:
     assert code == 0
     assert lines[0].split()[:3] == ["n", "verdict", "reason"]
     assert lines[3].split()[:5] == ["3", "TX", "-", "www", "b1"]
-    assert lines[-1] == "7 frames: 3 PASS, 3 TX, 1 DROP too_big"
+    assert lines[-1] == "7 frames: 3 PASS, 3 TX, 1 DROP bad_length"
 
 
 def test_what_leaves_is_written_with_its_number(files: Files) -> None:
@@ -94,13 +95,17 @@ def test_what_leaves_is_written_with_its_number(files: Files) -> None:
 
 def test_the_interface_is_described(files: Files) -> None:
     """The MAC addresses of the frame that leaves, and the MTU that it has to fit."""
-    lines = files.lines(
+    with Writer(files.capture) as writer:
+        writer.write(1, LARGE)
+    (told,) = files.lines()
+    assert (told["verdict"], told["backend"]) == ("TX", None)  # the client is told the MTU
+    (sent,) = files.lines(
         *("--out", str(files.out), "--mtu", "1600"),
         *("--gateway-mac", "02:00:00:00:00:aa", "--interface-mac", "02-00-00-00-00-bb"),
     )
-    assert lines[6]["verdict"] == "TX"
-    sent = list(read(files.out))[2].data
-    assert sent[:12].hex() == "0200000000aa0200000000bb"
+    assert (sent["verdict"], sent["backend"]) == ("TX", "b1")
+    (frame,) = read(files.out)
+    assert frame.data[:12].hex() == "0200000000aa0200000000bb"
 
 
 def test_every_refused_document_is_said(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     flows: Annotated[int, Meta(ge=1024, le=1 << 27)] = 1 << 20
     syns: Annotated[int, Meta(ge=1024, le=1 << 24)] = 1 << 16
+    fragments: Annotated[int, Meta(ge=1024, le=1 << 24)] = 1 << 14
 
 
 class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,8 +56,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Attributes:
         xdp_mode: native, generic, or auto (native, and generic where the driver refuses).
-        hash_seed: key of the flow hash; by default the fleet's name. It must be equal on every host
-            of a fleet; changing it moves flows that are not tracked.
+        hash_seed: key of the flow hash where the keyspace has none; by default the fleet's name. It
+            must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
     """
 
@@ -89,7 +90,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def table_capacity(self) -> Capacity:
         """Sizes of the tables of flows."""
-        return Capacity(self.capacity.flows, self.capacity.syns)
+        return Capacity(self.capacity.flows, self.capacity.syns, self.capacity.fragments)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidegate.dataplane.publish import Publisher
-from tidegate.errors import DataplaneError, GenerationRefused
+from tidegate.dataplane.host import DataPlane
+from tidegate.errors import CompileError, DataplaneError, GenerationRefused
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Rejection, Snapshot, Stage
@@ -40,15 +40,16 @@ class Control:
     """Owns what is wanted and brings the data plane to it.
 
     Args:
-        publisher: adopted, so that its generation is what the kernel holds.
+        plane: opened, so that its publisher's generation is what the kernel holds.
         allow_empty: switches the guards against emptied prefixes off.
         clock: wall clock, s.
     """
 
     def __init__(
-        self, publisher: Publisher, *, allow_empty: bool, clock: Callable[[], float] = time.time
+        self, plane: DataPlane, *, allow_empty: bool, clock: Callable[[], float] = time.time
     ) -> None:
-        self._publisher = publisher
+        self._plane = plane
+        self._publisher = publisher = plane.publisher
         self._clock = clock
         self._snapshot: Snapshot | None = None
         self._last_good = in_force_as_desired(publisher.in_force)
@@ -89,8 +90,11 @@ class Control:
         try:
             generation = plan(desired, previous, int(self._clock()))
             planned = time.monotonic()
-            self._publisher.publish(generation, planned)
-        except GenerationRefused as error:
+            # What the new generation needs must be there before it, what the old one needed after.
+            self._plane.serve(previous, generation)
+            self._publisher.publish(generation, time.monotonic())
+            self._plane.serve(generation)
+        except (GenerationRefused, CompileError) as error:
             return _whole("build", error, desired.revision)
         except DataplaneError as error:
             return _whole("publish", error, desired.revision)
@@ -121,4 +125,5 @@ def in_force_as_desired(generation: Generation) -> Desired:
             for key, placed in generation.backends.items()
             if placed.retire_at is None
         },
+        hash_seed=generation.hash_seed,
     )

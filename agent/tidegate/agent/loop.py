@@ -52,7 +52,7 @@ class Agent:
         # Before the links are first read, so that no change falls between.
         self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
         self._plane = DataPlane(_settings(self._config))
-        self._control = Control(self._plane.publisher, allow_empty=self._config.guards.allow_empty)
+        self._control = Control(self._plane, allow_empty=self._config.guards.allow_empty)
         etcd = self._config.etcd
         self._watch = Watch(
             etcd,

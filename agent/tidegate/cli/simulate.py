@@ -215,9 +215,10 @@ def _engine(
 
     gateway = options.gateway_mac
     link = Link(options.interface_mac, gateway, gateway, options.mtu)
-    build = _build(options)
+    build = _build(options, generation)
     if options.engine == "model":
-        model = Model(Settings(build.hash_keys(), build.source4, build.source6), link)
+        settings = Settings(build.hash_keys(), build.source4, build.source6)
+        model = Model(settings, link, time.monotonic_ns)
         model.install(generation)
         return lambda frame: (model.run(frame), []), list
     return _kernel(build, link, generation, stack, compare=options.engine == "both")
@@ -239,10 +240,13 @@ def _kernel(
     return simulation.run, simulation.compare_tables if compare else list
 
 
-def _build(options: argparse.Namespace) -> "Build":
+def _build(options: argparse.Namespace, generation: "Generation") -> "Build":
+    """As the agent would build it: for what the documents use, with their seed if they have one."""
     from tidegate.dataplane.programs import Build  # noqa: PLC0415 - takes pyroute2
+    from tidegate.model.features import features  # noqa: PLC0415
 
-    return Build(options.hash_seed.encode(), options.source4, options.source6)
+    seed = generation.hash_seed or options.hash_seed
+    return Build(seed.encode(), options.source4, options.source6, features(generation))
 
 
 def run_frames(options: argparse.Namespace, run: "Run", finish: Callable[[], list[str]]) -> int:

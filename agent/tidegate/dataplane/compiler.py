@@ -214,7 +214,7 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
         )
     if fd < 0:
         text = log.value.decode(errors="replace")
-        if "prohibited" in text:
+        if "prohibited for !root" in text:
             raise CapabilityError(
                 f"the verifier wants CAP_PERFMON for program {program.name}, whose packet offsets "
                 "are not constants: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"

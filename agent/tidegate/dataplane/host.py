@@ -11,16 +11,18 @@ import fcntl
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from tidegate.dataplane import links, maps, programs
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import load
 from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.proof import prove
 from tidegate.dataplane.publish import Publisher
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.features import Feature, features
+from tidegate.model.generation import Generation
 
 log = logging.getLogger(__name__)
 
@@ -68,24 +70,59 @@ class DataPlane:
         self._mode = settings.mode
         self._links: dict[str, Link] = {}
         self.modes: dict[str, programs.XdpMode] = {}
-        pins = settings.pins
-        _make_folder(pins)
-        self._lock = _lock(pins)
-        program = programs.compile_balancer(settings.build)
-        self._maps, self.adopted = maps.create_or_adopt(pins, settings.capacity)
-        self.publisher = Publisher(self._maps, pins, settings.grace)
-        self.publisher.adopt()
-        template = maps.create_inner()
-        try:
-            self._program = load(program, {**self._maps, "inner": template})
-        finally:
-            os.close(template)
-        self._ours = {bpf.object_id(self._program), *_pinned_programs(pins)}
+        self._pins = settings.pins
+        make_folder(self._pins)
+        self._lock = _lock(self._pins)
+        self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
+        self.publisher = Publisher(self._maps, self._pins, settings.grace)
+        self._default = settings.build
+        self._build: programs.Build | None = None
+        self._program = -1
+        self._ours = _pinned_programs(self._pins)
+        self.serve(self.publisher.adopt())
+
+    def serve(self, *generations: Generation) -> None:
+        """Makes the program one that can do what these generations need, and nothing more.
+
+        A new one is built and proven beside the one that runs, and then takes its place on each
+        interface in one exchange; the maps are the same, so no flow notices.
+
+        Args:
+            generations: the last one has the hash seed.
+
+        Raises:
+            CompileError: it does not compile, or the verifier refuses it.
+            DataplaneError: it disagrees with the specification, or an interface refuses it. In each
+                case the one before stays.
+        """
+        seed = generations[-1].hash_seed
+        build = replace(
+            self._default,
+            hash_seed=seed.encode() if seed else self._default.hash_seed,
+            features=frozenset[Feature]().union(*map(features, generations)),
+        )
+        if build == self._build:
+            return
+        program = programs.compile_balancer(build)
+        prove(program, build, self._pins)
+        fresh = programs.load_balancer(program, self._maps)
+        before, self._program = self._program, fresh
+        self._ours.add(bpf.object_id(fresh))
         # Pinned under a second name until it is attached: at any moment what is attached is pinned.
-        _pin(self._program, pins / _NEXT)
-        self.follow()
-        (pins / _NEXT).rename(pins / _PROGRAM)
-        self._ours = {bpf.object_id(self._program)}
+        _pin(fresh, self._pins / _NEXT)
+        try:
+            self.follow()
+        except DataplaneError:
+            self._program = before
+            os.close(fresh)
+            raise
+        (self._pins / _NEXT).rename(self._pins / _PROGRAM)
+        self._build = build
+        self._ours = {bpf.object_id(fresh)}
+        if before >= 0:
+            os.close(before)
+        names = ",".join(sorted(each.name for each in build.features))
+        log.info("program id=%d features=%s", bpf.object_id(fresh), names)
 
     @property
     def links(self) -> dict[str, Link]:
@@ -170,7 +207,12 @@ def remove(pins: Path, interfaces: Sequence[str]) -> None:
         Path(folder).rmdir()
 
 
-def _make_folder(pins: Path) -> None:
+def make_folder(pins: Path) -> None:
+    """Makes the folder of the pins, and mounts the BPF file system if it is missing.
+
+    Raises:
+        CapabilityError: it cannot be made there.
+    """
     if not any(_is_bpf_fs(parent) for parent in [pins, *pins.parents] if parent.exists()):
         if _MOUNT_POINT not in pins.parents:
             raise CapabilityError(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's side of bpf/layout.h, as numpy types, and the check that the two are equal."""
 
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 import numpy as np
@@ -9,15 +8,33 @@ import numpy as np
 from tidegate.dataplane.compiler import Leaf, Program
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import TABLE_SIZE
-from tidegate.model.decision import Decision
+from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import WINDOWS
-from tidegate.model.values import Address
 
 ID: Final = np.dtype("<u4")
 
 VIP_KEY: Final = np.dtype([("address", "V16"), ("port", ">u2"), ("protocol", "u1"), ("zero", "u1")])
+PREFIX_KEY: Final = np.dtype(
+    [("length", "<u4"), ("protocol", "u1"), ("zero", "u1"), ("port", ">u2"), ("address", "V16")]
+)
 VIP: Final = np.dtype(
-    [("id", "<u4"), ("incarnation", "<u4"), ("pool", "<u4"), ("zero", "<u4"), ("tag", "<u8")]
+    [
+        ("id", "<u4"),
+        ("incarnation", "<u4"),
+        ("pool", "<u4"),
+        ("flags", "<u4"),
+        ("tag", "<u8"),
+        ("idle", "<u4"),
+        ("insert_rate", "<u4"),
+        ("syn_rate", "<u4"),
+        ("syn_prefix4", "u1"),
+        ("syn_prefix6", "u1"),
+        ("mss", "<u2"),
+        ("quic_length", "u1"),
+        ("quic_offset", "u1"),
+        ("zero", "<u2"),
+        ("sampling", "<u4"),
+    ]
 )
 ENDPOINT: Final = np.dtype([("address", "V16"), ("family", "<u4")])
 BACKEND: Final = np.dtype(
@@ -25,7 +42,8 @@ BACKEND: Final = np.dtype(
         ("incarnation", "<u4"),
         ("flags", "u1"),
         ("selected", "u1"),
-        ("zero", "<u2"),
+        ("gue_port", "<u2"),
+        ("mtu", "<u4"),
         ("endpoints", ENDPOINT, (2,)),
     ]
 )
@@ -42,6 +60,15 @@ FLOW: Final = np.dtype(
         ("seen", "<u8"),
     ]
 )
+FRAGMENT_KEY: Final = np.dtype(
+    [("source", "V16"), ("destination", "V16"), ("id", "<u4"), ("protocol", "<u4")]
+)
+ROUTE_KEY: Final = np.dtype([("length", "<u4"), ("vip", "<u4"), ("source", "V16")])
+ROUTE: Final = np.dtype([("pool", "<u4"), ("flags", "<u4")])
+QUIC_KEY: Final = np.dtype([("pool", "<u4"), ("length", "u1"), ("id", "V15")])
+QUIC_SERVER: Final = np.dtype([("backend", "<u4"), ("backend_incarnation", "<u4")])
+BUCKET: Final = np.dtype([("tokens", "<u8"), ("at", "<u8")])
+LIMIT_KEY: Final = np.dtype([("vip", "<u4"), ("prefix", "V16")])
 LINK: Final = np.dtype(
     [
         ("mac", "V6"),
@@ -57,11 +84,16 @@ VIP_COUNTERS: Final = np.dtype(
         ("packets", "<u8"),
         ("bytes", "<u8"),
         ("decisions", "<u8", (len(Decision),)),
-        ("rehashed", "<u8"),
+        ("rehashed_quarantined", "<u8"),
+        ("rehashed_gone", "<u8"),
+        ("tracked", "<u8"),
+        ("untracked", "<u8"),
+        ("answered", "<u8"),
+        ("drops", "<u8", (len(Reason),)),
     ]
 )
 BACKEND_COUNTERS: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
-DROPS: Final = np.dtype("<u8")
+VERDICTS: Final = np.dtype("<u8")
 WINDOW: Final = np.dtype([("opened", "<u8"), ("closes_at", "<u8")])
 SLOT: Final = np.dtype([("current", "<u4"), ("fallback", "<u4")])
 _TABLE_FIELDS: Final = [
@@ -75,33 +107,42 @@ _TABLE_FIELDS: Final = [
 _TABLE_PADDING: Final = -np.dtype(_TABLE_FIELDS).itemsize % 8
 TABLE: Final = np.dtype([*_TABLE_FIELDS, ("padding", "u1", (_TABLE_PADDING,))])
 
+VIP_TRACK_TRANSITION: Final = 1 << 0
+VIP_TRACK_NONE: Final = 1 << 1
+VIP_HASH_SOURCE: Final = 1 << 2
+VIP_HASH_SOURCE_PORT: Final = 1 << 3
+VIP_PREFIX: Final = 1 << 4
+VIP_ECHO: Final = 1 << 5
+VIP_ROUTES: Final = 1 << 6
+
+ROUTE_DENY: Final = 1
 QUARANTINED: Final = 1
-PROTOCOLS: Final = {"tcp": 6, "udp": 17}
+
+IN_WINDOW: Final = 1 << 31
+MAY_BE_TRACKED: Final = 1 << 30
+OWNER: Final = MAY_BE_TRACKED - 1
+
+KEY_FIXED_BITS: Final = 32
+"""Bits before the address in the keys of `prefixes` and `routes`; they are matched whole."""
 
 _DRAWINGS: Final = {
     "vips": (VIP_KEY, VIP),
+    "prefixes": (PREFIX_KEY, VIP),
+    "routes": (ROUTE_KEY, ROUTE),
     "backends": (ID, BACKEND),
     "flows": (FLOW_KEY, FLOW),
     "syns": (FLOW_KEY, FLOW),
+    "fragments": (FRAGMENT_KEY, FLOW),
+    "quic_servers": (QUIC_KEY, QUIC_SERVER),
+    "syn_limits": (LIMIT_KEY, BUCKET),
+    "insert_limits": (ID, BUCKET),
+    "answer_limits": (ID, BUCKET),
     "links": (ID, LINK),
     "vip_counts": (ID, VIP_COUNTERS),
     "backend_counts": (ID, BACKEND_COUNTERS),
-    "drop_counts": (ID, DROPS),
+    "verdict_counts": (ID, VERDICTS),
     "inner": (ID, TABLE),
 }
-
-
-def packed(address: Address) -> bytes:
-    """16 bytes: IPv6, or IPv4 mapped into it."""
-    if isinstance(address, IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed
-
-
-def unpacked(address: bytes) -> Address:
-    """The address of 16 bytes."""
-    whole = IPv6Address(address)
-    return whole.ipv4_mapped or whole
 
 
 def _offsets(dtype: np.dtype[Any]) -> tuple[tuple[str, int], ...]:

@@ -3,21 +3,25 @@
 
 With it an agent that starts over knows every name, id, incarnation and document in force without
 asking etcd, and a crash cannot part the names from the tables: both live as long as the pins.
+
+There are two maps: a wide one for VIPs, which may have a hundred source routes, and for the meta
+record, and one for all else, of which there may be many more. A VIP's record names the pools of its
+source routes by id, as a hundred names would not fit; pools are recorded before their VIPs.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.maps import LEDGER_VALUE_BYTES
+from tidegate.dataplane.maps import LEDGER_VALUE_BYTES, WIDE_LEDGER_VALUE_BYTES, read_all
 from tidegate.errors import DataplaneError
-from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
-from tidegate.model.documents import BackendState, Protocol
+from tidegate.model.address import packed_network, unpacked_network
+from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.generation import (
     Freed,
     FreedIds,
@@ -26,9 +30,15 @@ from tidegate.model.generation import (
     PlacedBackend,
     PlacedVip,
 )
-from tidegate.model.values import Backend, BackendKey, Pool, Vip
-
-_CAPACITY: Final = MAX_VIPS + MAX_POOLS + MAX_BACKENDS
+from tidegate.model.values import (
+    Backend,
+    BackendKey,
+    Pool,
+    Quic,
+    SourceRoute,
+    SynLimit,
+    Vip,
+)
 
 
 class Kind(IntEnum):
@@ -49,10 +59,11 @@ class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
 
     number: int
     revision: int
+    hash_seed: str | None = None
 
 
 class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
-    """A VIP in force."""
+    """A VIP in force. `address` may have a prefix length; pools of routes are ids."""
 
     incarnation: int
     name: str
@@ -60,6 +71,17 @@ class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
     port: int
     protocol: Protocol
     pool: str
+    tracking: Tracking = "full"
+    hash: HashFields = "5-tuple"
+    udp_idle_timeout: int = 60
+    insert_limit: int = 100_000
+    syn_limit: tuple[int, int, int] | None = None
+    mss_clamp: int | None = None
+    echo: bool = True
+    quic: tuple[int, int] | None = None
+    source_routes: tuple[tuple[bytes, int], ...] = ()
+    deny: tuple[bytes, ...] = ()
+    flow_sampling: int = 0
 
 
 class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
@@ -69,6 +91,9 @@ class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
     name: str
     deregistration_delay: int
     transition_window: int
+    encapsulation: Encapsulation = "ipip"
+    gue_port: int = 6080
+    mtu: int | None = None
 
 
 class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
@@ -81,6 +106,7 @@ class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
     weight: int
     state: BackendState
     retire_at: int | None
+    quic_server_id: bytes = b""
 
 
 class FreedRecord(_Record, frozen=True, array_like=True, tag="freed"):
@@ -100,20 +126,25 @@ class Place(NamedTuple):
     id: int
 
 
+_VALUE_BYTES: Final = {"ledger": LEDGER_VALUE_BYTES, "wide_ledger": WIDE_LEDGER_VALUE_BYTES}
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 
 
 def records(generation: Generation) -> dict[Place, Record]:
     """What the ledger holds when this generation is in force, but for the meta record."""
     found: dict[Place, Record] = {}
+    pool_ids = {name: placed.identity.id for name, placed in generation.pools.items()}
     for vip in generation.vips.values():
-        found[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip)
+        found[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
     for name, placed in generation.pools.items():
         found[Place(Kind.POOL, placed.identity.id)] = PoolRecord(
             placed.identity.incarnation,
             name,
             placed.pool.deregistration_delay,
             placed.pool.transition_window,
+            placed.pool.encapsulation,
+            placed.pool.gue_port,
+            placed.pool.mtu,
         )
     for backend in generation.backends.values():
         found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
@@ -127,10 +158,53 @@ def records(generation: Generation) -> dict[Place, Record]:
     return found
 
 
-def _vip_record(placed: PlacedVip) -> VipRecord:
+def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
     vip = placed.vip
     return VipRecord(
-        placed.identity.incarnation, vip.name, str(vip.address), vip.port, vip.protocol, vip.pool
+        placed.identity.incarnation,
+        vip.name,
+        str(vip.network),
+        vip.port,
+        vip.protocol,
+        vip.pool,
+        vip.tracking,
+        vip.hash,
+        vip.udp_idle_timeout,
+        vip.insert_limit,
+        vip.syn_limit,
+        vip.mss_clamp,
+        vip.echo,
+        vip.quic,
+        tuple((packed_network(r.network), pool_ids[r.pool]) for r in vip.source_routes),
+        tuple(packed_network(network) for network in vip.deny),
+        vip.flow_sampling,
+    )
+
+
+def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
+    """The VIP of a record; None if a source route's pool is not there."""
+    if not all(pool in pool_names for _, pool in record.source_routes):
+        return None
+    return Vip(
+        record.name,
+        ip_network(record.address),
+        record.port,
+        record.protocol,
+        record.pool,
+        record.tracking,
+        record.hash,
+        record.udp_idle_timeout,
+        record.insert_limit,
+        SynLimit(*record.syn_limit) if record.syn_limit else None,
+        record.mss_clamp,
+        record.echo,
+        Quic(*record.quic) if record.quic else None,
+        tuple(
+            SourceRoute(unpacked_network(network), pool_names[pool])
+            for network, pool in record.source_routes
+        ),
+        tuple(unpacked_network(network) for network in record.deny),
+        record.flow_sampling,
     )
 
 
@@ -144,6 +218,7 @@ def _backend_record(placed: PlacedBackend) -> BackendRecord:
         backend.weight,
         backend.state,
         placed.retire_at,
+        backend.quic_server_id,
     )
 
 
@@ -164,59 +239,85 @@ def contents(found: Mapping[Place, Record]) -> Contents:
     pools: dict[str, tuple[Identity, Pool]] = {}
     backends: dict[BackendKey, PlacedBackend] = {}
     freed: dict[Kind, dict[int, Freed]] = {kind: {} for kind in Kind}
+    pool_names = {p.id: r.name for p, r in found.items() if isinstance(r, PoolRecord)}
     for place, record in found.items():
         match record:
             case MetaRecord():
                 meta = record
-            case VipRecord(incarnation, name, address, port, protocol, pool):
-                vip = Vip(name, ip_address(address), port, protocol, pool)
-                vips[name] = PlacedVip(Identity(place.id, incarnation), vip)
-            case PoolRecord(incarnation, name, delay, window):
-                pools[name] = (Identity(place.id, incarnation), Pool(name, delay, window))
-            case BackendRecord(incarnation, pool, name, address, weight, state, retire_at):
-                backend = Backend(pool, name, ip_address(address), weight, state)
+            case VipRecord():
+                vip = _vip(record, pool_names)
+                if vip is not None:
+                    vips[vip.name] = PlacedVip(Identity(place.id, record.incarnation), vip)
+            case PoolRecord(incarnation, name, delay, window, encapsulation, gue_port, mtu):
+                pool = Pool(name, delay, window, encapsulation, gue_port, mtu)
+                pools[name] = (Identity(place.id, incarnation), pool)
+            case BackendRecord(incarnation, owner, name, address, weight, state, retire_at, quic):
+                backend = Backend(owner, name, ip_address(address), weight, state, quic)
                 identity = Identity(place.id, incarnation)
                 backends[backend.key] = PlacedBackend(identity, backend, retire_at)
             case FreedRecord(incarnation, at):
                 freed[place.kind][place.id] = Freed(incarnation, at)
-    return Contents(
-        meta,
-        vips,
-        pools,
-        backends,
-        FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND]),
-    )
+    resting = FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND])
+    return Contents(meta, vips, pools, backends, resting)
 
 
-def read(fd: int) -> dict[Place, Record]:
+def read(maps: Mapping[str, int]) -> dict[Place, Record]:
     """All records.
 
     Raises:
         DataplaneError: a record cannot be read, for example one of a later version.
     """
-    keys, values, count = bpf.map_items(fd, 8, LEDGER_VALUE_BYTES, _CAPACITY)
     found: dict[Place, Record] = {}
-    for i in range(count):
-        kind, id_ = struct.unpack_from("<II", keys, 8 * i)
-        at = LEDGER_VALUE_BYTES * i
-        length = struct.unpack_from("<H", values, at)[0]
-        try:
-            found[Place(Kind(kind), id_)] = _decoder.decode(values[at + 2 : at + 2 + length])
-        except (ValueError, msgspec.DecodeError) as error:
-            raise DataplaneError(
-                f"record {kind}/{id_} of the pinned ledger cannot be read ({error}): it was "
-                "written by another version of Tidegate"
-            ) from error
+    for name in _VALUE_BYTES:
+        for key, value in read_all(name, maps[name]).items():
+            kind, id_ = struct.unpack("<II", key)
+            try:
+                found[Place(Kind(kind), id_)] = decode(value)
+            except (ValueError, msgspec.DecodeError) as error:
+                raise DataplaneError(
+                    f"record {kind}/{id_} of the pinned ledger cannot be read ({error}): it was "
+                    "written by another version of Tidegate"
+                ) from error
     return found
 
 
-def write(fd: int, changed: Mapping[Place, Record]) -> None:
-    """Writes records in one call."""
-    keys = b"".join(struct.pack("<II", *place) for place in changed)
-    bpf.map_update_batch(fd, keys, b"".join(_values(changed.values())), len(changed))
+def write(maps: Mapping[str, int], changed: Mapping[Place, Record]) -> None:
+    """Writes records, in one call for each of the two maps.
+
+    Raises:
+        DataplaneError: a record is longer than its map's values.
+    """
+    values = {place: encode(place, record) for place, record in changed.items()}
+    for name in _VALUE_BYTES:
+        there = [place for place in values if _map_of(place) == name]
+        keys = b"".join(struct.pack("<II", *place) for place in there)
+        bpf.map_update_batch(
+            maps[name], keys, b"".join(values[place] for place in there), len(there)
+        )
 
 
-def _values(found: Iterable[Record]) -> Iterator[bytes]:
-    for record in found:
-        payload = msgspec.msgpack.encode(record)
-        yield (struct.pack("<H", len(payload)) + payload).ljust(LEDGER_VALUE_BYTES, b"\0")
+def encode(place: Place, record: Record) -> bytes:
+    """The value of a record: its length in 2 bytes, MessagePack, zeros.
+
+    Raises:
+        DataplaneError: it is longer than its map's values.
+    """
+    payload = msgspec.msgpack.encode(record)
+    size = _VALUE_BYTES[_map_of(place)]
+    if len(payload) + 2 > size:
+        raise DataplaneError(
+            f"record {place.kind.name.lower()}/{place.id} has {len(payload)} bytes, and the ledger "
+            f"takes {size - 2}"
+        )
+    return (struct.pack("<H", len(payload)) + payload).ljust(size, b"\0")
+
+
+def decode(value: bytes) -> Record:
+    """The record of a value; raises ValueError or msgspec.DecodeError for what is none."""
+    length = struct.unpack_from("<H", value)[0]
+    record: Record = _decoder.decode(value[2 : 2 + length])
+    return record
+
+
+def _map_of(place: Place) -> str:
+    return "wide_ledger" if place.kind in (Kind.VIP, Kind.META) else "ledger"

@@ -24,6 +24,7 @@ from tidegate.dataplane import layout
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.programs import Attachment, attachment
 from tidegate.errors import DataplaneError
+from tidegate.model.constants import MAX_INTERFACE_INDEX
 from tidegate.model.values import Address
 
 _GROUPS: Final = 0x1 | 0x4 | 0x40 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_ROUTE, _IPV6_ROUTE
@@ -145,7 +146,16 @@ def _neighbour(netlink: Any, index: int, hop: Address | None) -> bytes | None:  
 
 
 def write(links_fd: int, link: Link) -> None:
-    """Puts an interface's facts where the program reads them."""
+    """Puts an interface's facts where the program reads them.
+
+    Raises:
+        DataplaneError: its index is beyond what the map holds.
+    """
+    if link.index >= MAX_INTERFACE_INDEX:
+        raise DataplaneError(
+            f"{link.interface} has index {link.index}; the data plane takes indexes below "
+            f"{MAX_INTERFACE_INDEX}: restart the host, or use a network namespace of its own"
+        )
     entry = np.array(
         [
             (

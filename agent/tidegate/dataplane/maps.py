@@ -9,7 +9,7 @@ silently replaced: it may hold live flows.
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +18,19 @@ import numpy as np
 from tidegate.dataplane import layout
 from tidegate.dataplane import syscalls as bpf
 from tidegate.errors import CapabilityError, DataplaneError
-from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
-from tidegate.model.decision import Reason
+from tidegate.model.constants import (
+    MAX_BACKENDS,
+    MAX_INTERFACE_INDEX,
+    MAX_NETWORK_VIPS,
+    MAX_POOLS,
+    MAX_ROUTES,
+    MAX_VIPS,
+)
 
 LEDGER_VALUE_BYTES: Final = 256
+WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs, which may have a hundred routes
+VERDICTS: Final = 4
+"""XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX (include/uapi/linux/bpf.h)."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +50,54 @@ class Capacity:
 
     flows: int = 1 << 20
     syns: int = 1 << 16
+    fragments: int = 1 << 14
 
 
 def shapes(capacity: Capacity) -> dict[str, Shape]:
     """Every pinned map by name."""
     u32 = layout.ID.itemsize
-    flow = (layout.FLOW_KEY.itemsize, layout.FLOW.itemsize)
+    flow = layout.FLOW.itemsize
+    flow_key = layout.FLOW_KEY.itemsize
+    bucket = layout.BUCKET.itemsize
     percpu = bpf.PERCPU_ARRAY
     return {
-        "vips": Shape(bpf.HASH, layout.VIP_KEY.itemsize, layout.VIP.itemsize, MAX_VIPS),
+        # Each VIP has an entry for ICMP too, and old and new ones stand side by side for a moment.
+        "vips": Shape(bpf.HASH, layout.VIP_KEY.itemsize, layout.VIP.itemsize, 4 * MAX_VIPS),
+        "prefixes": _trie(layout.PREFIX_KEY, layout.VIP, 4 * MAX_NETWORK_VIPS),
+        "routes": _trie(layout.ROUTE_KEY, layout.ROUTE, 2 * MAX_ROUTES),
         "outer": Shape(bpf.ARRAY_OF_MAPS, u32, u32, MAX_POOLS),
         "backends": Shape(bpf.ARRAY, u32, layout.BACKEND.itemsize, MAX_BACKENDS),
         # LRU lists per CPU, entries visible to every CPU (design section 6).
-        "flows": Shape(bpf.LRU_HASH, *flow, capacity.flows, bpf.F_NO_COMMON_LRU),
-        "syns": Shape(bpf.LRU_HASH, *flow, capacity.syns, bpf.F_NO_COMMON_LRU),
-        "links": Shape(bpf.HASH, u32, layout.LINK.itemsize, 64),
+        "flows": Shape(bpf.LRU_HASH, flow_key, flow, capacity.flows, bpf.F_NO_COMMON_LRU),
+        "syns": Shape(bpf.LRU_HASH, flow_key, flow, capacity.syns, bpf.F_NO_COMMON_LRU),
+        "fragments": Shape(
+            *(bpf.LRU_HASH, layout.FRAGMENT_KEY.itemsize, flow),
+            *(capacity.fragments, bpf.F_NO_COMMON_LRU),
+        ),
+        "quic_servers": Shape(
+            bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
+        ),
+        "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
+        "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
+        "answer_limits": Shape(percpu, u32, bucket, 1),
+        "links": Shape(bpf.ARRAY, u32, layout.LINK.itemsize, MAX_INTERFACE_INDEX),
         "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
         "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
-        "drop_counts": Shape(percpu, u32, layout.DROPS.itemsize, len(Reason)),
-        # Names and values of what the ids stand for; no packet reads it.
+        "verdict_counts": Shape(percpu, u32, layout.VERDICTS.itemsize, VERDICTS),
+        # Names and values of what the ids stand for; no packet reads them.
         "ledger": Shape(
-            bpf.HASH,
-            2 * u32,
-            LEDGER_VALUE_BYTES,
-            MAX_VIPS + MAX_POOLS + MAX_BACKENDS,
-            bpf.F_NO_PREALLOC,
+            *(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES),
+            *(MAX_POOLS + MAX_BACKENDS, bpf.F_NO_PREALLOC),
+        ),
+        "wide_ledger": Shape(
+            bpf.HASH, 2 * u32, WIDE_LEDGER_VALUE_BYTES, MAX_VIPS, bpf.F_NO_PREALLOC
         ),
     }
+
+
+def _trie(key: np.dtype[np.void], value: np.dtype[np.void], entries: int) -> Shape:
+    """The kernel has tries without preallocation only."""
+    return Shape(bpf.LPM_TRIE, key.itemsize, value.itemsize, entries, bpf.F_NO_PREALLOC)
 
 
 INNER: Final = Shape(bpf.ARRAY, layout.ID.itemsize, layout.TABLE.itemsize, 1)
@@ -128,10 +158,20 @@ class Maps(Mapping[str, int]):
         self._fds.clear()
 
 
-def create(capacity: Capacity) -> Maps:
-    """Maps without pins, which die with their descriptors: for tests and simulation."""
+def few(wanted: Mapping[str, Shape], ids: int) -> dict[str, Shape]:
+    """The same for ids below a number: per-CPU arrays are allocated element by element."""
+    return {
+        name: replace(shape, max_entries=min(shape.max_entries, ids))
+        if shape.kind == bpf.PERCPU_ARRAY
+        else shape
+        for name, shape in wanted.items()
+    }
+
+
+def create(wanted: Mapping[str, Shape]) -> Maps:
+    """Maps without pins, which die with their descriptors: for proofs, tests and simulation."""
     fds: dict[str, int] = {}
-    for name, shape in shapes(capacity).items():
+    for name, shape in wanted.items():
         fds[name] = _create_named(name, shape)
     return Maps(fds)
 
@@ -181,6 +221,20 @@ def _compare(path: Path, shape: Shape, info: bpf.MapInfo) -> None:
             "it belongs to another version or another capacity setting. Restore that setting, or, "
             f"to give up the flows that it tracks, detach the program and remove {path.parent}"
         )
+
+
+def read_all(name: str, fd: int) -> dict[bytes, bytes]:
+    """All elements of a hash or a trie that `shapes` has by this name."""
+    shape = shapes(Capacity())[name]
+    sizes = shape.key_size, shape.value_size
+    if shape.kind == bpf.LPM_TRIE:  # kernels before 5.13 have no batches of tries
+        keys, values, count = bpf.map_walk(fd, *sizes)
+    else:
+        keys, values, count = bpf.map_items(fd, *sizes, shape.max_entries)
+    return {
+        keys[i * sizes[0] : (i + 1) * sizes[0]]: values[i * sizes[1] : (i + 1) * sizes[1]]
+        for i in range(count)
+    }
 
 
 def read_array(fd: int, dtype: np.dtype[np.void], capacity: int) -> np.ndarray:

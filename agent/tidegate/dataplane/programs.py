@@ -17,10 +17,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from tidegate.dataplane import layout
+from tidegate.dataplane import layout, maps
+from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.compiler import Program, compile_program, load
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import TABLE_SIZE
+from tidegate.model.features import ALL_FEATURES, Feature
 
 XdpMode: TypeAlias = Literal["native", "generic"]
 
@@ -36,11 +38,13 @@ class Build:
         hash_seed: key of the flow hash; equal on every host of a fleet, so that all choose alike.
         source4: network of outer IPv4 sources; the bits behind the prefix come from the flow hash.
         source6: the same for IPv6; at most the last 64 bits come from the hash.
+        features: what the program can do; the rest is not compiled.
     """
 
     hash_seed: bytes
     source4: IPv4Network
     source6: IPv6Network
+    features: frozenset[Feature] = ALL_FEATURES
 
     def hash_keys(self) -> tuple[int, int]:
         """The two 64-bit words of the hash key."""
@@ -64,6 +68,7 @@ class Build:
                 **words,
                 "SOURCE6_MASK2": f"{mask6 >> 32 & 0xFFFFFFFF:#x}U",
                 "SOURCE6_MASK3": f"{mask6 & 0xFFFFFFFF:#x}U",
+                **{f"WITH_{each.name}": str(int(each in self.features)) for each in Feature},
             }.items()
         )
 
@@ -120,6 +125,30 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
 def detach(interface: str, mode: XdpMode) -> None:
     """Takes the XDP program off an interface; nothing happens if there is none."""
     attach(-1, interface, mode)
+
+
+def load_balancer(program: Program, fds: Mapping[str, int]) -> int:
+    """Loads a compiled balancer over these maps and returns its descriptor.
+
+    What belongs to one program alone is made here: an inner table to verify against, and the memory
+    in which the steps of one packet hand on what they found.
+
+    Raises:
+        CompileError: with the verifier's log.
+        CapabilityError: not root, and a capability is missing.
+    """
+    scratch = program.leaves["scratches"]
+    own = {
+        "inner": maps.create_inner(),
+        "scratches": bpf.map_create(
+            bpf.PERCPU_ARRAY, "tg_scratch", scratch.key_size, scratch.size, 1
+        ),
+    }
+    try:
+        return load(program, {**fds, **own})
+    finally:
+        for fd in own.values():
+            os.close(fd)
 
 
 class Attachment(NamedTuple):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts a generation into the kernel, in an order in which every moment is safe to crash at.
 
-    1. ledger records and entries of backends that are new or changed
+    1. ledger records and entries of backends that are new or changed, and their QUIC server ids
     2. new inner tables, filled and read back; nothing reads them yet
     3. the outer map's slots, all in one call, which returns after an RCU grace period
-    4. VIP entries
+    4. source routes, then VIP entries; then those that are gone, in the opposite order
     5. the generation number; what is gone becomes free; the old tables go after the grace delay
 
 Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
@@ -13,9 +13,12 @@ still in force may lead to it (5 last). The flag that quarantines a backend is i
 takes effect in step 1, before any table is rebuilt. A crash after a step leaves each VIP on its old
 or its new table. The next start reads the kernel, plans from what it finds, and thereby finishes or
 discards the rest: a backend with an entry and no slot is as good as one that was just added.
+
+What follows from a generation alone (`entries`) is compared with what the maps hold, and only the
+difference is written. A crash may have come between a ledger record and what it stands for, so the
+first generation after a start is compared in full, though it may have the number that was found.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,17 +27,20 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tidegate.dataplane import layout, ledger, tables
+from tidegate.dataplane import entries, layout, ledger, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
-from tidegate.dataplane.maps import read_array
+from tidegate.dataplane.maps import read_all, read_array
 from tidegate.errors import DataplaneError
+from tidegate.model.address import packed
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool, Slots
-from tidegate.model.values import Vip
+from tidegate.model.values import Pool
 from tidegate.planner import confirm
 
 _UNREACHABLE_STATES: Final = ("quarantine", "disabled")
+_FOLLOWING: Final = ("vips", "prefixes", "routes", "quic_servers")
+"""Maps whose content follows from a generation alone."""
 
 
 class _Retired(NamedTuple):
@@ -59,15 +65,18 @@ class Publisher:
         self._pins = pins
         self.grace = grace
         self._entries = np.zeros(MAX_BACKENDS, layout.BACKEND)
+        self._written: dict[str, dict[bytes, bytes]] = {name: {} for name in _FOLLOWING}
         self._records: dict[Place, ledger.Record] = {}
         self._tables: dict[int, tuple[int, Path]] = {}
         self._retired: list[_Retired] = []
+        self._is_certain = True
         self.in_force: Generation = NOTHING
 
     def adopt(self) -> Generation:
         """Reads what the kernel holds, so that publishing goes on from there."""
         self._entries = read_array(self._maps["backends"], layout.BACKEND, MAX_BACKENDS).copy()
-        self._records = ledger.read(self._maps["ledger"])
+        self._written = {name: read_all(name, self._maps[name]) for name in _FOLLOWING}
+        self._records = ledger.read(self._maps)
         self._tables = tables.adopt(self._pins, self._maps["outer"])
         found = ledger.contents(self._records)
         pools: dict[str, PlacedPool] = {}
@@ -76,10 +85,15 @@ class Publisher:
                 table = tables.read(self._tables[identity.id][0])
                 pools[name] = PlacedPool(identity, pool, table, b"")
         number = max([found.meta.number, *(placed.table.generation for placed in pools.values())])
-        vips = {name: placed for name, placed in found.vips.items() if placed.vip.pool in pools}
+        vips = {n: p for n, p in found.vips.items() if pools.keys() >= {*p.vip.pools}}
+        meta = found.meta
         self.in_force = confirm(
-            Generation(number, found.meta.revision, "", vips, pools, found.backends, found.freed)
+            Generation(
+                *(number, meta.revision, "", vips, pools, found.backends, found.freed),
+                hash_seed=meta.hash_seed,
+            )
         )
+        self._is_certain = False
         return self.in_force
 
     def publish(self, generation: Generation, now: float) -> None:
@@ -93,7 +107,7 @@ class Publisher:
             DataplaneError: the kernel refused a step. Each VIP is then on its old or its new table,
                 and publishing again goes on from there.
         """
-        if generation.number == self.in_force.number:
+        if generation.number == self.in_force.number and self._is_certain:
             self.in_force = generation  # a new revision that no packet can tell from the last one
             return
         wanted = ledger.records(generation)
@@ -109,6 +123,7 @@ class Publisher:
                 f"publishing generation {generation.number} failed: {error}"
             ) from error
         self.in_force = generation
+        self._is_certain = True
 
     @property
     def next_reap(self) -> float | None:
@@ -132,34 +147,50 @@ class Publisher:
     def _record(self, found: Mapping[Place, ledger.Record]) -> None:
         """Writes the records that differ from what the ledger holds."""
         changed = {place: r for place, r in found.items() if self._records.get(place) != r}
-        ledger.write(self._maps["ledger"], changed)
+        ledger.write(self._maps, changed)
         self._records.update(changed)
 
     def _write_backends(
         self, generation: Generation, wanted: Mapping[Place, ledger.Record]
     ) -> None:
-        before = self.in_force.backends
-        changed = [p for key, p in generation.backends.items() if before.get(key) != p]
         living = (ledger.PoolRecord, ledger.BackendRecord)
         self._record(
             {place: record for place, record in wanted.items() if isinstance(record, living)}
         )
+        changed = self._changed_backends(generation)
         ids = np.array([placed.identity.id for placed in changed], np.uint32)
         for placed in changed:
-            self._stage(placed)
+            self._stage(placed, generation.pools.get(placed.backend.pool))
         self._write_entries(ids)
         # Every address is in place; now select it. A packet sees the old one or the new one.
         for placed in changed:
             entry = self._entries[placed.identity.id]
-            address = layout.packed(placed.backend.address)
+            address = packed(placed.backend.address)
             entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != address)
         self._write_entries(ids)
+        self._put("quic_servers", entries.quic_servers(generation))
 
-    def _stage(self, placed: PlacedBackend) -> None:
+    def _changed_backends(self, generation: Generation) -> list[PlacedBackend]:
+        """Backends whose entry differs, for what they say or for what their pool says."""
+        before, pools = self.in_force.backends, self.in_force.pools
+        same_pools = {
+            name
+            for name, placed in generation.pools.items()
+            if name in pools and _path(pools[name].pool) == _path(placed.pool)
+        }
+        return [
+            placed
+            for key, placed in generation.backends.items()
+            if not self._is_certain
+            or before.get(key) != placed
+            or (key.pool in generation.pools and key.pool not in same_pools)
+        ]
+
+    def _stage(self, placed: PlacedBackend, pool: PlacedPool | None) -> None:
         """Everything of an entry but a changed address, which goes where no packet looks yet."""
         backend = placed.backend
         entry = self._entries[placed.identity.id]
-        address = layout.packed(backend.address)
+        address = packed(backend.address)
         if entry["incarnation"] != placed.identity.incarnation:
             entry["endpoints"] = np.zeros(2, layout.ENDPOINT)
             entry["selected"] = 0
@@ -169,6 +200,8 @@ class Publisher:
         if bytes(entry["endpoints"]["address"][selected]) != address:
             entry["endpoints"][1 - selected] = (address, backend.address.version)
         entry["flags"] = layout.QUARANTINED if backend.state in _UNREACHABLE_STATES else 0
+        if pool is not None:  # a draining backend may outlive its pool: it stays as it was
+            entry["gue_port"], entry["mtu"] = _path(pool.pool)
 
     def _write_entries(self, ids: Slots) -> None:
         bpf.map_update_batch(
@@ -206,24 +239,44 @@ class Publisher:
 
     def _write_vips(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
         self._record({p: r for p, r in wanted.items() if isinstance(r, ledger.VipRecord)})
-        before, after = _vip_entries(self.in_force), _vip_entries(generation)
-        changed = {key: entry for key, entry in after.items() if before.get(key) != entry}
-        bpf.map_update_batch(
-            self._maps["vips"], b"".join(changed), b"".join(changed.values()), len(changed)
-        )
-        for key in before.keys() - after.keys():
-            bpf.map_delete(self._maps["vips"], key)
+        contents = {
+            "routes": entries.routes(generation),
+            "vips": entries.vips(generation),
+            "prefixes": entries.prefixes(generation),
+        }
+        for name, wanted_here in contents.items():
+            self._put(name, wanted_here)
+        # Last of all, so that a VIP that becomes a network is never away, and routes outlive VIPs.
+        for name in reversed(contents):
+            self._drop_others(name, contents[name])
+
+    def _put(self, name: str, wanted: entries.Contents) -> None:
+        """Writes the elements of a map that are new or changed."""
+        written, fd = self._written[name], self._maps[name]
+        changed = {key: value for key, value in wanted.items() if written.get(key) != value}
+        if name in ("prefixes", "routes"):  # kernels before 5.13 have no batches of tries
+            for key, value in changed.items():
+                bpf.map_update(fd, key, value)
+        else:
+            keys, values = b"".join(changed), b"".join(changed.values())
+            bpf.map_update_batch(fd, keys, values, len(changed))
+        written.update(changed)
+
+    def _drop_others(self, name: str, wanted: entries.Contents) -> None:
+        """Deletes the elements of a map that are not wanted."""
+        written, fd = self._written[name], self._maps[name]
+        for key in written.keys() - wanted.keys():
+            bpf.map_delete(fd, key)
+            del written[key]
 
     def _retire(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
-        meta = MetaRecord(generation.number, generation.revision)
+        meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
         self._record({**wanted, Place(Kind.META, 0): meta})
-        gone = [
-            placed.identity.id
-            for key, placed in self.in_force.backends.items()
-            if key not in generation.backends
-        ]
+        self._drop_others("quic_servers", entries.quic_servers(generation))
+        living = [placed.identity.id for placed in generation.backends.values()]
+        gone = np.setdiff1d(np.flatnonzero(self._entries["incarnation"]), living)
         self._entries[gone] = np.zeros((), layout.BACKEND)
-        self._write_entries(np.array(gone, np.uint32))
+        self._write_entries(gone.astype(np.uint32))
         kept = {placed.identity.id for placed in generation.pools.values()}
         for pool_id in self._tables.keys() - kept:
             bpf.map_delete(self._maps["outer"], pool_id.to_bytes(4, "little"))
@@ -232,23 +285,6 @@ class Publisher:
             pin.unlink(missing_ok=True)
 
 
-def _vip_key(vip: Vip) -> bytes:
-    return np.array(
-        [(layout.packed(vip.address), vip.port, layout.PROTOCOLS[vip.protocol], 0)], layout.VIP_KEY
-    ).tobytes()
-
-
-def vip_tag(vip: Vip) -> int:
-    """What stands for a VIP in the flow hash: equal on every host, unlike its id."""
-    return int.from_bytes(hashlib.blake2b(_vip_key(vip), digest_size=8).digest(), "little")
-
-
-def _vip_entries(generation: Generation) -> dict[bytes, bytes]:
-    """What the map of VIPs holds for a generation."""
-    entries: dict[bytes, bytes] = {}
-    for placed in generation.vips.values():
-        identity = placed.identity
-        pool = generation.pools[placed.vip.pool].identity.id
-        entry = (identity.id, identity.incarnation, pool, 0, vip_tag(placed.vip))
-        entries[_vip_key(placed.vip)] = np.array([entry], layout.VIP).tobytes()
-    return entries
+def _path(pool: Pool) -> tuple[int, int]:
+    """How packets travel to a pool's backends: port of GUE or 0, MTU or 0."""
+    return pool.gue_port if pool.encapsulation == "gue" else 0, pool.mtu or 0

@@ -15,7 +15,7 @@ would give it to a program, and the program's first check would pass it, so it p
 import os
 import secrets
 import shutil
-from collections import Counter
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,10 +24,10 @@ from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from tidegate.dataplane import host, layout, links, maps, programs
+from tidegate.dataplane import host, layout, links, maps, programs, readback
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import load
 from tidegate.dataplane.publish import Publisher
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import NOTHING, Generation
@@ -41,7 +41,6 @@ from tidegate.spec.simulation import (
     differences,
     names,
 )
-from tidegate.spec.state import Flow, FlowKey
 
 SHORTEST: Final = 14
 """Bytes of an Ethernet header, the least that the kernel's test-run takes."""
@@ -77,12 +76,13 @@ class Kernel:
         with ExitStack() as undo:
             self._pins = Path(f"/sys/fs/bpf/tidegate-simulate-{secrets.token_hex(4)}")
             undo.callback(shutil.rmtree, self._pins, ignore_errors=True)
-            host._make_folder(self._pins)  # noqa: SLF001 - the same package
-            self._maps = maps.create(self._capacity)
+            host.make_folder(self._pins)
+            self._maps = maps.create(maps.shapes(self._capacity))
             undo.callback(self._maps.close)
             self._publisher = Publisher(self._maps, self._pins, grace=0)
             undo.callback(self._publisher.close)
-            self._program = self._load()
+            program = programs.compile_balancer(self._build)
+            self._program = programs.load_balancer(program, self._maps)
             undo.callback(os.close, self._program)
             self._write_link()
             undo.callback(_on_one_cpu())
@@ -97,14 +97,6 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         self._undo.close()
-
-    def _load(self) -> int:
-        template = maps.create_inner()
-        try:
-            program = programs.compile_balancer(self._build)
-            return load(program, {**self._maps, "inner": template})
-        finally:
-            os.close(template)
 
     def _write_link(self) -> None:
         link = self._link
@@ -139,98 +131,52 @@ class Kernel:
             return Outcome(verdict, frame if is_whole else result.frame)
         return self._told_by_counters(verdict, result.frame)
 
-    def _raw(self, name: str, size: int, count: int) -> bytes:
-        """The first `count` values of a per-CPU map, each of all CPUs."""
-        return bpf.map_items(self._maps[name], 4, size * self._cpus, count)[1]
+    def _vip_counts(self) -> npt.NDArray[np.void]:
+        return readback.per_cpu(self._maps["vip_counts"], layout.VIP_COUNTERS, self._vips)
 
-    def _vip_counts(self) -> bytes:
-        return self._raw("vip_counts", layout.VIP_COUNTERS.itemsize, self._vips)
-
-    def _backend_counts(self) -> bytes:
-        return self._raw("backend_counts", layout.BACKEND_COUNTERS.itemsize, self._backends)
-
-    def _drop_counts(self) -> bytes:
-        return self._raw("drop_counts", layout.DROPS.itemsize, len(Reason))
+    def _backend_counts(self) -> npt.NDArray[np.void]:
+        fd = self._maps["backend_counts"]
+        return readback.per_cpu(fd, layout.BACKEND_COUNTERS, self._backends)
 
     def _take_counters(self) -> None:
         self._last_vips = self._vip_counts()
         self._last_backends = self._backend_counts()
-        self._last_drops = self._drop_counts()
 
     def _told_by_counters(self, verdict: Verdict, frame: bytes) -> Outcome:
-        if verdict is Verdict.DROP:
-            drops, self._last_drops = self._last_drops, self._drop_counts()
-            reason = _changed(layout.DROPS.itemsize * self._cpus, drops, self._last_drops)
-            return Outcome(
-                verdict,
-                frame,
-                Reason.NONE if reason is None else Reason(reason),
-                generation=self._names.number,
-            )
         vips, self._last_vips = self._last_vips, self._vip_counts()
+        vip = _changed(vips, self._last_vips)
+        if vip is None:  # none of the counters in force: nothing is known but the verdict
+            return Outcome(verdict, frame, generation=self._names.number)
+        old, new = vips[vip], self._last_vips[vip]
+        outcome = Outcome(verdict, frame, vip=self._names.vips[vip], generation=self._names.number)
+        if verdict is Verdict.DROP:
+            return replace(outcome, reason=Reason(_risen(old["drops"], new["drops"]) or 0))
         backends, self._last_backends = self._last_backends, self._backend_counts()
-        vip = _changed(layout.VIP_COUNTERS.itemsize * self._cpus, vips, self._last_vips)
-        backend = _changed(
-            layout.BACKEND_COUNTERS.itemsize * self._cpus, backends, self._last_backends
-        )
-        return Outcome(
-            verdict,
-            frame,
-            vip=None if vip is None else self._names.vips[vip],
+        backend = _changed(backends, self._last_backends)
+        decision = _risen(old["decisions"], new["decisions"])
+        return replace(
+            outcome,
             backend=None if backend is None else self._names.backends[backend],
-            decision=None if vip is None else self._decision(vip, vips),
-            generation=self._names.number,
+            decision=None if decision is None else Decision(decision),
         )
-
-    def _decision(self, vip: int, before: bytes) -> Decision | None:
-        """Which of a VIP's counters of decisions changed."""
-        at = vip * self._cpus * layout.VIP_COUNTERS.itemsize
-        old, new = (
-            np.frombuffer(raw, layout.VIP_COUNTERS, self._cpus, at)["decisions"]
-            for raw in (before, self._last_vips)
-        )
-        changed = np.flatnonzero((old != new).any(axis=0))
-        return Decision(int(changed[0])) if len(changed) else None
 
     def tables(self) -> Contents:
         """The tables that packets write, as the model has them."""
+        capacity = self._capacity
         return {
-            "flows": self._flows("flows", self._capacity.flows),
-            "syns": self._flows("syns", self._capacity.syns),
+            "flows": readback.flows(self._maps["flows"], capacity.flows),
+            "syns": readback.flows(self._maps["syns"], capacity.syns),
+            "fragments": readback.fragments(self._maps["fragments"], capacity.fragments),
         }
 
     def counters(self) -> Contents:
         """The counters, as the model has them."""
         self._take_counters()
-        shape = (-1, self._cpus)
-        vips = np.frombuffer(self._last_vips, layout.VIP_COUNTERS).reshape(shape)
-        backends = np.frombuffer(self._last_backends, layout.BACKEND_COUNTERS).reshape(shape)
-        drops = np.frombuffer(self._last_drops, layout.DROPS).reshape(shape).sum(axis=1).tolist()
-        of_vips = zip(
-            *(vips[f].sum(axis=1).tolist() for f in ("packets", "bytes")),
-            (tuple(row) for row in vips["decisions"].sum(axis=1).tolist()),
-            vips["rehashed"].sum(axis=1).tolist(),
-            strict=True,
-        )
-        of_backends = zip(
-            *(backends[f].sum(axis=1).tolist() for f in ("packets", "bytes")), strict=True
-        )
         return {
-            "drops": Counter({Reason(i): n for i, n in enumerate(drops) if n}),
-            "vips": {i: row for i, row in enumerate(of_vips) if row[0]},
-            "backends": {i: row for i, row in enumerate(of_backends) if row[0]},
+            "vips": readback.vip_counters(self._last_vips),
+            "backends": readback.backend_counters(self._last_backends),
+            "verdicts": readback.verdicts(self._maps["verdict_counts"]),
         }
-
-    def _flows(self, table: str, capacity: int) -> dict[FlowKey, Flow]:
-        raw_keys, raw_values, count = bpf.map_items(
-            self._maps[table], layout.FLOW_KEY.itemsize, layout.FLOW.itemsize, capacity
-        )
-        keys = np.frombuffer(raw_keys, layout.FLOW_KEY, count)
-        values = np.frombuffer(raw_values, layout.FLOW, count)
-        ports = ([n.to_bytes(2) for n in keys[f].tolist()] for f in ("source_port", "port"))
-        named = zip(map(bytes, keys["source"]), keys["vip"].tolist(), *ports, strict=True)
-        uses = zip(*(values[f].tolist() for f in Flow._fields), strict=True)
-        return dict(zip(map(FlowKey._make, named), map(Flow._make, uses), strict=True))
 
 
 class Simulation:
@@ -247,7 +193,8 @@ class Simulation:
 
     def __init__(self, build: programs.Build, link: Link, *, compare: bool) -> None:
         self.kernel = Kernel(build, link)
-        self.model = Model(Settings(build.hash_keys(), build.source4, build.source6), link)
+        settings = Settings(build.hash_keys(), build.source4, build.source6)
+        self.model = Model(settings, link, time.monotonic_ns)
         self._compare = compare
         self._unread = 0  # frames since the tables were last compared
 
@@ -265,7 +212,8 @@ class Simulation:
                 faults += [_line("kernel", real), _line("model ", expected)]
             faults += differences(self.kernel.counters(), self.model.counters())
             self._unread += 1
-            entries = len(self.model.state.flows) + len(self.model.state.syns)
+            state = self.model.state
+            entries = len(state.flows) + len(state.syns) + len(state.fragments)
             if self._unread > entries // 16:
                 faults += self.compare_tables()
         agree = (real.verdict, real.backend) == (expected.verdict, expected.backend)
@@ -292,11 +240,13 @@ def _on_one_cpu() -> Callable[[], None]:
     return lambda: os.sched_setaffinity(0, allowed)
 
 
-def _changed(size: int, before: bytes, after: bytes) -> int | None:
-    """Index of the one element of this size, over all CPUs, that differs; None if none does."""
-    if before == after:
-        return None
-    for at in range(0, len(after), size):
-        if before[at : at + size] != after[at : at + size]:
-            return at // size
-    return None
+def _changed(before: npt.NDArray[np.void], after: npt.NDArray[np.void]) -> int | None:
+    """Index of the one element, over all CPUs, that differs; None if none does."""
+    differing = np.flatnonzero((before != after).any(axis=1))
+    return int(differing[0]) if len(differing) else None
+
+
+def _risen(before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> int | None:
+    """Which of a VIP's counters (shape: CPUs, counters) has risen."""
+    risen = np.flatnonzero((before != after).any(axis=0))
+    return int(risen[0]) if len(risen) else None

@@ -19,7 +19,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 
-HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, ARRAY_OF_MAPS = 1, 2, 6, 9, 12
+HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
 F_NO_PREALLOC: Final = 1 << 0
 F_NO_COMMON_LRU: Final = 1 << 1
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -128,13 +128,13 @@ def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[b
         _, left = _bpf(_MAP_LOOKUP_BATCH, attr)
     except FileNotFoundError as end:  # ENOENT says that this batch was the last
         del end
-        return _drain(fd, key_size, value_size)
+        return map_walk(fd, key_size, value_size)
     count = struct.unpack_from("<I", left, 32)[0]
     return keys.raw[: key_size * count], values.raw[: value_size * count], count
 
 
-def _drain(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:
-    """Reads a hash key by key."""
+def map_walk(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:
+    """All keys, all values and their number, read key by key, as every kind of map allows."""
     keys: list[bytes] = []
     values: list[bytes] = []
     key: bytes | None = None

@@ -18,7 +18,9 @@ from tidegate.errors import DataplaneError
 from tidegate.model.generation import Table, Window
 
 _FIRST: Final = b"\0\0\0\0"
-_IN_WINDOW: Final = np.uint32(1 << 31)
+_IN_WINDOW: Final = np.uint32(layout.IN_WINDOW)
+_MAY_BE_TRACKED: Final = np.uint32(layout.MAY_BE_TRACKED)
+_OWNER: Final = np.uint32(layout.OWNER)
 
 
 def encode(table: Table) -> bytearray:
@@ -29,8 +31,10 @@ def encode(table: Table) -> bytearray:
     leaf["window_count"] = len(table.windows)
     leaf["windows"][: len(table.windows)] = np.array(list(table.windows), layout.WINDOW)
     leaf["slots"]["current"] = table.current
-    leaf["slots"]["fallback"] = np.where(
-        table.window > 0, table.fallback | _IN_WINDOW, table.fallback
+    leaf["slots"]["fallback"] = (
+        table.fallback
+        | np.where(table.window > 0, _IN_WINDOW, np.uint32(0))
+        | np.where(table.tracked, _MAY_BE_TRACKED, np.uint32(0))
     )
     leaf["window"] = table.window
     return blob
@@ -43,11 +47,12 @@ def decode(blob: bytes) -> Table:
     table = Table(
         generation=int(leaf["generation"]),
         current=leaf["slots"]["current"].copy(),
-        fallback=leaf["slots"]["fallback"] & ~_IN_WINDOW,
+        fallback=leaf["slots"]["fallback"] & _OWNER,
         window=leaf["window"].copy(),
+        tracked=leaf["slots"]["fallback"] & _MAY_BE_TRACKED > 0,
         windows=tuple(Window(int(w["opened"]), int(w["closes_at"])) for w in windows),
     )
-    for array in (table.current, table.fallback, table.window):
+    for array in (table.current, table.fallback, table.window, table.tracked):
         array.flags.writeable = False
     return table
 

@@ -6,16 +6,15 @@ name every fault with the value that was found and what is allowed. Knows nothin
 """
 
 import json
-from functools import cache, lru_cache
-from ipaddress import IPv4Address, IPv6Address
-from socket import AF_INET, inet_pton
+from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct, inspect
 
 from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
-from tidegate.model.values import Address, Stage
+from tidegate.model.documents import SERVER_ID_PATTERN
+from tidegate.model.values import Stage
 
 S = TypeVar("S", bound=Struct)
 
@@ -24,9 +23,7 @@ MAX_BYTES: Final = 64 * 1024
 
 _SHOWN: Final = 60
 _LONGEST_KEY: Final = 200
-_LONGEST_ADDRESS: Final = 64
 _MAX_FAULTS: Final = 32
-_MULTICAST: Final = range(224, 240)  # first octet, RFC 5771
 
 
 class Fault(NamedTuple):
@@ -48,76 +45,14 @@ def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _faults(value, kind)
     # JSON lets a name appear twice, and readers differ in which one counts. A name that is seen
-    # once, in a document without escapes, cannot be there twice.
-    if b"\\" not in value:
+    # once, in a document without escapes and inner objects, cannot be there twice.
+    if b"\\" not in value and value.count(b"{") == 1:
         for name in names:
             if value.count(name) > 1:
                 break
         else:
             return document
     return _duplicates(value) or document
-
-
-def parse_address(text: str) -> Address | str:
-    """Parse an address that packets can be routed to; else return a sentence without its field.
-
-    Refused besides nonsense: unspecified and 0.0.0.0/8, loopback, multicast, broadcast, link-local
-    (it needs an interface, and no router forwards it), scoped, and IPv4-mapped IPv6, which is
-    another spelling of an IPv4 address that would not match IPv4 packets.
-    """
-    # Longer texts are wrong, and are not worth the cache's memory.
-    return _parsed(text) if len(text) <= _LONGEST_ADDRESS else _no_address(text)
-
-
-@lru_cache(maxsize=1 << 16)  # a change of one key reads all the others again
-def _parsed(text: str) -> Address | str:
-    try:
-        if ":" not in text:
-            packed = inet_pton(AF_INET, text)  # as strict as ipaddress, and in C
-            kind = _unroutable_ipv4(packed)
-            return _not_unicast(text, kind) if kind else IPv4Address(packed)
-        address = IPv6Address(text)
-    except (OSError, ValueError):
-        return _no_address(text)
-    if address.scope_id is not None:
-        return f"is {shown(text)}, which names an interface; it must have no scope."
-    if address.ipv4_mapped is not None:
-        return f"is {text}, an IPv4-mapped address; write {address.ipv4_mapped} instead."
-    kind = _unroutable_ipv6(address)
-    return _not_unicast(text, kind) if kind else address
-
-
-def _no_address(text: str) -> str:
-    return f"is {shown(text)}; it must be an IPv4 or IPv6 address, without a prefix length."
-
-
-def _not_unicast(text: str, kind: str) -> str:
-    return f"is {text}, {kind}; it must be a unicast address that routers forward."
-
-
-def _unroutable_ipv4(packed: bytes) -> str:
-    first = packed[0]
-    if first not in {0, 127, 169, 255} and first not in _MULTICAST:
-        return ""
-    if packed == bytes(4):
-        return "the unspecified address"
-    if packed == b"\xff\xff\xff\xff":
-        return "the broadcast address"
-    if packed[:2] == b"\xa9\xfe":
-        return "a link-local address"
-    if first in _MULTICAST:
-        return "a multicast address"
-    return {0: "an address of 0.0.0.0/8", 127: "a loopback address"}.get(first, "")
-
-
-def _unroutable_ipv6(address: IPv6Address) -> str:
-    if address.is_unspecified:
-        return "the unspecified address"
-    if address.is_loopback:
-        return "a loopback address"
-    if address.is_multicast:
-        return "a multicast address"
-    return "a link-local address" if address.is_link_local else ""
 
 
 def shown(value: object) -> str:
@@ -206,20 +141,39 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911 - one answer per type
     match kind:
         case inspect.Metadata(type=inner):
             return _allowed(inner)
+        case inspect.UnionType(types=types):
+            return " or ".join(_allowed(choice) for choice in types)
+        case inspect.DictType(value_type=inner):
+            return f"an object whose values are each {_allowed(inner)}"
+        case inspect.VarTupleType(item_type=inner):
+            return f"a list whose items are each {_allowed(inner)}"
+        case inspect.StructType(fields=fields):
+            known = ", ".join(f"{field.encode_name} ({_allowed(field.type)})" for field in fields)
+            return f"an object with {known}"
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(shown(value) for value in values)
+        case inspect.IntType() | inspect.StrType():
+            return _allowed_scalar(kind)
+        case inspect.BoolType():
+            return "true or false"
+        case _:
+            return "null" if isinstance(kind, inspect.NoneType) else "as the schema gives it"
+
+
+def _allowed_scalar(kind: inspect.IntType | inspect.StrType) -> str:
+    match kind:
         case inspect.IntType(ge=low, le=high) if low is not None and high is not None:
             return f"a whole number from {low} to {high}"
         case inspect.IntType():
             return "a whole number"
-        case inspect.LiteralType(values=values):
-            return "one of " + ", ".join(shown(value) for value in values)
         case inspect.StrType(pattern=pattern) if pattern == NAME_PATTERN:
             return f"a name; {NAME_RULE}"
-        case inspect.StrType():
-            return "a string"
-        case inspect.BoolType():
-            return "true or false"
+        case inspect.StrType(pattern=pattern) if pattern == SERVER_ID_PATTERN:
+            return "a string of 1 to 15 bytes in hexadecimal"
+        case inspect.StrType(min_length=low, max_length=high) if low and high:
+            return f"a string of {low} to {high} characters"
         case _:
-            return "of the type that the schema gives"
+            return "a string"
 
 
 def _duplicates(value: bytes) -> list[Fault]:

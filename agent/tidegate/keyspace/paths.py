@@ -51,6 +51,10 @@ def status_key(root: str, fleet: str, host: str) -> str:
     return f"{_fleet(root, fleet)}/status/{_part('host', host)}"
 
 
+SETTINGS_KEY: Final = "settings"
+"""Key of a release's settings, relative to it."""
+
+
 def vip_key(vip: str) -> str:
     """Return a VIP's key, relative to its release."""
     return f"vips/{vip}"

@@ -16,12 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.keyspace.status import StatusDocument
-from tidegate.model.documents import BackendDocument, PoolDocument, VipDocument
+from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 
 DOCUMENTS: Final[dict[str, type[Struct]]] = {
     "vip": VipDocument,
     "pool": PoolDocument,
     "backend": BackendDocument,
+    "settings": SettingsDocument,
     "status": StatusDocument,
 }
 

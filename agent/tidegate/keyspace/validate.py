@@ -3,27 +3,43 @@
 
 A pure function of the snapshot and of what was last accepted: no I/O, no clock, no order of keys.
 A refused document leaves its key's last accepted value in force; without one the key is absent.
-The rules of one document are in `decode`; those between documents are here:
+The rules of one document are in `decode` and `build`; those between documents are here:
 
-* A VIP needs its pool, and a backend needs its pool. What is in force always refers to what is in
+* A VIP needs its pools, and a backend needs its pool. What is in force always refers to what is in
   force, so a pool that is deleted while a VIP still uses it stays as it was, and is refused.
 * An address, port and protocol belong to one VIP. Accepted documents come first, the one that was
   written first (lowest mod revision, then name) before the others, so every host decides the same
-  from the same keys. Values that are kept from before get what is left.
+  from the same keys. Values that are kept from before get what is left. Networks that overlap are
+  no conflict: packets go to an address before a port before a network, the longest first.
+* A QUIC server id belongs to one backend of its pool, by the same rule.
 """
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from tidegate.keyspace.decode import Fault, decode, parse_address, shortened, shown
-from tidegate.keyspace.paths import NAME_RULE, backend_key, is_name, pool_key, vip_key
-from tidegate.model.documents import BackendDocument, PoolDocument, Protocol, VipDocument
+from tidegate.keyspace.build import build_backend, build_pool, build_vip
+from tidegate.keyspace.decode import Fault, decode, shortened, shown
+from tidegate.keyspace.paths import (
+    NAME_RULE,
+    SETTINGS_KEY,
+    backend_key,
+    is_name,
+    pool_key,
+    vip_key,
+)
+from tidegate.model.documents import (
+    BackendDocument,
+    PoolDocument,
+    Protocol,
+    SettingsDocument,
+    VipDocument,
+)
 from tidegate.model.values import (
-    Address,
     Backend,
     BackendKey,
     Desired,
     Document,
+    Network,
     Pool,
     Rejection,
     Snapshot,
@@ -31,9 +47,9 @@ from tidegate.model.values import (
     Vip,
 )
 
-Endpoint: TypeAlias = tuple[Address, int, Protocol]
+Endpoint: TypeAlias = tuple[Network, int, Protocol]
 
-_SHAPES = "a key is vips/<vip>, pools/<pool> or pools/<pool>/backends/<backend>"
+_SHAPES = "a key is settings, vips/<vip>, pools/<pool> or pools/<pool>/backends/<backend>"
 
 
 class Validation(NamedTuple):
@@ -53,6 +69,7 @@ class _Work:
     backends: dict[BackendKey, Backend] = field(default_factory=dict)
     vips: dict[str, Vip] = field(default_factory=dict)
     kept: dict[str, Vip] = field(default_factory=dict)
+    hash_seed: str | None = None
     rejections: list[Rejection] = field(default_factory=list)
 
     def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
@@ -79,11 +96,13 @@ def validate(snapshot: Snapshot, last_good: Desired) -> Validation:
     _share_endpoints(work)
     _keep_used_pools(work)
     _require_backends_pools(work)
+    _share_server_ids(work)
     desired = Desired(
         revision=snapshot.revision,
         vips=dict(sorted(work.vips.items())),
         pools=dict(sorted(work.pools.items())),
         backends=dict(sorted(work.backends.items())),
+        hash_seed=work.hash_seed,
     )
     order = sorted(work.rejections, key=lambda item: (item.key, item.field, item.reason))
     return Validation(desired, tuple(order))
@@ -93,6 +112,8 @@ def _read(work: _Work, key: str, document: Document) -> None:
     """Read one key into the work, or refuse it and keep its last value."""
     parts = key.split("/")
     match parts:
+        case [only] if only == SETTINGS_KEY:
+            _read_settings(work, key, document.value)
         case ["vips", vip] if is_name(vip):
             _read_vip(work, key, vip, document.value)
         case ["pools", pool] if is_name(pool):
@@ -106,14 +127,14 @@ def _read(work: _Work, key: str, document: Document) -> None:
 
 
 def _read_vip(work: _Work, key: str, name: str, value: bytes) -> None:
-    document = decode(value, VipDocument)
-    if isinstance(document, VipDocument):
-        address = parse_address(document.address)
-        if not isinstance(address, str):
-            work.vips[name] = Vip(name, address, document.port, document.protocol, document.pool)
+    found = decode(value, VipDocument)
+    if isinstance(found, VipDocument):
+        vip = build_vip(name, found)
+        if isinstance(vip, Vip):
+            work.vips[name] = vip
             return
-        document = [Fault("address", f"address {address}", "schema")]
-    work.reject_all(key, document)
+        found = vip
+    work.reject_all(key, found)
     if name in work.last.vips:
         work.kept[name] = work.last.vips[name]
 
@@ -121,7 +142,7 @@ def _read_vip(work: _Work, key: str, name: str, value: bytes) -> None:
 def _read_pool(work: _Work, key: str, name: str, value: bytes) -> None:
     document = decode(value, PoolDocument)
     if isinstance(document, PoolDocument):
-        work.pools[name] = Pool(name, document.deregistration_delay, document.transition_window)
+        work.pools[name] = build_pool(name, document)
         return
     work.reject_all(key, document)
     if name in work.last.pools:
@@ -129,37 +150,49 @@ def _read_pool(work: _Work, key: str, name: str, value: bytes) -> None:
 
 
 def _read_backend(work: _Work, key: str, owner: BackendKey, value: bytes) -> None:
-    document = decode(value, BackendDocument)
-    if isinstance(document, BackendDocument):
-        address = parse_address(document.address)
-        if not isinstance(address, str):
-            work.backends[owner] = Backend(
-                owner.pool, owner.name, address, document.weight, document.state
-            )
+    found = decode(value, BackendDocument)
+    if isinstance(found, BackendDocument):
+        backend = build_backend(owner, found)
+        if isinstance(backend, Backend):
+            work.backends[owner] = backend
             return
-        document = [Fault("address", f"address {address}", "schema")]
-    work.reject_all(key, document)
+        found = backend
+    work.reject_all(key, found)
     if owner in work.last.backends:
         work.backends[owner] = work.last.backends[owner]
+
+
+def _read_settings(work: _Work, key: str, value: bytes) -> None:
+    document = decode(value, SettingsDocument)
+    if isinstance(document, SettingsDocument):
+        work.hash_seed = document.hash_seed
+        return
+    work.reject_all(key, document)
+    work.hash_seed = work.last.hash_seed
 
 
 def _require_pools(work: _Work) -> None:
     """Refuse VIPs whose pool is neither in force nor theirs from before its deletion."""
     held = {
-        vip.pool
+        pool
         for name, vip in (work.vips | work.kept).items()
-        if vip.pool in work.last.pools and _uses(work.last.vips.get(name), vip.pool)
+        for pool in vip.pools
+        if pool in work.last.pools and _uses(work.last.vips.get(name), pool)
     }
     for name, vip in list(work.vips.items()):
-        if vip.pool not in work.pools and vip.pool not in held:
-            document = work.snapshot.documents.get(pool_key(vip.pool))
+        missing = [pool for pool in vip.pools if pool not in work.pools and pool not in held]
+        if missing:
+            pool = missing[0]
+            place = "pool" if pool == vip.pool else "source_routes"
+            document = work.snapshot.documents.get(pool_key(pool))
             what = "does not exist" if document is None else "is refused itself"
-            reason = f"pool is {shown(vip.pool)}, which {what}; it must be a pool in force."
-            _demote(work, name, "pool", reason)
+            verb = "is" if place == "pool" else "names the pool"
+            reason = f"{place} {verb} {shown(pool)}, which {what}; it must be a pool in force."
+            _demote(work, name, place, reason)
 
 
 def _uses(vip: Vip | None, pool: str) -> bool:
-    return vip is not None and vip.pool == pool
+    return vip is not None and pool in vip.pools
 
 
 def _demote(work: _Work, name: str, place: str, reason: str) -> None:
@@ -199,15 +232,15 @@ def _share_endpoints(work: _Work) -> None:
 
 
 def _endpoint(vip: Vip) -> Endpoint:
-    return vip.address, vip.port, vip.protocol
+    return vip.network, vip.port, vip.protocol
 
 
 def _keep_used_pools(work: _Work) -> None:
     """Keep a deleted pool as it was for the VIPs that still use it."""
     users: dict[str, list[str]] = {}
     for name, vip in sorted(work.vips.items()):
-        if vip.pool not in work.pools:
-            users.setdefault(vip.pool, []).append(name)
+        for pool in sorted(set(vip.pools) - work.pools.keys()):
+            users.setdefault(pool, []).append(name)
     for pool, vips in users.items():
         if pool in work.last.pools:
             work.pools[pool] = work.last.pools[pool]
@@ -218,7 +251,7 @@ def _keep_used_pools(work: _Work) -> None:
             work.reject(pool_key(pool), "", reason, "reference")
         else:  # `last_good` was no result of ours: it had a VIP without its pool
             for name in vips:
-                del work.vips[name]
+                work.vips.pop(name, None)
 
 
 def _require_backends_pools(work: _Work) -> None:
@@ -229,3 +262,31 @@ def _require_backends_pools(work: _Work) -> None:
         what = "has no document" if document is None else "is refused itself"
         reason = f"The pool {owner.pool} {what}; a backend needs its pool."
         work.reject(backend_key(*owner), "", reason, "reference")
+
+
+def _share_server_ids(work: _Work) -> None:
+    """Give each QUIC server id of a pool to one backend, by the rule for addresses of VIPs."""
+    documents = work.snapshot.documents
+
+    def rank(owner: BackendKey) -> tuple[bool, int, BackendKey]:
+        last, wanted = work.last.backends.get(owner), work.backends[owner]
+        in_force = last is not None and last.quic_server_id == wanted.quic_server_id
+        return not in_force, documents[backend_key(*owner)].create_revision, owner
+
+    losers = True
+    while losers:
+        having = [owner for owner, backend in work.backends.items() if backend.quic_server_id]
+        owners: dict[tuple[str, bytes], BackendKey] = {}
+        losers = False
+        for owner in sorted(having, key=rank):
+            server_id = work.backends[owner].quic_server_id
+            first = owners.setdefault((owner.pool, server_id), owner)
+            if first != owner:
+                losers = True
+                reason = f"quic_server_id is that of the backend {first.name}."
+                work.reject(backend_key(*owner), "quic_server_id", reason, "reference")
+                last = work.last.backends.get(owner)
+                if last is None or last == work.backends[owner]:
+                    del work.backends[owner]
+                else:
+                    work.backends[owner] = last

@@ -12,8 +12,22 @@ MAX_VIPS: Final = 4096
 MAX_POOLS: Final = 1024
 """Pool ids, which are slots of the outer map, run from 1 to MAX_POOLS - 1."""
 
+MAX_INTERFACE_INDEX: Final = 65536
+"""Interface indexes are below this: an array is looked up several times faster than a hash."""
+
 MAX_BACKENDS: Final = 65536
 """Backend ids run from 1 to MAX_BACKENDS - 1; id 0 is never a backend."""
 
 ID_COOLDOWN_SECONDS: Final = 3600
 """A freed id rests this long, which is longer than any flow may stay idle."""
+
+MAX_NETWORK_VIPS: Final = 256
+"""VIPs that are networks. Their map has four times as many entries: each has one for ICMP too, and
+old and new ones stand side by side while a generation is published."""
+
+MAX_ROUTES: Final = 8192
+"""Source routes and denied prefixes of all VIPs; their map has twice as many, for the same reason.
+"""
+
+MAX_VIP_ROUTES: Final = 100
+"""Source routes and denied prefixes of one VIP, so that a VIP's ledger record stays below 4 KiB."""

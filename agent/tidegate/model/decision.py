@@ -22,6 +22,12 @@ class Decision(IntEnum):
     """An untracked TCP flow in a steady slot: the current owner."""
     DATAGRAM = 5
     """A UDP flow without an entry: the current owner."""
+    QUIC = 6
+    """The server id in a QUIC connection id."""
+    FRAGMENT = 7
+    """A later fragment: where the first one went."""
+    ERROR = 8
+    """An ICMP error: the owner of the flow that it quotes."""
 
 
 class Reason(IntEnum):
@@ -32,7 +38,7 @@ class Reason(IntEnum):
     BAD_LENGTH = 1
     """The IP length is longer than the frame, or shorter than the headers."""
     FRAGMENT = 2
-    """A fragment, which has no owner yet."""
+    """A later fragment whose first one was not seen, or is forgotten."""
     NO_TABLE = 3
     """The VIP's pool has no table."""
     NO_BACKEND = 4
@@ -40,6 +46,16 @@ class Reason(IntEnum):
     NO_GATEWAY = 5
     """The gateway's MAC address for the outer family is not known."""
     TOO_BIG = 6
-    """The packet does not fit the link after encapsulation."""
+    """The packet does not fit after encapsulation, and too many were answered already."""
     NO_HEADROOM = 7
     """The driver left no room for the outer header."""
+    DENIED = 8
+    """The client is on the VIP's deny list."""
+    SYN_LIMIT = 9
+    """Too many SYNs from the client's prefix."""
+    ICMP_UNKNOWN = 10
+    """An ICMP message to a VIP that is neither a ping nor an error for one of its flows."""
+    ICMP_MTU = 11
+    """An ICMP error with an MTU below what the protocol allows."""
+    ECHO_LIMIT = 12
+    """A ping, and too many were answered already."""

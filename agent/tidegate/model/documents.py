@@ -5,12 +5,13 @@
 written here and nowhere else. Unknown fields are refused.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[int, Meta(ge=0, le=3600)]
+Rate = Annotated[int, Meta(ge=1, le=100_000_000)]
 Name = Annotated[
     str,
     Meta(
@@ -18,20 +19,151 @@ Name = Annotated[
         description="A name: 1 to 63 letters, digits, dots, underscores and hyphens.",
     ),
 ]
+SERVER_ID_PATTERN: Final = r"^([0-9a-fA-F]{2}){1,15}$"
 BackendState = Literal["active", "drain", "quarantine", "disabled"]
 Protocol = Literal["tcp", "udp"]
+Tracking = Literal["full", "transition", "none"]
+HashFields = Literal["5-tuple", "source", "source+port"]
+Encapsulation = Literal["ipip", "gue"]
+
+
+class SynLimitDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many SYNs one source prefix may send."""
+
+    rate: Annotated[
+        Rate, Meta(description="SYNs per second from one source prefix.", examples=[1000])
+    ]
+    prefix4: Annotated[
+        int, Meta(ge=1, le=32, description="Length of an IPv4 source prefix.", examples=[24])
+    ] = 24
+    prefix6: Annotated[
+        int, Meta(ge=1, le=128, description="Length of an IPv6 source prefix.", examples=[56])
+    ] = 56
+
+
+class QuicDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where QUIC connection ids carry the id of the server that made them."""
+
+    server_id_length: Annotated[
+        int, Meta(ge=1, le=15, description="Bytes of the server id.", examples=[8])
+    ]
+    offset: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=15,
+            description="Bytes of the connection id before the server id.",
+            examples=[1],
+        ),
+    ] = 1
 
 
 class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A virtual IP address, port and protocol, and the pool that serves it."""
+    """A virtual IP address or network, port and protocol, and the pool that serves it."""
 
     address: Annotated[
         str,
-        Meta(description="IPv4 or IPv6 address that clients connect to.", examples=["192.0.2.10"]),
+        Meta(
+            description="IPv4 or IPv6 address or network (CIDR) that clients connect to.",
+            examples=["192.0.2.10", "192.0.2.0/24", "2001:db8:1::/64"],
+        ),
     ]
-    port: Annotated[Port, Meta(description="Destination port.", examples=[443])]
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="Destination port; 0 is any port.", examples=[443])
+    ]
     protocol: Annotated[Protocol, Meta(description="Transport protocol.", examples=["tcp"])]
     pool: Annotated[Name, Meta(description="Name of the pool that serves it.", examples=["web"])]
+    tracking: Annotated[
+        Tracking,
+        Meta(
+            description=(
+                "full: every flow is tracked. transition: only flows in slots that changed. none: "
+                "no flow is tracked."
+            ),
+            examples=["full"],
+        ),
+    ] = "full"
+    hash: Annotated[
+        HashFields,
+        Meta(
+            description=(
+                "What chooses a backend. 5-tuple: each flow by itself. source: the client's "
+                "address. source+port: the client's address and the destination port."
+            ),
+            examples=["5-tuple"],
+        ),
+    ] = "5-tuple"
+    udp_idle_timeout: Annotated[
+        Seconds,
+        Meta(
+            description="Seconds without a packet after which a UDP flow is forgotten; 0 is never.",
+            examples=[60],
+        ),
+    ] = 60
+    insert_limit: Annotated[
+        Rate,
+        Meta(
+            description=(
+                "New entries in the connection table per second and CPU. Flows beyond it are "
+                "forwarded untracked."
+            ),
+            examples=[100_000],
+        ),
+    ] = 100_000
+    syn_limit: Annotated[
+        SynLimitDocument | None,
+        Meta(
+            description="Limit of SYNs per source prefix; null is no limit.",
+            examples=[{"rate": 1000, "prefix4": 24, "prefix6": 56}],
+        ),
+    ] = None
+    mss_clamp: Annotated[
+        Annotated[int, Meta(ge=536, le=65535)] | None,
+        Meta(
+            description="Largest TCP MSS that a SYN may offer, in bytes; null leaves it alone.",
+            examples=[1400],
+        ),
+    ] = None
+    echo: Annotated[
+        bool, Meta(description="Whether pings to the address are answered.", examples=[True])
+    ] = True
+    quic: Annotated[
+        QuicDocument | None,
+        Meta(
+            description=(
+                "Routing by the server id in QUIC connection ids (plaintext layout of QUIC-LB); "
+                "UDP only. Offset and length may be 20 together. null is no QUIC routing."
+            ),
+            examples=[None, {"server_id_length": 8, "offset": 1}],
+        ),
+    ] = None
+    source_routes: Annotated[
+        dict[str, Name],
+        Meta(
+            description=(
+                "Pools of client networks: network (CIDR) to pool; the longest match counts. At "
+                "most 100 networks together with `deny`."
+            ),
+            examples=[{"198.51.100.0/24": "canary"}],
+        ),
+    ] = {}
+    deny: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Client networks (CIDR) whose packets are dropped; the longest match with "
+            "`source_routes` counts.",
+            examples=[["203.0.113.0/24"]],
+        ),
+    ] = ()
+    flow_sampling: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65536,
+            description="Flows of 65536 whose events are reported; chosen by the flow hash.",
+            examples=[64],
+        ),
+    ] = 0
 
 
 class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +186,27 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=[300],
         ),
     ] = 300
+    encapsulation: Annotated[
+        Encapsulation,
+        Meta(
+            description="How packets travel to the backends. ipip: IP in IP. gue: IP in UDP.",
+            examples=["ipip"],
+        ),
+    ] = "ipip"
+    gue_port: Annotated[
+        Port,
+        Meta(description="UDP port that the backends take GUE packets on.", examples=[6080]),
+    ] = 6080
+    mtu: Annotated[
+        Annotated[int, Meta(ge=1280, le=65535)] | None,
+        Meta(
+            description=(
+                "Largest encapsulated packet that reaches the backends, in bytes; null is the MTU "
+                "of the interface."
+            ),
+            examples=[1500],
+        ),
+    ] = None
 
 
 class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -85,3 +238,29 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             examples=["active"],
         ),
     ] = "active"
+    quic_server_id: Annotated[
+        Annotated[str, Meta(pattern=SERVER_ID_PATTERN)] | None,
+        Meta(
+            description=(
+                "Its server id in QUIC connection ids: 1 to 15 bytes in hexadecimal, no other "
+                "backend's of its pool. null is none."
+            ),
+            examples=["0a1b2c3d4e5f6071"],
+        ),
+    ] = None
+
+
+class SettingsDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all hosts that follow a release have in common."""
+
+    hash_seed: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=128)] | None,
+        Meta(
+            description=(
+                "Key of the flow hash: a secret, so that nobody outside can aim flows at one "
+                "backend. Changing it moves flows that are not tracked. null leaves it to the "
+                "agents' files."
+            ),
+            examples=["3f9c1d0e-change-me"],
+        ),
+    ] = None

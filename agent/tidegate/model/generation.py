@@ -12,6 +12,7 @@ from tidegate.model.values import Backend, BackendKey, Pool, Vip
 
 Slots: TypeAlias = npt.NDArray[np.uint32]
 WindowIndex: TypeAlias = npt.NDArray[np.uint8]
+Marks: TypeAlias = npt.NDArray[np.bool_]
 
 WINDOWS = 256
 """Windows of a table; index 0 means that the slot is not in transition."""
@@ -41,12 +42,15 @@ class Table:
         window: uint8[TABLE_SIZE], index into `windows`; 0 where the slot is not in transition. A
             slot that moved away and back inside its window is in transition with equal owners.
         windows: the open windows, at most WINDOWS; entry 0 is CLOSED.
+        tracked: bool[TABLE_SIZE], slots that may have tracked flows: set when a slot's window opens
+            and left set when it closes, since flows that were tracked in it may outlive it.
     """
 
     generation: int
     current: Slots
     fallback: Slots
     window: WindowIndex
+    tracked: Marks
     windows: tuple[Window, ...] = (CLOSED,)
 
 
@@ -118,6 +122,7 @@ class Generation:
         revision: etcd revision that it was built from.
         digest: hex digest of VIPs, backends and current tables by name, not by id, so that it is
             equal on every host with the same inputs whatever ids its history gave out.
+        hash_seed: key of the flow hash from the keyspace; None leaves it to the agent's file.
     """
 
     number: int
@@ -127,6 +132,7 @@ class Generation:
     pools: Mapping[str, PlacedPool]
     backends: Mapping[BackendKey, PlacedBackend]
     freed: FreedIds = field(default_factory=FreedIds)
+    hash_seed: str | None = None
 
 
 NOTHING = Generation(number=0, revision=0, digest="", vips={}, pools={}, backends={})

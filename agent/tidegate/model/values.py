@@ -3,12 +3,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
-from tidegate.model.documents import BackendState, Protocol
+from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 
 Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
 
 
 class BackendKey(NamedTuple):
@@ -21,35 +22,109 @@ class BackendKey(NamedTuple):
         return f"{self.pool}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Vip:
-    """A virtual service: where clients connect to, and the pool that answers."""
+class SynLimit(NamedTuple):
+    """SYNs per second that one source prefix may send; its length by family."""
 
-    name: str
-    address: Address
-    port: int
-    protocol: Protocol
+    rate: int
+    prefix4: int = 24
+    prefix6: int = 56
+
+
+class Quic(NamedTuple):
+    """Where a QUIC connection id has the server id: both in bytes."""
+
+    server_id_length: int
+    offset: int = 1
+
+
+class SourceRoute(NamedTuple):
+    """Clients in this network go to this pool."""
+
+    network: Network
     pool: str
 
 
 @dataclass(frozen=True, slots=True)
+class Vip:
+    """A virtual service: where clients connect to, and the pool that answers.
+
+    Attributes:
+        network: a plain address has its full length, /32 or /128.
+        port: 0 is any port.
+        udp_idle_timeout: s; 0 is never.
+        insert_limit: new entries of the connection table per second and CPU.
+        mss_clamp: largest MSS that a SYN may offer; None leaves it alone.
+        source_routes: sorted.
+        deny: client networks that are refused, sorted.
+        flow_sampling: flows of 65536 whose events are reported.
+    """
+
+    name: str
+    network: Network
+    port: int
+    protocol: Protocol
+    pool: str
+    tracking: Tracking = "full"
+    hash: HashFields = "5-tuple"
+    udp_idle_timeout: int = 60
+    insert_limit: int = 100_000
+    syn_limit: SynLimit | None = None
+    mss_clamp: int | None = None
+    echo: bool = True
+    quic: Quic | None = None
+    source_routes: tuple[SourceRoute, ...] = ()
+    deny: tuple[Network, ...] = ()
+    flow_sampling: int = 0
+
+    @property
+    def address(self) -> Address:
+        """The address, or the first one of a network."""
+        return self.network.network_address
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is more than one address."""
+        return self.network.prefixlen < self.network.max_prefixlen
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Every pool that its packets may go to."""
+        return (self.pool, *(route.pool for route in self.source_routes))
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
-    """A set of backends with one table. Times are seconds."""
+    """A set of backends with one table.
+
+    Attributes:
+        deregistration_delay: s.
+        transition_window: s.
+        gue_port: UDP port of its backends; only GUE uses it.
+        mtu: bytes of the outer packet; None is that of the link.
+    """
 
     name: str
     deregistration_delay: int
     transition_window: int
+    encapsulation: Encapsulation = "ipip"
+    gue_port: int = 6080
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One server of a pool."""
+    """One server of a pool.
+
+    Attributes:
+        quic_server_id: its server id in QUIC connection ids; empty if it has none.
+    """
 
     pool: str
     name: str
     address: Address
     weight: int
     state: BackendState
+    quic_server_id: bytes = b""
 
     @property
     def key(self) -> BackendKey:
@@ -59,12 +134,17 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything that one revision of the keyspace asks for, after validation."""
+    """Everything that one revision of the keyspace asks for, after validation.
+
+    Attributes:
+        hash_seed: key of the flow hash; None leaves it to the agent's file.
+    """
 
     revision: int
     vips: Mapping[str, Vip]
     pools: Mapping[str, Pool]
     backends: Mapping[BackendKey, Backend]
+    hash_seed: str | None = None
 
 
 EMPTY = Desired(revision=0, vips={}, pools={}, backends={})

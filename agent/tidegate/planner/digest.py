@@ -3,6 +3,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -26,23 +27,25 @@ def generation_digest(
     vips: Mapping[str, PlacedVip],
     pools: Mapping[str, PlacedPool],
     backends: Iterable[PlacedBackend],
+    hash_seed: str | None,
 ) -> str:
-    """Hash of VIPs, pools, their current tables and the backends that have a key (hex)."""
+    """Hash of VIPs, pools, their current tables, the backends with a key, and the seed (hex)."""
     state = hashlib.blake2b(digest_size=16, person=b"tidegate-gen")
 
-    def add(*fields: object) -> None:
-        for field in fields:
-            state.update(str(field).encode() + b"\0")
+    def add(*values: object) -> None:
+        for value in values:
+            state.update(str(value).encode() + b"\0")
 
+    add("hash_seed", repr(hash_seed))
     for name in sorted(vips):
         vip = vips[name].vip
-        add("vip", name, vip.address, vip.port, vip.protocol, vip.pool)
+        add("vip", *(getattr(vip, field.name) for field in fields(vip)))
     for name in sorted(pools):
         pool = pools[name].pool
-        add("pool", name, pool.deregistration_delay, pool.transition_window)
+        add("pool", *(getattr(pool, field.name) for field in fields(pool)))
         add(pools[name].digest.hex())
     for placed in sorted(backends, key=lambda placed: placed.backend.key):
         backend = placed.backend
         if placed.retire_at is None:
-            add("backend", *backend.key, backend.address, backend.weight, backend.state)
+            add("backend", *(getattr(backend, field.name) for field in fields(backend)))
     return state.hexdigest()

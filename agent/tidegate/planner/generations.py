@@ -6,16 +6,19 @@ history give out the same ones; nothing else may depend on it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from tidegate import maglev
+from tidegate.errors import GenerationRefused
 from tidegate.model.constants import (
     MAX_BACKENDS,
+    MAX_NETWORK_VIPS,
     MAX_POOLS,
+    MAX_ROUTES,
     MAX_VIPS,
     TABLE_SIZE,
 )
@@ -51,8 +54,9 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         the two apart.
 
     Raises:
-        GenerationRefused: ids have run out.
+        GenerationRefused: ids have run out, or VIPs ask for more than the maps hold.
     """
+    _check_capacity(desired.vips.values())
     number = previous.number + 1
     backends = _place_backends(desired, previous, now)
     pools = _place_pools(desired.pools, backends, previous, number, now)
@@ -62,16 +66,33 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         _freed(previous.freed.pools, previous.pools, pools, now),
         _freed(previous.freed.backends, previous.backends, backends, now),
     )
-    same = (vips, pools, backends) == (previous.vips, previous.pools, previous.backends)
+    same = (vips, pools, backends, desired.hash_seed) == (
+        *(previous.vips, previous.pools, previous.backends),
+        previous.hash_seed,
+    )
     return Generation(
         number=previous.number if same else number,
         revision=desired.revision,
-        digest=generation_digest(vips, pools, backends.values()),
+        digest=generation_digest(vips, pools, backends.values(), desired.hash_seed),
         vips=vips,
         pools=pools,
         backends=backends,
         freed=freed,
+        hash_seed=desired.hash_seed,
     )
+
+
+def _check_capacity(vips: Iterable[Vip]) -> None:
+    networks = routes = 0
+    for vip in vips:
+        networks += vip.is_network
+        routes += len(vip.source_routes) + len(vip.deny)
+    for count, limit, what in (
+        (networks, MAX_NETWORK_VIPS, "VIPs that are networks"),
+        (routes, MAX_ROUTES, "source routes and denied prefixes"),
+    ):
+        if count > limit:
+            raise GenerationRefused(f"{count} {what} are wanted, and there may be {limit}")
 
 
 def next_moment(generation: Generation) -> int | None:
@@ -195,7 +216,7 @@ def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> di
 
 
 def _service(vip: Vip) -> tuple[object, ...]:
-    return vip.address, vip.port, vip.protocol
+    return vip.network, vip.port, vip.protocol
 
 
 def _freed(
@@ -222,7 +243,7 @@ def confirm(found: Generation) -> Generation:
         name: replace(placed, digest=_digest_if_built(placed.table.current, serving[name]))
         for name, placed in found.pools.items()
     }
-    digest = generation_digest(found.vips, pools, found.backends.values())
+    digest = generation_digest(found.vips, pools, found.backends.values(), found.hash_seed)
     return replace(found, pools=pools, digest=digest)
 
 

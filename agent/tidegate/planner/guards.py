@@ -21,7 +21,7 @@ def refusals(desired: Desired, previous: Generation) -> tuple[Rejection, ...]:
                 desired.revision,
             )
         )
-    for pool in sorted({vip.pool for vip in desired.vips.values()}):
+    for pool in sorted({pool for vip in desired.vips.values() for pool in vip.pools}):
         had = {
             key
             for key, placed in previous.backends.items()

@@ -3,6 +3,8 @@
 
 A slot's fallback is the owner that it had when its window opened, however often it changed since.
 Its window closes a set time after its last change; then the fallback becomes the current owner.
+The mark that the slot may have tracked flows is set with the window and never taken off: flows that
+were tracked in it may live for as long as they like.
 
 The table has room for 255 windows. Under a storm of changes the oldest ones are merged: the merged
 window opens with the earlier and closes with the later of the two. Both directions are safe. A
@@ -21,7 +23,8 @@ from tidegate.model.generation import CLOSED, WINDOWS, Slots, Table, Window, Win
 def first_table(current: Slots, generation: int) -> Table:
     """The table of a pool that had none: no flow is older than it, so no window is open."""
     window = np.zeros(len(current), np.uint8)
-    return _frozen(Table(generation, current, current.copy(), window))
+    tracked = np.zeros(len(current), bool)
+    return _frozen(Table(generation, current, current.copy(), window, tracked))
 
 
 def next_table(
@@ -66,7 +69,8 @@ def next_table(
     fallback = np.where(in_window & known[fallback], fallback, current)
 
     merged, places = _merged(list(windows))
-    table = Table(generation, current, fallback, places[window], tuple(merged))
+    tracked = before.tracked | in_window
+    table = Table(generation, current, fallback, places[window], tracked, tuple(merged))
     return before if _same(before, table) else _frozen(table)
 
 
@@ -87,10 +91,11 @@ def _merged(windows: list[Window]) -> tuple[list[Window], WindowIndex]:
 
 
 def _same(a: Table, b: Table) -> bool:
-    """Equal for packets and for the clock: owners, fallbacks and each slot's window."""
+    """Equal for packets and for the clock: owners, fallbacks, marks and each slot's window."""
     return (
         np.array_equal(a.current, b.current)
         and np.array_equal(a.fallback, b.fallback)
+        and np.array_equal(a.tracked, b.tracked)
         and np.array_equal(_by_slot(a), _by_slot(b))
     )
 
@@ -100,6 +105,6 @@ def _by_slot(table: Table) -> npt.NDArray[np.int64]:
 
 
 def _frozen(table: Table) -> Table:
-    for array in (table.current, table.fallback, table.window):
+    for array in (table.current, table.fallback, table.window, table.tracked):
         array.flags.writeable = False
     return table

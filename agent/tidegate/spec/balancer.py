@@ -5,15 +5,22 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from tidegate.model.address import unpacked
 from tidegate.model.decision import Decision, Reason
-from tidegate.model.generation import Table
-from tidegate.spec.encapsulate import encapsulate
-from tidegate.spec.hash import flow_hash, rehash, slot_of
-from tidegate.spec.packet import Packet, parse
-from tidegate.spec.state import BackendEntry, Flow, FlowKey, Service, State, VipEntry
+from tidegate.spec import answer, icmp_error
+from tidegate.spec.clamp import clamp_mss
+from tidegate.spec.client import pool_for, syn_is_within_limit
+from tidegate.spec.encapsulate import encapsulate, tunnel_to
+from tidegate.spec.hash import flow_hash, slot_of
+from tidegate.spec.limit import SECOND
+from tidegate.spec.packet import ETHERNET, Kind, Packet, parse
+from tidegate.spec.quic import server_id
+from tidegate.spec.select import Choice, flow_key, flow_of, select, track, usable
+from tidegate.spec.state import ICMP, ICMPV6, FragmentKey, Service, State, VipEntry
 
-REHASHES: Final = 8
-_UDP: Final = 17
+NOON: Final = 1 << 50
+"""A monotonic time, ns, for those to whom the time does not matter."""
+_REASSEMBLY: Final = 60 * SECOND
 
 
 class Verdict(IntEnum):
@@ -26,151 +33,199 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a frame; the last three are None unless a backend was chosen."""
+    """What became of a frame.
+
+    Attributes:
+        reason: why it was dropped.
+        vip: id of the VIP that it was for.
+        backend: id of the backend that it went to.
+        decision: what named the backend; None for what was not forwarded.
+    """
 
     verdict: Verdict
     frame: bytes
     reason: Reason = Reason.NONE
+    vip: int | None = None
     backend: int | None = None
     slot: int | None = None
+    generation: int | None = None
     decision: Decision | None = None
 
 
-@dataclass(frozen=True)
-class _Choice:
-    backend: int
-    entry: BackendEntry
-    decision: Decision
-    generation: int
-    track: bool
-    is_rehashed: bool = False
+def process(state: State, frame: bytes, interface: int, now: int = NOON) -> Result:
+    """Decides on one frame and changes the state as the program would change its maps.
 
-
-def process(state: State, frame: bytes, interface: int) -> Result:
-    """Decides on one frame and changes the state as the program would change its maps."""
-    packet = parse(frame)
-    if packet is None:
-        return Result(Verdict.PASS, frame)
-    service = Service(packet.destination, int.from_bytes(packet.port), packet.protocol)
-    vip = state.vips.get(service)
-    if vip is None:
-        return Result(Verdict.PASS, frame)
-    result = _forward(state, vip, packet, frame, interface)
-    if result.reason:
-        state.drops[result.reason] += 1
+    Args:
+        state: the maps.
+        frame: from the Ethernet header on.
+        interface: index of the interface that it came in on.
+        now: monotonic clock, ns.
+    """
+    if len(frame) < ETHERNET:
+        return Result(Verdict.PASS, frame)  # no driver shows a program less than that
+    result = _handle(state, frame, interface, now)
+    state.verdicts[result.verdict] += 1
     return result
 
 
-def _forward(state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int) -> Result:
-    if packet.length > packet.available or packet.length < packet.headers:
-        return Result(Verdict.DROP, frame, Reason.BAD_LENGTH)
-    if packet.is_fragment:
-        return Result(Verdict.DROP, frame, Reason.FRAGMENT)
-    key = FlowKey(packet.source, vip.identity.id, packet.source_port, packet.port)
-    value = flow_hash(
-        state.settings.hash_keys,
-        *(packet.source, packet.source_port, packet.port, vip.tag),
-        is_v6=packet.is_v6,
-    )
-    choice = _select(state, vip, packet, key, value)
+def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
+    packet = parse(frame)
+    vip = find_vip(state, packet) if packet else None
+    if packet is None or vip is None:
+        return Result(Verdict.PASS, frame)
+    if packet.is_cut or packet.length < packet.l4 + packet.headers:
+        return _drop(state, vip, frame, Reason.BAD_LENGTH)
+    if packet.kind is not Kind.ICMP:
+        return _forward(state, vip, packet, frame, interface, now)
+    if answer.is_echo_request(packet, frame):
+        return _ping(state, vip, packet, frame, now)
+    if not icmp_error.is_error(packet, frame):
+        return Result(Verdict.PASS, frame)  # neighbour discovery, above all
+    return _error(state, vip, packet, frame, interface, now)
+
+
+def _error(
+    state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
+) -> Result:
+    if icmp_error.mtu_is_absurd(packet, frame):
+        return _drop(state, vip, frame, Reason.ICMP_MTU)
+    quoted = icmp_error.quoted_flow(packet, frame)
+    owner = find_vip(state, quoted) if quoted else None
+    if quoted is None or owner is None:
+        return _drop(state, vip, frame, Reason.ICMP_UNKNOWN)
+    return _forward(state, owner, quoted, frame, interface, now)
+
+
+def find_vip(state: State, packet: Packet) -> VipEntry | None:
+    """Address and port, then any port, then networks, the longest first.
+
+    ICMP and later fragments have no ports: they are looked up as protocol ICMP and port 0, where
+    every VIP address has an entry.
+    """
+    port, protocol = int.from_bytes(packet.port), packet.protocol
+    if packet.kind in (Kind.ICMP, Kind.LATER_FRAGMENT):
+        port, protocol = 0, ICMPV6 if packet.is_v6 else ICMP
+    ports = (port, 0) if port else (0,)
+    for each in ports:
+        entry = state.vips.get(Service(packet.destination, each, protocol))
+        if entry:
+            return entry
+    address = unpacked(packet.destination)
+    for each in ports:
+        for network, service, entry in state.networks:
+            same_family = network.version == address.version
+            if (service.port, service.protocol) == (each, protocol) and (
+                same_family and address in network
+            ):
+                return entry
+    return None
+
+
+def _drop(state: State, vip: VipEntry, frame: bytes, reason: Reason) -> Result:
+    state.counters(vip.identity.id).drops[reason] += 1
+    return Result(Verdict.DROP, frame, reason, vip.identity.id)
+
+
+def _answered(state: State, vip: VipEntry, frame: bytes) -> Result:
+    state.counters(vip.identity.id).answered += 1
+    return Result(Verdict.TX, frame, vip=vip.identity.id)
+
+
+def _ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now: int) -> Result:
+    if not vip.echo:
+        return Result(Verdict.PASS, frame)  # the host may want to answer itself
+    if packet.is_first_fragment:
+        return _drop(state, vip, frame, Reason.FRAGMENT)
+    if not state.answers.take(answer.RATE, now):
+        return _drop(state, vip, frame, Reason.ECHO_LIMIT)
+    return _answered(state, vip, answer.echo_reply(packet, frame))
+
+
+def _forward(
+    state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
+) -> Result:
+    value = flow_hash(state.settings.hash_keys, packet, vip)
+    choice = _decide(state, vip, packet, frame, value, now)
     if isinstance(choice, Reason):
-        return Result(Verdict.DROP, frame, choice)
-    out = encapsulate(state, packet, frame, choice.entry.address, value, interface)
-    if isinstance(out, Reason):
-        return Result(Verdict.DROP, frame, out)
+        return _drop(state, vip, frame, choice)
+    tunnel = tunnel_to(choice.entry, state.links.get(interface))
+    if isinstance(tunnel, Reason):
+        return _drop(state, vip, frame, tunnel)
+    if packet.length > tunnel.limit:
+        may_answer = not packet.is_error and state.answers.take(answer.RATE, now)
+        error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
+        if error is None:
+            return _drop(state, vip, frame, Reason.TOO_BIG)
+        return _answered(state, vip, error)
+    if packet.is_syn and vip.vip.mss_clamp:
+        at = packet.l3 + packet.l4
+        frame = frame[:at] + clamp_mss(frame[at:], vip.vip.mss_clamp)
+    out = encapsulate(state.settings, packet, frame, tunnel, value)
+    if packet.is_first_fragment and not packet.is_error:
+        key = _fragment_key(packet)
+        state.fragments[key] = flow_of(vip, choice)
+        state.fragments_at[key] = now
     if choice.track:
-        state.flows[key] = _flow(vip, choice)
-    _count(state, vip, packet, choice)
-    slot = _slot(state, vip, value)
-    return Result(Verdict.TX, out, backend=choice.backend, slot=slot, decision=choice.decision)
+        track(state, vip, flow_key(packet, vip), choice, now)
+    return _count(state, vip, packet, choice, out, value)
 
 
-def _slot(state: State, vip: VipEntry, value: int) -> int | None:
-    table = state.tables.get(vip.pool)
-    return None if table is None else slot_of(value, len(table.current))
+def _decide(
+    state: State, vip: VipEntry, packet: Packet, frame: bytes, value: int, now: int
+) -> Choice | Reason:
+    if packet.kind is Kind.LATER_FRAGMENT:
+        return _follow_fragment(state, packet, now)
+    pool = pool_for(vip, packet)
+    if pool is None:
+        return Reason.DENIED
+    if packet.is_syn and not syn_is_within_limit(state, vip, packet, now):
+        return Reason.SYN_LIMIT
+    if packet.kind is Kind.UDP and vip.vip.quic and not packet.is_error:
+        id_ = server_id(frame[packet.l3 + packet.l4 + 8 :], vip.vip.quic)
+        backend, incarnation = state.quic_servers.get((pool, id_ or b""), (0, 0))
+        entry = usable(state, backend, incarnation)
+        if id_ and entry:
+            return Choice(backend, entry, Decision.QUIC, 0)
+    return select(state, vip, packet, flow_key(packet, vip), pool, value, now)
 
 
-def _usable(state: State, backend: int, incarnation: int | None) -> BackendEntry | None:
-    """The entry of an id, if packets may go to this use of it (None: to any use)."""
-    entry = state.backends.get(backend)
-    if entry is None or entry.quarantined:
-        return None
-    return entry if incarnation in (None, entry.incarnation) else None
+def _fragment_key(packet: Packet) -> FragmentKey:
+    # In IPv6 the next header of a later fragment need not be that of the first.
+    protocol = 0 if packet.is_v6 else packet.protocol
+    return FragmentKey(packet.source, packet.destination, packet.fragment_id, protocol)
 
 
-def _select(
-    state: State, vip: VipEntry, packet: Packet, key: FlowKey, value: int
-) -> _Choice | Reason:
-    flow = state.flows.get(key)
-    if flow and flow.vip_incarnation == vip.identity.incarnation:
-        entry = _usable(state, flow.backend, flow.backend_incarnation)
-        if entry:
-            return _Choice(flow.backend, entry, Decision.TRACKED, flow.generation, track=False)
-
-    table = state.tables.get(vip.pool)
-    if table is None:
-        return Reason.NO_TABLE
-    slot = slot_of(value, len(table.current))
-    in_window = bool(table.window[slot])
-    track = not packet.is_syn and not packet.is_rst
-
-    if in_window and packet.protocol != _UDP and not packet.is_syn:
-        mark = state.syns.get(key)
-        if mark and _is_of_this_window(mark, vip, table, slot):
-            entry = _usable(state, mark.backend, mark.backend_incarnation)
-            if entry:
-                fresh = Decision.FRESH
-                return _Choice(mark.backend, entry, fresh, table.generation, track)
-        owner = int(table.fallback[slot])
-        entry = _usable(state, owner, None)
-        if entry:
-            return _Choice(owner, entry, Decision.FALLBACK, table.generation, track)
-
-    choice = _current(state, table, slot, value, _decision(packet), track=track)
-    if packet.is_syn and in_window and isinstance(choice, _Choice):
-        state.syns[key] = _flow(vip, choice)
-    return choice
+def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
+    """A later fragment goes where the first one went, within the time that reassembly has."""
+    key = _fragment_key(packet)
+    first = state.fragments.get(key)
+    if first is None or now - state.fragments_at[key] > _REASSEMBLY:
+        return Reason.FRAGMENT
+    entry = usable(state, first.backend, first.backend_incarnation)
+    if entry is None:
+        return Reason.FRAGMENT
+    return Choice(first.backend, entry, Decision.FRAGMENT, first.generation)
 
 
-def _decision(packet: Packet) -> Decision:
-    if packet.protocol == _UDP:
-        return Decision.DATAGRAM
-    return Decision.SYN if packet.is_syn else Decision.CURRENT
-
-
-def _is_of_this_window(mark: Flow, vip: VipEntry, table: Table, slot: int) -> bool:
-    opened = table.windows[table.window[slot]].opened
-    return mark.vip_incarnation == vip.identity.incarnation and mark.generation >= opened
-
-
-def _current(
-    state: State, table: Table, slot: int, value: int, decision: Decision, *, track: bool
-) -> _Choice | Reason:
-    """The slot's current owner; if it is unusable, the owner of another slot of the same hash."""
-    owner = int(table.current[slot])
-    entry = _usable(state, owner, None)
-    if entry:
-        return _Choice(owner, entry, decision, table.generation, track)
-    for _ in range(REHASHES):
-        value = rehash(value)
-        owner = int(table.current[slot_of(value, len(table.current))])
-        entry = _usable(state, owner, None)
-        if entry:
-            return _Choice(owner, entry, decision, table.generation, track, is_rehashed=True)
-    return Reason.NO_BACKEND
-
-
-def _flow(vip: VipEntry, choice: _Choice) -> Flow:
-    return Flow(
-        choice.backend, choice.entry.incarnation, vip.identity.incarnation, choice.generation
-    )
-
-
-def _count(state: State, vip: VipEntry, packet: Packet, choice: _Choice) -> None:
-    id_ = vip.identity.id
-    state.vip_packets[id_] += 1
-    state.vip_bytes[id_] += packet.length
-    state.decisions[id_, choice.decision] += 1
-    state.rehashed[id_] += choice.is_rehashed
+def _count(
+    state: State, vip: VipEntry, packet: Packet, choice: Choice, out: bytes, value: int
+) -> Result:
+    decision = Decision.ERROR if packet.is_error else choice.decision
+    counters = state.counters(vip.identity.id)
+    counters.packets += 1
+    counters.bytes += packet.length
+    counters.decisions[decision] += 1
+    counters.rehashed_quarantined += choice.rehashed == "quarantined"
+    counters.rehashed_gone += choice.rehashed == "gone"
     state.backend_packets[choice.backend] += 1
     state.backend_bytes[choice.backend] += packet.length
+    table = state.tables.get(vip.pool)
+    return Result(
+        Verdict.TX,
+        out,
+        vip=vip.identity.id,
+        backend=choice.backend,
+        slot=slot_of(value, len(table.current)) if table else None,
+        generation=choice.generation or None,
+        decision=decision,
+    )

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow hash: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012) over two or three words."""
+"""The flow hash: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012) over two to five words."""
 
 from typing import Final
+
+from tidegate.spec.packet import Packet
+from tidegate.spec.state import VipEntry
 
 _MASK: Final = (1 << 64) - 1
 
@@ -40,25 +43,38 @@ def siphash13(keys: tuple[int, int], words: list[int]) -> int:
     return v0 ^ v1 ^ v2 ^ v3
 
 
-def flow_hash(
-    keys: tuple[int, int], source: bytes, source_port: bytes, port: bytes, tag: int, *, is_v6: bool
-) -> int:
-    """Hash of a flow.
+def flow_hash(keys: tuple[int, int], packet: Packet, entry: VipEntry) -> int:
+    """Hash of a packet's flow.
 
-    Args:
-        keys: the fleet's hash key.
-        source: 16 bytes, IPv4 mapped; of IPv4 only the last four count.
-        source_port: 2 bytes in network order.
-        port: 2 bytes in network order.
-        tag: the VIP's hash, which stands for destination address, port and protocol.
-        is_v6: family of the packet.
+    The source (32 bits of IPv4, 128 of IPv6), then the VIP's tag with the ports; then, for a
+    network VIP, the destination address. A VIP that keeps a client on one backend leaves out what
+    differs between the client's flows.
     """
-    little = int.from_bytes
-    words = [little(source[12:], "little")]
-    if is_v6:
-        words = [little(source[:8], "little"), little(source[8:], "little")]
-    ports = little(port, "little") << 16 | little(source_port, "little")
-    return siphash13(keys, [*words, tag ^ ports])
+    source = packet.source
+    words = [_word(source[:8]), _word(source[8:])] if packet.is_v6 else [_word(source[12:])]
+    fields = entry.vip.hash
+    ports = _word(packet.port) << 16 if fields != "source" else 0
+    if fields == "5-tuple":
+        ports |= _word(packet.source_port)
+    words.append(entry.tag ^ ports)
+    if entry.vip.is_network and fields != "source":
+        words += [_word(packet.destination[:8]), _word(packet.destination[8:])]
+    return siphash13(keys, words)
+
+
+def _word(octets: bytes) -> int:
+    """Octets in network order as the number that a little-endian machine loads."""
+    return int.from_bytes(octets, "little")
+
+
+def destination_digest(address: bytes) -> int:
+    """What tells a network VIP's destination addresses apart in a flow key: bits 12 to 31."""
+    words = [_word(address[i : i + 4]) for i in range(0, 16, 4)]
+    factors = (0x27D4EB2F, 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
+    mixed = 0
+    for word, factor in zip(words, factors, strict=True):
+        mixed ^= word * factor
+    return mixed & 0xFFFFF000
 
 
 def slot_of(value: int, size: int) -> int:

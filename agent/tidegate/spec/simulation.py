@@ -5,7 +5,7 @@ The kernel's engine is `dataplane/simulation.py`. Both give an `Outcome`, and wh
 under the same names, so that the two can be compared. No I/O here, and no packet decisions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -71,9 +71,11 @@ class Model:
     Args:
         settings: as the program is built.
         link: what is known of the interface that the frames come in on.
+        now: monotonic clock, ns.
     """
 
-    def __init__(self, settings: Settings, link: Link) -> None:
+    def __init__(self, settings: Settings, link: Link, now: Callable[[], int]) -> None:
+        self._now = now
         self.state = State(settings, {INTERFACE: link})
         self._names = names(NOTHING)
 
@@ -84,42 +86,33 @@ class Model:
 
     def run(self, frame: bytes) -> Outcome:
         """What the specification says of one frame."""
-        before = dict(self.state.vip_packets)
-        result = process(self.state, frame[:LONGEST], INTERFACE)
-        counted = [id_ for id_, n in self.state.vip_packets.items() if before.get(id_) != n]
-        is_ours = bool(counted) or result.verdict is Verdict.DROP
+        result = process(self.state, frame[:LONGEST], INTERFACE, self._now())
         return Outcome(
             result.verdict,
             frame if result.verdict is Verdict.PASS else result.frame,
             result.reason,
-            vip=self._names.vips[counted[0]] if counted else None,
+            vip=None if result.vip is None else self._names.vips[result.vip],
             backend=None if result.backend is None else self._names.backends[result.backend],
             slot=result.slot,
             decision=result.decision,
-            generation=self._names.number if is_ours else None,
+            generation=None if result.vip is None else self._names.number,
         )
 
     def tables(self) -> Contents:
         """The tables that packets write."""
-        return {"flows": self.state.flows, "syns": self.state.syns}
+        state = self.state
+        return {"flows": state.flows, "syns": state.syns, "fragments": state.fragments}
 
     def counters(self) -> Contents:
         """The counters."""
         state = self.state
         return {
-            "drops": state.drops,
-            "vips": {
-                id_: (
-                    *(packets, state.vip_bytes[id_]),
-                    tuple(state.decisions[id_, decision] for decision in Decision),
-                    state.rehashed[id_],
-                )
-                for id_, packets in state.vip_packets.items()
-            },
+            "vips": state.vip_counters,
             "backends": {
                 id_: (packets, state.backend_bytes[id_])
                 for id_, packets in state.backend_packets.items()
             },
+            "verdicts": state.verdicts,
         }
 
 

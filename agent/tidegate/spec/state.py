@@ -1,43 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """The maps of the data plane as plain values."""
 
-import hashlib
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
+from tidegate.model.address import packed, unpacked
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation, Identity, Table
-from tidegate.model.values import Address, Vip
+from tidegate.model.tag import PROTOCOLS, vip_tag
+from tidegate.model.values import Address, Network, Vip
+from tidegate.spec.limit import Bucket
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+ICMP, ICMPV6 = 1, 58
 
 
 class Service(NamedTuple):
-    """Key of the VIP map: 16 bytes of address (IPv4 mapped), port and protocol number."""
+    """Key of the VIP map: 16 bytes of address (IPv4 mapped), port (0: any), protocol number."""
 
     address: bytes
     port: int
     protocol: int
 
 
+class Route(NamedTuple):
+    """Where a client network goes: a pool, or nowhere (None)."""
+
+    network: Network
+    pool: int | None
+
+
 class VipEntry(NamedTuple):
-    """What the VIP map says of a service."""
+    """What is known of a service.
+
+    Attributes:
+        identity: id and incarnation.
+        pool: id of its pool.
+        tag: what stands for it in the flow hash.
+        vip: its options; of an address entry, defaults.
+        echo: whether pings are answered; address entries alone have it.
+        routes: client networks, the longest first.
+    """
 
     identity: Identity
     pool: int
     tag: int
+    vip: Vip
+    echo: bool = False
+    routes: tuple[Route, ...] = ()
 
 
 class BackendEntry(NamedTuple):
-    """What the backend map says of an id."""
+    """What the backend map says of an id; `gue_port` 0 is IP in IP, `mtu` 0 that of the link."""
 
     incarnation: int
     address: Address
     quarantined: bool
+    gue_port: int = 0
+    mtu: int = 0
 
 
 class FlowKey(NamedTuple):
@@ -47,6 +69,15 @@ class FlowKey(NamedTuple):
     vip: int
     source_port: bytes
     port: bytes
+
+
+class FragmentKey(NamedTuple):
+    """Key of the fragment table; `id` as on the wire, `protocol` 0 in IPv6."""
+
+    source: bytes
+    destination: bytes
+    id: bytes
+    protocol: int
 
 
 class Flow(NamedTuple):
@@ -67,6 +98,21 @@ class Link(NamedTuple):
     mtu: int
 
 
+@dataclass
+class VipCounters:
+    """What is counted for a VIP."""
+
+    packets: int = 0
+    bytes: int = 0
+    decisions: Counter[Decision] = field(default_factory=Counter)
+    rehashed_quarantined: int = 0
+    rehashed_gone: int = 0
+    tracked: int = 0
+    untracked: int = 0
+    answered: int = 0
+    drops: Counter[Reason] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a program is built with."""
@@ -78,57 +124,127 @@ class Settings:
 
 @dataclass
 class State:
-    """All maps. Only the flows, the SYNs and the counters change with packets."""
+    """All maps. Flows, SYNs, fragments, limits and counters change with packets.
+
+    Attributes:
+        seen: monotonic ns of each tracked flow's last packet (UDP) or of its entry.
+        fragments_at: monotonic ns of each fragment entry.
+    """
 
     settings: Settings
     links: Mapping[int, Link]
     vips: Mapping[Service, VipEntry] = field(default_factory=dict)
+    networks: tuple[tuple[Network, Service, VipEntry], ...] = ()
     tables: Mapping[int, Table] = field(default_factory=dict)
     backends: Mapping[int, BackendEntry] = field(default_factory=dict)
+    quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
     flows: dict[FlowKey, Flow] = field(default_factory=dict)
     syns: dict[FlowKey, Flow] = field(default_factory=dict)
-    drops: Counter[Reason] = field(default_factory=Counter)
-    decisions: Counter[tuple[int, Decision]] = field(default_factory=Counter)
-    rehashed: Counter[int] = field(default_factory=Counter)
-    vip_packets: Counter[int] = field(default_factory=Counter)
-    vip_bytes: Counter[int] = field(default_factory=Counter)
+    seen: dict[FlowKey, int] = field(default_factory=dict)
+    fragments: dict[FragmentKey, Flow] = field(default_factory=dict)
+    fragments_at: dict[FragmentKey, int] = field(default_factory=dict)
+    syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
+    insert_limits: dict[int, Bucket] = field(default_factory=dict)
+    answers: Bucket = field(default_factory=Bucket)
+    vip_counters: dict[int, VipCounters] = field(default_factory=dict)
     backend_packets: Counter[int] = field(default_factory=Counter)
     backend_bytes: Counter[int] = field(default_factory=Counter)
+    verdicts: Counter[int] = field(default_factory=Counter)
+
+    def counters(self, vip: int) -> VipCounters:
+        """The counters of a VIP id."""
+        return self.vip_counters.setdefault(vip, VipCounters())
 
     def install(self, generation: Generation) -> None:
         """Puts a generation in force; flows, SYNs and counters stay."""
-        self.vips = {
-            service_of(placed.vip): VipEntry(
-                placed.identity,
-                generation.pools[placed.vip.pool].identity.id,
-                vip_tag(placed.vip),
+        pools = {name: placed.identity.id for name, placed in generation.pools.items()}
+        exact: dict[Service, VipEntry] = {}
+        networks: list[tuple[Network, Service, VipEntry]] = []
+        for placed in sorted(generation.vips.values(), key=lambda placed: placed.identity.id):
+            vip = placed.vip
+            entry = VipEntry(
+                placed.identity, pools[vip.pool], vip_tag(vip), vip, routes=_routes(vip, pools)
             )
-            for placed in generation.vips.values()
-        }
+            if vip.is_network:
+                networks.append((vip.network, _service(vip), entry))
+            else:
+                exact[_service(vip)] = entry
+        self.vips = exact | _address_entries(exact)
+        networks += _network_entries(networks)
+        self.networks = tuple(sorted(networks, key=lambda item: -item[0].prefixlen))
         self.tables = {placed.identity.id: placed.table for placed in generation.pools.values()}
-        self.backends = {
-            placed.identity.id: BackendEntry(
-                placed.identity.incarnation,
-                placed.backend.address,
-                placed.backend.state in ("quarantine", "disabled"),
+        self._install_backends(generation, pools)
+
+    def _install_backends(self, generation: Generation, pools: Mapping[str, int]) -> None:
+        backends: dict[int, BackendEntry] = {}
+        servers: dict[tuple[int, bytes], tuple[int, int]] = {}
+        draining = sorted(generation.backends.values(), key=lambda p: p.retire_at is None)
+        for placed in draining:  # a backend that has a key takes a server id from one that drains
+            backend, identity = placed.backend, placed.identity
+            before = self.backends.get(identity.id)
+            gue_port, mtu = (before.gue_port, before.mtu) if before else (0, 0)
+            if backend.pool in generation.pools:  # else it drains, and is reached as before
+                pool = generation.pools[backend.pool].pool
+                gue_port = pool.gue_port if pool.encapsulation == "gue" else 0
+                mtu = pool.mtu or 0
+            backends[identity.id] = BackendEntry(
+                identity.incarnation,
+                backend.address,
+                backend.state in ("quarantine", "disabled"),
+                gue_port,
+                mtu,
             )
-            for placed in generation.backends.values()
-        }
+            if backend.quic_server_id and backend.pool in pools:
+                servers[pools[backend.pool], backend.quic_server_id] = identity
+        self.backends = backends
+        self.quic_servers = servers
 
 
-def mapped(address: Address) -> bytes:
-    """16 bytes: IPv6, or IPv4 as ::ffff:a.b.c.d."""
-    if isinstance(address, IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed
+def _service(vip: Vip) -> Service:
+    return Service(packed(vip.address), vip.port, PROTOCOLS[vip.protocol])
 
 
-def service_of(vip: Vip) -> Service:
-    """Where a VIP is found in the VIP map."""
-    return Service(mapped(vip.address), vip.port, PROTOCOLS[vip.protocol])
+def _routes(vip: Vip, pools: Mapping[str, int]) -> tuple[Route, ...]:
+    routes = [Route(route.network, pools[route.pool]) for route in vip.source_routes]
+    routes += [Route(network, None) for network in vip.deny]
+    return tuple(sorted(routes, key=lambda route: -route.network.prefixlen))
 
 
-def vip_tag(vip: Vip) -> int:
-    """64-bit hash of address, port and protocol: equal on every host, unlike the VIP's id."""
-    key = struct.pack(">16sHBB", *service_of(vip), 0)
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+def _address_entry(entries: list[VipEntry], network: Network) -> VipEntry:
+    """What says that an address is ours, for ICMP and later fragments; the lowest id counts."""
+    first = min(entries, key=lambda entry: entry.identity.id)
+    plain = Vip("", network, 0, "tcp", "")
+    echo = any(entry.vip.echo for entry in entries)
+    return VipEntry(first.identity, first.pool, first.tag, plain, echo)
+
+
+def _address_entries(exact: Mapping[Service, VipEntry]) -> dict[Service, VipEntry]:
+    by_address: dict[bytes, list[VipEntry]] = {}
+    for service, entry in exact.items():
+        by_address.setdefault(service.address, []).append(entry)
+    return {
+        Service(address, 0, _icmp(unpacked(address))): _address_entry(
+            entries, entries[0].vip.network
+        )
+        for address, entries in by_address.items()
+    }
+
+
+def _network_entries(
+    networks: list[tuple[Network, Service, VipEntry]],
+) -> list[tuple[Network, Service, VipEntry]]:
+    by_network: dict[Network, list[VipEntry]] = {}
+    for network, _, entry in networks:
+        by_network.setdefault(network, []).append(entry)
+    return [
+        (
+            network,
+            Service(packed(network.network_address), 0, _icmp(ip_address(network.network_address))),
+            _address_entry(entries, network),
+        )
+        for network, entries in by_network.items()
+    ]
+
+
+def _icmp(address: Address) -> int:
+    return ICMP if address.version == 4 else ICMPV6  # noqa: PLR2004

@@ -18,3 +18,4 @@ typedef unsigned long uintptr_t;
 #define true 1
 #define false 0
 #define NULL ((void *)0)
+#define offsetof(type, member) __builtin_offsetof(type, member)

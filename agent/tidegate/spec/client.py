@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What depends on who the client is: denied, routed to another pool, or sending too many SYNs."""
+
+from tidegate.model.address import unpacked
+from tidegate.spec.limit import TOKEN, Bucket
+from tidegate.spec.packet import Packet
+from tidegate.spec.state import State, VipEntry
+
+
+def pool_for(entry: VipEntry, packet: Packet) -> int | None:
+    """The pool for this client; None if the client is denied. The longest prefix decides."""
+    client = unpacked(packet.source)
+    for network, pool in entry.routes:
+        if client.version == network.version and client in network:
+            return pool
+    return entry.pool
+
+
+def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int) -> bool:
+    """Takes a SYN from the share of the client's prefix, if the VIP has a limit."""
+    limit = entry.vip.syn_limit
+    if limit is None:
+        return True
+    bits = limit.prefix6 if packet.is_v6 else 96 + limit.prefix4
+    mask = (1 << 128) - (1 << (128 - bits))
+    prefix = (int.from_bytes(packet.source) & mask).to_bytes(16)
+    key = entry.identity.id, prefix
+    if key not in state.syn_limits:
+        state.syn_limits[key] = Bucket((limit.rate - 1) * TOKEN, now)
+        return True
+    return state.syn_limits[key].take(limit.rate, now)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token buckets: how much a flood may take. A bucket holds one second's worth at most."""
+
+from dataclasses import dataclass
+from typing import Final
+
+TOKEN: Final = 1 << 20
+SECOND: Final = 1_000_000_000
+
+
+@dataclass
+class Bucket:
+    """Tokens in 1/2^20, and when they were last refilled (monotonic ns)."""
+
+    tokens: int = 0
+    at: int = 0
+
+    def take(self, rate: int, now: int) -> bool:
+        """Takes one token if there is one; `rate` is in tokens per second."""
+        passed = now - self.at
+        full = rate * TOKEN
+        refill = full if passed >= SECOND else rate * passed // 1000 * 1049 // 1000
+        if refill:
+            self.tokens = min(full, self.tokens + refill)
+            self.at = now
+        if self.tokens < TOKEN:
+            return False
+        self.tokens -= TOKEN
+        return True

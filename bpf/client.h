@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What depends on who the client is: denied, routed to another pool, or sending too many SYNs. */
+#pragma once
+
+/* The pool for this client, or 0 if the client is denied; pool ids begin at 1. */
+static __always_inline u32 pool_for(const struct vip *vip, const struct packet *packet)
+{
+#if WITH_ROUTES
+	if (vip->flags & VIP_ROUTES) {
+		struct route_key key = {
+			.length = 32 + MAPPED_BITS,
+			.vip = vip->id,
+			.source = { packet->source[0], packet->source[1], packet->source[2],
+				    packet->source[3] },
+		};
+		struct route *route = routes.lookup(&key);
+
+		if (route)
+			return route->flags & ROUTE_DENY ? 0 : route->pool;
+	}
+#endif
+	return vip->pool;
+}
+
+static __always_inline u32 leading_bits(u32 word, int bits)
+{
+	if (bits <= 0)
+		return 0;
+	return bits >= 32 ? word : word & bpf_htonl(0xffffffffU << (32 - bits));
+}
+
+/* False if the client's prefix has sent its share of SYNs. The buckets are shared by the CPUs
+ * without a lock: a race lets a SYN too many through, or one too few. */
+static __always_inline bool syn_is_within_limit(const struct vip *vip, const struct packet *packet)
+{
+	int bits = packet->is_v6 ? vip->syn_prefix6 : 96 + vip->syn_prefix4;
+	struct limit_key key = { .vip = vip->id };
+	u64 now = bpf_ktime_get_ns();
+	struct bucket *bucket;
+
+	for (int i = 0; i < 4; i++)
+		key.prefix[i] = leading_bits(packet->source[i], bits - 32 * i);
+	bucket = syn_limits.lookup(&key);
+	if (!bucket) {
+		struct bucket fresh = { .tokens = (u64)(vip->syn_rate - 1) * TOKEN, .at = now };
+
+		syn_limits.update(&key, &fresh);
+		return true;
+	}
+	return take(bucket, vip->syn_rate, now);
+}
