@@ -113,6 +113,17 @@ def backend(lab: Lab, name: str, **fields: object) -> dict[str, object]:
     return {"address": str(lab.address(name)), **fields}
 
 
+def test_a_pool_can_change_to_gue_and_back(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """The outer UDP header with its checksum is accepted by the backends, in both families."""
+    times = {"transition_window": 5, "deregistration_delay": 5}
+    for options in ({"encapsulation": "gue"}, {}):
+        status.wait_applied(control.put("pools/web", {**times, **options}).revision)
+        for address in (lab.vip4(), lab.vip6()):
+            assert {backend_of(lab, address) for _ in range(8)} <= set(BACKENDS)
+
+
 BAD = {
     "broken JSON": ("vips/bad", '{"address": ', "vips/bad", ""),
     "unknown field": ("pools/web", '{"colour": "red"}', "pools/web", "colour"),

@@ -10,7 +10,8 @@ from enum import IntEnum
 from tidegate.model.decision import Decision, Reason
 
 
-def _enum(kind: type[IntEnum], prefix: str, count: str) -> str:
+def enum_text(kind: type[IntEnum], prefix: str, count: str) -> str:
+    """An enum as C: members with a prefix, then their number under the name `count`."""
     lines = [f"\t{prefix}{member.name} = {member.value}," for member in kind]
     return "\n".join(["enum {", *lines, f"\t{count} = {len(kind)},", "};"])
 
@@ -24,9 +25,9 @@ def render() -> str:
             " * Renew with: python -m tidegate.dataplane.enums > bpf/enums.h */",
             "#pragma once",
             "",
-            _enum(Decision, "BY_", "DECISIONS"),
+            enum_text(Decision, "BY_", "DECISIONS"),
             "",
-            _enum(Reason, "DROP_", "REASONS"),
+            enum_text(Reason, "DROP_", "REASONS"),
             "",
         ]
     )
