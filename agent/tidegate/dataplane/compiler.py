@@ -23,11 +23,18 @@ from io import StringIO
 from tempfile import TemporaryFile
 from typing import Any, Final
 
-from tidegate.errors import CapabilityError, CompileError, DataplaneError
+from tidegate.errors import CapabilityError, CompileError, DataplaneError, TidegateError
 
 _INCLUDE: Final = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _XDP: Final = 6
 _LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+_LOG_STATES, _LOG_SUMMARY = 1, 4
+
+MOST_VERIFIED: Final = 150_000
+"""Instructions that the verifier may look at; the kernel's own limit is a million."""
+
+MOST_STACK: Final = 480
+"""Bytes; the kernel's own limit is 512."""
 _WARNINGS: Final = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function")
 
 
@@ -186,7 +193,8 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
     """Loads a program over these maps (table name to descriptor) and returns its descriptor.
 
     Raises:
-        CompileError: with the verifier's log.
+        CompileError: with the verifier's log; also for a program that it takes more work or stack
+            to verify than ours may (MOST_VERIFIED, MOST_STACK).
         CapabilityError: not root, and a capability is missing.
         DataplaneError: a table that the program uses has no map.
     """
@@ -199,29 +207,63 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
                     f"program {program.name} uses map {table!r}, which is not there"
                 )
             struct.pack_into("<i", code, at + 4, maps[table])
-    lib = _import_bcc().libbcc.lib
-    instructions = ctypes.create_string_buffer(bytes(code), len(code))
-    log = ctypes.create_string_buffer(1 << 20)
-    with _captured():  # libbcc would print the log too
-        fd: int = lib.bcc_prog_load(
-            *(_XDP, program.name.encode(), instructions, len(code), b"GPL", 0, 1, log, len(log))
-        )
-        number = ctypes.get_errno()
+    # The log of every state takes five times as long as the verification: it is asked for only
+    # when there is something to explain.
+    fd, number, log = _load(program.name, bytes(code), _LOG_SUMMARY)
     if fd < 0 and number == errno.EPERM:
         raise CapabilityError(
             f"may not load BPF program {program.name}: run as root, or with CAP_BPF, CAP_NET_ADMIN "
             "and CAP_PERFMON"
         )
     if fd < 0:
-        text = log.value.decode(errors="replace")
-        if "prohibited for !root" in text:
-            raise CapabilityError(
-                f"the verifier wants CAP_PERFMON for program {program.name}, whose packet offsets "
-                "are not constants: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
-            )
+        _, number, log = _load(program.name, bytes(code), _LOG_STATES)
+        raise _refused(program.name, number, log)
+    effort = Effort.of(log)
+    if effort.instructions > MOST_VERIFIED or effort.stack > MOST_STACK:
+        os.close(fd)
         raise CompileError(
-            f"the kernel refused program {program.name} ({os.strerror(number)}); its log: "
-            + "\n".join(text.splitlines()[-12:]),
-            text,
+            f"program {program.name} takes the verifier {effort.instructions:,} instructions and "
+            f"{effort.stack} bytes of stack; {MOST_VERIFIED:,} and {MOST_STACK} are allowed",
+            log,
         )
     return fd
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the verifier says of a program that it took: instructions looked at, bytes of stack."""
+
+    instructions: int
+    stack: int
+
+    @classmethod
+    def of(cls, log: str) -> "Effort":
+        """Reads the summary at the end of a log; a kernel that does not say counts as 0."""
+        processed = re.search(r"^processed (\d+) insns", log, re.MULTILINE)
+        stack = re.search(r"^stack depth (\d+)", log, re.MULTILINE)
+        return cls(int(processed[1]) if processed else 0, int(stack[1]) if stack else 0)
+
+
+def _load(name: str, code: bytes, log_level: int) -> tuple[int, int, str]:
+    """Descriptor or -1, errno, and the verifier's log."""
+    lib = _import_bcc().libbcc.lib
+    instructions = ctypes.create_string_buffer(code, len(code))
+    log = ctypes.create_string_buffer(1 << 20)
+    with _captured():  # libbcc would print the log too
+        fd: int = lib.bcc_prog_load(
+            *(_XDP, name.encode(), instructions, len(code), b"GPL", 0, log_level, log, len(log))
+        )
+        number = ctypes.get_errno()
+    return fd, number, log.value.decode(errors="replace")
+
+
+def _refused(name: str, number: int, log: str) -> TidegateError:
+    if "prohibited for !root" in log:
+        return CapabilityError(
+            f"the verifier wants CAP_PERFMON for program {name}, whose packet offsets are not "
+            "constants: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        )
+    tail = "\n".join(log.splitlines()[-12:])
+    return CompileError(
+        f"the kernel refused program {name} ({os.strerror(number)}); its log: {tail}", log
+    )
