@@ -94,3 +94,15 @@ def test_every_dependency_has_its_reason() -> None:
     block = (ROOT / "dev").read_text().split("PACKAGES = (")[1].split(")")[0]
     debian = re.findall(r'"([a-z0-9-]+)"', block)
     assert [each for each in python + debian if f"`{each}`" not in reasons] == []
+
+
+def test_every_command_of_the_script_is_known_to_it() -> None:
+    """What its help lists is not refused: a command that lacks root says so, and is not unknown."""
+    script = (ROOT / "dev").read_text()
+    commands = re.findall(
+        r"^  ([a-z]+) \[?|^  ([a-z]+) ", script.split("for example:")[0], re.MULTILINE
+    )
+    accepted = script.split("if command not in {")[1].split("}")[0]
+    names = {name for pair in commands for name in pair if name}
+    assert names
+    assert names == set(re.findall(r'"([a-z]+)"', accepted))
