@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends' side of the tunnel: bpf/decap.c against its specification, frame by frame."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.resources import files
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -15,6 +17,8 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane import tunnel
+from tidegate.dataplane.compiler import compile_program, load
 from tidegate.dataplane.tunnel import Decap, compile_decap
 from tidegate.spec.balancer import Verdict
 from tidegate.spec.decap import ANYTHING, Accept, Outcome, process
@@ -466,10 +470,16 @@ def mutated(chance: random.Random, frame: bytes) -> bytes:
 
 def test_the_plain_build_takes_out_the_same() -> None:
     """Built without settings the program accepts anything, and has no counters to pay for."""
-    from tidegate.dataplane.compiler import compile_program, load  # noqa: PLC0415
-
     fd = load(compile_program("decap"), {})
-    for frame in [*KINDS.values(), *UNTOUCHED.values(), *(c.frame for c in REFUSED.values())]:
-        result = bpf.run(fd, frame)
-        assert (result.verdict, result.frame) == process(ANYTHING, Counter(), frame)
+    try:
+        for frame in [*KINDS.values(), *UNTOUCHED.values(), *(c.frame for c in REFUSED.values())]:
+            result = bpf.run(fd, frame)
+            assert (result.verdict, result.frame) == process(ANYTHING, Counter(), frame)
+    finally:
+        os.close(fd)
     assert len(compile_program("decap").code) < len(compile_decap(STRICT).code)
+
+
+def test_the_header_of_outcomes_is_the_generated_one() -> None:
+    """bpf/tunnel.h says what the specification says."""
+    assert files("tidegate.bpf").joinpath("tunnel.h").read_text() == tunnel.render()

@@ -33,7 +33,7 @@ _MOST_SOURCES: Final = 256
 _YES: Final = (1).to_bytes(_U32, "little")
 
 
-class _Counted:
+class Counted:
     """A loaded program with a per-CPU array of counters, closed together."""
 
     def __init__(self, program: int, fds: dict[str, int], counts: str, size: int) -> None:
@@ -75,7 +75,12 @@ def _read_counters(fd: int, size: int) -> list[int]:
     return [int(total) for total in totals]
 
 
-def _map(name: str, shape: maps.Shape) -> int:
+def create_map(name: str, shape: maps.Shape) -> int:
+    """A map without a pin, as a descriptor.
+
+    Raises:
+        CapabilityError: not allowed.
+    """
     try:
         return bpf.map_create(
             *(shape.kind, f"tg_{name}", shape.key_size, shape.value_size),
@@ -111,7 +116,7 @@ def compile_decap(accept: Accept) -> Program:
     return compile_program("decap", tuple(constants))
 
 
-class Decap(_Counted):
+class Decap(Counted):
     """bpf/decap.c, loaded with maps of its own."""
 
     def __init__(self, accept: Accept = ANYTHING) -> None:
@@ -126,7 +131,7 @@ class Decap(_Counted):
         _check_size("source prefixes", len(accept.sources), _MOST_SOURCES)
         program = compile_decap(accept)
         shapes = decap_shapes()
-        fds = {name: _map(name, shape) for name, shape in shapes.items()}
+        fds = {name: create_map(name, shape) for name, shape in shapes.items()}
         for address in accept.addresses:
             bpf.map_update(fds["decap_addresses"], _address(address), _YES)
         for network in accept.sources:
@@ -139,7 +144,7 @@ class Decap(_Counted):
 
     def counters(self) -> Counter[Outcome]:
         """Tunnel packets by what became of them."""
-        return _named(Outcome, self._read())
+        return named(Outcome, self._read())
 
 
 def _check_size(what: str, wanted: int, most: int) -> None:
@@ -169,12 +174,13 @@ def read_counters(path: Path) -> Counter[Outcome]:
     """The counters that a `Decap` pinned."""
     fd = bpf.open_pin(str(path))
     try:
-        return _named(Outcome, _read_counters(fd, len(Outcome)))
+        return named(Outcome, _read_counters(fd, len(Outcome)))
     finally:
         os.close(fd)
 
 
-def _named(kind: Any, totals: list[int]) -> Counter[Any]:  # noqa: ANN401 - either of two enums
+def named(kind: Any, totals: list[int]) -> Counter[Any]:  # noqa: ANN401 - either of two enums
+    """Counters by the members of an enum, which count from 0; those that are 0 are left out."""
     return Counter({kind(i): total for i, total in enumerate(totals) if total})
 
 
