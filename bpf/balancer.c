@@ -12,6 +12,7 @@
  *   clamp.h        MSS on SYN
  *   encapsulate.h  outer header; transmit to the gateway
  *   gue.h          and a UDP header, where the pool wants GUE
+ *   events.h       what is told of sampled flows
  *
  * What is not for a VIP passes to the host's stack untouched. What is, leaves encapsulated, is
  * answered, or is dropped with a reason that is counted.
@@ -37,6 +38,7 @@
 #include "clamp.h"
 #include "encapsulate.h"
 #include "gue.h"
+#include "events.h"
 
 /* What one packet's steps hand on. It is kept in a map and not on the stack: what is read back from
  * a map may be anything, so the verifier looks at each step once, and not once for each way to get
@@ -212,10 +214,14 @@ static __always_inline int handle(struct xdp_md *ctx)
 		return XDP_PASS;
 	id = vip->id;
 
-	if (packet->is_cut || packet->length < packet->l4 + packet->headers)
+	if (packet->is_cut || packet->length < packet->l4 + packet->headers) {
 		outcome = DROP_BAD_LENGTH;
-	else if (packet->kind == KIND_ICMP)
+#if WITH_EVENTS
+		scratch->choice.hash = flow_hash(packet, vip); /* is the flow sampled? */
+#endif
+	} else if (packet->kind == KIND_ICMP) {
 		outcome = take_icmp(ctx, &vip, packet);
+	}
 	STEP();
 	if (outcome == NOT_OURS)
 		return XDP_PASS;
@@ -226,6 +232,11 @@ static __always_inline int handle(struct xdp_md *ctx)
 		return XDP_DROP; /* ids are within the map; the verifier does not know */
 	if (vip && outcome == FORWARDED)
 		outcome = forward(ctx, vip, scratch, counters);
+#if WITH_EVENTS
+	STEP();
+	if (vip && outcome >= FORWARDED)
+		report(packet, &scratch->choice, vip, outcome);
+#endif
 	if (outcome == ANSWERED) {
 		counters->answered++;
 		return XDP_TX;

@@ -159,6 +159,32 @@ struct backend_counters {
 	u64 bytes;
 };
 
+/* What the ring buffer `events` holds, one after another: what happened to a sampled flow. Backend,
+ * decision and generation are 0 where no backend was chosen; id 0 is never a backend. */
+struct event {
+	u64 time; /* CLOCK_MONOTONIC, ns */
+	u64 generation; /* of the table that chose the backend; 0: none did (QUIC) */
+	u32 vip;
+	u32 vip_incarnation;
+	u32 backend;
+	u32 backend_incarnation;
+	u32 slot;
+	u8 kind;
+	u8 decision;
+	u8 reason;
+	u8 protocol;
+	u32 source[4];
+	u32 destination[4];
+	u16 source_port;
+	u16 port;
+	u32 zero;
+};
+
+struct event_counters {
+	u64 sent;
+	u64 lost; /* above the limit, or the ring buffer was full */
+};
+
 /* The leaf of an inner map, one element: a header, then the slots that packets read, then each
  * slot's window, which only the agent reads. It is declared as bytes because bcc would describe
  * every array element to its own compiler, which takes seconds. */

@@ -21,3 +21,9 @@ BPF_TABLE("array", u32, struct link, links, 1); /* by interface index */
 BPF_TABLE("percpu_array", u32, struct vip_counters, vip_counts, 1);
 BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);
 BPF_TABLE("percpu_array", u32, u64, verdict_counts, 1);
+#if WITH_EVENTS
+BPF_RINGBUF_OUTPUT(events, 1); /* of struct event */
+BPF_TABLE("percpu_array", u32, struct event, event_space, 1); /* where one is put together */
+BPF_TABLE("percpu_array", u32, struct bucket, event_limits, 1); /* by VIP; 0, no VIP: for all */
+BPF_TABLE("percpu_array", u32, struct event_counters, event_counts, 1);
+#endif

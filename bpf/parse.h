@@ -55,6 +55,7 @@ struct packet {
 	bool is_cut; /* the frame ends before the IP packet does */
 	bool is_syn; /* SYN without ACK */
 	bool is_rst;
+	bool is_fin;
 	bool is_error; /* an ICMP error; addresses and ports are those of the flow it quotes */
 };
 
@@ -152,6 +153,9 @@ static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
 		packet->destination.port = tcp->dest;
 		packet->is_syn = tcp->syn && !tcp->ack;
 		packet->is_rst = tcp->rst;
+#if WITH_EVENTS
+		packet->is_fin = tcp->fin;
+#endif
 		packet->headers = sizeof(*tcp);
 	} else if (protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;

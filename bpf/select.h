@@ -29,6 +29,9 @@ struct choice {
 	bool is_rehashed;
 	bool was_quarantined; /* the owner that was passed over */
 	bool track;
+	bool had_entry; /* the connection table named a backend, usable or not */
+	bool is_promoted; /* an entry was written */
+	bool is_refused; /* or the limit on entries refused it */
 };
 
 /* What a flow is known by. A network VIP has many destination addresses: a digest of it takes the
@@ -112,6 +115,9 @@ static __always_inline bool choose_tracked(struct choice *choice, const struct v
 
 		if (vip->idle && now - flow->seen > vip->idle * SECOND)
 			return false;
+#if WITH_EVENTS
+		choice->had_entry = true;
+#endif
 		if (!choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED))
 			return false;
 		if (!packet->is_error)
@@ -119,6 +125,9 @@ static __always_inline bool choose_tracked(struct choice *choice, const struct v
 		choice->generation = flow->generation;
 		return true;
 	}
+#endif
+#if WITH_EVENTS
+	choice->had_entry = true;
 #endif
 	choice->generation = flow->generation;
 	return choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED);
@@ -221,7 +230,7 @@ static __always_inline int select_backend(struct choice *choice, struct vip *vip
 
 /* Writes an entry, unless new ones come faster than the VIP allows: then they stay untracked, and
  * what is tracked already is not evicted. */
-static __always_inline void track(const struct choice *choice, const struct vip *vip,
+static __always_inline void track(struct choice *choice, const struct vip *vip,
 				  struct flow_key *key, struct vip_counters *counters)
 {
 	u64 now = bpf_ktime_get_ns();
@@ -231,9 +240,11 @@ static __always_inline void track(const struct choice *choice, const struct vip 
 
 	if (!budget || !take(budget, vip->insert_rate, now)) {
 		counters->untracked++;
+		choice->is_refused = true;
 		return;
 	}
 	remember(&flow, choice, vip, now);
 	flows.update(key, &flow);
 	counters->tracked++;
+	choice->is_promoted = true;
 }

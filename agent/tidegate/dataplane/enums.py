@@ -7,7 +7,7 @@
 import sys
 from enum import IntEnum
 
-from tidegate.model.decision import Decision, Reason
+from tidegate.model.decision import Decision, EventKind, Reason
 
 
 def enum_text(kind: type[IntEnum], prefix: str, count: str) -> str:
@@ -28,6 +28,8 @@ def render() -> str:
             enum_text(Decision, "BY_", "DECISIONS"),
             "",
             enum_text(Reason, "DROP_", "REASONS"),
+            "",
+            enum_text(EventKind, "EVENT_", "EVENT_KINDS"),
             "",
         ]
     )

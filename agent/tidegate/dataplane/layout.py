@@ -94,6 +94,27 @@ VIP_COUNTERS: Final = np.dtype(
 )
 BACKEND_COUNTERS: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VERDICTS: Final = np.dtype("<u8")
+EVENT: Final = np.dtype(
+    [
+        ("time", "<u8"),
+        ("generation", "<u8"),
+        ("vip", "<u4"),
+        ("vip_incarnation", "<u4"),
+        ("backend", "<u4"),
+        ("backend_incarnation", "<u4"),
+        ("slot", "<u4"),
+        ("kind", "u1"),
+        ("decision", "u1"),
+        ("reason", "u1"),
+        ("protocol", "u1"),
+        ("source", "V16"),
+        ("destination", "V16"),
+        ("source_port", ">u2"),
+        ("port", ">u2"),
+        ("zero", "<u4"),
+    ]
+)
+EVENT_COUNTERS: Final = np.dtype([("sent", "<u8"), ("lost", "<u8")])
 WINDOW: Final = np.dtype([("opened", "<u8"), ("closes_at", "<u8")])
 SLOT: Final = np.dtype([("current", "<u4"), ("fallback", "<u4")])
 _TABLE_FIELDS: Final = [
@@ -141,6 +162,9 @@ _DRAWINGS: Final = {
     "vip_counts": (ID, VIP_COUNTERS),
     "backend_counts": (ID, BACKEND_COUNTERS),
     "verdict_counts": (ID, VERDICTS),
+    "event_space": (ID, EVENT),
+    "event_limits": (ID, BUCKET),
+    "event_counts": (ID, EVENT_COUNTERS),
     "inner": (ID, TABLE),
 }
 

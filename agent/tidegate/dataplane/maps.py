@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -46,11 +47,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Entries of the tables whose size the operator chooses."""
+    """Entries of the tables whose size the operator chooses.
+
+    Attributes:
+        events: bytes of the ring buffer of events, a power of two of at least a page.
+    """
 
     flows: int = 1 << 20
     syns: int = 1 << 16
     fragments: int = 1 << 14
+    events: int = 1 << 20
 
 
 def shapes(capacity: Capacity) -> dict[str, Shape]:
@@ -84,6 +90,10 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
         "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
         "verdict_counts": Shape(percpu, u32, layout.VERDICTS.itemsize, VERDICTS),
+        "events": Shape(bpf.RINGBUF, 0, 0, capacity.events),
+        "event_space": Shape(percpu, u32, layout.EVENT.itemsize, 1),
+        "event_limits": Shape(percpu, u32, bucket, MAX_VIPS),
+        "event_counts": Shape(percpu, u32, layout.EVENT_COUNTERS.itemsize, 1),
         # Names and values of what the ids stand for; no packet reads them.
         "ledger": Shape(
             *(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES),
@@ -103,6 +113,7 @@ def _trie(key: np.dtype[np.void], value: np.dtype[np.void], entries: int) -> Sha
 INNER: Final = Shape(bpf.ARRAY, layout.ID.itemsize, layout.TABLE.itemsize, 1)
 
 
+@cache
 def cpu_count() -> int:
     """CPUs that a per-CPU map has values for: the possible ones, not those online."""
     text = Path("/sys/devices/system/cpu/possible").read_text()

@@ -38,8 +38,10 @@ from tidegate.spec.simulation import (
     Contents,
     Model,
     Outcome,
+    counters,
     differences,
     names,
+    tables,
 )
 
 SHORTEST: Final = 14
@@ -210,7 +212,7 @@ class Simulation:
         if self._compare:
             if (real.verdict, real.frame) != (expected.verdict, expected.frame):
                 faults += [_line("kernel", real), _line("model ", expected)]
-            faults += differences(self.kernel.counters(), self.model.counters())
+            faults += differences(self.kernel.counters(), counters(self.model.state))
             self._unread += 1
             state = self.model.state
             entries = len(state.flows) + len(state.syns) + len(state.fragments)
@@ -221,7 +223,7 @@ class Simulation:
 
     def compare_tables(self) -> list[str]:
         """In what the tables of flows differ, and how many frames ago they were equal."""
-        found = differences(self.kernel.tables(), self.model.tables())
+        found = differences(self.kernel.tables(), tables(self.model.state))
         if found and self._unread > 1:
             found.append(f"the tables were equal {self._unread} frames before")
         self._unread = 0
@@ -242,7 +244,9 @@ def _on_one_cpu() -> Callable[[], None]:
 
 def _changed(before: npt.NDArray[np.void], after: npt.NDArray[np.void]) -> int | None:
     """Index of the one element, over all CPUs, that differs; None if none does."""
-    differing = np.flatnonzero((before != after).any(axis=1))
+    # As plain numbers: numpy compares structures ten times slower.
+    words = (each.view(np.uint64).reshape(len(each), -1) for each in (before, after))
+    differing = np.flatnonzero(np.not_equal(*words).any(axis=1))
     return int(differing[0]) if len(differing) else None
 
 

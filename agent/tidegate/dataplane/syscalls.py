@@ -6,6 +6,7 @@ layouts are the kernel's UAPI (include/uapi/linux/bpf.h, `union bpf_attr`), whic
 Every failure raises OSError with the kernel's errno; callers add what they were doing.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -20,6 +21,7 @@ _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
+RINGBUF: Final = 27
 F_NO_PREALLOC: Final = 1 << 0
 F_NO_COMMON_LRU: Final = 1 << 1
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -41,11 +43,15 @@ class MapInfo(NamedTuple):
 def _bpf(command: int, attr: bytes) -> tuple[int, bytes]:
     """One bpf(2) call; returns its result and the attribute as the kernel left it."""
     buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
-    result = _libc.syscall(_NUMBERS[platform.machine()], command, buffer, _ATTR_BYTES)
+    return _call(command, buffer), buffer.raw
+
+
+def _call(command: int, attr: ctypes.Array[ctypes.c_char]) -> int:
+    result: int = _libc.syscall(_NUMBERS[platform.machine()], command, attr, len(attr))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return result, buffer.raw
+    return result
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
@@ -124,12 +130,11 @@ def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[b
     attr = struct.pack(
         "<QQQQIIQQ", 0, _address(cursor), _address(keys), _address(values), capacity, fd, 0, 0
     )
-    try:
-        _, left = _bpf(_MAP_LOOKUP_BATCH, attr)
-    except FileNotFoundError as end:  # ENOENT says that this batch was the last
-        del end
-        return map_walk(fd, key_size, value_size)
-    count = struct.unpack_from("<I", left, 32)[0]
+    buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+    # ENOENT says that this batch was the last; the count is written all the same.
+    with contextlib.suppress(FileNotFoundError):
+        _call(_MAP_LOOKUP_BATCH, buffer)
+    count = struct.unpack_from("<I", buffer, 32)[0]
     return keys.raw[: key_size * count], values.raw[: value_size * count], count
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a packet's backend was chosen, and why a packet was dropped.
+"""How a packet's backend was chosen, why a packet was dropped, and what is told of a flow.
 
 These enums are the only list: `bpf/enums.h` is generated from them and a test keeps the two equal.
 """
@@ -59,3 +59,22 @@ class Reason(IntEnum):
     """An ICMP error with an MTU below what the protocol allows."""
     ECHO_LIMIT = 12
     """A ping, and too many were answered already."""
+
+
+class EventKind(IntEnum):
+    """What happened to a flow that is sampled. One packet may make several, told in this order."""
+
+    NEW = 0
+    """A SYN, or the first datagram of a flow that is then tracked, was forwarded."""
+    MOVED = 1
+    """The backend of the flow's entry is unusable; a packet, not a SYN, went to another one."""
+    PROMOTED = 2
+    """An entry was written to the connection table."""
+    FINISHED = 3
+    """The client's FIN was forwarded."""
+    RESET = 4
+    """The client's RST was forwarded."""
+    DROPPED = 5
+    """A packet was dropped, for the event's reason."""
+    FLOOD = 6
+    """The VIP's limit on entries refuses: told once per second, VIP and CPU, of any flow."""

@@ -24,6 +24,7 @@ class Feature(Enum):
     GUE = "UDP encapsulation"
     CLAMP = "MSS on SYN"
     SYN_LIMIT = "SYNs per source prefix"
+    EVENTS = "events of sampled flows"
 
 
 ALL_FEATURES: Final = frozenset(Feature)
@@ -45,8 +46,11 @@ def features(generation: Generation) -> frozenset[Feature]:
             Feature.QUIC: vip.quic is not None,
             Feature.CLAMP: vip.mss_clamp is not None,
             Feature.SYN_LIMIT: vip.syn_limit is not None,
+            Feature.EVENTS: vip.flow_sampling > 0,
         }
         found |= {feature for feature, is_used in uses.items() if is_used}
-    if any(placed.pool.encapsulation == "gue" for placed in generation.pools.values()):
+    # A backend that outlives its pool is reached as before, which a generation does not tell.
+    is_without_pool = any(key.pool not in generation.pools for key in generation.backends)
+    if is_without_pool or any(p.pool.encapsulation == "gue" for p in generation.pools.values()):
         found.add(Feature.GUE)
     return frozenset(found)

@@ -7,7 +7,7 @@ from typing import Final
 
 from tidegate.model.address import unpacked
 from tidegate.model.decision import Decision, Reason
-from tidegate.spec import answer, icmp_error
+from tidegate.spec import answer, events, icmp_error
 from tidegate.spec.clamp import clamp_mss
 from tidegate.spec.client import pool_for, syn_is_within_limit
 from tidegate.spec.encapsulate import encapsulate, tunnel_to
@@ -74,7 +74,9 @@ def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
     if packet is None or vip is None:
         return Result(Verdict.PASS, frame)
     if packet.is_cut or packet.length < packet.l4 + packet.headers:
-        return _drop(state, vip, frame, Reason.BAD_LENGTH)
+        value = flow_hash(state.settings.hash_keys, packet, vip)
+        about = events.Subject(packet, vip, value, now)
+        return _drop_of_flow(state, about, frame, Reason.BAD_LENGTH)
     if packet.kind is not Kind.ICMP:
         return _forward(state, vip, packet, frame, interface, now)
     if answer.is_echo_request(packet, frame):
@@ -126,6 +128,17 @@ def _drop(state: State, vip: VipEntry, frame: bytes, reason: Reason) -> Result:
     return Result(Verdict.DROP, frame, reason, vip.identity.id)
 
 
+def _drop_of_flow(
+    state: State,
+    about: events.Subject,
+    frame: bytes,
+    reason: Reason,
+    choice: Choice | None = None,
+) -> Result:
+    events.dropped(state, about, reason, choice)
+    return _drop(state, about.vip, frame, reason)
+
+
 def _answered(state: State, vip: VipEntry, frame: bytes) -> Result:
     state.counters(vip.identity.id).answered += 1
     return Result(Verdict.TX, frame, vip=vip.identity.id)
@@ -145,28 +158,30 @@ def _forward(
     state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
 ) -> Result:
     value = flow_hash(state.settings.hash_keys, packet, vip)
+    about = events.Subject(packet, vip, value, now)
     choice = _decide(state, vip, packet, frame, value, now)
     if isinstance(choice, Reason):
-        return _drop(state, vip, frame, choice)
+        return _drop_of_flow(state, about, frame, choice)
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
     if isinstance(tunnel, Reason):
-        return _drop(state, vip, frame, tunnel)
+        return _drop_of_flow(state, about, frame, tunnel, choice)
     if packet.length > tunnel.limit:
         may_answer = not packet.is_error and state.answers.take(answer.RATE, now)
         error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
         if error is None:
-            return _drop(state, vip, frame, Reason.TOO_BIG)
+            return _drop_of_flow(state, about, frame, Reason.TOO_BIG, choice)
         return _answered(state, vip, error)
     if packet.is_syn and vip.vip.mss_clamp:
         at = packet.l3 + packet.l4
         frame = frame[:at] + clamp_mss(frame[at:], vip.vip.mss_clamp)
     out = encapsulate(state.settings, packet, frame, tunnel, value)
     if packet.is_first_fragment and not packet.is_error:
-        key = _fragment_key(packet)
-        state.fragments[key] = flow_of(vip, choice)
-        state.fragments_at[key] = now
-    if choice.track:
-        track(state, vip, flow_key(packet, vip), choice, now)
+        first = _fragment_key(packet)
+        state.fragments[first] = flow_of(vip, choice)
+        state.fragments_at[first] = now
+    key = flow_key(packet, vip)
+    is_entered = track(state, vip, key, choice, now) if choice.track else None
+    events.forwarded(state, about, choice, is_entered=is_entered)
     return _count(state, vip, packet, choice, out, value)
 
 

@@ -53,6 +53,7 @@ class Packet:
     is_first_fragment: bool = False
     is_syn: bool = False
     is_rst: bool = False
+    is_fin: bool = False
     is_error: bool = False
 
 
@@ -164,11 +165,12 @@ def _parse_transport(packet: Packet, segment: bytes) -> Packet | None:
     if kind is Kind.ICMP:
         return packet
     flags = segment[13] if kind is Kind.TCP else 0
-    syn, rst, ack = flags & 2, flags & 4, flags & 16
+    fin, syn, rst, ack = flags & 1, flags & 2, flags & 4, flags & 16
     return replace(
         packet,
         source_port=segment[0:2],
         port=segment[2:4],
         is_syn=bool(syn and not ack),
         is_rst=bool(rst),
+        is_fin=bool(fin),
     )

@@ -25,6 +25,8 @@ class Choice:
     track: bool = False
     rehashed: str = ""
     """What the slot's owner was, if it was passed over: `quarantined` or `gone`."""
+    had_entry: bool = False
+    """The connection table named a backend, usable or not."""
 
 
 def flow_key(packet: Packet, entry: VipEntry) -> FlowKey:
@@ -47,8 +49,10 @@ def select(
     """The choice of connection table, SYN table and Maglev table, in this order."""
     tracking = vip.vip.tracking
     is_tcp = packet.kind is Kind.TCP
+    flow = None
     if tracking == "full" or (tracking == "transition" and not is_tcp):
-        tracked = _tracked(state, vip, packet, key, now)
+        flow = _entry(state, vip, packet, key, now)
+        tracked = _tracked(state, flow, packet, key, now)
         if tracked:
             return tracked
 
@@ -57,7 +61,8 @@ def select(
         return Reason.NO_TABLE
     slot = slot_of(value, len(table.current))
     if tracking == "transition" and is_tcp and table.tracked[slot]:
-        tracked = _tracked(state, vip, packet, key, now)
+        flow = _entry(state, vip, packet, key, now)
+        tracked = _tracked(state, flow, packet, key, now)
         if tracked:
             return tracked
 
@@ -70,30 +75,38 @@ def select(
     if is_tcp and not packet.is_syn and in_window:
         before = _from_before(state, vip, key, table, slot)
         if before:
-            return replace(before, track=track)
+            return replace(before, track=track, had_entry=flow is not None)
 
     choice = _current(state, table, slot, value, _decision(packet))
     if isinstance(choice, Reason):
         return choice
     if packet.is_syn and in_window:
         state.syns[key] = flow_of(vip, choice)
-    return replace(choice, track=track)
+    return replace(choice, track=track, had_entry=flow is not None)
 
 
-def _tracked(state: State, vip: VipEntry, packet: Packet, key: FlowKey, now: int) -> Choice | None:
+def _entry(state: State, vip: VipEntry, packet: Packet, key: FlowKey, now: int) -> Flow | None:
+    """The flow's entry, if it is of this use of the VIP's id, and in UDP not idle for too long."""
     flow = state.flows.get(key)
     if flow is None or flow.vip_incarnation != vip.identity.incarnation:
         return None
-    is_udp = packet.kind is Kind.UDP
     idle = vip.vip.udp_idle_timeout * SECOND
-    if is_udp and idle and now - state.seen[key] > idle:
+    if packet.kind is Kind.UDP and idle and now - state.seen[key] > idle:
+        return None
+    return flow
+
+
+def _tracked(
+    state: State, flow: Flow | None, packet: Packet, key: FlowKey, now: int
+) -> Choice | None:
+    if flow is None:
         return None
     entry = usable(state, flow.backend, flow.backend_incarnation)
     if entry is None:
         return None
-    if is_udp and not packet.is_error:
+    if packet.kind is Kind.UDP and not packet.is_error:
         state.seen[key] = now
-    return Choice(flow.backend, entry, Decision.TRACKED, flow.generation)
+    return Choice(flow.backend, entry, Decision.TRACKED, flow.generation, had_entry=True)
 
 
 def _from_before(
@@ -142,14 +155,15 @@ def flow_of(vip: VipEntry, choice: Choice) -> Flow:
     )
 
 
-def track(state: State, vip: VipEntry, key: FlowKey, choice: Choice, now: int) -> None:
-    """Writes an entry, unless new ones come faster than the VIP allows."""
+def track(state: State, vip: VipEntry, key: FlowKey, choice: Choice, now: int) -> bool:
+    """Writes an entry, unless new ones come faster than the VIP allows; tells whether it did."""
     id_ = vip.identity.id
     counters = state.counters(id_)
     bucket = state.insert_limits.setdefault(id_, Bucket())
     if not bucket.take(vip.vip.insert_limit, now):
         counters.untracked += 1
-        return
+        return False
     state.flows[key] = flow_of(vip, choice)
     state.seen[key] = now
     counters.tracked += 1
+    return True

@@ -98,22 +98,22 @@ class Model:
             generation=None if result.vip is None else self._names.number,
         )
 
-    def tables(self) -> Contents:
-        """The tables that packets write."""
-        state = self.state
-        return {"flows": state.flows, "syns": state.syns, "fragments": state.fragments}
 
-    def counters(self) -> Contents:
-        """The counters."""
-        state = self.state
-        return {
-            "vips": state.vip_counters,
-            "backends": {
-                id_: (packets, state.backend_bytes[id_])
-                for id_, packets in state.backend_packets.items()
-            },
-            "verdicts": state.verdicts,
-        }
+def tables(state: State) -> Contents:
+    """The tables that packets write."""
+    return {"flows": state.flows, "syns": state.syns, "fragments": state.fragments}
+
+
+def counters(state: State) -> Contents:
+    """The counters."""
+    return {
+        "vips": state.vip_counters,
+        "backends": {
+            id_: (packets, state.backend_bytes[id_])
+            for id_, packets in state.backend_packets.items()
+        },
+        "verdicts": state.verdicts,
+    }
 
 
 def differences(kernel: Contents, model: Contents) -> list[str]:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from tidegate.model.address import packed, unpacked
-from tidegate.model.decision import Decision, Reason
+from tidegate.model.decision import Decision, EventKind, Reason
 from tidegate.model.generation import Generation, Identity, Table
 from tidegate.model.tag import PROTOCOLS, vip_tag
 from tidegate.model.values import Address, Network, Vip
@@ -89,6 +89,29 @@ class Flow(NamedTuple):
     generation: int
 
 
+class Event(NamedTuple):
+    """What is told of a flow, but for the time; ports are 2 bytes in network order.
+
+    Attributes:
+        vip: id and incarnation.
+        backend: id and incarnation; None if none was chosen, and then so is the decision.
+        generation: of the table that chose the backend; 0 if none did.
+    """
+
+    kind: EventKind
+    vip: Identity
+    backend: Identity | None
+    slot: int
+    generation: int
+    decision: Decision | None
+    reason: Reason
+    protocol: int
+    source: bytes
+    destination: bytes
+    source_port: bytes
+    port: bytes
+
+
 class Link(NamedTuple):
     """An interface; a gateway without MAC is None."""
 
@@ -129,6 +152,8 @@ class State:
     Attributes:
         seen: monotonic ns of each tracked flow's last packet (UDP) or of its entry.
         fragments_at: monotonic ns of each fragment entry.
+        events: what was told, oldest first.
+        events_lost: events above the limit. A ring buffer that is full is the kernel's alone.
     """
 
     settings: Settings
@@ -150,6 +175,10 @@ class State:
     backend_packets: Counter[int] = field(default_factory=Counter)
     backend_bytes: Counter[int] = field(default_factory=Counter)
     verdicts: Counter[int] = field(default_factory=Counter)
+    events: list[Event] = field(default_factory=list)
+    events_lost: int = 0
+    event_limit: Bucket = field(default_factory=Bucket)
+    flood_limits: dict[int, Bucket] = field(default_factory=dict)
 
     def counters(self, vip: int) -> VipCounters:
         """The counters of a VIP id."""
