@@ -4,6 +4,9 @@
 Random documents, then random and damaged frames, then changed documents, and so on: after each
 frame verdict and frame are compared, before each change every map and counter. A difference is made
 small, printed, and written as a capture and a file of documents for `tidegate simulate`.
+
+Every other session runs a program that can do what its documents use, as the agent builds it, and
+the others one that can do everything.
 """
 
 import argparse
@@ -12,43 +15,36 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from fuzz_documents import Keys, desired, draw, step
-from fuzz_frames import Frames, Target
-from kernel import BUILD, LINK, Kernel, assert_equal, model
+from fuzz_documents import AGE, desired, draw, step
+from fuzz_frames import Frames
+from fuzz_session import FIRST_SECOND, Judge, Session, Step
+from kernel import BUILD, LINK
 from tidegate.dataplane.capture import Writer
-from tidegate.dataplane.simulation import SHORTEST
-from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.features import ALL_FEATURES, Feature, features
+from tidegate.model.generation import NOTHING
 from tidegate.planner import plan
-from tidegate.spec import Result, State, process
-
-Judge = Callable[[State, bytes, int], Result]
+from tidegate.spec import Link, Result, State, Verdict, process
 
 FRAMES: Final = 200_000
+ANSWER: Final = "the balancer"
+"""Who decided on a frame that answers a ping or says that a packet was too big."""
 STEPS: Final = 6
-STEP_FRAMES: Final = 400
+STEP_FRAMES: Final = 600
 """Frames between two changes. A session's flows must fit the tables, which evict without order."""
-_TRIALS: Final = 60  # attempts at a smaller reproduction, each on a new kernel: 5 to 10 a second
-_INTERFACE: Final = 1
-
-
-@dataclass
-class Step:
-    """Documents, and the frames that came while they were in force."""
-
-    keys: Keys
-    frames: list[bytes] = field(default_factory=list)
+_TRIALS: Final = 60  # attempts at a smaller reproduction, each on empty maps
 
 
 @dataclass
 class Difference:
-    """What was found: how the two differ, and the steps that lead there."""
+    """What was found: how the two differ, what the program can do, the steps that lead there."""
 
     text: str
+    features: frozenset[Feature]
     steps: list[Step]
 
 
@@ -58,6 +54,7 @@ class Report:
 
     seed: int
     frames: int = 0
+    specialised: int = 0
     seconds: float = 0.0
     verdicts: Counter[str] = field(default_factory=Counter)
     decisions: Counter[str] = field(default_factory=Counter)
@@ -66,67 +63,13 @@ class Report:
     def __str__(self) -> str:
         rate = self.frames / self.seconds if self.seconds else 0
         took = f"{self.seconds:.1f} s, {rate:,.0f} a second"
-        lines = [f"seed {self.seed}: {self.frames:,} frames in {took}"]
-        for title, counts in (("", self.verdicts), ("by ", self.decisions)):
-            lines += [f"  {title + name:20} {n:>9,}" for name, n in counts.most_common()]
-        return "\n".join(lines)
-
-
-class Session:
-    """A kernel and a model that are given the same steps, from `with` to its end."""
-
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._kernel = Kernel()
-        self._state = model()
-        self._generation: Generation = NOTHING
-        self._second = 1000
-
-    def __enter__(self) -> Self:
-        self._kernel.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._kernel.__exit__(None, None, None)
-
-    def install(self, keys: Keys) -> None:
-        """Puts documents in force on both, a second after the ones before."""
-        self._second += 1
-        self._generation = plan(desired(keys), self._generation, self._second)
-        self._kernel.install(self._generation)
-        self._state.install(self._generation)
-
-    def targets(self) -> list[Target]:
-        """Where packets for the VIPs in force go."""
-        numbers = {"tcp": 6, "udp": 17}
-        return [
-            Target(placed.vip.address, placed.vip.port, numbers[placed.vip.protocol])
-            for placed in self._generation.vips.values()
+        lines = [
+            f"seed {self.seed}: {self.frames:,} frames in {took}",
+            f"  by a program for the documents in force: {self.specialised:,}",
         ]
-
-    def send(self, frame: bytes) -> tuple[Result, str | None]:
-        """What the specification says of a frame, and how the kernel differs."""
-        expected = self._judge(self._state, frame, _INTERFACE)
-        if len(frame) < SHORTEST:
-            return expected, None
-        try:
-            verdict, out = self._kernel.run(frame)
-        except OSError as error:
-            return expected, f"the kernel refused to run it: {error}"
-        if (verdict, out) == (expected.verdict, expected.frame):
-            return expected, None
-        return expected, (
-            f"kernel: {verdict.name} {out.hex()}\n"
-            f"model:  {expected.verdict.name} {expected.reason.name} {expected.frame.hex()}"
-        )
-
-    def compare(self) -> str | None:
-        """How maps and counters differ."""
-        try:
-            assert_equal(self._kernel, self._state)
-        except AssertionError as error:
-            return f"maps or counters differ: {error or 'see assert_equal in tests/kernel.py'}"
-        return None
+        for title, counts in (("", self.verdicts), ("by ", self.decisions)):
+            lines += [f"  {title + name:22} {n:>9,}" for name, n in counts.most_common()]
+        return "\n".join(lines)
 
 
 def specification(state: State, frame: bytes, interface: int) -> Result:
@@ -145,9 +88,17 @@ def fuzz(frames: int, seed: int, judge: Judge = specification) -> Report:
     chance = random.Random(seed)  # noqa: S311 - reproducible, not secret
     report = Report(seed)
     began = time.monotonic()
+    is_specialised = False
     while report.frames < frames and report.difference is None:
-        with Session(judge) as session:
-            _session(session, chance, frames, report)
+        steps = _steps(chance, vips=2 if is_specialised else 6)
+        needed = _needed(steps) if is_specialised else ALL_FEATURES
+        before = report.frames
+        with Session(judge, needed) as session:
+            found = _session(session, steps, chance, frames, report)
+        if found:
+            report.difference = Difference(found[0], needed, found[1])
+        report.specialised += (report.frames - before) * is_specialised
+        is_specialised = not is_specialised
         report.seconds = time.monotonic() - began
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{report.frames:,} frames ")
@@ -156,28 +107,53 @@ def fuzz(frames: int, seed: int, judge: Judge = specification) -> Report:
     return report
 
 
-def _session(session: Session, chance: random.Random, frames: int, report: Report) -> None:
+def _steps(chance: random.Random, vips: int) -> list[Step]:
     steps: list[Step] = []
-    for _ in range(STEPS):
-        keys = step(chance, steps[-1].keys) if steps else draw(chance)
+    for number in range(STEPS):
+        keys = step(chance, steps[-1].keys, vips) if steps else draw(chance, vips)
         while not any(key.startswith("vips/") for key in keys):
-            keys = draw(chance)
-        steps.append(Step(keys))
-        session.install(keys)
+            keys = draw(chance, vips)
+        steps.append(Step(keys, _link(chance, number), chance.choice([0, 0, AGE])))
+    return steps
+
+
+def _needed(steps: Sequence[Step]) -> frozenset[Feature]:
+    """What a program must be able to do for all of these steps."""
+    found: frozenset[Feature] = frozenset()
+    generation = NOTHING
+    for second, each in enumerate(steps, FIRST_SECOND + 1):
+        generation = plan(desired(each.keys), generation, second)
+        found |= features(generation)
+    return found
+
+
+def _link(chance: random.Random, number: int) -> Link:
+    """An interface; in the middle and at the end of a session one that lacks a gateway."""
+    lacking = {STEPS // 2: {"gateway4": None}, STEPS - 1: {"gateway6": None}}.get(number, {})
+    return LINK._replace(mtu=chance.choice([1500, 1500, 1400]), **lacking)
+
+
+def _session(
+    session: Session, steps: list[Step], chance: random.Random, frames: int, report: Report
+) -> tuple[str, list[Step]] | None:
+    """How the two differ, and the steps until then."""
+    for number, each in enumerate(steps, 1):
+        session.install(each)
         source = Frames(chance, session.targets())
         fault = None
         for _ in range(min(STEP_FRAMES, frames - report.frames)):
             frame = source.draw()
-            steps[-1].frames.append(frame)
+            each.frames.append(frame)
             result, fault = session.send(frame)
             _count(report, result)
             if fault:
                 break
         fault = fault or session.compare()
         if fault:
-            report.difference = Difference(fault, steps)
-        if fault or report.frames >= frames:
-            return
+            return fault, steps[:number]
+        if report.frames >= frames:
+            break
+    return None
 
 
 def _count(report: Report, result: Result) -> None:
@@ -186,13 +162,15 @@ def _count(report: Report, result: Result) -> None:
     report.verdicts[result.verdict.name + why] += 1
     if result.decision is not None:
         report.decisions[result.decision.name.lower()] += 1
+    elif result.verdict is Verdict.TX:
+        report.decisions[ANSWER] += 1
 
 
-def trial(steps: Sequence[Step], judge: Judge) -> str | None:
+def trial(needed: frozenset[Feature], steps: Sequence[Step], judge: Judge) -> str | None:
     """How a new kernel and a new model differ over these steps."""
-    with Session(judge) as session:
+    with Session(judge, needed) as session:
         for each in steps:
-            session.install(each.keys)
+            session.install(each)
             for frame in each.frames:
                 _, fault = session.send(frame)
                 if fault:
@@ -208,28 +186,29 @@ def smaller(found: Difference, judge: Judge) -> Difference:
     last = found.steps[-1]
     every = [frame for each in found.steps for frame in each.frames]
     for steps in (
-        [Step(last.keys, last.frames[-1:])],
-        [Step(last.keys, last.frames)],
-        [Step(last.keys, every)],
+        [replace(last, age=0, frames=last.frames[-1:])],
+        [replace(last, age=0)],
+        [replace(last, age=0, frames=every)],
     ):
-        fault = trial(steps, judge)
+        fault = trial(found.features, steps, judge)
         if fault:
-            return _fewer_frames(Difference(fault, steps), judge)
+            return _fewer_frames(Difference(fault, found.features, steps), judge)
     return found
 
 
 def _fewer_frames(found: Difference, judge: Judge) -> Difference:
     """Leaves out ever smaller pieces of the one step's frames (delta debugging, Zeller 1999)."""
-    keys, frames = found.steps[0].keys, found.steps[0].frames
+    frames = found.steps[0].frames
     size, trials = len(frames) // 2, 0
     while size and trials < _TRIALS:
         at = 0
         while at < len(frames) and trials < _TRIALS:
             fewer = frames[:at] + frames[at + size :]
-            fault = trial([Step(keys, fewer)], judge)
+            steps = [replace(found.steps[0], frames=fewer)]
+            fault = trial(found.features, steps, judge)
             trials += 1
             if fault:
-                frames, found = fewer, Difference(fault, [Step(keys, fewer)])
+                frames, found = fewer, Difference(fault, found.features, steps)
             else:
                 at += size
         size //= 2
@@ -241,16 +220,17 @@ def write(found: Difference, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("step-*"):
         old.unlink()
-    lines = [found.text]
+    last = found.steps[-1]
+    can = " ".join(sorted(feature.name for feature in found.features))
+    lines = [found.text, f"interface: {last.link}", f"the program can: {can}"]
     for number, each in enumerate(found.steps, 1):
         keys, capture = folder / f"step-{number}.json", folder / f"step-{number}.pcap"
         keys.write_text(json.dumps(each.keys, indent=1) + "\n")
         with Writer(capture) as writer:
             for n, frame in enumerate(each.frames, 1):
                 writer.write(n, frame)
-    last = found.steps[-1]
     if len(found.steps) == 1:
-        network = f"--hash-seed {BUILD.hash_seed.decode()} --mtu {LINK.mtu}"
+        network = f"--hash-seed {BUILD.hash_seed.decode()} --mtu {last.link.mtu}"
         addresses = f"--source4 {BUILD.source4} --source6 {BUILD.source6}"
         lines += [
             *(f"frame: {frame.hex()}" for frame in last.frames[-5:]),

@@ -5,6 +5,7 @@ What validation refuses is left out: a drawn document may break a rule between f
 """
 
 import random
+from ipaddress import ip_network
 from typing import Any, Final
 
 import msgspec
@@ -21,24 +22,49 @@ VIPS4: Final = ("10.99.0.1", "10.99.0.2", "10.98.0.0/24")
 VIPS6: Final = ("fd99::1", "fd99::2", "fd98::/112")
 PREFIXES: Final = ("10.77.0.0/24", "10.77.0.9/32", "0.0.0.0/0", "fd77::/64", "fd77::9/128", "::/0")
 PORTS: Final = (80, 53, 443, 0)
+SERVER_ID_BYTES: Final = (2, 2, 2, 2, 1, 15)
+AGE: Final = 100
+"""Seconds by which flows and fragments are made older at some changes of documents."""
 _RARELY: Final = 0.2  # how often an optional field is there
+_OFTEN: Final = {
+    "tracking": 0.4,
+    "encapsulation": 0.4,
+    "deny": 0.3,
+    "source_routes": 0.3,
+    "quic": 0.6,
+    "quic_server_id": 0.9,
+    "syn_limit": 0.6,
+}
 
 
-def draw(chance: random.Random) -> Keys:
-    """Documents of one to six VIPs and up to eight backends in two pools."""
+def draw(chance: random.Random, vips: int) -> Keys:
+    """Documents of up to so many VIPs, at least one, and up to eight backends in two pools."""
     keys: Keys = {f"pools/{pool}": _document(chance, PoolDocument) for pool in POOLS}
-    for number in range(chance.randint(1, 6)):
-        keys[f"vips/v{number}"] = _document(chance, VipDocument)
-    for number in range(chance.choice([0, 2, 4, 8, 8])):
+    for number in range(chance.randint(1, vips)):
+        keys[f"vips/v{number}"] = _mended(_document(chance, VipDocument))
+    for number in range(chance.choice([0, 2, 4, 8, 8, 8, 8])):
         pool = chance.choice(POOLS)
         keys[f"pools/{pool}/backends/b{number}"] = _document(chance, BackendDocument)
     return accepted(keys)
 
 
-def step(chance: random.Random, keys: Keys) -> Keys:
+def _mended(vip: dict[str, Any]) -> dict[str, Any]:
+    """The VIP without what most often gets it refused: client networks of the other family."""
+    version = ip_network(vip["address"]).version
+    if "deny" in vip:
+        vip["deny"] = [each for each in vip["deny"] if ip_network(each).version == version]
+    if "source_routes" in vip:
+        routes = vip["source_routes"].items()
+        vip["source_routes"] = {k: v for k, v in routes if ip_network(k).version == version}
+    if vip["protocol"] == "tcp":
+        vip.pop("quic", None)
+    return vip
+
+
+def step(chance: random.Random, keys: Keys, vips: int) -> Keys:
     """A change: some keys are new, some gone, most as before."""
-    fresh = draw(chance)
-    before = {key: document for key, document in keys.items() if chance.random() > _RARELY}
+    fresh = draw(chance, vips)
+    before = {key: document for key, document in keys.items() if chance.random() > _RARELY / 2}
     after = {key: document for key, document in fresh.items() if chance.random() < _RARELY}
     return accepted({**fresh, **before, **after} if chance.random() < _RARELY else before | after)
 
@@ -78,7 +104,7 @@ def _struct(chance: random.Random, kind: inspect.StructType, is_vip: bool) -> di
     return {
         field.encode_name: _value(chance, field.type, field.name, is_vip)
         for field in kind.fields
-        if field.required or chance.random() < _RARELY
+        if field.required or chance.random() < _OFTEN.get(field.name, _RARELY)
     }
 
 
@@ -87,7 +113,9 @@ def _value(chance: random.Random, kind: inspect.Type, name: str, is_vip: bool) -
         case inspect.Metadata(type=inner):
             return _value(chance, inner, name, is_vip)
         case inspect.UnionType(types=types):
-            return _value(chance, chance.choice(types), name, is_vip)
+            some = [each for each in types if not isinstance(each, inspect.NoneType)]
+            wanted = chance.choice(some if chance.random() > _RARELY else types)
+            return _value(chance, wanted, name, is_vip)
         case inspect.StructType():
             return _struct(chance, kind, is_vip)
         case inspect.StrType():
@@ -118,9 +146,12 @@ def _number(chance: random.Random, name: str, low: int, high: int) -> int:
     if name == "port":
         return max(low, chance.choice(PORTS))
     if name in {"insert_limit", "rate"}:
-        return 1_000_000  # never reached: the kernel and the model look at the clock separately
+        # The kernel and the model look at the clock separately, so nothing between: see `Session`.
+        return chance.choice([low, low, low if name == "rate" else 1_000_000, 1_000_000])
     if name == "udp_idle_timeout":
-        return chance.choice([0, high])
+        return chance.choice([0, AGE // 2, high])
+    if name == "server_id_length":
+        return chance.choice(SERVER_ID_BYTES)
     if name == "weight":
         return chance.choice([0, 1, 100, 100, 100])
     return chance.choice([low, high, min(high, low + 1), chance.randint(low, high)])
@@ -133,4 +164,6 @@ def _text(chance: random.Random, name: str, is_vip: bool) -> str:
         return chance.choice(["10.1.0.", "10.2.0.", "fd01::"]) + str(chance.randint(1, 9))
     if name == "pool":
         return chance.choice(POOLS)
-    return chance.randbytes(chance.randint(1, 4)).hex()
+    if name == "quic_server_id":
+        return chance.randbytes(chance.choice(SERVER_ID_BYTES)).hex()
+    raise AssertionError(f"draw values of the field {name}")

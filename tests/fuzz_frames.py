@@ -26,11 +26,18 @@ _EDGES: Final = (0, 1, 4, 5, 0x0F, 0x20, 0x40, 0x45, 0x60, 0x7F, 0x80, 0xFE, 0xF
 
 @dataclass(frozen=True)
 class Target:
-    """Where a packet goes: a VIP, or nobody's address."""
+    """Where a packet goes: a VIP, or nobody's address.
+
+    Attributes:
+        quic_offset: bytes of a QUIC connection id before the server id.
+        server_ids: those that backends have.
+    """
 
     address: Address
     port: int
     protocol: int
+    quic_offset: int = 0
+    server_ids: tuple[bytes, ...] = ()
 
 
 def checksum(data: bytes) -> int:
@@ -111,7 +118,8 @@ class Frames:
             ) + (options + self._data())
             at = 16
         else:
-            data = self._quic() if chance.random() < 0.4 else self._data()
+            is_quic = chance.random() < (0.8 if target.server_ids else 0.4)
+            data = self._quic(target) if is_quic else self._data()
             segment = struct.pack(">HHHH", source, port, 8 + len(data), 0) + data
             at = 6
         total = checksum(_pseudo(client, target.address, target.protocol, len(segment)) + segment)
@@ -122,13 +130,37 @@ class Frames:
     def _data(self) -> bytes:
         # Around what fits 1500 bytes: 20 to 80 bytes of headers inside and out.
         return b"x" * self._chance.choice(
-            [0, 1, 2, 10, 100, 1380, 1399, 1400, 1401, 1420, 1419, 1421, 1440, 1441, 1460]
+            [
+                0,
+                1,
+                2,
+                10,
+                10,
+                100,
+                100,
+                536,
+                1000,
+                1200,
+                1380,
+                1399,
+                1400,
+                1401,
+                1420,
+                1419,
+                1421,
+                1440,
+                1441,
+                1460,
+            ]
         )
 
-    def _quic(self) -> bytes:
+    def _quic(self, target: Target) -> bytes:
         """A QUIC header (RFC 9000 section 17): long with its ids, or short."""
         chance = self._chance
-        id_ = chance.choice([b"", b"\x01", b"\0\x07", b"\x40" + chance.randbytes(2), bytes(8)])
+        if target.server_ids and chance.random() < 0.7:
+            id_ = chance.randbytes(target.quic_offset) + chance.choice(target.server_ids)
+        else:
+            id_ = chance.choice([b"", b"\x01", b"\0\x07", b"\x40" + chance.randbytes(2), bytes(8)])
         id_ += chance.randbytes(chance.choice([0, 0, 4, 8, 12]))
         if chance.random() < 0.5:
             return bytes([0x40 | chance.randrange(64)]) + id_ + self._data()
