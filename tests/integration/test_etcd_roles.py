@@ -79,10 +79,9 @@ def secured() -> Iterator[EtcdServer]:
 
 
 def settings(etcd: EtcdServer, user: str, folder: Path) -> EtcdSettings:
-    (folder / "password").write_text("s3cret\n", "utf-8")
-    return EtcdSettings(
-        endpoints=(etcd.endpoint,), user=user, password_file=str(folder / "password")
-    )
+    password = folder / f"password-{user}"
+    password.write_text("s3cret\n", "utf-8")
+    return EtcdSettings(endpoints=(etcd.endpoint,), user=user, password_file=str(password))
 
 
 @pytest.fixture(params=sorted(USERS))
