@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
-from tidegate.model.documents import SERVER_ID_PATTERN
+from tidegate.model.documents import SERVER_ID_PATTERN, TIME_PATTERN
 from tidegate.model.values import Stage
 
 S = TypeVar("S", bound=Struct)
@@ -160,7 +160,7 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911 - one answer per type
             return "null" if isinstance(kind, inspect.NoneType) else "as the schema gives it"
 
 
-def _allowed_scalar(kind: inspect.IntType | inspect.StrType) -> str:
+def _allowed_scalar(kind: inspect.IntType | inspect.StrType) -> str:  # noqa: PLR0911 - as above
     match kind:
         case inspect.IntType(ge=low, le=high) if low is not None and high is not None:
             return f"a whole number from {low} to {high}"
@@ -170,8 +170,10 @@ def _allowed_scalar(kind: inspect.IntType | inspect.StrType) -> str:
             return f"a name; {NAME_RULE}"
         case inspect.StrType(pattern=pattern) if pattern == SERVER_ID_PATTERN:
             return "a string of 1 to 15 bytes in hexadecimal"
-        case inspect.StrType(min_length=low, max_length=high) if low and high:
-            return f"a string of {low} to {high} characters"
+        case inspect.StrType(pattern=pattern) if pattern == TIME_PATTERN:
+            return "a time in UTC, such as 2026-01-31T12:00:00Z"
+        case inspect.StrType(min_length=low, max_length=high) if high:
+            return f"a string of {low or 0} to {high} characters"
         case _:
             return "a string"
 

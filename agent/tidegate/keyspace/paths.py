@@ -2,7 +2,13 @@
 """Where things are in etcd: the only place that puts keys together.
 
     <root>/<fleet>/config/<release>/…     what control systems write
+    <root>/<fleet>/tracks/<track>         which release a track's hosts follow
+    <root>/<fleet>/hosts/<host>           what one host is told
+    <root>/<fleet>/fleet                  what all hosts are told
+    <root>/<fleet>/overrides/<override>   guards that are lifted for a while
+    <root>/<fleet>/rollout                the rollout under way
     <root>/<fleet>/status/<host>          what the agent of a host writes
+    <root>/<fleet>/health/<host>/…        what it finds out about backends
 
 This module knows no etcd client and checks no document.
 """
@@ -26,11 +32,21 @@ NAME_RULE: Final = (
 )
 
 DEFAULT_RELEASE: Final = "live"
+DEFAULT_TRACK: Final = "stable"
 
 
 def is_name(text: str) -> bool:
     """Say whether `text` may be one part of a key."""
     return _NAME.fullmatch(text) is not None
+
+
+def fleet_prefix(root: str, fleet: str) -> str:
+    """Return the prefix of all of a fleet's keys, with its slash.
+
+    Raises:
+        ConfigError: a part is not a name.
+    """
+    return f"{_fleet(root, fleet)}/"
 
 
 def release_prefix(root: str, fleet: str, release: str = DEFAULT_RELEASE) -> str:
@@ -49,6 +65,46 @@ def status_key(root: str, fleet: str, host: str) -> str:
         ConfigError: a part is not a name.
     """
     return f"{_fleet(root, fleet)}/status/{_part('host', host)}"
+
+
+def verdict_prefix(root: str, fleet: str, host: str | None = None) -> str:
+    """Return the prefix of the health verdicts of a host, or of all, with its slash.
+
+    Raises:
+        ConfigError: a part is not a name.
+    """
+    prefix = f"{_fleet(root, fleet)}/health/"
+    return prefix if host is None else f"{prefix}{_part('host', host)}/"
+
+
+def verdict_key(pool: str, backend: str) -> str:
+    """Return the key of a verdict on a backend, relative to the prefix of its host's verdicts."""
+    return f"{pool}/{backend}"
+
+
+FLEET_KEY: Final = "fleet"
+"""Key of what all hosts are told, relative to the fleet."""
+
+ROLLOUT_KEY: Final = "rollout"
+"""Key of the rollout under way, relative to the fleet."""
+
+TRACKS_PREFIX: Final = "tracks/"
+OVERRIDES_PREFIX: Final = "overrides/"
+
+
+def track_key(track: str) -> str:
+    """Return a track's key, relative to the fleet."""
+    return f"{TRACKS_PREFIX}{track}"
+
+
+def host_key(host: str) -> str:
+    """Return the key of what a host is told, relative to the fleet."""
+    return f"hosts/{host}"
+
+
+def override_key(override: str) -> str:
+    """Return the key of an override of a guard, relative to the fleet."""
+    return f"{OVERRIDES_PREFIX}{override}"
 
 
 SETTINGS_KEY: Final = "settings"

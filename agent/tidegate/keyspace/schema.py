@@ -17,13 +17,25 @@ from msgspec import Struct
 
 from tidegate.keyspace.status import StatusDocument
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
+from tidegate.model.steering import (
+    FleetDocument,
+    HostDocument,
+    OverrideDocument,
+    TrackDocument,
+    VerdictDocument,
+)
 
 DOCUMENTS: Final[dict[str, type[Struct]]] = {
     "vip": VipDocument,
     "pool": PoolDocument,
     "backend": BackendDocument,
     "settings": SettingsDocument,
+    "track": TrackDocument,
+    "host": HostDocument,
+    "fleet": FleetDocument,
+    "override": OverrideDocument,
     "status": StatusDocument,
+    "verdict": VerdictDocument,
 }
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"

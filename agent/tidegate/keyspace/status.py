@@ -12,16 +12,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from tidegate.model.documents import Name
+from tidegate.model.documents import Name, Time
 from tidegate.model.values import Rejection
 
-Time = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$",
-        description="Time in UTC as RFC 3339 writes it.",
-    ),
-]
 Count = Annotated[int, Meta(ge=0)]
 State = Literal["starting", "synced", "degraded", "frozen", "stale"]
 
@@ -30,7 +23,11 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One thing that was refused, and why."""
 
     key: Annotated[
-        str, Meta(description="Key, relative to the release.", examples=["vips/shop-https"])
+        str,
+        Meta(
+            description="Key, relative to the release, or to the fleet.",
+            examples=["vips/shop-https"],
+        ),
     ]
     field: Annotated[
         str, Meta(description="Field of the document; empty for all of it.", examples=["port"])

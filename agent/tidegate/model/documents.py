@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents that control systems write, one frozen struct each.
+"""The documents of a release, which control systems write, one frozen struct each.
 
 `schemas/` is exported from these structs, so a field's description, unit, default and example are
 written here and nowhere else. Unknown fields are refused.
@@ -19,6 +19,8 @@ Name = Annotated[
         description="A name: 1 to 63 letters, digits, dots, underscores and hyphens.",
     ),
 ]
+TIME_PATTERN: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$"
+Time = Annotated[str, Meta(pattern=TIME_PATTERN, description="Time in UTC as RFC 3339 writes it.")]
 SERVER_ID_PATTERN: Final = r"^([0-9a-fA-F]{2}){1,15}$"
 BackendState = Literal["active", "drain", "quarantine", "disabled"]
 Protocol = Literal["tcp", "udp"]

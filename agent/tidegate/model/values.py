@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator wants: VIPs, pools, backends, and the snapshot that they were read from."""
+"""What the operator wants: VIPs, pools, backends, steering, and what they were read from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
+from tidegate.model.steering import Guard
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -171,7 +172,10 @@ Stage = Literal["decode", "schema", "reference", "guard", "build", "publish", "v
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a key was refused: the key relative to the release, the field, and a sentence."""
+    """Why a key was refused: the key, the field, and a sentence.
+
+    The key is relative to the release, or to the fleet if it is outside all releases.
+    """
 
     key: str
     field: str
@@ -182,3 +186,37 @@ class Rejection:
     def __str__(self) -> str:
         place = f"{self.key}: {self.field}" if self.field else self.key
         return f"{place}: {self.reason}"
+
+
+class Override(NamedTuple):
+    """An order that lifts a guard until a second since 1970; no pool is every pool."""
+
+    name: str
+    guard: Guard
+    pool: str | None
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What the keys beside the releases tell a host, at one revision.
+
+    Attributes:
+        freeze: why nothing may change; empty if it may.
+        overrides: by name, those that have expired too: what holds now is the clock's to say.
+        rejections: documents that are refused; keys are relative to the fleet.
+    """
+
+    revision: int
+    track: str
+    release: str
+    freeze: str = ""
+    overrides: tuple[Override, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+
+class View(NamedTuple):
+    """Everything that a host follows: its steering, and the release that this names."""
+
+    steering: Steering
+    snapshot: Snapshot

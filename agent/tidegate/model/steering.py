@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents beside the releases: which release a host follows, and what it may do with it.
+
+As in `documents`, one frozen struct each, from which `schemas/` is exported; unknown fields are
+refused. Their keys are relative to the fleet.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from tidegate.model.documents import Name, Time
+
+Guard = Literal["vips", "removal", "disruption"]
+Reason = Annotated[str, Meta(max_length=500)]
+Health = Literal["healthy", "unhealthy", "initial", "draining", "unused"]
+HealthCode = Literal[
+    "passed",
+    "checking",
+    "timeout",
+    "refused",
+    "reset",
+    "unreachable",
+    "mismatch",
+    "certificate",
+    "error",
+    "held-down",
+    "draining",
+    "not-used",
+    "no-check",
+    "external",
+]
+
+
+class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which release the hosts on a track follow: `tracks/<track>`."""
+
+    release: Annotated[
+        Name,
+        Meta(
+            description="Release that is in force on hosts of this track.",
+            examples=["live", "2026-01-31.2"],
+        ),
+    ]
+
+
+class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one host is told: `hosts/<host>`."""
+
+    track: Annotated[
+        Name | None,
+        Meta(
+            description="Track that the host is on; null leaves it to the agent's file.",
+            examples=["canary"],
+        ),
+    ] = None
+    freeze: Annotated[
+        bool,
+        Meta(
+            description="Whether the host keeps its generation, whatever the release says.",
+            examples=[False],
+        ),
+    ] = False
+    reason: Annotated[
+        Reason,
+        Meta(
+            description="Why it is frozen, for people; the host's status shows it.",
+            examples=["replacing its switch"],
+        ),
+    ] = ""
+
+
+class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all hosts of a fleet are told: `fleet`."""
+
+    freeze: Annotated[
+        bool,
+        Meta(
+            description="Whether all hosts keep their generation, whatever their release says.",
+            examples=[False],
+        ),
+    ] = False
+    reason: Annotated[
+        Reason,
+        Meta(
+            description="Why it is frozen, for people; the hosts' statuses show it.",
+            examples=["incident 4711"],
+        ),
+    ] = ""
+
+
+class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An order to let a change pass that a guard would refuse: `overrides/<name>`."""
+
+    guard: Annotated[
+        Guard,
+        Meta(
+            description=(
+                "Guard that is lifted. vips: many or all VIPs vanish at once. removal: many or all "
+                "serving backends of a pool go at once. disruption: a table moves more slots than "
+                "its bound."
+            ),
+            examples=["removal"],
+        ),
+    ]
+    pool: Annotated[
+        Name | None,
+        Meta(description="Pool that it is lifted for; null is all pools.", examples=["web"]),
+    ] = None
+    expires_at: Annotated[
+        Time,
+        Meta(
+            description="Time (UTC) from which the guard holds again.",
+            examples=["2026-01-31T12:10:00Z"],
+        ),
+    ]
+    reason: Annotated[
+        Reason, Meta(description="Why, for people.", examples=["moving web to another site"])
+    ] = ""
+
+
+class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one host found out about a backend: `health/<host>/<pool>/<backend>`.
+
+    A host writes it under its lease when its finding changes, not at each check. A control system
+    may write one too, under a name of its own in place of the host.
+    """
+
+    state: Annotated[
+        Health,
+        Meta(
+            description=(
+                "initial: not checked often enough yet. healthy, unhealthy: by its checks. "
+                "draining: takes no new flows. unused: nothing checks it."
+            ),
+            examples=["unhealthy"],
+        ),
+    ]
+    code: Annotated[
+        HealthCode,
+        Meta(
+            description=(
+                "Why, for programs. passed: checks succeed. checking: the first checks are under "
+                "way. timeout: no answer in time. refused, reset: the connection was. unreachable: "
+                "no way there. mismatch: another answer than expected. certificate: not accepted. "
+                "error: another failure. held-down: checks succeed, after too many changes. "
+                "draining: by its document. not-used: no VIP uses its pool. no-check: its pool has "
+                "no check. external: a control system says so."
+            ),
+            examples=["timeout"],
+        ),
+    ]
+    reason: Annotated[
+        Reason,
+        Meta(
+            description="Why, for people, with the last error.",
+            examples=["3 checks failed; the last had no answer within 2 s."],
+        ),
+    ] = ""
+    since: Annotated[
+        Time,
+        Meta(
+            description="Time (UTC) since which it has been in this state.",
+            examples=["2026-01-31T12:00:03Z"],
+        ),
+    ]
