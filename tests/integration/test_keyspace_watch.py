@@ -11,6 +11,7 @@ import pytest
 from etcd_server import EtcdServer, Received
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.listing import History, history_holds, read_prefix
+from tidegate.keyspace.paths import key_range
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.stream import WatchStream
 from tidegate.keyspace.validate import validate
@@ -95,7 +96,7 @@ def test_revisions_beyond_a_message_are_put_together(etcd: EtcdServer) -> None:
     connection = following._etcd
     following._history = History(1, 1, 1)
     following._next = 2
-    stream = WatchStream(connection, PREFIX.encode(), 2, idle_probe=2, silence_limit=6)
+    stream = WatchStream(connection, [key_range(PREFIX)], 2, idle_probe=2, silence_limit=6)
     fragments = 0
     try:
         while following._next < 7:

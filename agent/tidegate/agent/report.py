@@ -17,7 +17,7 @@ from tidegate.keyspace.status import (
     refusals,
     rfc3339,
 )
-from tidegate.keyspace.watch import WatchState
+from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.generation import Generation
 

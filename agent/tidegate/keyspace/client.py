@@ -11,7 +11,7 @@ are never renewed, and its prefix reads ignore revision and limit.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -20,6 +20,7 @@ import grpc
 from tidegate.errors import ConfigError
 from tidegate.keyspace.etcd3_loader import load
 from tidegate.keyspace.failures import CallFailed, Verdict, from_rpc
+from tidegate.keyspace.paths import KeyRange
 from tidegate.keyspace.settings import EtcdSettings, check, targets
 
 T = TypeVar("T")
@@ -85,6 +86,17 @@ class Etcd:
         """Read a key, or the keys from `key` to before `end`; linearizable."""
         request = self.messages.RangeRequest(key=key, range_end=end, revision=revision, limit=limit)
         return self._unary("read the keyspace", lambda client: client.kvstub.Range, request)
+
+    def read_together(self, ranges: Sequence[KeyRange]) -> Message:
+        """Read several ranges at one revision, whole; linearizable."""
+        read = [
+            self.messages.RequestOp(
+                request_range=self.messages.RangeRequest(key=each.key, range_end=each.end)
+            )
+            for each in ranges
+        ]
+        request = self.messages.TxnRequest(success=read)
+        return self._unary("read the keyspace", lambda client: client.kvstub.Txn, request)
 
     def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
         """Write a key, under a lease unless that is 0."""

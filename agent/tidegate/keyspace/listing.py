@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a prefix at one revision, and check that a store's history is still the one we know.
+"""Read a prefix or ranges at one revision, and check that the history is still the one we know.
 
 Nothing here retries or keeps state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.failures import CallFailed, Verdict
-from tidegate.keyspace.paths import prefix_end
+from tidegate.keyspace.paths import KeyRange, prefix_end
 from tidegate.model.values import Document
 
 
@@ -63,13 +64,38 @@ def read_prefix(
             history = History(header.cluster_id, header.raft_term, header.revision)
         elif header.cluster_id != history.cluster:
             raise CallFailed(Verdict.RELIST, "The etcd cluster was replaced during a list.")
-        for kv in page.kvs:
-            key = kv.key[len(prefix) :].decode("utf-8", "backslashreplace")
-            documents[key] = Document(kv.value, kv.mod_revision, kv.create_revision)
+        documents |= _documents(page.kvs, len(prefix))
         if not page.more:
             return documents, history
         start = page.kvs[-1].key + b"\0"
     raise CallFailed(Verdict.TRANSIENT, "The list was stopped.")
+
+
+def read_ranges(
+    etcd: Etcd, ranges: Sequence[KeyRange], cut: int
+) -> tuple[dict[str, Document], History]:
+    """Read several ranges at one revision; for few keys, since it is one answer.
+
+    Args:
+        etcd: the connection.
+        ranges: what to read.
+        cut: bytes at the beginning of keys that are left out.
+    """
+    answer = etcd.read_together(ranges)
+    documents: dict[str, Document] = {}
+    for response in answer.responses:
+        documents |= _documents(response.response_range.kvs, cut)
+    header = answer.header
+    return documents, History(header.cluster_id, header.raft_term, header.revision)
+
+
+def _documents(kvs: Iterable[Any], cut: int) -> dict[str, Document]:
+    return {
+        kv.key[cut:].decode("utf-8", "backslashreplace"): Document(
+            kv.value, kv.mod_revision, kv.create_revision
+        )
+        for kv in kvs
+    }
 
 
 def history_holds(

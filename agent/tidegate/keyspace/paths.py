@@ -14,7 +14,7 @@ This module knows no etcd client and checks no document.
 """
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -124,6 +124,19 @@ def pool_key(pool: str) -> str:
 def backend_key(pool: str, backend: str) -> str:
     """Return a backend's key, relative to its release."""
     return f"pools/{pool}/backends/{backend}"
+
+
+class KeyRange(NamedTuple):
+    """Keys from one to before another, as etcd asks for them; no end is the one key."""
+
+    key: bytes
+    end: bytes
+
+
+def key_range(key: str) -> KeyRange:
+    """Return the range of all keys below a key that ends with a slash, or of the one key."""
+    start = key.encode()
+    return KeyRange(start, prefix_end(start) if key.endswith("/") else b"")
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -8,21 +8,23 @@ once. It knows messages, not documents: `Watch` decides what they mean.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
 
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.failures import CallFailed, Verdict, from_rpc
-from tidegate.keyspace.paths import prefix_end
+from tidegate.keyspace.paths import KeyRange
 
 _BACKLOG: Final = 256
 """Unread messages that are kept here; beyond them gRPC's flow control holds etcd back."""
 
 
 class WatchStream:
-    """A watch on a prefix from a revision on. Used by one thread; `cancel` is for any.
+    """A watch on ranges of keys from a revision on. Used by one thread; `cancel` is for any.
+
+    Each range has a watcher. The events of one arrive in order; between several there is no order.
 
     Attributes:
         silent: whether it was given up for silence.
@@ -31,7 +33,7 @@ class WatchStream:
     def __init__(
         self,
         etcd: Etcd,
-        prefix: bytes,
+        ranges: Sequence[KeyRange],
         start: int,
         *,
         idle_probe: float,
@@ -53,14 +55,15 @@ class WatchStream:
         self._answers: queue.Queue[Any] = queue.Queue(_BACKLOG)
         self._closed = threading.Event()
         self._failure: CallFailed | None = None
-        create = etcd.messages.WatchCreateRequest(
-            key=prefix,
-            range_end=prefix_end(prefix),
-            start_revision=start,
-            progress_notify=True,
-            fragment=True,  # without it a large transaction exceeds gRPC's message limit
-        )
-        self._requests.put(etcd.messages.WatchRequest(create_request=create))
+        for each in ranges:
+            create = etcd.messages.WatchCreateRequest(
+                key=each.key,
+                range_end=each.end,
+                start_revision=start,
+                progress_notify=True,
+                fragment=True,  # without it a large transaction exceeds gRPC's message limit
+            )
+            self._requests.put(etcd.messages.WatchRequest(create_request=create))
         self._call = etcd.watch(iter(self._requests.get, None))
         threading.Thread(target=self._read, name="tidegate-watch-reader", daemon=True).start()
 
