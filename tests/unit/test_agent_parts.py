@@ -54,6 +54,8 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         (GOOD + "[etcd]\ncert = '/x'\n", "etcd"),
         (GOOD + "[capacity]\nflows = 1\n", "capacity.flows"),
         (GOOD + "[capacity]\nfragments = 1\n", "capacity.fragments"),
+        (GOOD + "[capacity]\nevents = 1000000\n", "capacity.events: must be a power of two"),
+        (GOOD + "[capacity]\nevents = 4096\n", "capacity.events"),
     ],
 )
 def test_a_bad_file_names_its_key(tmp_path: Path, text: str, sentence: str) -> None:

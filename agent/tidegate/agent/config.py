@@ -38,11 +38,16 @@ class GatewayTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entries of the tables of flows; changing one takes a new set of pins."""
+    """Entries of the tables of flows; changing one takes a new set of pins.
+
+    Attributes:
+        events: bytes of the ring buffer of events, a power of two.
+    """
 
     flows: Annotated[int, Meta(ge=1024, le=1 << 27)] = 1 << 20
     syns: Annotated[int, Meta(ge=1024, le=1 << 24)] = 1 << 16
     fragments: Annotated[int, Meta(ge=1024, le=1 << 24)] = 1 << 14
+    events: Annotated[int, Meta(ge=1 << 16, le=1 << 28)] = 1 << 20
 
 
 class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +64,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         hash_seed: key of the flow hash where the keyspace has none; by default the fleet's name. It
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
+        probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
+            backend that the mark names.
     """
 
     host: Name = msgspec.field(default_factory=socket.gethostname)
@@ -69,6 +76,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     pin_dir: str = "/sys/fs/bpf/tidegate"
     hash_seed: str = ""
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    probe_tunnel: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
     encapsulation: Encapsulation
@@ -90,7 +98,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def table_capacity(self) -> Capacity:
         """Sizes of the tables of flows."""
-        return Capacity(self.capacity.flows, self.capacity.syns, self.capacity.fragments)
+        sizes = self.capacity
+        return Capacity(sizes.flows, sizes.syns, sizes.fragments, sizes.events)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,11 @@ def _check(path: Path, config: AgentConfig) -> None:
     if "." in config.pin_dir:
         raise ConfigError(
             f"{path}: pin_dir: the BPF file system refuses names with dots, got {config.pin_dir!r}"
+        )
+    if config.capacity.events & (config.capacity.events - 1):
+        raise ConfigError(
+            f"{path}: capacity.events: must be a power of two (bytes; 1048576 is 1 MiB), "
+            f"got {config.capacity.events}"
         )
     try:
         check_etcd(config.etcd)

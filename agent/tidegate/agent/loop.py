@@ -202,4 +202,5 @@ def _settings(config: AgentConfig) -> Settings:
         capacity=config.table_capacity(),
         gateways=config.gateways(),
         grace=config.grace_delay,
+        probe_tunnel=config.probe_tunnel,
     )

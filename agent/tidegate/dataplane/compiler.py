@@ -17,6 +17,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from importlib.resources import as_file, files
 from io import StringIO
@@ -26,7 +27,6 @@ from typing import Any, Final
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, TidegateError
 
 _INCLUDE: Final = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
-_XDP: Final = 6
 _LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
 _LOG_STATES, _LOG_SUMMARY = 1, 4
 
@@ -36,6 +36,13 @@ MOST_VERIFIED: Final = 150_000
 MOST_STACK: Final = 480
 """Bytes; the kernel's own limit is 512."""
 _WARNINGS: Final = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function")
+
+
+class Kind(IntEnum):
+    """Where a program runs: `enum bpf_prog_type` of include/uapi/linux/bpf.h."""
+
+    SCHED_CLS = 3
+    XDP = 6
 
 
 @dataclass(frozen=True)
@@ -189,8 +196,10 @@ def _captured() -> Iterator[StringIO]:
             messages.write(sink.read().decode(errors="replace"))
 
 
-def load(program: Program, maps: Mapping[str, int]) -> int:
+def load(program: Program, maps: Mapping[str, int], kind: Kind = Kind.XDP) -> int:
     """Loads a program over these maps (table name to descriptor) and returns its descriptor.
+
+    What tc runs (`SCHED_CLS`) has the limits of what the driver runs.
 
     Raises:
         CompileError: with the verifier's log; also for a program that it takes more work or stack
@@ -209,14 +218,14 @@ def load(program: Program, maps: Mapping[str, int]) -> int:
             struct.pack_into("<i", code, at + 4, maps[table])
     # The log of every state takes five times as long as the verification: it is asked for only
     # when there is something to explain.
-    fd, number, log = _load(program.name, bytes(code), _LOG_SUMMARY)
+    fd, number, log = _load(program.name, bytes(code), kind, _LOG_SUMMARY)
     if fd < 0 and number == errno.EPERM:
         raise CapabilityError(
             f"may not load BPF program {program.name}: run as root, or with CAP_BPF, CAP_NET_ADMIN "
             "and CAP_PERFMON"
         )
     if fd < 0:
-        _, number, log = _load(program.name, bytes(code), _LOG_STATES)
+        _, number, log = _load(program.name, bytes(code), kind, _LOG_STATES)
         raise _refused(program.name, number, log)
     effort = Effort.of(log)
     if effort.instructions > MOST_VERIFIED or effort.stack > MOST_STACK:
@@ -244,14 +253,14 @@ class Effort:
         return cls(int(processed[1]) if processed else 0, int(stack[1]) if stack else 0)
 
 
-def _load(name: str, code: bytes, log_level: int) -> tuple[int, int, str]:
+def _load(name: str, code: bytes, kind: Kind, log_level: int) -> tuple[int, int, str]:
     """Descriptor or -1, errno, and the verifier's log."""
     lib = _import_bcc().libbcc.lib
     instructions = ctypes.create_string_buffer(code, len(code))
     log = ctypes.create_string_buffer(1 << 20)
     with _captured():  # libbcc would print the log too
         fd: int = lib.bcc_prog_load(
-            *(_XDP, name.encode(), instructions, len(code), b"GPL", 0, log_level, log, len(log))
+            *(kind, name.encode(), instructions, len(code), b"GPL", 0, log_level, log, len(log))
         )
         number = ctypes.get_errno()
     return fd, number, log.value.decode(errors="replace")

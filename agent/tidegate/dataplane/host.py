@@ -18,6 +18,7 @@ from typing import Final, Literal
 from tidegate.dataplane import links, maps, programs
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.probes import Probes, detach_probes
 from tidegate.dataplane.proof import prove
 from tidegate.dataplane.publish import Publisher
 from tidegate.errors import CapabilityError, DataplaneError
@@ -30,6 +31,7 @@ _BPF_FS_MAGIC: Final = 0xCAFE4A11
 _MOUNT_POINT: Final = Path("/sys/fs/bpf")
 _PROGRAM: Final = "program"
 _NEXT: Final = "program-next"
+_PROBE_COUNTS: Final = "probe_counts"
 _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 Mode = Literal["native", "generic", "auto"]
@@ -43,6 +45,8 @@ class Settings:
         pins: folder on a BPF file system.
         mode: `auto` is native, or generic where the driver refuses native.
         grace: seconds for which a replaced table stays loaded.
+        probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
+            mark names (bpf/healthcheck.c at the interfaces' tc egress).
     """
 
     pins: Path
@@ -52,6 +56,7 @@ class Settings:
     capacity: maps.Capacity
     gateways: Gateways
     grace: float
+    probe_tunnel: bool = False
 
 
 class DataPlane:
@@ -79,7 +84,15 @@ class DataPlane:
         self._build: programs.Build | None = None
         self._program = -1
         self._ours = _pinned_programs(self._pins)
+        self._probes = self._load_probes() if settings.probe_tunnel else None
         self.serve(self.publisher.adopt())
+
+    def _load_probes(self) -> Probes:
+        """Built with every feature, so no change of documents needs another one."""
+        probes = Probes(self._default, self._maps)
+        (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
+        probes.pin_counters(self._pins / _PROBE_COUNTS)
+        return probes
 
     def serve(self, *generations: Generation) -> None:
         """Makes the program one that can do what these generations need, and nothing more.
@@ -155,11 +168,21 @@ class DataPlane:
                 if not self.modes and len(self._interfaces) == 1:
                     raise
                 continue
+            if interface not in self.modes:
+                self._take_over_egress(interface)
             self._attach(link)
             if self._links.get(interface) != link:
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
                 log.info("link %s", link)
+
+    def _take_over_egress(self, interface: str) -> None:
+        """Makes an interface's tc egress as the settings want it, whatever an agent before left."""
+        if self._probes is None:
+            detach_probes(interface)
+            return
+        self._probes.attach(interface)
+        log.info("probe_tunnel interface=%s", interface)
 
     def _attach(self, link: Link) -> None:
         """Attaches our program unless it is there. Somebody else's is never replaced."""
@@ -190,17 +213,20 @@ class DataPlane:
         """Closes descriptors; pins and attachments stay, so packets go on."""
         self.publisher.close()
         self._maps.close()
+        if self._probes is not None:
+            self._probes.close()
         os.close(self._program)
         os.close(self._lock)
 
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:
-    """Takes the program off these interfaces and removes the pins: the end of this data plane."""
+    """Takes the programs off these interfaces and removes the pins: the end of this data plane."""
     ours = _pinned_programs(pins)
     for interface in interfaces:
         there = programs.attached(interface)
         if there is not None and there.program_id in ours:
             programs.detach(interface, there.mode)
+        detach_probes(interface)
     for folder, _, names in os.walk(pins, topdown=False):
         for name in names:
             (Path(folder) / name).unlink()

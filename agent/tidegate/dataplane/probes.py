@@ -5,14 +5,13 @@ It sits at the tc egress of an interface, whatever XDP program that has, and sta
 object is closed. What a probe asks and what its answer means is not its business.
 """
 
-import ctypes
 import errno
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from pyroute2 import IPRoute
@@ -20,22 +19,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tidegate.dataplane import layout, maps
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import (
-    _LD_IMM64,
-    _PSEUDO_MAP_FD,
-    Program,
-    _captured,
-    _import_bcc,
-    _refused,
-    compile_program,
-)
-from tidegate.dataplane.programs import Build, _index
-from tidegate.dataplane.tunnel import Counted, create_map, named
+from tidegate.dataplane.compiler import Kind, compile_program, load
+from tidegate.dataplane.programs import Build, interface_index
+from tidegate.dataplane.tunnel import Counted, create_map, named, read_totals
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.decision import Reason
 from tidegate.model.features import ALL_FEATURES
 
-_SCHED_CLS: Final = 3
 _EGRESS: Final = 0xFFFFFFF3
 """The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
 _FILTER: Final = "tidegate-probes"
@@ -48,27 +38,6 @@ _ALL_PROTOCOLS: Final = 0x0003
 def probe_shapes() -> dict[str, maps.Shape]:
     """The map of bpf/healthcheck.c that the balancer does not have."""
     return {"probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason))}
-
-
-def _load_classifier(program: Program, fds: Mapping[str, int]) -> int:
-    """Loads a tc program over these maps and returns its descriptor."""
-    code = bytearray(program.code)
-    for at in range(0, len(code), 8):
-        if code[at] == _LD_IMM64 and code[at + 1] >> 4 == _PSEUDO_MAP_FD:
-            table = program.tables[struct.unpack_from("<i", code, at + 4)[0]]
-            struct.pack_into("<i", code, at + 4, fds[table])
-    lib = _import_bcc().libbcc.lib
-    instructions = ctypes.create_string_buffer(bytes(code), len(code))
-    log = ctypes.create_string_buffer(1 << 20)
-    with _captured():
-        fd: int = lib.bcc_prog_load(
-            *(_SCHED_CLS, program.name.encode(), instructions, len(code), b"GPL", 0, 1),
-            *(log, len(log)),
-        )
-        number = ctypes.get_errno()
-    if fd < 0:
-        raise _refused(program.name, number, log.value.decode(errors="replace"))
-    return fd
 
 
 class Probes(Counted):
@@ -95,7 +64,7 @@ class Probes(Counted):
         fds = {name: create_map(name, shape) for name, shape in probe_shapes().items()}
         template = maps.create_inner()
         try:
-            fd = _load_classifier(program, {**balancer, **fds, "inner": template})
+            fd = load(program, {**balancer, **fds, "inner": template}, Kind.SCHED_CLS)
         finally:
             os.close(template)
         super().__init__(fd, fds, "probe_counts", len(Reason))
@@ -110,7 +79,7 @@ class Probes(Counted):
             CapabilityError: not allowed.
         """
         with IPRoute() as netlink, _refusals(interface, "attach"):
-            index = _index(interface)
+            index = interface_index(interface)
             try:
                 netlink.tc("add", "clsact", index)
             except NetlinkError as error:
@@ -134,6 +103,15 @@ class Probes(Counted):
         return named(Reason, self._read())
 
 
+def read_probe_counters(path: Path) -> Counter[Reason]:
+    """The counters that a `Probes` pinned, as its own `counters` has them."""
+    fd = bpf.open_pin(str(path))
+    try:
+        return named(Reason, read_totals(fd, len(Reason)))
+    finally:
+        os.close(fd)
+
+
 def detach_probes(interface: str) -> None:
     """Takes bpf/healthcheck.c off an interface; nothing happens if it is not there.
 
@@ -142,7 +120,7 @@ def detach_probes(interface: str) -> None:
         CapabilityError: not allowed.
     """
     with IPRoute() as netlink, _refusals(interface, "detach"):
-        index = _index(interface)
+        index = interface_index(interface)
         try:
             netlink.tc(
                 "del-filter",

@@ -100,7 +100,7 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
         CapabilityError: not allowed.
     """
     with IPRoute() as netlink:
-        index = _index(interface)
+        index = interface_index(interface)
         try:
             netlink.link(
                 "set",
@@ -172,28 +172,24 @@ def attached(interface: str) -> Attachment | None:
         DataplaneError: there is no such interface.
     """
     with IPRoute() as netlink:
-        return attachment(netlink.link("get", index=_index(interface))[0])
+        return attachment(netlink.link("get", index=interface_index(interface))[0])
 
 
-def _index(interface: str) -> int:
+def interface_index(interface: str) -> int:
+    """The index of an interface of the current network namespace.
+
+    Raises:
+        DataplaneError: there is none of this name.
+    """
     try:
         return socket.if_nametoindex(interface)
     except OSError as error:
         raise DataplaneError(f"there is no interface {interface!r}") from error
 
 
-def attach_decap(interface: str) -> None:
-    """Puts bpf/decap.c on a backend's interface."""
-    _attach_plain("decap", interface)
-
-
 def attach_pass(interface: str) -> None:
     """Puts bpf/pass.c on an interface, so that a veth delivers what its peer sends by XDP_TX."""
-    _attach_plain("pass", interface)
-
-
-def _attach_plain(name: str, interface: str) -> None:
-    fd = load(compile_program(name), {})
+    fd = load(compile_program("pass"), {})
     try:
         attach(fd, interface, "native")
     finally:

@@ -65,10 +65,11 @@ class Counted:
         bpf.pin(self._fds[self._counts], str(path))
 
     def _read(self) -> list[int]:
-        return _read_counters(self._fds[self._counts], self._size)
+        return read_totals(self._fds[self._counts], self._size)
 
 
-def _read_counters(fd: int, size: int) -> list[int]:
+def read_totals(fd: int, size: int) -> list[int]:
+    """A per-CPU array of 64-bit counters, added up over the CPUs."""
     cpus = maps.cpu_count()
     _, values, count = bpf.map_items(fd, _U32, _U64 * cpus, size)
     totals = np.frombuffer(values, "<u8").reshape(count, cpus).sum(axis=1)
@@ -174,7 +175,7 @@ def read_counters(path: Path) -> Counter[Outcome]:
     """The counters that a `Decap` pinned."""
     fd = bpf.open_pin(str(path))
     try:
-        return named(Outcome, _read_counters(fd, len(Outcome)))
+        return named(Outcome, read_totals(fd, len(Outcome)))
     finally:
         os.close(fd)
 

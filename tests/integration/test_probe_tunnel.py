@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent puts the health-check tunnel on its interfaces, leaves it there, and takes it off."""
+
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from pyroute2 import IPRoute
+
+from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.probes import read_probe_counters
+from tidegate.lab import netns
+from tidegate.lab.agents import AgentProcess, config_path
+from tidegate.lab.control import Control, StatusWatch
+from tidegate.lab.plan import NIC, LabSpec
+from tidegate.lab.rack import Lab
+from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.decision import Reason
+from tidegate.spec.healthcheck import mark_of
+
+pytestmark = pytest.mark.root
+
+LB, BACKENDS = "lb1", ("b1", "b2")
+_EGRESS = 0xFFFFFFF3
+
+_ASK = """
+import socket, sys
+sock = socket.socket()
+sock.settimeout(3)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(sys.argv[2]))
+sock.connect((sys.argv[1], 80))
+sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+answer = b""
+while data := sock.recv(65536):
+    answer += data
+print(answer.partition(b"\\r\\n\\r\\n")[2].decode().strip())
+"""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=len(BACKENDS))) as built:
+        yield built
+
+
+def switch(lab: Lab, *, on: bool) -> None:
+    """Writes the key into the agent's file."""
+    path = config_path(lab.spec, LB)
+    lines = [line for line in path.read_text().splitlines() if "probe_tunnel" not in line]
+    path.write_text("\n".join([*(["probe_tunnel = true"] if on else []), *lines, ""]))
+
+
+def filters(lab: Lab) -> list[str]:
+    """Names of the tc programs at the load balancer's egress."""
+    with netns.entered(lab.node(LB).namespace), IPRoute() as netlink:
+        index = netlink.link_lookup(ifname=NIC)[0]
+        options = [
+            found.get_attr("TCA_OPTIONS")
+            for found in netlink.get_filters(index=index, parent=_EGRESS)
+        ]
+    return [each.get_attr("TCA_BPF_NAME") for each in options if each is not None]
+
+
+def owners(lab: Lab) -> dict[int, str]:
+    """Which backend answers a marked connection, for each id that has one."""
+    fd = bpf.open_pin(str(lab.spec.pin_dir(LB) / "backends"))
+    size = bpf.map_info(fd).value_size
+    _, values, count = bpf.map_items(fd, 4, size, MAX_BACKENDS)
+    ids = [i for i in range(count) if any(values[i * size : (i + 1) * size])]
+    return {
+        id_: lab.node(LB)
+        .run([sys.executable, "-c", _ASK, str(lab.vip4()), str(mark_of(id_))])
+        .stdout.strip()
+        for id_ in ids
+    }
+
+
+def started(agent: AgentProcess, times: int) -> None:
+    """Waits until the log tells of the agent's start for so many times."""
+    deadline = time.monotonic() + 30
+    while agent.log.read_text().count(" start version=") < times:
+        assert time.monotonic() < deadline, agent.tail(20)
+        time.sleep(0.05)
+
+
+def test_marked_connections_go_to_their_backend_while_the_key_says_so(lab: Lab) -> None:
+    """Through restarts and while the agent is away; off with the key, or with the data plane."""
+    control = Control(lab)
+    with StatusWatch(lab, LB) as status:
+        control.put("pools/web", {})
+        for name in BACKENDS:
+            control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
+        service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+        written = control.put("vips/web", service)
+        switch(lab, on=True)
+        agent = lab.start_agent(LB)
+        status.wait_applied(written.revision)
+
+        first = owners(lab)
+        assert sorted(first.values()) == list(BACKENDS)
+        assert all(owners(lab) == first for _ in range(3))
+        counts = read_probe_counters(lab.spec.pin_dir(LB) / "probe_counts")
+        assert set(counts) == {Reason.NONE}
+        assert counts[Reason.NONE] >= 4 * len(BACKENDS) * 4  # SYN, ACK, request, FIN at the least
+
+        agent.terminate()
+        assert owners(lab) == first
+        agent.restart()
+        started(agent, 2)
+        assert owners(lab) == first
+        assert filters(lab) == ["tidegate-probes"]
+
+        agent.terminate()
+        switch(lab, on=False)
+        agent.restart()
+        started(agent, 3)
+        assert filters(lab) == []
+
+        agent.terminate()
+        switch(lab, on=True)
+        agent.restart()
+        started(agent, 4)
+        assert filters(lab) == ["tidegate-probes"]
+        agent.terminate()
+        command = [sys.executable, "-m", "tidegate.cli.main", "agent", "remove"]
+        lab.node(LB).run([*command, "-c", str(config_path(lab.spec, LB))])
+        assert filters(lab) == []
+        assert not lab.spec.pin_dir(LB).exists()
