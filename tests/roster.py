@@ -31,12 +31,15 @@ def backend(
     weight: int = 100,
     state: BackendState = "active",
     pool: str = "web",
-    quic_server_id: bytes = b"",
+    **options: Any,
 ) -> Backend:
-    """A backend; its address is made from the number in its name unless given."""
+    """A backend; its address is made from the number in its name unless given.
+
+    The options are the other fields of Backend.
+    """
     number = int("".join(filter(str.isdigit, name)) or 0)
     where = ip_address(address or f"10.1.0.{number}")
-    return Backend(pool, name, where, weight, state, quic_server_id)
+    return Backend(pool, name, where, weight, state, **options)
 
 
 def desired(
@@ -61,7 +64,7 @@ def desired(
     )
 
 
-def web(*backends: Backend, delay: int = 300, window: int = 300) -> Desired:
+def web(*backends: Backend, delay: int = 300, window: int = 300, **options: Any) -> Desired:
     """Two TCP VIPs and a UDP one, all served by the pool `web`."""
     vips = [
         vip("web4", VIP4),
@@ -69,7 +72,7 @@ def web(*backends: Backend, delay: int = 300, window: int = 300) -> Desired:
         vip("dns4", VIP4, 53, "udp"),
         vip("dns6", VIP6, 53, "udp"),
     ]
-    return desired(vips, list(backends), delay=delay, window=window)
+    return desired(vips, list(backends), delay=delay, window=window, **options)
 
 
 def generations(*steps: Desired, now: int = 1000) -> list[Generation]:

@@ -14,6 +14,8 @@ from kernel import LINK
 from roster import backend, generations, web
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation
+from tidegate.model.values import BackendKey
+from tidegate.planner import plan
 from tidegate.spec import Result, State, Verdict, process
 
 pytestmark = pytest.mark.root
@@ -207,6 +209,24 @@ def test_drain_keeps_flows_and_takes_no_new_ones(both: Both) -> None:
     assert gone in first.values()
     assert {s: both.send(tcp("A", sport=s)).backend for s in first} == first
     assert all(both.send(tcp("S", sport=s)).backend != gone for s in range(50000, 50020))
+
+
+def test_a_drains_deadline_ends_the_flows_that_are_left(both: Both) -> None:
+    """Until then they stay; then they go elsewhere at once, with no change of any table."""
+    drained = web(
+        backend("b1"), backend("b2", state="drain", drain_deadline=1005), backend("b3"), window=0
+    )
+    before, after = generations(ROSTER4, drained)
+    both.install(before)
+    first = {s: both.send(tcp("A", sport=s)).backend for s in range(40000, 40020)}
+    both.install(after)
+    assert {s: both.send(tcp("A", sport=s)).backend for s in first} == first
+    both.install(plan(drained, after, 1005))
+    gone = after.backends[BackendKey("web", "b2")].identity.id
+    moved = {s: both.send(tcp("A", sport=s)).backend for s in first}
+    assert gone in first.values()
+    assert gone not in moved.values()
+    assert {s: b for s, b in first.items() if b != gone}.items() <= moved.items()
 
 
 @pytest.mark.parametrize("send", [lambda s: tcp("A", sport=s), lambda s: udp(sport=s)])

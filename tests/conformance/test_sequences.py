@@ -18,6 +18,7 @@ from tidegate.spec import process
 pytestmark = pytest.mark.root
 
 STATES = st.sampled_from(["active", "active", "active", "drain", "quarantine", "disabled"])
+MOMENTS = st.sampled_from([None, None, None, 1001, 1003])
 
 
 @st.composite
@@ -27,8 +28,10 @@ def rosters(draw: st.DrawFn) -> Desired:
     for number in draw(st.sets(st.integers(1, 6), min_size=1)):
         address = draw(st.sampled_from([f"10.1.0.{number}", f"10.2.0.{number}", f"fd01::{number}"]))
         weight = draw(st.sampled_from([0, 1, 50, 100]))
-        backends.append(backend(f"b{number}", address, weight=weight, state=draw(STATES)))
-    return web(*backends, delay=draw(st.sampled_from([0, 2])), window=draw(st.sampled_from([0, 3])))
+        times = {"starts_at": draw(MOMENTS), "drain_deadline": draw(MOMENTS)}
+        backends.append(backend(f"b{number}", address, weight=weight, state=draw(STATES), **times))
+    delay, window = draw(st.sampled_from([0, 2])), draw(st.sampled_from([0, 3]))
+    return web(*backends, delay=delay, window=window, slow_start=draw(st.sampled_from([0, 4])))
 
 
 def frames() -> st.SearchStrategy[bytes]:

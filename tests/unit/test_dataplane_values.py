@@ -5,6 +5,7 @@ from dataclasses import fields
 from importlib.resources import files
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -64,8 +65,14 @@ def every_option() -> Desired:
         deny=(ip_network("2001:db8:3::/48"),),
         flow_sampling=7,
     )
-    servers = [backend("b1", quic_server_id=b"12345678"), backend("b2", pool="canary")]
-    return desired([service], servers, encapsulation="gue", gue_port=6081, mtu=1400)
+    drain = {"state": "drain", "starts_at": 900, "drain_deadline": 2000}
+    servers = [
+        backend("b1", weight=7, quic_server_id=b"12345678", **drain),
+        backend("b2", pool="canary"),
+    ]
+    options = {"encapsulation": "gue", "gue_port": 6081, "mtu": 1400}
+    ramp = {"slow_start": 60, "slow_start_steps": 4, "max_removed_percent": 20}
+    return desired([service], servers, **options, **ramp)
 
 
 def test_the_header_of_enums_is_the_generated_one() -> None:
@@ -125,6 +132,10 @@ def test_the_ledger_tells_every_option() -> None:
     generation = plan(every_option(), NOTHING, 1000)
     for placed in generation.vips.values():
         assert all(getattr(placed.vip, f.name) != f.default for f in fields(Vip))
+    for in_pool in generation.pools.values():
+        assert all(getattr(in_pool.pool, f.name) != f.default for f in fields(Pool))
+    first = generation.backends[BackendKey("web", "b1")].backend
+    assert all(getattr(first, f.name) != f.default for f in fields(Backend))
     written = {
         place: ledger.decode(ledger.encode(place, record))
         for place, record in ledger.records(generation).items()
@@ -133,6 +144,19 @@ def test_the_ledger_tells_every_option() -> None:
     assert found.vips == generation.vips
     assert found.backends == generation.backends
     assert found.pools == {n: (p.identity, p.pool) for n, p in generation.pools.items()}
+
+
+def test_a_record_from_before_slow_start_is_read() -> None:
+    """Its state says what the backend did: an older agent's pins are adopted as they are."""
+    states = ("active", 50, True), ("drain", 0, True), ("quarantine", 0, False)
+    for state, weight, reachable in states:
+        old = ["backend", 1, "web", "b1", "10.1.0.1", 50, state, None, b""]
+        value = msgspec.msgpack.encode(old)
+        record = ledger.decode(len(value).to_bytes(2, "little") + value)
+        placed = ledger.contents({Place(Kind.BACKEND, 1): record}).backends[BackendKey("web", "b1")]
+        assert placed == PlacedBackend(
+            Identity(1, 1), backend("b1", weight=50, state=state), weight, reachable
+        )
 
 
 def test_the_longest_records_fit() -> None:
@@ -155,16 +179,20 @@ def test_the_longest_records_fit() -> None:
         flow_sampling=65536,
     )
     table = first_table(np.zeros(TABLE_SIZE, np.uint32), 1)
-    pool = Pool(LONG, big, big, "gue", 65535, 65535)
+    pool = Pool(LONG, big, big, "gue", 65535, 65535, 3600, 16, 100)
     key = BackendKey(LONG, LONG)
-    server = Backend(LONG, LONG, ip_address(longest), 65535, "quarantine", b"\xff" * 15)
+    server = Backend(
+        LONG, LONG, ip_address(longest), 65535, "quarantine", b"\xff" * 15, 2**40, 2**40
+    )
     generation = Generation(
         number=2**64 - 1,
         revision=2**63 - 1,
         digest="",
         vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst)},
         pools={LONG: PlacedPool(Identity(MAX_POOLS - 1, big), pool, table, b"")},
-        backends={key: PlacedBackend(Identity(MAX_BACKENDS - 1, big), server, 2**40)},
+        backends={
+            key: PlacedBackend(Identity(MAX_BACKENDS - 1, big), server, 65535, False, 2**40)  # noqa: FBT003 - reachable
+        },
     )
     records = ledger.records(generation)
     seed = "\N{OLD PERSIAN NUMBER HUNDRED}" * 128

@@ -191,3 +191,47 @@ def test_a_pools_options_arrive() -> None:
     options = {"encapsulation": "gue", "gue_port": 6081, "mtu": 1400}
     pool = check({"pools/web": options}).desired.pools["web"]
     assert (pool.encapsulation, pool.gue_port, pool.mtu) == ("gue", 6081, 1400)
+
+
+def _server(**options: object) -> Contents:
+    return WEB | {"pools/web/backends/a": {"address": "198.51.100.1"} | options}
+
+
+def test_times_of_a_backend_are_whole_seconds() -> None:
+    """A part of a second does not count, so that all hosts mean the same one."""
+    times = {"starts_at": "2026-01-31T12:00:00Z", "drain_deadline": "2026-01-31T12:00:00.999Z"}
+    (a,) = check(_server(state="drain", **times)).desired.backends.values()
+    assert (a.starts_at, a.drain_deadline) == (1_769_860_800, 1_769_860_800)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "reason"),
+    [
+        ({"starts_at": "2026-02-30T00:00:00Z"}, "starts_at", "no time: day is out of range"),
+        ({"starts_at": "tomorrow"}, "starts_at", "a time in UTC, such as 2026-01-31T12:00:00Z"),
+        ({"starts_at": "2026-01-31T12:00:00+01:00"}, "starts_at", "a time in UTC, such as"),
+        ({"drain_deadline": "2026-01-31T12:00:00Z"}, "drain_deadline", 'needs state "drain"'),
+        (
+            {"drain_deadline": "2026-01-31T12:00:00Z", "state": "disabled"},
+            "drain_deadline",
+            'needs state "drain"',
+        ),
+    ],
+)
+def test_a_bad_time_of_a_backend_is_refused(
+    options: dict[str, object], field: str, reason: str
+) -> None:
+    """The field is named, with what is wrong."""
+    validation = check(_server(**options))
+    assert refused(validation) == [("pools/web/backends/a", field, "schema")]
+    assert reason in validation.rejections[0].reason
+
+
+def test_the_slow_start_of_a_pool_arrives() -> None:
+    """With its own share of backends that one change may take away."""
+    options = {"slow_start": 60, "slow_start_steps": 4, "max_removed_percent": 10}
+    web = check(WEB | {"pools/web": options}).desired.pools["web"]
+    assert (web.slow_start, web.slow_start_steps, web.max_removed_percent) == (60, 4, 10)
+    for bad in ({"slow_start_steps": 1}, {"slow_start": -1}, {"max_removed_percent": 101}):
+        (field,) = bad
+        assert refused(check(WEB | {"pools/web": bad}))[0][1] == field

@@ -39,6 +39,7 @@ from tidegate.model.values import (
     SynLimit,
     Vip,
 )
+from tidegate.planner.effective import effect
 
 
 class Kind(IntEnum):
@@ -94,10 +95,16 @@ class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
     encapsulation: Encapsulation = "ipip"
     gue_port: int = 6080
     mtu: int | None = None
+    slow_start: int = 0
+    slow_start_steps: int = 8
+    max_removed_percent: int | None = None
 
 
 class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
-    """A backend in force or draining."""
+    """A backend in force or draining.
+
+    `effective_weight` and `reachable` are None in records from before slow start.
+    """
 
     incarnation: int
     pool: str
@@ -107,6 +114,10 @@ class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
     state: BackendState
     retire_at: int | None
     quic_server_id: bytes = b""
+    starts_at: int | None = None
+    drain_deadline: int | None = None
+    effective_weight: int | None = None
+    reachable: bool | None = None
 
 
 class FreedRecord(_Record, frozen=True, array_like=True, tag="freed"):
@@ -145,6 +156,9 @@ def records(generation: Generation) -> dict[Place, Record]:
             placed.pool.encapsulation,
             placed.pool.gue_port,
             placed.pool.mtu,
+            placed.pool.slow_start,
+            placed.pool.slow_start_steps,
+            placed.pool.max_removed_percent,
         )
     for backend in generation.backends.values():
         found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
@@ -219,7 +233,48 @@ def _backend_record(placed: PlacedBackend) -> BackendRecord:
         backend.state,
         placed.retire_at,
         backend.quic_server_id,
+        backend.starts_at,
+        backend.drain_deadline,
+        placed.weight,
+        placed.reachable,
     )
+
+
+def _placed_backend(id_: int, record: BackendRecord) -> PlacedBackend:
+    backend = Backend(
+        record.pool,
+        record.name,
+        ip_address(record.address),
+        record.weight,
+        record.state,
+        record.quic_server_id,
+        record.starts_at,
+        record.drain_deadline,
+    )
+    then = effect(backend, None, 0)  # of a record from before slow start: its state says it all
+    weight, reachable = record.effective_weight, record.reachable
+    return PlacedBackend(
+        Identity(id_, record.incarnation),
+        backend,
+        then.weight if weight is None else weight,
+        then.reachable if reachable is None else reachable,
+        record.retire_at,
+    )
+
+
+def _placed_pool(id_: int, record: PoolRecord) -> tuple[Identity, Pool]:
+    pool = Pool(
+        record.name,
+        record.deregistration_delay,
+        record.transition_window,
+        record.encapsulation,
+        record.gue_port,
+        record.mtu,
+        record.slow_start,
+        record.slow_start_steps,
+        record.max_removed_percent,
+    )
+    return Identity(id_, record.incarnation), pool
 
 
 class Contents(NamedTuple):
@@ -248,13 +303,11 @@ def contents(found: Mapping[Place, Record]) -> Contents:
                 vip = _vip(record, pool_names)
                 if vip is not None:
                     vips[vip.name] = PlacedVip(Identity(place.id, record.incarnation), vip)
-            case PoolRecord(incarnation, name, delay, window, encapsulation, gue_port, mtu):
-                pool = Pool(name, delay, window, encapsulation, gue_port, mtu)
-                pools[name] = (Identity(place.id, incarnation), pool)
-            case BackendRecord(incarnation, owner, name, address, weight, state, retire_at, quic):
-                backend = Backend(owner, name, ip_address(address), weight, state, quic)
-                identity = Identity(place.id, incarnation)
-                backends[backend.key] = PlacedBackend(identity, backend, retire_at)
+            case PoolRecord():
+                pools[record.name] = _placed_pool(place.id, record)
+            case BackendRecord():
+                backend = _placed_backend(place.id, record)
+                backends[backend.backend.key] = backend
             case FreedRecord(incarnation, at):
                 freed[place.kind][place.id] = Freed(incarnation, at)
     resting = FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND])

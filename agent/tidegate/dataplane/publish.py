@@ -38,7 +38,6 @@ from tidegate.model.generation import NOTHING, Generation, PlacedBackend, Placed
 from tidegate.model.values import Pool
 from tidegate.planner import confirm
 
-_UNREACHABLE_STATES: Final = ("quarantine", "disabled")
 _FOLLOWING: Final = ("vips", "prefixes", "routes", "quic_servers")
 """Maps whose content follows from a generation alone."""
 
@@ -199,7 +198,7 @@ class Publisher:
         selected = int(entry["selected"])
         if bytes(entry["endpoints"]["address"][selected]) != address:
             entry["endpoints"][1 - selected] = (address, backend.address.version)
-        entry["flags"] = layout.QUARANTINED if backend.state in _UNREACHABLE_STATES else 0
+        entry["flags"] = 0 if placed.reachable else layout.QUARANTINED
         if pool is not None:  # a draining backend may outlive its pool: it stays as it was
             entry["gue_port"], entry["mtu"] = _path(pool.pool)
 

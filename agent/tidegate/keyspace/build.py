@@ -10,6 +10,7 @@ from typing import Final
 
 from tidegate.keyspace.addresses import parse_address, parse_network, parse_service_network
 from tidegate.keyspace.decode import Fault
+from tidegate.keyspace.moments import parse_moment
 from tidegate.model.constants import MAX_VIP_ROUTES
 from tidegate.model.documents import BackendDocument, PoolDocument, VipDocument
 from tidegate.model.values import (
@@ -76,14 +77,21 @@ def build_pool(name: str, document: PoolDocument) -> Pool:
         document.encapsulation,
         document.gue_port,
         document.mtu,
+        document.slow_start,
+        document.slow_start_steps,
+        document.max_removed_percent,
     )
 
 
 def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | list[Fault]:
     """A backend of its document."""
     address = parse_address(document.address)
-    if isinstance(address, str):
-        return [_fault("address", f"address {address}")]
+    start, deadline = _time(document.starts_at), _time(document.drain_deadline)
+    if deadline is not None and document.state != "drain":
+        deadline = 'needs state "drain".'
+    if isinstance(address, str) or isinstance(start, str) or isinstance(deadline, str):
+        found = {"address": address, "starts_at": start, "drain_deadline": deadline}
+        return [_fault(f, f"{f} {what}") for f, what in found.items() if isinstance(what, str)]
     server_id = document.quic_server_id
     return Backend(
         owner.pool,
@@ -92,7 +100,13 @@ def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | lis
         document.weight,
         document.state,
         bytes.fromhex(server_id) if server_id else b"",
+        start,
+        deadline,
     )
+
+
+def _time(text: str | None) -> int | str | None:
+    return None if text is None else parse_moment(text)
 
 
 def _clients(

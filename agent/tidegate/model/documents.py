@@ -21,6 +21,7 @@ Name = Annotated[
 ]
 TIME_PATTERN: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$"
 Time = Annotated[str, Meta(pattern=TIME_PATTERN, description="Time in UTC as RFC 3339 writes it.")]
+Percent = Annotated[int, Meta(ge=0, le=100)]
 SERVER_ID_PATTERN: Final = r"^([0-9a-fA-F]{2}){1,15}$"
 BackendState = Literal["active", "drain", "quarantine", "disabled"]
 Protocol = Literal["tcp", "udp"]
@@ -209,6 +210,37 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=[1500],
         ),
     ] = None
+    slow_start: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "Seconds from a backend's `starts_at` until it has its full weight; 0 is at once."
+            ),
+            examples=[60],
+        ),
+    ] = 0
+    slow_start_steps: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=16,
+            description=(
+                "Equal steps in which the weight rises in that time, the first at its beginning "
+                "and the last at its end."
+            ),
+            examples=[8],
+        ),
+    ] = 8
+    max_removed_percent: Annotated[
+        Percent | None,
+        Meta(
+            description=(
+                "Percent of the serving backends that one change may take out of service; null is "
+                "what the agent's file says."
+            ),
+            examples=[50],
+        ),
+    ] = None
 
 
 class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -248,6 +280,26 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 "backend's of its pool. null is none."
             ),
             examples=["0a1b2c3d4e5f6071"],
+        ),
+    ] = None
+    starts_at: Annotated[
+        Time | None,
+        Meta(
+            description=(
+                "When it begins to serve (UTC, RFC 3339, in whole seconds, rounded down): no new "
+                "flows before, then its pool's `slow_start`. null is at once, with its full weight."
+            ),
+            examples=["2026-01-31T12:00:00Z"],
+        ),
+    ] = None
+    drain_deadline: Annotated[
+        Time | None,
+        Meta(
+            description=(
+                'Only with state "drain": when its flows must be gone (as `starts_at`). From then '
+                "they move, as with quarantine. null lets them end by themselves."
+            ),
+            examples=[None, "2026-01-31T12:30:00Z"],
         ),
     ] = None
 

@@ -85,15 +85,19 @@ class PlacedPool:
 
 @dataclass(frozen=True, slots=True)
 class PlacedBackend:
-    """A backend with its id.
+    """A backend with its id, and what it does at the generation's time.
 
     Attributes:
+        weight: its share of new flows now, as states and ramps have it; 0 takes none.
+        reachable: whether its flows still go to it.
         retire_at: None while its key exists; else the wall-clock second at which its
             deregistration delay ends.
     """
 
     identity: Identity
     backend: Backend
+    weight: int
+    reachable: bool
     retire_at: int | None = None
 
 

@@ -102,6 +102,8 @@ class Pool:
         transition_window: s.
         gue_port: UDP port of its backends; only GUE uses it.
         mtu: bytes of the outer packet; None is that of the link.
+        slow_start: s.
+        max_removed_percent: of the serving backends, by one change; None leaves it to the agent.
     """
 
     name: str
@@ -110,6 +112,9 @@ class Pool:
     encapsulation: Encapsulation = "ipip"
     gue_port: int = 6080
     mtu: int | None = None
+    slow_start: int = 0
+    slow_start_steps: int = 8
+    max_removed_percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Backend:
 
     Attributes:
         quic_server_id: its server id in QUIC connection ids; empty if it has none.
+        starts_at: wall-clock second from which it takes new flows; None is always.
+        drain_deadline: wall-clock second from which it keeps no flows; None is never.
     """
 
     pool: str
@@ -126,6 +133,8 @@ class Backend:
     weight: int
     state: BackendState
     quic_server_id: bytes = b""
+    starts_at: int | None = None
+    drain_deadline: int | None = None
 
     @property
     def key(self) -> BackendKey:

@@ -48,4 +48,5 @@ def generation_digest(
         backend = placed.backend
         if placed.retire_at is None:
             add("backend", *(getattr(backend, field.name) for field in fields(backend)))
+            add(placed.weight, placed.reachable)
     return state.hexdigest()

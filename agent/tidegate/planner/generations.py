@@ -8,7 +8,7 @@ history give out the same ones; nothing else may depend on it.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,11 +34,20 @@ from tidegate.model.generation import (
 )
 from tidegate.model.values import BackendKey, Desired, Pool, Vip
 from tidegate.planner.digest import generation_digest, table_digest
+from tidegate.planner.effective import Effect, effect, next_change
 from tidegate.planner.ids import Allocator
 from tidegate.planner.transition import first_table, next_table
 
 _Placed = TypeVar("_Placed", PlacedVip, PlacedPool, PlacedBackend)
 _Name = TypeVar("_Name", str, BackendKey)
+
+
+class _Owner(NamedTuple):
+    """All that a table depends on: who takes new flows, and how many."""
+
+    name: str
+    weight: int
+    id: int
 
 
 def plan(desired: Desired, previous: Generation, now: int) -> Generation:
@@ -47,7 +56,8 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
     Args:
         desired: validated documents of one revision.
         previous: the generation in force.
-        now: wall clock, s; drives deregistration delays, windows and id cooldowns.
+        now: wall clock, s; drives slow starts, deadlines, deregistration delays, windows and id
+            cooldowns.
 
     Returns:
         A generation with the next number, or with the number of `previous` if no packet could tell
@@ -96,10 +106,21 @@ def _check_capacity(vips: Iterable[Vip]) -> None:
 
 
 def next_moment(generation: Generation) -> int | None:
-    """The wall-clock second at which time alone changes this generation, or None."""
-    moments = [p.retire_at for p in generation.backends.values() if p.retire_at is not None]
-    for placed in generation.pools.values():
-        moments += [window.closes_at for window in placed.table.windows[1:]]
+    """The wall-clock second at which time alone changes this generation, or None.
+
+    It may have passed: what changes is told from what the generation holds, not from a clock.
+    """
+    moments: list[int] = []
+    for placed in generation.backends.values():
+        if placed.retire_at is not None:
+            moments.append(placed.retire_at)
+        if placed.backend.starts_at is not None or placed.backend.drain_deadline is not None:
+            pool = generation.pools.get(placed.backend.pool)
+            last = Effect(placed.weight, placed.reachable)
+            change = next_change(placed.backend, pool.pool if pool else None, last)
+            moments += [] if change is None else [change]
+    for in_pool in generation.pools.values():
+        moments += [window.closes_at for window in in_pool.table.windows[1:]]
     return min(moments, default=None)
 
 
@@ -117,7 +138,10 @@ def _place_backends(
     placed: dict[BackendKey, PlacedBackend] = {}
     for key in sorted(desired.backends):
         identity = before[key].identity if key in before else allocator.allocate()
-        placed[key] = PlacedBackend(identity, desired.backends[key])
+        backend = desired.backends[key]
+        placed[key] = PlacedBackend(
+            identity, backend, *effect(backend, desired.pools.get(key.pool), now)
+        )
     for key in before.keys() - desired.backends.keys():
         leaving = _leaving(before[key], previous.pools.get(key.pool), now)
         if leaving is not None:
@@ -128,12 +152,15 @@ def _place_backends(
 def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> PlacedBackend | None:
     """A backend without a key: it drains until its delay has passed, then it is gone."""
     backend = placed.backend
-    if placed.retire_at is not None:
-        return placed if placed.retire_at > now else None
-    delay = pool.pool.deregistration_delay if pool else 0
-    if delay == 0 or backend.state in ("quarantine", "disabled"):
+    retire_at = placed.retire_at
+    if retire_at is None:
+        delay = pool.pool.deregistration_delay if pool else 0
+        if delay == 0 or not placed.reachable:
+            return None
+        backend, retire_at = replace(backend, state="drain"), now + delay
+    if retire_at <= now:
         return None
-    return PlacedBackend(placed.identity, replace(backend, state="drain"), now + delay)
+    return PlacedBackend(placed.identity, backend, *effect(backend, None, now), retire_at)
 
 
 def _place_pools(
@@ -162,7 +189,7 @@ def _place_pools(
             current, digest = old.table.current, old.digest
         else:
             current = _current(here)
-            digest = table_digest(current, [p.identity.id for p in here])
+            digest = table_digest(current, [owner.id for owner in here])
         if old is None:
             identity, table = allocator.allocate(), first_table(current, number)
         else:
@@ -173,22 +200,22 @@ def _place_pools(
     return placed
 
 
-def _serving(backends: Mapping[BackendKey, PlacedBackend]) -> defaultdict[str, list[PlacedBackend]]:
+def _serving(backends: Mapping[BackendKey, PlacedBackend]) -> defaultdict[str, list[_Owner]]:
     """The backends of each pool that take new flows, in the order of their names."""
-    serving: defaultdict[str, list[PlacedBackend]] = defaultdict(list)
+    serving: defaultdict[str, list[_Owner]] = defaultdict(list)
     for key in sorted(backends):
-        backend = backends[key].backend
-        if backend.state == "active" and backend.weight > 0:
-            serving[key.pool].append(backends[key])
+        placed = backends[key]
+        if placed.weight > 0:
+            serving[key.pool].append(_Owner(key.name, placed.weight, placed.identity.id))
     return serving
 
 
-def _current(serving: list[PlacedBackend]) -> Slots:
+def _current(serving: list[_Owner]) -> Slots:
     """A Maglev table of ids."""
     if not serving:
         return np.zeros(TABLE_SIZE, np.uint32)
-    ids = np.array([placed.identity.id for placed in serving], np.uint32)
-    return ids[maglev.build([(p.backend.name, p.backend.weight) for p in serving], TABLE_SIZE)]
+    ids = np.array([owner.id for owner in serving], np.uint32)
+    return ids[maglev.build([(o.name, o.weight) for o in serving], TABLE_SIZE)]
 
 
 def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> dict[str, PlacedVip]:
@@ -247,7 +274,7 @@ def confirm(found: Generation) -> Generation:
     return replace(found, pools=pools, digest=digest)
 
 
-def _digest_if_built(current: Slots, serving: list[PlacedBackend]) -> bytes:
+def _digest_if_built(current: Slots, serving: list[_Owner]) -> bytes:
     if not np.array_equal(current, _current(serving)):
         return b""
-    return table_digest(current, [placed.identity.id for placed in serving])
+    return table_digest(current, [owner.id for owner in serving])

@@ -43,6 +43,8 @@ def next_table(
     Returns:
         The next table, or `before` itself if nothing differs.
     """
+    if current is before.current and len(before.windows) == 1:
+        return before  # nobody is a fallback, so nothing can differ
     changed = current != before.current
     is_open = np.array([w.closes_at > now for w in before.windows], bool)
     in_window = is_open[before.window]

@@ -219,7 +219,7 @@ class State:
             backends[identity.id] = BackendEntry(
                 identity.incarnation,
                 backend.address,
-                backend.state in ("quarantine", "disabled"),
+                not placed.reachable,
                 gue_port,
                 mtu,
             )

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend does at a moment: its weight, and whether its flows still reach it.
+
+A pure function of the documents and of the time in whole seconds, without any history. So every
+host comes to the same weights at the same moments, also one that starts in the middle of a ramp.
+
+* A backend that starts at S takes no new flows before S. Its pool's slow start of L seconds has N
+  steps: step k (from 0) begins at S + k L / (N - 1), rounded up to a second, and gives (k + 1) / N
+  of the weight, rounded down but at least 1. So the first step is at S, and the last, which is the
+  full weight, at S + L.
+* A backend that drains with a deadline keeps its flows until the deadline.
+
+Health verdicts will come in here, as one more reason for weight 0 or for being unreachable.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from tidegate.model.documents import BackendState
+from tidegate.model.values import Backend, Pool
+
+UNREACHABLE: Final[tuple[BackendState, ...]] = ("quarantine", "disabled")
+
+
+class Effect(NamedTuple):
+    """What a backend does at one moment."""
+
+    weight: int
+    """Its share of new flows; 0 takes none."""
+    reachable: bool
+    """Whether its flows go to it."""
+
+
+def effect(backend: Backend, pool: Pool | None, now: int) -> Effect:
+    """What a backend does.
+
+    Args:
+        backend: its document.
+        pool: its pool, which has the slow start; None if it has gone before the backend.
+        now: wall clock, s.
+    """
+    deadline = backend.drain_deadline
+    expired = backend.state == "drain" and deadline is not None and now >= deadline
+    reachable = backend.state not in UNREACHABLE and not expired
+    return Effect(_weight(backend, pool, now) if backend.state == "active" else 0, reachable)
+
+
+def next_change(backend: Backend, pool: Pool | None, last: Effect) -> int | None:
+    """The first moment at which time alone gives another effect than the last one, or None."""
+    for moment in _moments(backend, pool):
+        new = effect(backend, pool, moment)
+        # Time only ever adds weight, and only ever takes flows away.
+        if new.weight > last.weight or new.reachable < last.reachable:
+            return moment
+    return None
+
+
+def _moments(backend: Backend, pool: Pool | None) -> Iterator[int]:
+    """Everything that may change at a moment, in order."""
+    if backend.state == "active" and backend.starts_at is not None:
+        yield from (moment for moment, _ in _steps(backend.starts_at, pool))
+    elif backend.state == "drain" and backend.drain_deadline is not None:
+        yield backend.drain_deadline
+
+
+def _weight(backend: Backend, pool: Pool | None, now: int) -> int:
+    full = backend.weight
+    if backend.starts_at is None or full == 0:
+        return full
+    reached = [part for moment, part in _steps(backend.starts_at, pool) if moment <= now]
+    if not reached:
+        return 0
+    done, steps = reached[-1]
+    return max(1, full * done // steps)
+
+
+def _steps(start: int, pool: Pool | None) -> list[tuple[int, tuple[int, int]]]:
+    """Moments of a ramp, each with the share of the weight that it gives, as a fraction."""
+    if pool is None or pool.slow_start == 0:
+        return [(start, (1, 1))]
+    length, steps = pool.slow_start, pool.slow_start_steps
+    return [(start - (-k * length // (steps - 1)), (k + 1, steps)) for k in range(steps)]
