@@ -124,11 +124,11 @@ def test_every_refused_document_is_said(files: Files, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[]", "is not a JSON object"),
-        ("{", "is not a JSON object"),
-        ('{"pools/web": {}, "pools/web": {}}', "more than once: pools/web"),
-        (b"\xff", "is not a JSON object"),
-        ("[" * 100_000, "is not a JSON object"),
+        ("[]", "k.json:1: The file holds something else than a JSON object"),
+        ("{\n", "k.json:2: The file is not valid JSON"),
+        ('{"pools/web": {}, "pools/web": {}}', "pools/web: The key is there more than once"),
+        (b"\xff", "The file is not UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
     ],
     ids=["array", "cut", "twice", "not UTF-8", "deep"],
 )

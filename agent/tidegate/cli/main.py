@@ -17,6 +17,7 @@ from tidegate.errors import TidegateError
 _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
     "lab": "a rack in network namespaces, to try things on",
+    "validate": "check files of documents",
     "simulate": "what would the balancer do with this capture",
     "demo": "show on real packets that no connection is lost",
 }

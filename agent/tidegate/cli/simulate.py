@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from tidegate.dataplane.programs import Build
     from tidegate.model.generation import Generation
-    from tidegate.model.values import Desired, Rejection
     from tidegate.spec import Link
     from tidegate.spec.simulation import Outcome
 
@@ -141,15 +140,19 @@ def _network6(text: str) -> IPv6Network:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from tidegate.keyspace import files  # noqa: PLC0415 - `tidegate --help` does without
     from tidegate.model.generation import NOTHING  # noqa: PLC0415 - takes numpy
     from tidegate.planner import plan  # noqa: PLC0415
 
     # So that maps and pins are removed also when a time limit ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    desired, rejections = read_keys(options.keys)
-    if rejections:
-        for rejection in rejections:
-            print(f"{options.keys}: {rejection}", file=sys.stderr)
+    documents = files.read([options.keys])
+    if documents.faults:  # no object from key to document
+        raise ConfigError("; ".join(map(str, documents.faults)))
+    desired, faults = documents.check()
+    if faults:
+        for fault in faults:
+            print(fault, file=sys.stderr)
         return _REFUSED
     generation = plan(desired, NOTHING, int(time.time()))
     try:
@@ -159,51 +162,6 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def read_keys(path: Path) -> "tuple[Desired, tuple[Rejection, ...]]":
-    """What a file of documents asks for, and everything in it that is refused.
-
-    The documents count as written one after another, in the order of the file.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not a JSON object of distinct keys.
-    """
-    import msgspec  # noqa: PLC0415 - `tidegate --help` does without
-
-    from tidegate.keyspace.validate import validate  # noqa: PLC0415
-    from tidegate.model.values import EMPTY, Document, Snapshot  # noqa: PLC0415
-
-    try:
-        text = path.read_bytes()
-        found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        twice = _repeated(text)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is not a JSON object from key to document, such as "
-            f'{{"pools/web": {{}}}}: {error}'
-        ) from error
-    if twice:
-        raise ConfigError(f"{path} has these keys more than once: {', '.join(twice)}")
-    documents = {
-        key: Document(bytes(value), number, number)
-        for number, (key, value) in enumerate(found.items(), 1)
-    }
-    return validate(Snapshot(len(documents), documents), EMPTY)
-
-
-def _repeated(text: bytes) -> list[str]:
-    """The keys that an object has more than once."""
-    pairs: list[tuple[str, Any]] = []
-
-    def note(found: list[tuple[str, Any]]) -> None:
-        pairs[:] = found  # the outermost object is noted last
-
-    json.loads(text, object_pairs_hook=note)
-    counts = Counter(key for key, _ in pairs)
-    return [key for key, count in counts.items() if count > 1]
 
 
 def _engine(
