@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a Maglev table takes to build, here and in the ways that were not chosen.
 
-Run it with `./dev bench tests/bench/bench_maglev.py`. Every way builds the same table, which is
+Run it with `./dev bench maglev`. Every way builds the same table, which is
 checked before it is timed; all are timed in one run on one machine, so their ratios hold where the
 milliseconds do not. numba is measured if the interpreter has it; it is no dependency of Tidegate.
 """

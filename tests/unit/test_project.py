@@ -91,7 +91,7 @@ def test_every_dependency_has_its_reason() -> None:
     """docs/dependencies.md speaks of each dependency and each Debian package by name."""
     reasons = (ROOT / "docs/dependencies.md").read_text()
     python = re.findall(r'^  "([a-z0-9-]+)[>=<]', pyproject(), re.MULTILINE)
-    block = (ROOT / "dev").read_text().split("PACKAGES = (")[1].split(")")[0]
+    block = (ROOT / "dev").read_text().split("PACKAGES = (")[1].split("\n)")[0]
     debian = re.findall(r'"([a-z0-9-]+)"', block)
     assert [each for each in python + debian if f"`{each}`" not in reasons] == []
 
