@@ -211,6 +211,7 @@ class Steering:
     """What the keys beside the releases tell a host, at one revision.
 
     Attributes:
+        pointer: track whose key named the release; empty if the agent's file did.
         freeze: why nothing may change; empty if it may.
         overrides: by name, those that have expired too: what holds now is the clock's to say.
         rejections: documents that are refused; keys are relative to the fleet.
@@ -219,6 +220,7 @@ class Steering:
     revision: int
     track: str
     release: str
+    pointer: str = ""
     freeze: str = ""
     overrides: tuple[Override, ...] = ()
     rejections: tuple[Rejection, ...] = ()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the keys beside the releases to what one host shall do: its release, freezes, overrides.
+
+A pure function of the keys and of what was last accepted: no I/O, no clock. The rules:
+
+* A host's track is that of its `hosts` key, else that of the agent's file, else `stable`. The
+  track's key names the release.
+* Without a key of its own, `stable` stands for the release of the agent's file (`live`), and so
+  does every track while a fleet uses neither `tracks` nor this host's key: who does not want tracks
+  need not know of them.
+* Any other track without a key is refused, and the host stays on the release that it has. So is a
+  track whose key was there and has vanished, `stable` too: a deleted pointer must not send hosts to
+  a release that nobody has looked after for months.
+* A broken document leaves the last good one of its key in force. After a restart none is known but
+  the release in force and the track that named it (they are kept with the tables), so those stay.
+* A host refuses what concerns it: a broken key of another track is no reason to be degraded here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from tidegate.keyspace.decode import Fault, decode, shortened
+from tidegate.keyspace.moments import parse_moment
+from tidegate.keyspace.paths import (
+    DEFAULT_TRACK,
+    FLEET_KEY,
+    NAME_RULE,
+    OVERRIDES_PREFIX,
+    TRACKS_PREFIX,
+    host_key,
+    is_name,
+    track_key,
+)
+from tidegate.model.steering import FleetDocument, HostDocument, OverrideDocument, TrackDocument
+from tidegate.model.values import Override, Rejection, Snapshot, Stage, Steering
+
+S = TypeVar("S", bound=Struct)
+
+
+class Me(NamedTuple):
+    """Which host it is about, and what its agent's file says.
+
+    Attributes:
+        track: None if the file names none.
+        release: followed where no track names one.
+    """
+
+    host: str
+    track: str | None
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What was last accepted: where a broken document's last good value comes from.
+
+    Attributes:
+        release: last release that was followed; empty if none was.
+        pointer: track whose key named it; empty if none did.
+    """
+
+    release: str = ""
+    pointer: str = ""
+    host: HostDocument | None = None
+    fleet: FleetDocument | None = None
+    tracks: Mapping[str, TrackDocument] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one pass has found so far."""
+
+    snapshot: Snapshot
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
+        document = self.snapshot.documents.get(key)
+        revision = self.snapshot.revision if document is None else document.mod_revision
+        self.rejections.append(Rejection(shortened(key), place, reason, stage, revision))
+
+    def reject_all(self, key: str, faults: list[Fault]) -> None:
+        for place, reason, stage in faults:
+            self.reject(key, place, reason, stage)
+
+    def read(self, key: str, kind: type[S], last: S | None) -> S | None:
+        """The document of a key; the last good one if it is broken, and None if there is none."""
+        document = self.snapshot.documents.get(key)
+        if document is None:
+            return None
+        found = decode(document.value, kind)
+        if isinstance(found, list):
+            self.reject_all(key, found)
+            return last
+        return found
+
+    def names(self, prefix: str) -> list[str]:
+        """The names below a prefix, in order; keys that are none of Tidegate's are refused."""
+        names = []
+        for key in sorted(self.snapshot.documents):
+            if key.startswith(prefix):
+                name = key[len(prefix) :]
+                if is_name(name):
+                    names.append(name)
+                else:
+                    reason = f"The key holds what is not a name: {NAME_RULE}."
+                    self.reject(key, "", reason, "schema")
+        return names
+
+
+def steer(snapshot: Snapshot, me: Me, last: Accepted) -> tuple[Steering, Accepted]:
+    """What the keys tell this host, and what to hand in the next time.
+
+    Args:
+        snapshot: `tracks/`, the host's own key, `fleet` and `overrides/`, relative to the fleet.
+        me: the host.
+        last: what was accepted the last time; at the start, the release in force if one is known.
+    """
+    work = _Work(snapshot)
+    host = work.read(host_key(me.host), HostDocument, last.host)
+    if host is None and host_key(me.host) in snapshot.documents and last.pointer:
+        host = HostDocument(track=last.pointer)  # broken since the start
+    fleet = work.read(FLEET_KEY, FleetDocument, last.fleet)
+    tracks = _tracks(snapshot, work, last)
+    overrides = _overrides(work, last)
+    track = (host.track if host else None) or me.track or DEFAULT_TRACK
+    document = work.read(track_key(track), TrackDocument, last.tracks.get(track))
+    if document is not None:
+        release, pointer = document.release, track
+    else:
+        release, pointer = _without_key(work, me, track, last)
+    accepted = Accepted(release, pointer, host, fleet, tracks, overrides)
+    steering = Steering(
+        revision=snapshot.revision,
+        track=track,
+        release=release,
+        pointer=pointer,
+        freeze=_freeze(me.host, host, fleet),
+        overrides=tuple(overrides[name] for name in sorted(overrides)),
+        rejections=tuple(sorted(work.rejections, key=lambda r: (r.key, r.field, r.reason))),
+    )
+    return steering, accepted
+
+
+def _tracks(snapshot: Snapshot, work: _Work, last: Accepted) -> dict[str, TrackDocument]:
+    """The good documents of all tracks, those of others without a word on broken ones."""
+    found: dict[str, TrackDocument] = {}
+    for name in work.names(TRACKS_PREFIX):
+        document = decode(snapshot.documents[track_key(name)].value, TrackDocument)
+        if isinstance(document, TrackDocument):
+            found[name] = document
+        elif name in last.tracks:
+            found[name] = last.tracks[name]
+    return found
+
+
+def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
+    found: dict[str, Override] = {}
+    for name in work.names(OVERRIDES_PREFIX):
+        key = f"{OVERRIDES_PREFIX}{name}"
+        document = work.read(key, OverrideDocument, None)
+        expires_at = parse_moment(document.expires_at) if document else None
+        if isinstance(expires_at, str):
+            work.reject(key, "expires_at", f"expires_at {expires_at}", "schema")
+        if document is not None and isinstance(expires_at, int):
+            found[name] = Override(name, document.guard, document.pool, expires_at)
+        elif name in last.overrides:
+            found[name] = last.overrides[name]
+    return found
+
+
+def _without_key(work: _Work, me: Me, track: str, last: Accepted) -> tuple[str, str]:
+    """The release of a track without a usable key, and the track that named it."""
+    key = track_key(track)
+    stay = last.release or me.release, last.pointer
+    if key in work.snapshot.documents:
+        return stay  # broken, and refused already
+    if last.pointer == track:
+        if last.release != me.release:
+            reason = (
+                f"The key has vanished, and the host is on this track; it stays on the release "
+                f"{last.release}. To let it go back, write the key with the release {me.release}."
+            )
+            work.reject(key, "", reason, "reference")
+            return stay
+        return me.release, ""
+    if track == DEFAULT_TRACK or not _uses_tracks(work.snapshot, me):
+        return me.release, ""
+    reason = (
+        f"The host is on the track {track}, which has no key; it stays on the release {stay[0]}. "
+        "Write the key, or put the host on another track."
+    )
+    work.reject(key, "", reason, "reference")
+    return stay
+
+
+def _uses_tracks(snapshot: Snapshot, me: Me) -> bool:
+    keys = snapshot.documents
+    return host_key(me.host) in keys or any(key.startswith(TRACKS_PREFIX) for key in keys)
+
+
+def _freeze(name: str, host: HostDocument | None, fleet: FleetDocument | None) -> str:
+    """Why nothing may change; empty if it may."""
+    orders = ((f"{host_key(name)} freezes this host", host), (f"{FLEET_KEY} freezes all", fleet))
+    return "; ".join(
+        f"{order}: {document.reason}" if document.reason else order
+        for order, document in orders
+        if document is not None and document.freeze
+    )
