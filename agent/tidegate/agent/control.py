@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tidegate.dataplane.host import DataPlane
 from tidegate.errors import CompileError, DataplaneError, GenerationRefused
+from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Rejection, Snapshot, Stage
@@ -52,6 +53,7 @@ class Control:
         self._publisher = publisher = plane.publisher
         self._clock = clock
         self._snapshot: Snapshot | None = None
+        self._memo = Memo()
         self._last_good = in_force_as_desired(publisher.in_force)
         self.allow_empty = allow_empty
         self.outcome = Outcome(publisher.in_force.revision)
@@ -69,7 +71,7 @@ class Control:
         """One change from end to end; never raises for what a document or the kernel refuses."""
         desired, rejections = self._last_good, self.outcome.rejections
         if self._snapshot is not None:
-            validation = validate(self._snapshot, self._last_good)
+            validation = validate(self._snapshot, self._last_good, self._memo)
             desired, rejections = validation.desired, validation.rejections
         refused: tuple[Rejection, ...] = ()
         if not self.allow_empty:
