@@ -31,15 +31,24 @@ class EtcdServer:
 
     Attributes:
         endpoint: host:port for clients; the same after a restart.
-        extra: more arguments for etcd.
+        extra: more arguments for etcd; of two that contradict each other, etcd takes the last.
+        name: of the member.
+        peer: URL for other members.
+        data: folder of the data.
+        folder: of programs, with etcd and etcdctl in it; Debian's by default.
     """
 
-    def __init__(self, *extra: str, scheme: str = "http") -> None:
+    def __init__(
+        self, *extra: str, scheme: str = "http", name: str = "t", folder: str = "/usr/bin"
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-etcd-"))
         self.endpoint = f"127.0.0.1:{free_port()}"
         self.extra = list(extra)
+        self.name = name
+        self.peer = f"http://127.0.0.1:{free_port()}"
+        self.data = self._folder / "data"
+        self.folder = folder
         self._scheme = scheme
-        self._peer = f"http://127.0.0.1:{free_port()}"
         self._metrics = f"127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -67,17 +76,22 @@ class EtcdServer:
 
     def start(self, *, wait: float = 15.0) -> None:
         """Start etcd and wait up to `wait` seconds until it says that it is healthy."""
+        self.launch()
+        self.wait_until_healthy(wait)
+
+    def launch(self) -> None:
+        """Start etcd, and do not wait for it: a member is not healthy before most of them are."""
         assert self._process is None, "etcd is running"
         client = f"{self._scheme}://{self.endpoint}"
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    "etcd",
-                    *("--name", "t", "--data-dir", str(self._folder / "data")),
+                    f"{self.folder}/etcd",
+                    *("--name", self.name, "--data-dir", str(self.data)),
                     *("--listen-client-urls", client, "--advertise-client-urls", client),
-                    *("--listen-peer-urls", self._peer),
-                    *("--initial-advertise-peer-urls", self._peer),
-                    *("--initial-cluster", f"t={self._peer}"),
+                    *("--listen-peer-urls", self.peer),
+                    *("--initial-advertise-peer-urls", self.peer),
+                    *("--initial-cluster", f"{self.name}={self.peer}"),
                     *("--listen-metrics-urls", f"http://{self._metrics}"),
                     # One member needs no time to find a leader; the default is a second.
                     *("--heartbeat-interval", "10", "--election-timeout", "100"),
@@ -88,8 +102,12 @@ class EtcdServer:
                 stdout=log,
                 stderr=log,
             )
+
+    def wait_until_healthy(self, wait: float = 15.0) -> None:
+        """Wait up to `wait` seconds until etcd says that it is healthy."""
         deadline = time.monotonic() + wait
         while not self._healthy():
+            assert self._process is not None, "etcd is not running"
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"etcd did not get healthy:\n{self.log()}")
             time.sleep(0.02)  # its health endpoint can only be asked again
@@ -117,7 +135,7 @@ class EtcdServer:
     def wipe(self) -> None:
         """Delete the data of an etcd that is not running."""
         assert self._process is None, "etcd is running"
-        shutil.rmtree(self._folder / "data")
+        shutil.rmtree(self.data)
 
     def close(self) -> None:
         """Kill etcd and delete its folder."""
@@ -127,7 +145,7 @@ class EtcdServer:
     def ctl(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run etcdctl against this server and return what it printed."""
         done = subprocess.run(
-            ["etcdctl", f"--endpoints={self._scheme}://{self.endpoint}", *arguments],
+            [f"{self.folder}/etcdctl", f"--endpoints={self._scheme}://{self.endpoint}", *arguments],
             env={**os.environ, "ETCDCTL_API": "3"},
             input=stdin,
             capture_output=True,

@@ -78,8 +78,15 @@ class Watch(WatchLoop):
             read_prefix, self._etcd, self._prefix, self._settings.page_size, self._stop.is_set
         )
         documents, history = self._retry(read)
-        if self._history is not None and history.follows(self._history):
-            self._report_lost(documents)
+        if self._history is not None:
+            if history.follows(self._history) and history.revision >= self._next - 1:
+                self._report_lost(documents)
+            else:
+                log.warning(
+                    "etcd has another history than before (revision %d, and it was %d): it was "
+                    "restored from a backup, or replaced; the documents are read anew",
+                    *(history.revision, self._next - 1),
+                )
         self._documents = documents
         self._history = history
         self._next = history.revision + 1
