@@ -18,6 +18,7 @@ _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
     "lab": "a rack in network namespaces, to try things on",
     "validate": "check files of documents",
+    "decap": "a backend's end of the tunnel",
     "simulate": "what would the balancer do with this capture",
     "demo": "show on real packets that no connection is lost",
 }

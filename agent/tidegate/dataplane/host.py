@@ -234,7 +234,12 @@ def remove(pins: Path, interfaces: Sequence[str]) -> None:
 
 
 def make_folder(pins: Path) -> None:
-    """Makes the folder of the pins, and mounts the BPF file system if it is missing.
+    """Makes the folder of a data plane's pins; raises as `make_pins` does."""
+    make_pins(pins / "tables")
+
+
+def make_pins(pins: Path) -> None:
+    """Makes a folder for pins, and mounts the BPF file system if it is missing.
 
     Raises:
         CapabilityError: it cannot be made there.
@@ -247,7 +252,7 @@ def make_folder(pins: Path) -> None:
             )
         _mount()
     try:
-        (pins / "tables").mkdir(mode=0o700, parents=True, exist_ok=True)
+        pins.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CapabilityError(
             f"cannot create {pins}: {error.strerror}. Run as root, or give the folder to the "

@@ -115,7 +115,8 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
             raise DataplaneError(
                 f"{interface} refused the XDP program in {mode} mode: {os.strerror(error.code)}"
                 + (
-                    '. If its driver has no XDP, allow xdp_mode = "generic" in the agent\'s file'
+                    ". If its driver has no XDP, allow generic mode: xdp_mode in the agent's file, "
+                    "--mode of tidegate decap"
                     if mode == "native"
                     else ""
                 )

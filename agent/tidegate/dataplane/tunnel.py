@@ -30,6 +30,8 @@ _ADDRESS_BYTES: Final = 20
 
 _MOST_ADDRESSES: Final = 256
 _MOST_SOURCES: Final = 256
+PORT_SHAPE: Final = maps.Shape(bpf.ARRAY, _U32, _U32, 1)
+"""Of a map that no program reads: which GUE port the program beside it was built for."""
 _YES: Final = (1).to_bytes(_U32, "little")
 
 
@@ -142,6 +144,11 @@ class Decap(Counted):
     def attach(self, interface: str, mode: programs.XdpMode = "native") -> None:
         """Puts it on an interface of the current network namespace; raises as `programs.attach`."""
         programs.attach(self.program, interface, mode)
+
+    def pin(self, folder: Path) -> None:
+        """Pins the maps under their names, for another process to read."""
+        for name, fd in self._fds.items():
+            bpf.pin(fd, str(folder / name))
 
     def counters(self) -> Counter[Outcome]:
         """Tunnel packets by what became of them."""
