@@ -22,6 +22,7 @@ from tidegate.keyspace.etcd3_loader import load
 from tidegate.keyspace.failures import CallFailed, Verdict, from_rpc
 from tidegate.keyspace.paths import KeyRange
 from tidegate.keyspace.settings import EtcdSettings, check, targets
+from tidegate.keyspace.transaction import Write
 
 T = TypeVar("T")
 
@@ -102,6 +103,34 @@ class Etcd:
         """Write a key, under a lease unless that is 0."""
         request = self.messages.PutRequest(key=key, value=value, lease=lease)
         self._unary(f"write {key.decode()}", lambda client: client.kvstub.Put, request)
+
+    def commit(self, writes: Sequence[Write]) -> Message:
+        """Make all writes if every key is as expected; else read the keys. One transaction."""
+        messages = self.messages
+        compares, success, failure = [], [], []
+        for write in writes:
+            key = write.key.encode()
+            compares.append(
+                messages.Compare(
+                    key=key,
+                    target=messages.Compare.MOD,
+                    result=messages.Compare.EQUAL,
+                    mod_revision=write.expected,
+                )
+            )
+            failure.append(messages.RequestOp(request_range=messages.RangeRequest(key=key)))
+            if write.value is None:
+                delete = messages.DeleteRangeRequest(key=key)
+                success.append(messages.RequestOp(request_delete_range=delete))
+            else:
+                put = messages.PutRequest(key=key, value=write.value)
+                success.append(messages.RequestOp(request_put=put))
+        request = messages.TxnRequest(compare=compares, success=success, failure=failure)
+        return self._unary(
+            f"write {', '.join(write.key for write in writes[:3])}",
+            lambda client: client.kvstub.Txn,
+            request,
+        )
 
     def grant(self, ttl: int) -> int:
         """Get a lease of `ttl` seconds and return its id."""
