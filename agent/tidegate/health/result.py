@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one probe found out."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Code: TypeAlias = Literal[
+    "passed",
+    "timeout",
+    "refused",
+    "reset",
+    "unreachable",
+    "mismatch",
+    "certificate",
+    "error",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One probe's outcome.
+
+    Attributes:
+        code: `passed`, or how it failed.
+        reason: a sentence about the failure; empty when it passed.
+        seconds: from the probe's start to its end.
+    """
+
+    code: Code
+    reason: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the backend answered as it should."""
+        return self.code == "passed"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of probes, with real sockets on loopback."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from etcd_server import Received, free_port
+from tidegate.health.engine import Engine, Target
+from tidegate.health.result import Result
+from tidegate.health.tcp import Destination, connect
+
+Reports = Received[tuple[str, Result, float]]
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Received()
+
+
+@pytest.fixture
+def engine(reports: Reports) -> Iterator[Engine[str]]:
+    made: Engine[str] = Engine(lambda key, result: reports((key, result, time.monotonic())))
+    made.start()
+    yield made
+    assert made.stop()
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listener(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with socket.create_server((request.param, 0), family=family) as server:
+        yield server.getsockname()[:2]
+
+
+def tcp(address: str, port: int, interval: float = 0.05, timeout: float = 0.04) -> Target:
+    return Target(partial(connect, Destination(address, port), timeout), interval)
+
+
+def first(reports: Reports, key: str = "a") -> Result:
+    return reports.wait(lambda report: report[0] == key)[1]
+
+
+def test_an_open_port_passes(
+    engine: Engine[str], reports: Reports, listener: tuple[str, int]
+) -> None:
+    """A handshake with a listener passes, over both families, and has a duration."""
+    engine.probe({"a": tcp(*listener)})
+    result = first(reports)
+    assert result.passed, result
+    assert 0 < result.seconds < 0.05
+
+
+def test_a_closed_port_is_refused(engine: Engine[str], reports: Reports) -> None:
+    """A reset in answer to the SYN is `refused`, with the system's words."""
+    engine.probe({"a": tcp("127.0.0.1", free_port())})
+    result = first(reports)
+    assert (result.code, result.reason) == ("refused", "Connection refused.")
+
+
+def test_no_answer_is_a_timeout(engine: Engine[str], reports: Reports) -> None:
+    """A listener whose queue is full does not answer; that takes the timeout and no longer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address, port = server.getsockname()
+        with socket.create_connection((address, port)):
+            engine.probe({"a": tcp(address, port, interval=0.3, timeout=0.1)})
+            result = reports.wait(lambda report: report[1].code == "timeout")[1]
+    assert result.reason == "No answer to the handshake within 0.1 s."
+    assert 0.1 <= result.seconds < 0.3
+
+
+def test_a_source_that_is_not_ours_is_an_error(engine: Engine[str], reports: Reports) -> None:
+    """A source address that the host does not have is named by the system's words."""
+    destination = Destination("127.0.0.1", free_port(), source="192.0.2.1")
+    engine.probe({"a": Target(partial(connect, destination, 0.04), 0.05)})
+    result = first(reports)
+    assert (result.code, result.reason) == ("error", "Cannot assign requested address.")
+
+
+def test_moments_do_not_drift(engine: Engine[str], reports: Reports) -> None:
+    """Probes that take half their interval still begin once an interval."""
+
+    async def slow() -> Result:
+        await asyncio.sleep(0.05)
+        return Result("passed", "", 0.05)
+
+    engine.probe({"a": Target(slow, 0.1)})
+    reports.wait(lambda _: len(reports.items) > 20, timeout=20)
+    times = [moment for _, _, moment in reports.items]
+    steps = [round((moment - times[0]) / 0.1) for moment in times]
+    assert steps == sorted(set(steps))
+    offsets = [moment - times[0] - step * 0.1 for moment, step in zip(times, steps, strict=True)]
+    assert max(map(abs, offsets)) < 0.05
+
+
+def test_targets_are_spread_over_their_interval(engine: Engine[str]) -> None:
+    """A hundred targets begin in every tenth of the interval, not all at once."""
+    moments: dict[int, float] = {}
+
+    async def note(number: int) -> Result:
+        moments.setdefault(number, time.monotonic())
+        return Result("passed", "", 0.0)
+
+    engine.probe({str(number): Target(partial(note, number), 1.0) for number in range(100)})
+    wait_until(lambda: len(moments) == 100)
+    start = min(moments.values())
+    tenths = {int((moment - start) * 10) for moment in moments.values()}
+    assert len(tenths) >= 8
+
+
+def test_targets_come_and_go_while_it_runs(engine: Engine[str], reports: Reports) -> None:
+    """A target that is gone is not reported again; the others keep their moments."""
+    port = free_port()
+    engine.probe({"a": tcp("127.0.0.1", port), "b": tcp("127.0.0.1", port)})
+    first(reports, "a")
+    first(reports, "b")
+    engine.probe({"b": tcp("127.0.0.1", port), "c": tcp("127.0.0.1", port)})
+    first(reports, "c")
+    seen = len(reports.items)
+    reports.wait(lambda _: len(reports.items) > seen + 6)
+    assert {key for key, _, _ in reports.items[seen:]} == {"b", "c"}
+
+
+def test_a_probe_that_fails_by_itself_is_an_error(
+    engine: Engine[str], reports: Reports, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in a probe is reported as one and stops nothing."""
+
+    async def broken() -> Result:
+        raise ValueError("no such thing")
+
+    engine.probe({"a": Target(broken, 0.05), "b": tcp("127.0.0.1", free_port())})
+    result = first(reports)
+    assert result.code == "error"
+    assert "no such thing" in result.reason
+    assert first(reports, "b").code == "refused"
+    assert "the probe of a failed by itself" in caplog.text
+
+
+def test_a_probe_that_hangs_is_not_begun_twice(engine: Engine[str], reports: Reports) -> None:
+    """A second probe of a target waits for the first; what was left out is counted."""
+    begun: list[float] = []
+
+    async def hang() -> Result:
+        begun.append(time.monotonic())
+        await asyncio.sleep(3600)
+        return Result("passed", "", 0.0)
+
+    engine.probe({"a": Target(hang, 0.02)})
+    wait_until(lambda: engine.skipped > 5)
+    assert len(begun) == 1
+
+
+def test_stopping_ends_what_runs() -> None:
+    """Stop returns soon though a probe hangs, and no thread is left."""
+    engine: Engine[str] = Engine(lambda _key, _result: None)
+    engine.probe({"a": Target(lambda: asyncio.sleep(3600, Result("passed", "", 0.0)), 0.02)})
+    engine.start()
+    wait_until(lambda: engine.started > 0)
+    assert engine.stop()
+    assert "tidegate-health" not in {thread.name for thread in threading.enumerate()}
+
+
+def wait_until(holds: Callable[[], bool], timeout: float = 10.0) -> None:
+    """Waits for a condition that nobody announces."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
