@@ -193,6 +193,14 @@ def test_a_pools_options_arrive() -> None:
     assert (pool.encapsulation, pool.gue_port, pool.mtu) == ("gue", 6081, 1400)
 
 
+def test_a_pools_mtu_leaves_room_for_the_smallest_ipv6_packet() -> None:
+    """1280 bytes, 40 of outer IPv6 and 8 of UDP: below that a client could not be told an MTU."""
+    assert check({"pools/web": {"mtu": 1328}}).desired.pools["web"].mtu == 1328
+    (rejection,) = check({"pools/web": {"mtu": 1327}}).rejections
+    assert (rejection.key, rejection.field, rejection.stage) == ("pools/web", "mtu", "schema")
+    assert "1328" in rejection.reason
+
+
 def _server(**options: object) -> Contents:
     return WEB | {"pools/web/backends/a": {"address": "198.51.100.1"} | options}
 

@@ -201,11 +201,12 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Meta(description="UDP port that the backends take GUE packets on.", examples=[6080]),
     ] = 6080
     mtu: Annotated[
-        Annotated[int, Meta(ge=1280, le=65535)] | None,
+        Annotated[int, Meta(ge=1328, le=65535)] | None,
         Meta(
             description=(
                 "Largest encapsulated packet that reaches the backends, in bytes; null is the MTU "
-                "of the interface."
+                "of the interface. At least 1328: an IPv6 packet of 1280 bytes, which no sender "
+                "makes smaller, with 40 bytes of outer IPv6 and 8 of UDP."
             ),
             examples=[1500],
         ),
