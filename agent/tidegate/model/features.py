@@ -4,10 +4,12 @@
 The balancer is compiled for the documents in force: what none of them uses costs no instruction.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from tidegate.model.generation import Generation
+from tidegate.model.values import Vip
 
 
 class Feature(Enum):
@@ -31,26 +33,26 @@ ALL_FEATURES: Final = frozenset(Feature)
 _ALWAYS: Final = frozenset({Feature.FRAGMENTS})
 
 
+_USES: Final[tuple[tuple[Feature, Callable[[Vip], bool]], ...]] = (
+    (Feature.V6, lambda vip: vip.network.version == 6),  # noqa: PLR2004 - the family
+    (Feature.UDP, lambda vip: vip.protocol == "udp"),
+    (Feature.ANY_PORT, lambda vip: vip.port == 0),
+    (Feature.PREFIXES, lambda vip: vip.is_network),
+    (Feature.ROUTES, lambda vip: bool(vip.source_routes or vip.deny)),
+    (Feature.TRANSITION, lambda vip: vip.tracking == "transition"),
+    (Feature.QUIC, lambda vip: vip.quic is not None),
+    (Feature.CLAMP, lambda vip: vip.mss_clamp is not None),
+    (Feature.SYN_LIMIT, lambda vip: vip.syn_limit is not None),
+    (Feature.EVENTS, lambda vip: vip.flow_sampling > 0),
+)
+
+
 def features(generation: Generation) -> frozenset[Feature]:
     """What a program must be able to do for this generation."""
-    found = set(_ALWAYS)
-    for placed in generation.vips.values():
-        vip = placed.vip
-        uses = {
-            Feature.V6: vip.network.version == 6,  # noqa: PLR2004 - the family
-            Feature.UDP: vip.protocol == "udp",
-            Feature.ANY_PORT: vip.port == 0,
-            Feature.PREFIXES: vip.is_network,
-            Feature.ROUTES: bool(vip.source_routes or vip.deny),
-            Feature.TRANSITION: vip.tracking == "transition",
-            Feature.QUIC: vip.quic is not None,
-            Feature.CLAMP: vip.mss_clamp is not None,
-            Feature.SYN_LIMIT: vip.syn_limit is not None,
-            Feature.EVENTS: vip.flow_sampling > 0,
-        }
-        found |= {feature for feature, is_used in uses.items() if is_used}
+    vips = [placed.vip for placed in generation.vips.values()]
+    found = {feature for feature, uses in _USES if any(map(uses, vips))}
     # A backend that outlives its pool is reached as before, which a generation does not tell.
-    is_without_pool = any(key.pool not in generation.pools for key in generation.backends)
+    is_without_pool = not {key.pool for key in generation.backends} <= generation.pools.keys()
     if is_without_pool or any(p.pool.encapsulation == "gue" for p in generation.pools.values()):
         found.add(Feature.GUE)
-    return frozenset(found)
+    return _ALWAYS | found

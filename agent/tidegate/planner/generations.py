@@ -6,7 +6,7 @@ history give out the same ones; nothing else may depend on it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -137,16 +137,26 @@ def _place_backends(
     )
     placed: dict[BackendKey, PlacedBackend] = {}
     for key in sorted(desired.backends):
-        identity = before[key].identity if key in before else allocator.allocate()
-        backend = desired.backends[key]
-        placed[key] = PlacedBackend(
-            identity, backend, *effect(backend, desired.pools.get(key.pool), now)
-        )
+        backend, old = desired.backends[key], before.get(key)
+        does = effect(backend, desired.pools.get(key.pool), now)
+        if old is not None and old.backend is backend and _stays(old, does):
+            placed[key] = old  # as nearly all are: one comparison, and no copy
+            continue
+        identity = allocator.allocate() if old is None else old.identity
+        placed[key] = PlacedBackend(identity, backend, *does)
     for key in before.keys() - desired.backends.keys():
         leaving = _leaving(before[key], previous.pools.get(key.pool), now)
         if leaving is not None:
             placed[key] = leaving
     return placed
+
+
+def _stays(placed: PlacedBackend, does: Effect) -> bool:
+    return (
+        placed.retire_at is None
+        and placed.weight == does.weight
+        and placed.reachable == does.reachable
+    )
 
 
 def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> PlacedBackend | None:
@@ -178,13 +188,14 @@ def _place_pools(
         MAX_POOLS,
         now,
     )
-    serving = _serving(backends)
-    was_serving = _serving(previous.backends)
+    touched = _touched(previous.backends, backends) | (wanted.keys() - before.keys())
+    touched |= {name for name, old in before.items() if not old.digest}
+    serving, was_serving = _serving(backends, touched), _serving(previous.backends, touched)
     living = {placed.identity.id for placed in backends.values()}
     placed: dict[str, PlacedPool] = {}
     for name in sorted(wanted):
         old = before.get(name)
-        here = serving[name]
+        here = serving[name]  # nobody where nothing was touched
         if old is not None and old.digest and here == was_serving[name]:
             current, digest = old.table.current, old.digest
         else:
@@ -200,10 +211,20 @@ def _place_pools(
     return placed
 
 
-def _serving(backends: Mapping[BackendKey, PlacedBackend]) -> defaultdict[str, list[_Owner]]:
-    """The backends of each pool that take new flows, in the order of their names."""
+def _touched(
+    before: Mapping[BackendKey, PlacedBackend], after: Mapping[BackendKey, PlacedBackend]
+) -> set[str]:
+    """Pools of which a backend came, went or changed."""
+    touched = {key.pool for key, placed in after.items() if before.get(key) is not placed}
+    return touched | {key.pool for key in before.keys() - after.keys()}
+
+
+def _serving(
+    backends: Mapping[BackendKey, PlacedBackend], pools: Container[str]
+) -> defaultdict[str, list[_Owner]]:
+    """The backends of these pools that take new flows, in the order of their names."""
     serving: defaultdict[str, list[_Owner]] = defaultdict(list)
-    for key in sorted(backends):
+    for key in sorted(key for key in backends if key.pool in pools):
         placed = backends[key]
         if placed.weight > 0:
             serving[key.pool].append(_Owner(key.name, placed.weight, placed.identity.id))
@@ -233,6 +254,9 @@ def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> di
         old = before.get(name)
         if old is None:
             identity = allocator.allocate()
+        elif old.vip is vip:
+            placed[name] = old
+            continue
         elif _service(old.vip) == _service(vip):
             identity = old.identity
         else:
@@ -265,7 +289,7 @@ def confirm(found: Generation) -> Generation:
     A pool whose table is not the one that its backends give, which a crash between the two leaves
     behind, gets an empty digest, so that the next plan builds it anew.
     """
-    serving = _serving(found.backends)
+    serving = _serving(found.backends, found.pools)
     pools = {
         name: replace(placed, digest=_digest_if_built(placed.table.current, serving[name]))
         for name, placed in found.pools.items()
