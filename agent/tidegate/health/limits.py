@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much health checks alone may do to a pool: never make it worse than it is.
+
+Pure functions of what the fleet thinks and of the wall clock, so that all hosts take out the same
+backends. Three rules, for each pool:
+
+* **Panic.** If fewer than a set share of the backends are healthy, all are kept: either the checks
+  are wrong, or the few that are left would fall under the load of all.
+* **Velocity.** Health alone takes out at most a set number within a minute. Backends that failed
+  earlier go first, the others in turn, a minute after the one whose place they take. All of that
+  follows from the times in the verdicts, with no memory.
+* **Broken checker.** If all of a fleet's backends failed within one interval of their checks, it is
+  not believed: nothing is taken out until a person looks, or one of them passes.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.health.verdict import Effective
+from tidegate.model.values import BackendKey
+
+_MINUTE: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What health may do to one pool.
+
+    Attributes:
+        panic_percent: share of healthy backends below which all are kept, 0 to 100.
+        most_per_minute: backends that may be taken out within a minute.
+    """
+
+    panic_percent: int = 50
+    most_per_minute: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Ejection:
+    """What becomes of one pool.
+
+    Attributes:
+        out: backends that are to be taken out now.
+        waiting: backends that are to follow, with the wall-clock second of each.
+        panic: whether unhealthy backends are kept because too few are healthy.
+    """
+
+    out: frozenset[BackendKey]
+    waiting: Mapping[BackendKey, int]
+    panic: bool
+
+
+def eject(
+    members: Collection[BackendKey],
+    health: Mapping[BackendKey, Effective],
+    limits: Limits,
+    now: int,
+) -> Ejection:
+    """Which backends of a pool health takes out.
+
+    Args:
+        members: backends of the pool that would serve if they were healthy.
+        health: what the fleet thinks; a backend that is not in it counts as healthy.
+        limits: of the pool.
+        now: wall clock, s.
+    """
+    failed = sorted(
+        (found.since, key)
+        for key in members
+        if (found := health.get(key)) is not None and found.state == "unhealthy"
+    )
+    healthy = len(members) - len(failed)
+    if failed and (healthy == 0 or 100 * healthy < limits.panic_percent * len(members)):
+        return Ejection(frozenset(), {}, panic=True)
+    moments: list[int] = []
+    for place, (since, _) in enumerate(failed):
+        earliest = since
+        if place >= limits.most_per_minute:
+            earliest = max(since, moments[place - limits.most_per_minute] + _MINUTE)
+        moments.append(earliest)
+    planned = {key: moment for (_, key), moment in zip(failed, moments, strict=True)}
+    return Ejection(
+        frozenset(key for key, moment in planned.items() if moment <= now),
+        {key: moment for key, moment in planned.items() if moment > now},
+        panic=False,
+    )
+
+
+def is_checker_broken(health: Mapping[BackendKey, Effective], interval: float) -> bool:
+    """Whether all backends (two or more) failed so close together that the checks are to blame.
+
+    Args:
+        health: what the fleet thinks of all backends that are checked.
+        interval: the longest interval of their checks, s.
+    """
+    times = [found.since for found in health.values()]
+    return (
+        len(times) > 1
+        and all(found.state == "unhealthy" for found in health.values())
+        and max(times) - min(times) <= interval
+    )

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fleet thinks of a backend: the majority of its hosts, computed equally on each of them.
+
+Pure functions of the verdicts that hosts have written to etcd, so hosts that read the same revision
+come to the same health and thereby to the same tables. Verdicts live under their host's lease:
+those of a dead host are gone, and so it does not vote.
+
+A backend is unhealthy if more than half of its voters say so; with half of them it stays healthy,
+since taking out a backend that works does more harm than leaving one that does not to its clients'
+retries. A host that has not made up its mind does not vote.
+
+A host whose own way is broken finds many backends dead that the others reach. Such a host is
+*blind*: it finds at least half of the backends unhealthy that the other hosts find healthy, and at
+least three of them (or all). Its votes do not count, and it says so of itself.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from tidegate.model.values import BackendKey
+
+_BLIND_LEAST: Final = 3
+"""Backends that a host must see differently to be blind, unless there are fewer."""
+
+
+class Vote(NamedTuple):
+    """One host's verdict on one backend that it has made up its mind about.
+
+    Attributes:
+        since: wall-clock second at which the host came to it.
+    """
+
+    is_healthy: bool
+    since: int
+
+
+Votes: TypeAlias = Mapping[str, Mapping[BackendKey, Vote]]
+"""By host, then by backend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """What the fleet thinks of a backend.
+
+    Attributes:
+        since: wall-clock second at which the majority was reached.
+        healthy, unhealthy: votes that count.
+    """
+
+    state: Literal["healthy", "unhealthy"]
+    since: int
+    healthy: int
+    unhealthy: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a fleet thinks.
+
+    Attributes:
+        backends: those that anybody voted on whose votes count.
+        blind: hosts whose votes do not count.
+    """
+
+    backends: Mapping[BackendKey, Effective]
+    blind: frozenset[str]
+
+
+def opinion(votes: Votes) -> Opinion:
+    """The fleet's opinion, the same on every host that knows the same votes."""
+    blind = frozenset(host for host in votes if _is_blind(host, votes))
+    heard = {host: cast for host, cast in votes.items() if host not in blind}
+    return Opinion(
+        {key: _effective(cast) for key, cast in sorted(_by_backend(heard).items())}, blind
+    )
+
+
+def _by_backend(votes: Votes) -> dict[BackendKey, list[Vote]]:
+    found: defaultdict[BackendKey, list[Vote]] = defaultdict(list)
+    for cast in votes.values():
+        for key, vote in cast.items():
+            found[key].append(vote)
+    return found
+
+
+def _effective(cast: Collection[Vote]) -> Effective:
+    dead = [vote.since for vote in cast if not vote.is_healthy]
+    alive = [vote.since for vote in cast if vote.is_healthy]
+    if 2 * len(dead) > len(cast):
+        return Effective("unhealthy", _reached(dead, len(cast) // 2 + 1), len(alive), len(dead))
+    # Half of the votes are enough to be healthy.
+    return Effective("healthy", _reached(alive, (len(cast) + 1) // 2), len(alive), len(dead))
+
+
+def _reached(times: Iterable[int], needed: int) -> int:
+    """The second at which there were enough of these votes."""
+    return sorted(times)[needed - 1]
+
+
+def _is_blind(host: str, votes: Votes) -> bool:
+    """Whether a host finds many backends dead that the others find alive."""
+    others = _by_backend({name: cast for name, cast in votes.items() if name != host})
+    reached = {key for key, cast in others.items() if _effective(cast).state == "healthy"}
+    mine = votes[host]
+    shared = [key for key in mine if key in reached]
+    differing = sum(not mine[key].is_healthy for key in shared)
+    return (
+        bool(shared)
+        and differing >= min(_BLIND_LEAST, len(others))
+        and (2 * differing >= len(shared))
+    )
