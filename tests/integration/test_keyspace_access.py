@@ -10,12 +10,14 @@ import pytest
 
 from etcd_server import EtcdServer, Received
 from tidegate.errors import ConfigError
+from tidegate.keyspace import follow
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.failures import CallFailed, Verdict
 from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.steering import Accepted, Me
 from tidegate.keyspace.validate import validate
 from tidegate.keyspace.watch import Watch, WatchState
-from tidegate.model.values import EMPTY, Snapshot
+from tidegate.model.values import EMPTY, Snapshot, View
 
 PREFIX = "/tidegate/edge/config/live/"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "keyspace.md"
@@ -66,7 +68,7 @@ def settings(etcd: EtcdServer, folder: Path, password: str = "s3cret") -> EtcdSe
 
 
 def test_the_documented_role_suffices(secured: EtcdServer, tmp_path: Path) -> None:
-    """A user with the role of docs/keyspace.md can follow the release and write its status."""
+    """A user with the role of docs/keyspace.md can follow what it shall, and write its status."""
     chosen = settings(secured, tmp_path)
     follower = Follower(chosen)
     try:
@@ -74,6 +76,15 @@ def test_the_documented_role_suffices(secured: EtcdServer, tmp_path: Path) -> No
         follower.key("vips/a")
     finally:
         assert follower.watch.stop()
+    views: Received[View] = Received()
+    steered = follow.Follower(chosen, "edge", Me("lb1", None, "live"), Accepted(), views)
+    steered.start()
+    try:
+        assert "vips/a" in views.wait(lambda _: True).snapshot.documents
+        secured.ctl(*ROOT, "put", "/tidegate/edge/fleet", '{"freeze": true}')
+        views.wait(lambda view: bool(view.steering.freeze))
+    finally:
+        assert steered.stop()
     connection = Etcd(chosen)
     try:
         connection.put(b"/tidegate/edge/status/lb1", b"{}", connection.grant(60))

@@ -2,9 +2,12 @@
 """A host's tracks and releases on a real etcd: every view is of one release, and the right one."""
 
 import json
+import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from etcd_server import EtcdServer, Received
 from tidegate.keyspace.client import Etcd
@@ -14,6 +17,7 @@ from tidegate.keyspace.steering import Accepted, Me
 from tidegate.model.values import View
 
 FLEET = "/tidegate/f/"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "keyspace.md"
 NOTHING = Accepted()
 STABLE, CANARY, HOST = "tracks/stable", "tracks/canary", "hosts/lb1"
 
@@ -103,6 +107,7 @@ def test_a_fleet_without_tracks_follows_live(etcd: EtcdServer) -> None:
 def test_a_pointer_that_flips_is_one_change(etcd: EtcdServer) -> None:
     """The new release appears whole and at once, and the flip back as well."""
     with following(etcd) as seen:
+        seen.views.wait(lambda _: True)
         seen.put(*seen.release("r1"), (STABLE, {"release": "r1"}))
         seen.on("r1")
         seen.put(*seen.release("r2"))
@@ -125,7 +130,7 @@ def test_a_transaction_of_a_release_and_its_pointer_is_seen_whole(etcd: EtcdServ
             name = f"r{turn % 3}"
             revision = seen.put(*seen.release(name, str(turn)), (STABLE, {"release": name}))
             if turn % 4 == 0:  # and sometimes faster than it can follow
-                assert seen.on(name, str(turn)).steering.revision >= revision
+                assert seen.on(name, str(turn)).snapshot.revision >= revision
         seen.on("r2", "29")
         for view in seen.views.items:
             assert len(content(view)) <= 1
@@ -249,3 +254,50 @@ def test_freeze_and_overrides_come_with_the_views(etcd: EtcdServer) -> None:
         assert view.steering.freeze == "fleet freezes all: fire"
         assert [each.name for each in view.steering.overrides] == ["o"]
         assert view.snapshot == before.snapshot
+
+
+def test_the_documented_commands_do_what_the_page_says(etcd: EtcdServer) -> None:
+    """A canary, a flip for all, the canary's end; a frozen host, a frozen fleet, and a thaw."""
+    page = DOCS.read_text("utf-8")
+    text = page[page.index("## Tracks and releases") : page.index("## Override")]
+    script = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    folder, *commands = script.replace("\\\n", " ").splitlines()
+    told = {
+        "hosts/lb1 '{\"track": [("lb1", "canary", "r2", False), ("lb2", "stable", "live", False)],
+        "tracks/stable": [("lb1", "canary", "r2", False), ("lb2", "stable", "r2", False)],
+        "del": [("lb1", "stable", "r2", False)],
+        "hosts/lb2": [("lb2", "stable", "r2", True)],
+        "fleet '{\"freeze": [("lb1", "stable", "r2", True)],
+        "fleet '{}'": [("lb1", "stable", "r2", False), ("lb2", "stable", "r2", True)],
+    }
+    with hosts(etcd, "lb1", "lb2") as views:
+        for command in commands:
+            where = f"export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=http://{etcd.endpoint}"
+            whole = f"{where}; {folder}; {command}"
+            subprocess.run(["bash", "-euc", whole], check=True, timeout=30, capture_output=True)
+            for words in [words for words in told if words in command]:
+                for host, *wanted in told.pop(words):
+                    got = views[host]
+                    got.wait(lambda _, got=got, w=wanted: list(brief(got.items[-1])) == w)
+    assert told == {}
+
+
+def brief(view: View) -> tuple[str, str, bool]:
+    assert view.steering.rejections == ()
+    return view.steering.track, view.steering.release, bool(view.steering.freeze)
+
+
+@contextmanager
+def hosts(etcd: EtcdServer, *names: str) -> Iterator[dict[str, Received[View]]]:
+    """Hosts of the documentation's fleet, and what each is handed."""
+    views: dict[str, Received[View]] = {name: Received() for name in names}
+    settings = EtcdSettings(endpoints=(etcd.endpoint,))
+    followers = [
+        Follower(settings, "edge", Me(name, None, "live"), NOTHING, views[name]) for name in names
+    ]
+    for follower in followers:
+        follower.start()
+    try:
+        yield views
+    finally:
+        assert all(follower.stop() for follower in followers)

@@ -12,7 +12,7 @@ from tidegate.agent import config, notify
 from tidegate.agent.mailbox import Bell, Mailbox
 from tidegate.dataplane.maps import Capacity
 from tidegate.errors import ConfigError
-from tidegate.model.values import Snapshot
+from tidegate.model.values import Snapshot, Steering, View
 
 GOOD = """\
 host = "lb1"
@@ -83,15 +83,17 @@ def test_a_reload_takes_what_it_can(tmp_path: Path) -> None:
     assert (merged.host, merged.guards.allow_empty) == ("lb1", True)
 
 
-def test_only_the_latest_snapshot_is_kept() -> None:
+def view(revision: int) -> View:
+    return View(Steering(revision, "stable", "live"), Snapshot(revision, {}))
+
+
+def test_only_the_latest_view_is_kept() -> None:
     """A slow loop coalesces, and its mail does not grow."""
     box = Mailbox()
     for revision in range(100):
-        box.deliver(Snapshot(revision, {}))
-    mail = box.collect()
-    assert mail.snapshot is not None
-    assert mail.snapshot.revision == 99
-    assert box.collect().snapshot is None
+        box.deliver(view(revision))
+    assert box.collect().view == view(99)
+    assert box.collect().view is None
     box.close()
 
 
@@ -102,7 +104,7 @@ def test_no_mail_is_lost_between_threads() -> None:
 
     def write() -> None:
         for revision in range(1, last + 1):
-            box.deliver(Snapshot(revision, {}))
+            box.deliver(view(revision))
         box.ring(Bell.STOP)
 
     writer = threading.Thread(target=write)
@@ -111,9 +113,9 @@ def test_no_mail_is_lost_between_threads() -> None:
     while seen < last or not stopped:
         box.wait(10)
         mail = box.collect()
-        if mail.snapshot is not None:
-            assert mail.snapshot.revision > seen
-            seen = mail.snapshot.revision
+        if mail.view is not None:
+            assert mail.view.snapshot.revision > seen
+            seen = mail.view.snapshot.revision
         stopped = stopped or Bell.STOP in mail.bells
     writer.join()
     box.close()

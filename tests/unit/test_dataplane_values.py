@@ -196,7 +196,7 @@ def test_the_longest_records_fit() -> None:
     )
     records = ledger.records(generation)
     seed = "\N{OLD PERSIAN NUMBER HUNDRED}" * 128
-    records[Place(Kind.META, 0)] = MetaRecord(2**64 - 1, 2**63 - 1, seed)
+    records[Place(Kind.META, 0)] = MetaRecord(2**64 - 1, 2**63 - 1, seed, LONG, LONG)
     for place, record in records.items():
         assert ledger.decode(ledger.encode(place, record)) == record
 

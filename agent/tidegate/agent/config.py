@@ -60,6 +60,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Everything that one agent is told; only `interfaces` and `encapsulation` have no default.
 
     Attributes:
+        release: followed where no track's key names one.
+        track: of the host, unless its key in etcd has one; by default `stable`.
         xdp_mode: native, generic, or auto (native, and generic where the driver refuses).
         hash_seed: key of the flow hash where the keyspace has none; by default the fleet's name. It
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
@@ -71,6 +73,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     host: Name = msgspec.field(default_factory=socket.gethostname)
     fleet: Name = "default"
     release: Name = "live"
+    track: Name | None = None
     interfaces: Annotated[tuple[str, ...], Meta(min_length=1)]
     xdp_mode: Literal["native", "generic", "auto"] = "native"
     pin_dir: str = "/sys/fs/bpf/tidegate"

@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a snapshot to the generation in force: validate, guard, plan, publish, one after another.
+"""From a view of etcd to the generation in force: validate, guard, plan, publish, in this order.
 
 This is the middle of the agent without its clockwork: no thread, no timer, no etcd. Whatever is
 refused on the way is kept as a list of reasons, and the last good generation stays in force.
+
+Whatever must not be published (a guard refuses it, or somebody has frozen the host) is still read
+and validated, so that its faults show; and what time alone does to the generation in force goes on:
+windows close, drains end, weights ramp.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from tidegate.dataplane.host import DataPlane
 from tidegate.errors import CompileError, DataplaneError, GenerationRefused
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
-from tidegate.model.values import Desired, Rejection, Snapshot, Stage
+from tidegate.model.values import Desired, Override, Rejection, Stage, View
 from tidegate.planner import guards, next_moment, plan
 from tidegate.planner.diff import difference
 
 log = logging.getLogger(__name__)
+
+_KEYSPACE: Final = "keyspace"
 
 
 @dataclass(frozen=True)
@@ -52,39 +59,83 @@ class Control:
         self._plane = plane
         self._publisher = publisher = plane.publisher
         self._clock = clock
-        self._snapshot: Snapshot | None = None
         self._memo = Memo()
+        self._freezes: dict[str, str] = {}
+        self._looked = clock()
         self._last_good = in_force_as_desired(publisher.in_force)
+        self.view: View | None = None
         self.allow_empty = allow_empty
         self.outcome = Outcome(publisher.in_force.revision)
 
-    def take(self, snapshot: Snapshot) -> None:
-        """A new snapshot; the next step works on it."""
-        self._snapshot = snapshot
+    def take(self, view: View) -> None:
+        """A new view; the next step works on it."""
+        self.view = view
+        self.freeze(_KEYSPACE, view.steering.freeze)
+
+    def freeze(self, by: str, reason: str) -> None:
+        """Keeps what is in force from the next step on, until the reason is empty.
+
+        Args:
+            by: who says so. Each has a reason of its own, and all must be lifted.
+            reason: a sentence; empty lifts this one's freeze.
+        """
+        self._freezes.pop(by, None)
+        if reason:
+            self._freezes[by] = reason
+
+    @property
+    def frozen(self) -> str:
+        """Why nothing new is published; empty if it is."""
+        return "; ".join(self._freezes.values())
+
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """Orders that lift a guard now."""
+        steering = self.view.steering if self.view else None
+        now = self._clock()
+        return tuple(o for o in steering.overrides if o.expires_at > now) if steering else ()
+
+    def next_moment(self) -> int | None:
+        """The wall-clock second at which time alone asks for a step, or None."""
+        moment = next_moment(self._publisher.in_force)
+        moments = [] if moment is None else [moment]
+        if self.view is not None:
+            expiries = (override.expires_at for override in self.view.steering.overrides)
+            moments += [at for at in expiries if at > self._looked]
+        return min(moments, default=None)
 
     def due(self) -> bool:
-        """Whether time alone changes what is in force."""
-        moment = next_moment(self._publisher.in_force)
+        """Whether that second has come."""
+        moment = self.next_moment()
         return moment is not None and moment <= self._clock()
 
     def step(self) -> Outcome:
         """One change from end to end; never raises for what a document or the kernel refuses."""
-        desired, rejections = self._last_good, self.outcome.rejections
-        if self._snapshot is not None:
-            validation = validate(self._snapshot, self._last_good, self._memo)
-            desired, rejections = validation.desired, validation.rejections
+        self._looked = self._clock()
+        desired, rejections, revision = self._wanted()
         refused: tuple[Rejection, ...] = ()
-        if not self.allow_empty:
+        if not self.allow_empty and not self.frozen:
             refused = guards.refusals(desired, self._publisher.in_force)
-        failure = None
-        if not refused:
-            failure = self._apply(desired)
+        held = self._last_good if refused or self.frozen else desired
+        failure = self._apply(held)
+        if failure is not None and failure.stage == "build" and held is not self._last_good:
+            self._apply(self._last_good)  # time goes on for what stays in force
         self.outcome = Outcome(
-            desired.revision,
+            revision,
             (*rejections, *refused, *([failure] if failure else ())),
             failed=failure is not None,
         )
         return self.outcome
+
+    def _wanted(self) -> tuple[Desired, tuple[Rejection, ...], int]:
+        """What the documents ask for, what of them is refused, and the latest revision seen."""
+        if self.view is None:
+            return self._last_good, (), self.outcome.revision
+        steering, snapshot = self.view
+        desired, rejections = validate(snapshot, self._last_good, self._memo)
+        desired = replace(desired, release=steering.release, pointer=steering.pointer)
+        seen = max(steering.revision, snapshot.revision)
+        return desired, (*steering.rejections, *rejections), seen
 
     def _apply(self, desired: Desired) -> Rejection | None:
         previous = self._publisher.in_force
@@ -128,4 +179,6 @@ def in_force_as_desired(generation: Generation) -> Desired:
             if placed.retire_at is None
         },
         hash_seed=generation.hash_seed,
+        release=generation.release,
+        pointer=generation.pointer,
     )

@@ -23,9 +23,10 @@ from tidegate.dataplane.host import DataPlane, Settings
 from tidegate.dataplane.links import LinkWatch
 from tidegate.errors import ConfigError, DataplaneError
 from tidegate.keyspace import paths
+from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status_writer import StatusWriter
-from tidegate.keyspace.watch import Watch
-from tidegate.planner import next_moment
+from tidegate.keyspace.steering import Accepted, Me
+from tidegate.model.values import View
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ class Agent:
         self._plane = DataPlane(_settings(self._config))
         self._control = Control(self._plane, allow_empty=self._config.guards.allow_empty)
         etcd = self._config.etcd
-        self._watch = Watch(
+        in_force = self._plane.publisher.in_force
+        self._follower = Follower(
             etcd,
-            paths.release_prefix(etcd.root, self._config.fleet, self._config.release),
+            self._config.fleet,
+            Me(self._config.host, self._config.track, self._config.release),
+            Accepted(in_force.release, in_force.pointer),
             self._mailbox.deliver,
             lambda _state: self._mailbox.ring(Bell.ETCD),
         )
@@ -66,7 +70,6 @@ class Agent:
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._applied: float | None = None
-        self._synced = False
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT; then the data plane is left as it is, forwarding."""
@@ -76,12 +79,13 @@ class Agent:
         in_force = self._plane.publisher.in_force
         log.info(
             "start version=%s host=%s fleet=%s release=%s adopted=%s generation=%d",
-            *(__version__, self._config.host, self._config.fleet, self._config.release),
+            *(__version__, self._config.host, self._config.fleet),
+            in_force.release or self._config.release,
             *(self._plane.adopted, in_force.number),
         )
         self._links.start()
         self._status.start()
-        self._watch.start()
+        self._follower.start()
         self._report()
         notify.notify("READY=1", f"STATUS=generation {in_force.number}")
         try:
@@ -108,14 +112,20 @@ class Agent:
             self._reload()
         if Bell.LINKS in mail.bells or Bell.RELOAD in mail.bells or now >= self._links_due:
             self._follow_links(now)
-        if mail.snapshot is not None:
-            self._control.take(mail.snapshot)
-            self._synced = True
-        retry = self._retry_at is not None and now >= self._retry_at
-        if mail.snapshot is not None or retry or Bell.RELOAD in mail.bells or self._control.due():
+        if mail.view is not None:
+            self._take(mail.view)
+        # While a retry is due later, so is what time does: it would fail in the same way.
+        due = self._control.due() if self._retry_at is None else now >= self._retry_at
+        if mail.view is not None or due or Bell.RELOAD in mail.bells:
             self._step()
         self._plane.publisher.reap(now)
         self._report()
+
+    def _take(self, view: View) -> None:
+        frozen = self._control.frozen
+        self._control.take(view)
+        if self._control.frozen != frozen:
+            log.warning("frozen reason=%s", self._control.frozen or "no more")
 
     def _step(self) -> None:
         before = self._plane.publisher.in_force.number
@@ -143,8 +153,8 @@ class Agent:
         now = time.monotonic()
         due = [self._links_due]
         due += [at for at in (self._retry_at, self._plane.publisher.next_reap) if at is not None]
-        moment = next_moment(self._plane.publisher.in_force)
-        if moment is not None:
+        moment = self._control.next_moment()
+        if moment is not None and self._retry_at is None:
             due.append(now + moment - time.time())
         return max(0.0, min(due) - now)
 
@@ -173,8 +183,10 @@ class Agent:
                     config=self._config,
                     generation=self._plane.publisher.in_force,
                     outcome=self._control.outcome,
-                    etcd=self._watch.state,
-                    synced=self._synced,
+                    view=self._control.view,
+                    frozen=self._control.frozen,
+                    overrides=self._control.overrides,
+                    etcd=self._follower.state,
                     links=self._plane.links,
                     modes=self._plane.modes,
                     started=self._started,
@@ -184,7 +196,7 @@ class Agent:
         )
 
     def _stop(self) -> None:
-        self._watch.stop()
+        self._follower.stop()
         self._status.stop()
         self._links.stop()
         self._plane.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes the agent's loop: the latest snapshot, changed links, etcd's state, and signals.
+"""What wakes the agent's loop: the latest view of etcd, changed links, etcd's state, and signals.
 
 Threads and signal handlers append to a queue of one, which is atomic and drops what was there, and
 write to an eventfd. So a slow loop coalesces what happened meanwhile, and nothing grows.
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from tidegate.model.values import Snapshot
+from tidegate.model.values import View
 
 
 class Bell(Enum):
@@ -32,7 +32,7 @@ class Bell(Enum):
 class Mail:
     """What has arrived since the last look."""
 
-    snapshot: Snapshot | None
+    view: View | None
     bells: frozenset[Bell]
 
 
@@ -43,12 +43,12 @@ class Mailbox:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
-        self._snapshot: deque[Snapshot] = deque(maxlen=1)
+        self._view: deque[View] = deque(maxlen=1)
         self._bells: dict[Bell, deque[None]] = {bell: deque(maxlen=1) for bell in Bell}
 
-    def deliver(self, snapshot: Snapshot) -> None:
-        """A new snapshot replaces one that was not read yet."""
-        self._snapshot.append(snapshot)
+    def deliver(self, view: View) -> None:
+        """A new view replaces one that was not read yet."""
+        self._view.append(view)
         self._wake_up()
 
     def ring(self, bell: Bell) -> None:
@@ -64,11 +64,11 @@ class Mailbox:
         """Takes what is there. The wake-up is cleared first, so that none is lost."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        snapshot = self._snapshot.pop() if self._snapshot else None
+        view = self._view.pop() if self._view else None
         rung = {bell for bell, queue in self._bells.items() if queue}
         for bell in rung:
             self._bells[bell].clear()
-        return Mail(snapshot, frozenset(rung))
+        return Mail(view, frozenset(rung))
 
     def close(self) -> None:
         """Closes the eventfd; nothing may ring after this."""

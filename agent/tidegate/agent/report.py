@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent tells the fleet of itself: facts in, status document out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidegate import __version__
@@ -9,8 +9,10 @@ from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Outcome
 from tidegate.dataplane.links import Link
 from tidegate.dataplane.programs import XdpMode
+from tidegate.keyspace.paths import DEFAULT_TRACK
 from tidegate.keyspace.status import (
     InterfaceStatus,
+    OverrideStatus,
     State,
     StatusDocument,
     Usage,
@@ -20,17 +22,26 @@ from tidegate.keyspace.status import (
 from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.generation import Generation
+from tidegate.model.values import Override, View
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a status is made of. Times are wall-clock seconds."""
+    """Everything that a status is made of. Times are wall-clock seconds.
+
+    Attributes:
+        view: what etcd says; None until it has been read.
+        frozen: why nothing new is published; empty if it is.
+        overrides: those that have not expired.
+    """
 
     config: AgentConfig
     generation: Generation
     outcome: Outcome
+    view: View | None
+    frozen: str
+    overrides: Sequence[Override]
     etcd: WatchState
-    synced: bool
     links: Mapping[str, Link]
     modes: Mapping[str, XdpMode]
     started: float
@@ -42,16 +53,30 @@ def describe(facts: Facts) -> StatusDocument:
     generation = facts.generation
     listed, left_out = refusals(facts.outcome.rejections)
     state, reason = _state(facts)
+    track, release = _followed(facts)
     return StatusDocument(
         version=__version__,
         host=facts.config.host,
-        release=facts.config.release,
+        track=track,
+        release=release,
+        release_revision=facts.view.snapshot.revision if facts.view else 0,
         revision=facts.outcome.revision,
         generation=generation.number,
+        generation_release=generation.release,
         generation_revision=generation.revision,
         digest=generation.digest,
         state=state,
         reason=reason,
+        freeze=facts.frozen,
+        overrides=tuple(
+            OverrideStatus(
+                name=each.name,
+                guard=each.guard,
+                pool=each.pool,
+                expires_at=rfc3339(each.expires_at),
+            )
+            for each in facts.overrides
+        ),
         refusals=listed,
         refusals_left_out=left_out,
         interfaces=tuple(
@@ -68,18 +93,33 @@ def describe(facts: Facts) -> StatusDocument:
     )
 
 
+def _followed(facts: Facts) -> tuple[str, str]:
+    """Track and release: those that etcd names, else those of what is in force."""
+    if facts.view is not None:
+        return facts.view.steering.track, facts.view.steering.release
+    track = facts.generation.pointer or facts.config.track or DEFAULT_TRACK
+    return track, facts.generation.release or facts.config.release
+
+
 def _state(facts: Facts) -> tuple[State, str]:
     """The state and a sentence about it, the most serious first."""
     if facts.etcd.phase in ("stale", "fatal"):
         return "stale", facts.etcd.reason
-    if not facts.synced:
+    if facts.view is None:
         return "starting", facts.etcd.reason
-    detached = [name for name in facts.config.interfaces if name not in facts.modes]
-    if detached:
-        return "degraded", f"The program is not on {', '.join(detached)}."
-    missing = [link.missing() for link in facts.links.values() if link.missing()]
-    if missing:
-        return "degraded", "; ".join(filter(None, missing))
+    lacking = _lacking(facts)
+    if lacking:
+        return "degraded", lacking
+    if facts.frozen:
+        return "frozen", facts.frozen
     if facts.outcome.rejections:
         return "degraded", f"{len(facts.outcome.rejections)} refused: {facts.outcome.rejections[0]}"
     return "synced", ""
+
+
+def _lacking(facts: Facts) -> str:
+    """What the data plane lacks to forward packets; empty if nothing."""
+    detached = [name for name in facts.config.interfaces if name not in facts.modes]
+    if detached:
+        return f"The program is not on {', '.join(detached)}."
+    return "; ".join(filter(None, (link.missing() for link in facts.links.values())))

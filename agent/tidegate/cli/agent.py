@@ -58,7 +58,8 @@ def _check(options: argparse.Namespace) -> int:
 
     found = config.read(options.config)
     print(
-        f"{options.config}: host {found.host}, fleet {found.fleet}, release {found.release}, "
+        f"{options.config}: host {found.host}, fleet {found.fleet}, "
+        f"track {found.track or 'stable'}, release {found.release}, "
         f"interfaces {', '.join(found.interfaces)}"
     )
     return 0

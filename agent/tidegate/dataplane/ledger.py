@@ -61,6 +61,8 @@ class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
     number: int
     revision: int
     hash_seed: str | None = None
+    release: str = ""
+    pointer: str = ""
 
 
 class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):

@@ -90,6 +90,8 @@ class Publisher:
             Generation(
                 *(number, meta.revision, "", vips, pools, found.backends, found.freed),
                 hash_seed=meta.hash_seed,
+                release=meta.release,
+                pointer=meta.pointer,
             )
         )
         self._is_certain = False
@@ -107,6 +109,7 @@ class Publisher:
                 and publishing again goes on from there.
         """
         if generation.number == self.in_force.number and self._is_certain:
+            self._note_origin(generation)
             self.in_force = generation  # a new revision that no packet can tell from the last one
             return
         wanted = ledger.records(generation)
@@ -268,9 +271,17 @@ class Publisher:
             bpf.map_delete(fd, key)
             del written[key]
 
+    def _note_origin(self, generation: Generation) -> None:
+        """Records that what is in force is of another release now, if it is."""
+        before, after = _meta(self.in_force), _meta(generation)
+        if (before.release, before.pointer) != (after.release, after.pointer):
+            try:
+                self._record({Place(Kind.META, 0): after})
+            except OSError as error:
+                raise DataplaneError(f"the ledger cannot be written: {error}") from error
+
     def _retire(self, generation: Generation, wanted: Mapping[Place, ledger.Record]) -> None:
-        meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
-        self._record({**wanted, Place(Kind.META, 0): meta})
+        self._record({**wanted, Place(Kind.META, 0): _meta(generation)})
         self._drop_others("quic_servers", entries.quic_servers(generation))
         living = [placed.identity.id for placed in generation.backends.values()]
         gone = np.setdiff1d(np.flatnonzero(self._entries["incarnation"]), living)
@@ -282,6 +293,16 @@ class Publisher:
             fd, pin = self._tables.pop(pool_id)
             os.close(fd)
             pin.unlink(missing_ok=True)
+
+
+def _meta(generation: Generation) -> MetaRecord:
+    return MetaRecord(
+        generation.number,
+        generation.revision,
+        generation.hash_seed,
+        generation.release,
+        generation.pointer,
+    )
 
 
 def _path(pool: Pool) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tidegate.model.documents import Name, Time
+from tidegate.model.steering import Guard
 from tidegate.model.values import Rejection
 
 Count = Annotated[int, Meta(ge=0)]
@@ -58,6 +59,19 @@ class InterfaceStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ]
 
 
+class OverrideStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An order that lifts a guard at this moment."""
+
+    name: Annotated[Name, Meta(description="Name of its key.", examples=["move-web"])]
+    guard: Annotated[Guard, Meta(description="Guard that is lifted.", examples=["removal"])]
+    pool: Annotated[
+        Name | None, Meta(description="Pool that it is lifted for; null is all.", examples=["web"])
+    ] = None
+    expires_at: Annotated[
+        Time, Meta(description="When the guard holds again.", examples=["2026-01-31T12:10:00Z"])
+    ]
+
+
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How full one table of the data plane is."""
 
@@ -74,6 +88,13 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Name, Meta(description="Track that the host follows.", examples=["stable"])
     ] = "stable"
     release: Annotated[Name, Meta(description="Release that the host follows.", examples=["live"])]
+    release_revision: Annotated[
+        Count,
+        Meta(
+            description="etcd revision at which the release was last found changed.",
+            examples=[1042],
+        ),
+    ] = 0
     revision: Annotated[
         Count, Meta(description="Latest etcd revision that the agent has seen.", examples=[1042])
     ]
@@ -81,6 +102,13 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Count,
         Meta(description="Number of the generation in force; 0 is none.", examples=[17]),
     ]
+    generation_release: Annotated[
+        str,
+        Meta(
+            description="Release that the generation was built from; empty if it is not known.",
+            examples=["live"],
+        ),
+    ] = ""
     generation_revision: Annotated[
         Count,
         Meta(description="etcd revision that the generation was built from.", examples=[1042]),
@@ -108,6 +136,14 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reason: Annotated[
         str, Meta(description="A sentence about the state; empty when synced.", examples=[""])
     ] = ""
+    freeze: Annotated[
+        str,
+        Meta(description="Who has frozen the host, and why; empty if nobody has.", examples=[""]),
+    ] = ""
+    overrides: Annotated[
+        tuple[OverrideStatus, ...],
+        Meta(description="Overrides of guards that have not expired.", examples=[[]]),
+    ] = ()
     refusals: Annotated[
         tuple[Refusal, ...], Meta(description="Everything that is refused now.", examples=[[]])
     ] = ()

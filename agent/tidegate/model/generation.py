@@ -127,6 +127,8 @@ class Generation:
         digest: hex digest of VIPs, backends and current tables by name, not by id, so that it is
             equal on every host with the same inputs whatever ids its history gave out.
         hash_seed: key of the flow hash from the keyspace; None leaves it to the agent's file.
+        release: release that it was built from; empty if that is not known.
+        pointer: track whose key named the release; empty if none did.
     """
 
     number: int
@@ -137,6 +139,8 @@ class Generation:
     backends: Mapping[BackendKey, PlacedBackend]
     freed: FreedIds = field(default_factory=FreedIds)
     hash_seed: str | None = None
+    release: str = ""
+    pointer: str = ""
 
 
 NOTHING = Generation(number=0, revision=0, digest="", vips={}, pools={}, backends={})

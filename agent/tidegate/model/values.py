@@ -148,6 +148,8 @@ class Desired:
 
     Attributes:
         hash_seed: key of the flow hash; None leaves it to the agent's file.
+        release: release that it was read from; empty if that is not known.
+        pointer: track whose key named the release; empty if none did.
     """
 
     revision: int
@@ -155,6 +157,8 @@ class Desired:
     pools: Mapping[str, Pool]
     backends: Mapping[BackendKey, Backend]
     hash_seed: str | None = None
+    release: str = ""
+    pointer: str = ""
 
 
 EMPTY = Desired(revision=0, vips={}, pools={}, backends={})

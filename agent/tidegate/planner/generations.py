@@ -89,6 +89,8 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         backends=backends,
         freed=freed,
         hash_seed=desired.hash_seed,
+        release=desired.release,
+        pointer=desired.pointer,
     )
 
 
