@@ -155,9 +155,10 @@ class Control:
         if generation.number != previous.number:
             diff = difference(previous, generation)
             log.info(
-                "generation number=%d revision=%d digest=%s %s plan_ms=%.1f publish_ms=%.1f",
-                *(generation.number, generation.revision, generation.digest, diff),
-                (planned - started) * 1e3,
+                "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f "
+                "publish_ms=%.1f",
+                *(generation.number, generation.release or "unknown", generation.revision),
+                *(generation.digest, diff, (planned - started) * 1e3),
                 (time.monotonic() - planned) * 1e3,
             )
         return None
