@@ -5,6 +5,7 @@ The agent is started as on a real host, by its command line. It enters the LB ho
 namespace and no other, so that it sees the machine's /sys/fs/bpf.
 """
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.errors import LabError
-from tidegate.lab.plan import CONTROL, ETCD_PORT, NIC, OUTER4, OUTER6, LabSpec
+from tidegate.lab.plan import NIC, OUTER4, OUTER6, LabSpec, etcd_endpoints
 from tidegate.lab.processes import Node
 
 ROOT = "/tidegate"
@@ -29,7 +30,7 @@ pin_dir = "{pin_dir}"
 
 [etcd]
 root = "{root}"
-endpoints = ["{etcd}"]
+endpoints = {etcd}
 
 [encapsulation]
 source4 = "{outer4}"
@@ -49,7 +50,6 @@ def log_path(spec: LabSpec, lb: str) -> Path:
 
 def write_config(spec: LabSpec, lb: str) -> Path:
     """Writes the agent's file of an LB host and returns its path."""
-    control = next(station for station in spec.stations() if station.name == CONTROL)
     path = config_path(spec, lb)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
@@ -60,7 +60,7 @@ def write_config(spec: LabSpec, lb: str) -> Path:
             nic=NIC,
             pin_dir=spec.pin_dir(lb),
             root=ROOT,
-            etcd=f"{control.address4()}:{ETCD_PORT}",
+            etcd=json.dumps(etcd_endpoints(spec.stations())),
             outer4=OUTER4,
             outer6=OUTER6,
         )

@@ -11,6 +11,7 @@ address can change. Clients reach a VIP because the router has a route for all V
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -41,11 +42,12 @@ RACK_MTU: Final = 1600
 HTTP_PORT: Final = 80
 ECHO_PORT: Final = 7
 ETCD_PORT: Final = 2379
+ETCD_PEER_PORT: Final = 2380
 ROUTER: Final = "router"
 CONTROL: Final = "ctl"
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]{0,11}")
-_MAX_LBS, _MAX_BACKENDS = 64, 150
+_MAX_LBS, _MAX_BACKENDS, _MAX_ETCD_MEMBERS = 64, 150, 9
 
 
 class Role(StrEnum):
@@ -100,12 +102,14 @@ class LabSpec:
         backends: 1 to 150.
         lbs: 1 to 64. VIP traffic is spread over them by the router (ECMP on the 5-tuple).
         vips: how many VIP addresses of each family the backends serve from the start.
+        etcd_members: 1 to 9; a cluster of three is on ctl, ctl2 and ctl3.
     """
 
     name: str = "tg0"
     backends: int = 4
     lbs: int = 1
     vips: int = 1
+    etcd_members: int = 1
 
     def check(self) -> None:
         """Refuses what cannot be built.
@@ -122,6 +126,7 @@ class LabSpec:
             ("backends", self.backends, _MAX_BACKENDS),
             ("lbs", self.lbs, _MAX_LBS),
             ("vips", self.vips, 200),
+            ("etcd_members", self.etcd_members, _MAX_ETCD_MEMBERS),
         ):
             if not 1 <= value <= most:
                 raise LabError(f"{what} is {value}; a lab has 1 to {most}")
@@ -148,6 +153,10 @@ class LabSpec:
         """All nodes but the router."""
         return (
             Station(CONTROL, Role.CONTROL, 1, ACCESS_MTU),
+            *(
+                Station(f"{CONTROL}{n}", Role.CONTROL, n, ACCESS_MTU)
+                for n in range(2, self.etcd_members + 1)
+            ),
             *(Station(f"client{n}", Role.CLIENT, 10 + n, ACCESS_MTU) for n in (1, 2)),
             *(Station(f"lb{n}", Role.LB, 20 + n, RACK_MTU) for n in range(1, self.lbs + 1)),
             *(
@@ -155,6 +164,11 @@ class LabSpec:
                 for n in range(1, self.backends + 1)
             ),
         )
+
+
+def etcd_endpoints(stations: Iterable[Station]) -> list[str]:
+    """host:port of every member of etcd among these nodes."""
+    return [f"{s.address4()}:{ETCD_PORT}" for s in stations if s.role is Role.CONTROL]
 
 
 def vip4(number: int) -> IPv4Address:

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any, Self
 from tidegate.errors import LabError
 from tidegate.lab import agents, netns, services, state, wiring
 from tidegate.lab.agents import AgentProcess
-from tidegate.lab.plan import CONTROL, NETNS_ROOT, NIC, ROUTER, LabSpec, Role, Station, vip4, vip6
+from tidegate.lab.plan import (
+    CONTROL,
+    NETNS_ROOT,
+    NIC,
+    ROUTER,
+    LabSpec,
+    Role,
+    Station,
+    etcd_endpoints,
+    vip4,
+    vip6,
+)
 from tidegate.lab.processes import Node, kill_named
 
 if TYPE_CHECKING:
@@ -38,6 +49,7 @@ class Lab:
         self.stations = {station.name: station for station in spec.stations()}
         self.nodes = {name: Node(name, spec.namespace(name)) for name in (ROUTER, *self.stations)}
         self.agents: dict[str, AgentProcess] = {}
+        self.etcds: dict[str, subprocess.Popen[bytes]] = {}
         self._vips: list[Address] = []
         for number in range(1, spec.vips + 1):
             self._vips += (vip4(number), vip6(number))
@@ -101,9 +113,8 @@ class Lab:
         wiring.build(self.spec)
         for name in self.nodes:
             self.folder(name).mkdir(parents=True)
-        control = self.nodes[CONTROL]
-        etcd = services.start_etcd(control, self.stations[CONTROL], self.folder(CONTROL))
-        self._children.append(etcd)
+        for node in self._of(Role.CONTROL):
+            self.start_etcd(node.name)
         started = []
         for node in self.backends():
             for vip in self._vips:
@@ -124,12 +135,14 @@ class Lab:
             log = self.folder(node.name) / "nginx-error.log"
             services.wait_for_http(node, self._vips[-1], nginx, log)
             services.wait_for_echo(node, echo)
-        services.wait_for_etcd(control, etcd, self.folder(CONTROL) / "etcd.log")
+        for node in self._of(Role.CONTROL):
+            self.wait_for_etcd(node.name)
 
     def is_whole(self) -> bool:
         """Whether every node is there and every server of it is running."""
         nodes = self.status()["nodes"]
-        needed = {CONTROL: 1} | {node.name: 3 for node in self.backends()}
+        needed = {node.name: 1 for node in self._of(Role.CONTROL)}
+        needed |= {node.name: 3 for node in self.backends()}
         return all(
             node["exists"] and len(node["processes"]) >= needed.get(node["name"], 0)
             for node in nodes
@@ -249,12 +262,30 @@ class Lab:
     # etcd and agents
 
     def etcdctl(self, *arguments: str) -> str:
-        """Runs etcdctl on the control node and returns its output.
+        """Runs etcdctl on the control node, for all members of etcd, and returns its output.
 
         Raises:
             LabError: it failed.
         """
-        return self.nodes[CONTROL].run(["etcdctl", *arguments]).stdout
+        endpoints = ",".join(etcd_endpoints(self.stations.values()))
+        command = ["etcdctl", f"--endpoints={endpoints}", *arguments]
+        return self.nodes[CONTROL].run(command).stdout
+
+    def start_etcd(self, name: str = CONTROL) -> None:
+        """Starts a node's member of etcd, at first or again; it may take another to be healthy."""
+        members = [self.stations[node.name] for node in self._of(Role.CONTROL)]
+        member = services.start_etcd(self.node(name), members, self.folder(name))
+        self.etcds[name] = member
+        self._children.append(member)
+
+    def wait_for_etcd(self, name: str = CONTROL) -> None:
+        """Returns when a node's member of etcd is healthy.
+
+        Raises:
+            LabError: it ended, or is not healthy in time.
+        """
+        log = self.folder(name) / "etcd.log"
+        services.wait_for_etcd(self.node(name), self.etcds[name], log)
 
     def start_agent(self, lb: str = "lb1", config: Path | None = None) -> AgentProcess:
         """Starts the agent on an LB host, on the lab's file for it unless another is given.

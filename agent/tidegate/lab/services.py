@@ -10,14 +10,14 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tidegate.errors import CapabilityError, LabError
 from tidegate.lab import echo, netns
-from tidegate.lab.plan import ECHO_PORT, ETCD_PORT, HTTP_PORT, Station
+from tidegate.lab.plan import ECHO_PORT, ETCD_PEER_PORT, ETCD_PORT, HTTP_PORT, Station
 from tidegate.lab.processes import Node
 
 if TYPE_CHECKING:
@@ -78,21 +78,32 @@ def require_programs() -> None:
         )
 
 
-def start_etcd(node: Node, control: Station, folder: Path) -> "subprocess.Popen[bytes]":
-    """Starts etcd, on the control node's loopback and on its link; does not wait for it.
+def etcd_peers(members: Sequence[Station]) -> str:
+    """Name and peer URL of each member, as etcd's and etcdctl's --initial-cluster has them."""
+    return ",".join(f"{member.name}={_etcd_peer(member)}" for member in members)
 
-    Durability is not what the lab shows, so etcd need not wait for the disk.
+
+def _etcd_peer(member: Station) -> str:
+    return f"http://{member.address4()}:{ETCD_PEER_PORT}"
+
+
+def start_etcd(node: Node, members: Sequence[Station], folder: Path) -> "subprocess.Popen[bytes]":
+    """Starts a member of etcd, on its node's loopback and link; does not wait for it.
+
+    Durability is not what the lab shows, so etcd need not wait for the disk. A member that was
+    killed goes on with the data that it left.
     """
-    (folder / "etcd").mkdir(mode=0o700)
-    link = f"http://{control.address4()}:{ETCD_PORT}"
-    peer = "http://127.0.0.1:2380"
+    (folder / "etcd").mkdir(mode=0o700, exist_ok=True)
+    member = next(one for one in members if one.name == node.name)
+    link = f"http://{member.address4()}:{ETCD_PORT}"
+    peer = _etcd_peer(member)
     return node.daemon(
         [
-            *("etcd", "--name", "lab", "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"),
+            *("etcd", "--name", node.name, "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"),
             *("--listen-client-urls", f"http://127.0.0.1:{ETCD_PORT},{link}"),
             *("--advertise-client-urls", link),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", f"lab={peer}"),
+            *("--initial-cluster", etcd_peers(members)),
         ],
         folder / "etcd.log",
     )
