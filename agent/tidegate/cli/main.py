@@ -19,6 +19,7 @@ _GROUPS: Final = {
     "lab": "a rack in network namespaces, to try things on",
     "validate": "check files of documents",
     "decap": "a backend's end of the tunnel",
+    "rollout": "bring a release to a fleet in waves",
     "simulate": "what would the balancer do with this capture",
     "demo": "show on real packets that no connection is lost",
 }

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from tidegate.keyspace.status import StatusDocument
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
+from tidegate.model.rollout import RolloutDocument
 from tidegate.model.steering import (
     FleetDocument,
     HostDocument,
@@ -34,6 +35,7 @@ DOCUMENTS: Final[dict[str, type[Struct]]] = {
     "host": HostDocument,
     "fleet": FleetDocument,
     "override": OverrideDocument,
+    "rollout": RolloutDocument,
     "status": StatusDocument,
     "verdict": VerdictDocument,
 }

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rollout's state machine: waves, failures, edits by others, and every state after a restart."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollout_world import ALL, World
+from tidegate.errors import ConfigError
+from tidegate.keyspace import rollout_orders as orders
+from tidegate.model.rollout import CriteriaDocument
+
+HOSTS = {
+    "lb1": '{"track":  "canary"}',
+    "lb2": None,
+    "lb3": '{ "freeze" : false, "reason":"x" }',
+    "lb4": None,
+    "lb5": "{}",
+    "lb6": None,
+}
+
+
+def world(**options: Any) -> World:
+    made = World(dict(HOSTS))
+    made.start(**options)
+    return made
+
+
+def moved(made: World) -> list[str]:
+    return [each.host for each in made.rollout.moved]
+
+
+def unchanged(made: World) -> None:
+    """All that was there before the rollout is as it was."""
+    assert made.host_values() == HOSTS
+    assert made.value("tracks/rollout-new") is None
+    assert json.loads(made.value("tracks/stable") or "") == {"release": "old"}
+    assert set(made.releases().values()) == {"old"}
+
+
+def test_waves_go_on_to_the_whole_fleet() -> None:
+    """Canary first, then half of all, then all; in the end pointers name the release, as one."""
+    made = world()
+    made.run(lambda r: r.wave == 1)
+    assert moved(made) == ["lb1"]
+    made.run(lambda r: r.wave == 2)
+    assert moved(made) == ["lb1", "lb2", "lb3"]
+    assert set(made.releases().values()) == {"old", "new"}
+    assert made.run().state == "done"
+    assert set(made.releases().values()) == {"new"}
+    assert made.host_values() == HOSTS
+    assert made.value("tracks/rollout-new") is None
+    for track in ("stable", "canary"):
+        assert json.loads(made.value(f"tracks/{track}") or "") == {"release": "new"}
+
+
+def test_pointers_flip_together_before_hosts_go_back() -> None:
+    """At no moment is a host that was good with the release taken back from it."""
+    made = world()
+    made.run(lambda r: r.state == "restoring")
+    revisions = {made.documents[f"tracks/{name}"].mod_revision for name in ("stable", "canary")}
+    assert len(revisions) == 1
+    while made.tick():
+        assert set(made.releases().values()) == {"new"}
+
+
+def test_each_wave_is_baked_in_full() -> None:
+    """Time passes between a wave's acknowledgement and the next wave, and no less than asked."""
+    made = world(bake=30)
+    made.run(lambda r: r.state == "baking")
+    began = made.now
+    made.run(lambda r: r.wave == 1)
+    assert 30 <= made.now - began < 33
+
+
+def failing(**status: Any) -> Any:
+    return lambda release: status if release == "new" else {}
+
+
+REFUSAL = {"key": "vips/a", "field": "port", "reason": "port is 0."}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (failing(state="degraded", refusals=[REFUSAL]), "lb1 refuses vips/a: port: port is 0."),
+        (failing(state="degraded", reason="No gateway."), "lb1 is degraded: No gateway."),
+        (lambda release: None if release == "new" else {}, "lb1 has had no status for 15 s."),
+        (failing(state="starting"), "1 hosts have not acknowledged within 60 s: lb1 is starting"),
+    ],
+)
+def test_a_bad_canary_is_put_back(answer: Any, told: str) -> None:
+    """Nothing but the canary was touched, all is as it was, and the reason is kept."""
+    made = world()
+    made.answers["lb1"] = answer
+    ended = made.run()
+    assert ended.state == "failed"
+    assert told in ended.reason
+    assert moved(made) == ["lb1"]
+    unchanged(made)
+
+
+def test_a_failure_late_puts_back_all_waves() -> None:
+    """A host that gets bad while the last wave is baked takes the whole rollout back."""
+    made = world()
+    made.run(lambda r: r.wave == 2 and r.state == "baking")
+    made.answers["lb2"] = failing(state="degraded", reason="later")
+    assert made.run().reason == "lb2 is degraded: later"
+    assert len(made.rollout.moved) == 6
+    unchanged(made)
+
+
+def test_a_restarted_agent_is_no_failure() -> None:
+    """A status that is away for less than a lease's time does not count."""
+    made = world(bake=60)
+    made.run(lambda r: r.state == "baking")
+    made.answers["lb1"] = lambda _release: None
+    for _ in range(12):
+        made.tick()
+    del made.answers["lb1"]
+    assert made.run().state == "done"
+
+
+def test_hosts_that_disagree_fail_it_once_that_lasts() -> None:
+    """Two digests of one release are a fault, unless they are those of a moment."""
+    made = world(waves="100%", bake=60)
+    made.run(lambda r: r.state == "baking")
+    made.answers["lb3"] = failing(digest="other")
+    made.tick()
+    made.tick()
+    made.answers.clear()
+    made.tick()
+    made.answers["lb3"] = failing(digest="other")
+    ended = made.run()
+    assert ended.reason.startswith("lb3 built other tables")
+    unchanged(made)
+
+
+def traffic(drops: float = 0.0, rate: float = 1000.0, unhealthy: int = 0) -> dict[str, Any]:
+    return {
+        "traffic": {"packets_per_second": rate, "drops": drops, "misses": 0.0},
+        "backends": {"total": 20, "unhealthy": unhealthy},
+    }
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "reason"),
+    [
+        (traffic(), traffic(0.002), "lb1 has drops of 0.2%"),
+        (traffic(), traffic(0.0009), ""),
+        (traffic(0.01), traffic(0.0109), ""),  # the others have as many
+        (traffic(), traffic(0.5, rate=1), ""),  # two packets prove nothing
+        (traffic(unhealthy=1), traffic(unhealthy=2), ""),
+        (traffic(unhealthy=1), traffic(unhealthy=3), "lb1 has unhealthy of 15%"),
+    ],
+)
+def test_moved_hosts_are_compared_with_the_others(good: Any, bad: Any, reason: str) -> None:
+    """A limit is in percentage points above the hosts that were not moved."""
+    limits = CriteriaDocument(drops=0.1, unhealthy=5.0)
+    made = World(dict(HOSTS))
+    for name in HOSTS:
+        made.answers[name] = lambda _release: good
+    made.answers["lb1"] = lambda release: bad if release == "new" else good
+    made.settle()
+    made.start(abort_on=limits)
+    made.run(lambda r: r.wave == 1)
+    assert made.rollout.reason.startswith(reason)
+    assert (made.rollout.state in ("failed", "putting-back")) == bool(reason)
+
+
+def test_the_last_wave_is_compared_with_what_the_others_were() -> None:
+    """With no host left, the figures of before the wave stand for the others."""
+    made = World(dict(HOSTS))
+    for name in HOSTS:
+        made.answers[name] = lambda release: traffic(0.05 if release == "new" else 0.0)
+    made.settle()
+    made.start(waves="100%", abort_on=CriteriaDocument(drops=0.1))
+    assert made.run().reason.startswith("lb1 has drops of 5% of its packets")
+    unchanged(made)
+
+
+def test_an_edit_of_a_moved_host_pauses_and_is_kept() -> None:
+    """The rollout stops and says so; after `resume` the edit is there, and survives the end."""
+    made = world()
+    made.run(lambda r: r.state == "baking")
+    made.put("hosts/lb1", '{"track": "rollout-new", "reason": "mine"}')
+    paused = made.run()
+    assert paused.paused
+    assert "hosts/lb1 was changed by somebody else" in paused.reason
+    made.make(orders.resume(made.rollout, made.seen(), "another", made.now))
+    assert made.run().state == "done"
+    assert json.loads(made.value("hosts/lb1") or "") == {"track": "canary", "reason": "mine"}
+
+
+def test_an_edit_survives_an_abort_too() -> None:
+    """Only the track of an edited document is put back."""
+    made = world()
+    made.run(lambda r: r.wave == 1 and r.state == "baking")
+    made.put("hosts/lb2", '{"track": "rollout-new", "reason": "mine"}')
+    made.put("hosts/lb1", '{"track": "stable"}')
+    made.make(orders.abort(made.rollout, "test", "ann", made.now))
+    assert made.run().state == "aborted"
+    assert json.loads(made.value("hosts/lb2") or "") == {"reason": "mine"}
+    assert made.value("hosts/lb1") == '{"track": "stable"}'
+    assert set(made.releases().values()) == {"old"}
+
+
+def test_a_host_that_was_taken_away_is_left_alone() -> None:
+    """After `resume` it is on the track where the operator put it, and no later wave takes it."""
+    made = world()
+    made.run(lambda r: r.state == "baking")
+    made.put("tracks/lab", '{"release": "old"}')
+    made.put("hosts/lb1", '{"track": "lab"}')
+    assert made.run().paused
+    made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert made.run().state == "done"
+    assert made.value("hosts/lb1") == '{"track": "lab"}'
+    assert made.releases()["lb1"] == "old"
+    assert made.rollout.left_out == ("lb1",)
+
+
+def test_a_pointer_that_somebody_flips_pauses() -> None:
+    """A hotfix on stable is not run over; `resume` means that it is to be."""
+    made = world()
+    made.run(lambda r: r.wave == 2)
+    made.put("tracks/stable", '{"release": "hotfix"}')
+    assert "tracks/stable was changed by somebody else" in made.run().reason
+    made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert made.run().state == "done"
+    assert json.loads(made.value("tracks/stable") or "") == {"release": "new"}
+
+
+def test_a_freeze_of_a_moved_host_pauses() -> None:
+    """What is frozen cannot follow; an operator decides."""
+    made = world()
+    made.answers["lb1"] = failing(state="frozen", reason="rolled back by hand")
+    paused = made.run()
+    assert paused.paused
+    assert "lb1 is frozen: rolled back by hand" in paused.reason
+
+
+def test_frozen_and_absent_hosts_are_left_out_and_follow_in_the_end() -> None:
+    """They are not waited for; the pointer takes them along when they are back."""
+    made = World(dict(HOSTS))
+    made.put("hosts/lb6", '{"freeze": true}')
+    made.answers["lb5"] = lambda _release: None
+    made.settle()
+    made.start()
+    assert any("left out" in line and "lb5, lb6" in line for line in made.lines)
+    assert made.run().state == "done"
+    assert set(moved(made)) == {"lb1", "lb2", "lb3", "lb4"}
+    made.answers.clear()
+    assert made.releases()["lb5"] == "new"
+
+
+def test_a_host_that_appears_meanwhile_gets_its_turn() -> None:
+    """It is moved and baked before the pointers flip."""
+    made = world()
+    made.run(lambda r: r.state == "flipping")
+    made.names.append("lb7")
+    assert made.run().state == "done"
+    assert moved(made)[-1] == "lb7"
+
+
+def test_a_large_wave_takes_several_steps() -> None:
+    """A transaction holds so many hosts; a wave of more is moved in several, and put back so."""
+    made = World({f"lb{number:03}": None for number in range(250)})
+    made.start(waves="100%")
+    made.run(lambda r: r.state == "waiting")
+    assert len(moved(made)) == 250
+    made.answers["lb007"] = failing(state="degraded")
+    assert made.run().state == "failed"
+    assert not any(made.host_values().values())
+
+
+def test_an_abort_is_too_late_once_pointers_have_flipped() -> None:
+    """Then it is a rollout of the release before that takes it back, and the refusal says so."""
+    made = world()
+    made.run(lambda r: r.state == "restoring")
+    with pytest.raises(ConfigError, match="roll out the release before"):
+        orders.abort(made.rollout, "test", "ann", made.now)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hosts/lb3": "{"}, "hosts/lb3 is broken"),
+        ({"tracks/stable": "{}"}, "tracks/stable is broken"),
+        ({"tracks/canary": None}, "tracks/canary first"),
+        ({"tracks/rollout-new": '{"release": "x"}'}, "track of an earlier rollout"),
+        (
+            {"hosts/lb1": '{"track": "stable"}'},
+            "no host that could be moved is on the track canary",
+        ),
+        ({"tracks/stable": '{"release": "new"}', "tracks/canary": '{"release": "new"}'}, "already"),
+    ],
+)
+def test_what_could_not_be_put_back_is_not_begun(change: dict[str, str | None], part: str) -> None:
+    """The refusal names the key and what to do."""
+    made = World(dict(HOSTS))
+    for key, value in change.items():
+        made.put(key, value)
+    made.look()
+    with pytest.raises(ConfigError, match=part):
+        made.start()
+
+
+def test_a_host_that_has_not_read_its_key_is_not_moved_yet() -> None:
+    """Its status tells the track of before, which would be the wrong one to come back to."""
+    made = World(dict(HOSTS))
+    made.put("hosts/lb1", "{}")
+    with pytest.raises(ConfigError, match="no host that could be moved is on the track canary"):
+        made.start()
+
+
+def test_one_rollout_at_a_time() -> None:
+    """A second one is refused while the first goes on, and begun when it is over."""
+    made = world()
+    with pytest.raises(ConfigError, match="A rollout of new is under way"):
+        made.start("newer")
+    made.run()
+    made.start("newer")
+    assert made.run().state == "done"
+    assert set(made.releases().values()) == {"newer"}
+
+
+def test_names_of_tracks_are_names() -> None:
+    """A long release's track is shortened, and two of them do not meet."""
+    tracks = {orders.track_of("r" * 62 + last) for last in "ab"}
+    assert len(tracks) == 2
+    assert all(len(track) == 63 for track in tracks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 8),
+            st.sampled_from(("nack", "edit", "take", "delete", "restart", "pause", "abort")),
+            st.sampled_from(sorted(HOSTS)),
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_happens_the_end_is_whole(events: list[tuple[int, str, str]]) -> None:
+    """Every host is on a track that exists, pointers are all old or all new, nothing is lost."""
+    made = world(waves="canary,3,100%", bake=3)
+    touched: set[str] = set()
+    for wait, what, host in events:
+        for _ in range(wait):
+            made.tick()
+        happen(made, what, host, touched)
+    for _ in range(20):
+        made.run()  # each tick checks that no host is on a track without a key
+        if made.rollout.state in ("done", "failed", "aborted"):
+            break
+        made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert made.rollout.state in ("done", "failed", "aborted")
+    pointers = {
+        json.loads(made.value(f"tracks/{t}") or "")["release"] for t in ("stable", "canary")
+    }
+    moved_tracks = {each.track for each in made.rollout.moved}
+    if moved_tracks == {"stable", "canary"} or made.rollout.state != "done":
+        assert pointers == {"new" if made.rollout.state == "done" else "old"}
+    assert made.value("tracks/rollout-new") is None
+    for name, value in HOSTS.items():
+        if name not in touched:
+            assert made.value(f"hosts/{name}") == value
+
+
+def happen(made: World, what: str, host: str, touched: set[str]) -> None:
+    """Something that comes from outside; a host whose key others wrote is `touched`."""
+    current = made.value(f"hosts/{host}")
+    over = made.rollout.state in ("done", "failed", "aborted")
+    match what:
+        case "nack":
+            made.answers[host] = failing(state="degraded", refusals=[REFUSAL])
+        case "edit":
+            touched.add(host)
+            made.put(f"hosts/{host}", json.dumps({**json.loads(current or "{}"), "reason": "mine"}))
+        case "take":
+            touched.add(host)
+            made.put(f"hosts/{host}", '{"track": "stable"}')
+        case "delete":
+            touched.add(host)
+            made.put(f"hosts/{host}", None)
+        case "restart" if not over:
+            made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+        case "pause" if not over:
+            made.make(orders.pause(made.rollout, "stop", made.now))
+        case "abort" if not over and made.rollout.state != "restoring":
+            made.make(orders.abort(made.rollout, "test", "ann", made.now))
+
+
+def test_everything_is_a_criterion_by_default() -> None:
+    """The criteria that these tests use are those of a rollout without options."""
+    from tidegate.keyspace.rollout_waves import DEFAULT_CRITERIA, parse_criteria  # noqa: PLC0415
+
+    assert parse_criteria(DEFAULT_CRITERIA) == ALL
