@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from tidegate.model.values import View
 FLEET = "/tidegate/f/"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "keyspace.md"
 NOTHING = Accepted()
+STEERING = ("tracks/", "hosts/", "overrides/", "fleet")
 STABLE, CANARY, HOST = "tracks/stable", "tracks/canary", "hosts/lb1"
 
 
@@ -241,6 +243,54 @@ def test_a_store_that_went_back_takes_the_release_with_it(etcd: EtcdServer) -> N
         assert seen.on("r1", "old").steering.revision < before
         seen.put((STABLE, {"release": "r2"}), *seen.release("r2", "old"))
         seen.on("r2", "old")
+
+
+def test_a_release_that_cannot_be_read_leaves_the_old_one_in_use(
+    etcd: EtcdServer, tmp_path: Path
+) -> None:
+    """Its changes go on to be handed over, the state says why, and a permission ends the wait."""
+    root = ("--user", "root:r00t")
+    for command in (
+        "user add root:r00t",
+        "user grant-role root root",
+        "user add agent:s3cret",
+        "role add agent",
+        *(f"role grant-permission agent --prefix read {FLEET}{key}" for key in STEERING),
+        f"role grant-permission agent --prefix read {FLEET}config/r1/",
+        "user grant-role agent agent",
+        "auth enable",
+    ):
+        etcd.ctl(*command.split())
+    (tmp_path / "password").write_text("s3cret")
+    settings = EtcdSettings(
+        endpoints=(etcd.endpoint,),
+        user="agent",
+        password_file=str(tmp_path / "password"),
+        backoff_max=0.3,
+        fatal_retry=0.3,
+    )
+    views: Received[View] = Received()
+    states: Received[WatchState] = Received()
+    follower = Follower(settings, "f", Me("lb1", None, "live"), Accepted("r1"), views, states)
+    for key, text in (("config/r1/pools/p", '["r1", "1"]'), (STABLE, '{"release": "r1"}')):
+        etcd.ctl(*root, "put", FLEET + key, text)
+    follower.start()
+    try:
+        views.wait(lambda view: content(view) == {("r1", "1")})
+        etcd.ctl(*root, "put", FLEET + "config/r2/pools/p", '["r2", "1"]')
+        etcd.ctl(*root, "put", FLEET + STABLE, '{"release": "r2"}')
+        states.wait(lambda state: state.phase == "fatal" and "permission denied" in state.reason)
+        etcd.ctl(*root, "put", FLEET + "config/r1/pools/p", '["r1", "2"]')
+        view = views.wait(lambda view: content(view) == {("r1", "2")})
+        assert (view.steering.release, view.steering.pointer) == ("r1", "stable")
+        grant = ("role", "grant-permission", "agent", "--prefix", "read")
+        etcd.ctl(*root, *grant, f"{FLEET}config/r2/")
+        views.wait(lambda view: content(view) == {("r2", "1")})
+        states.wait(lambda _: follower.state.phase == "connected")
+        assert time.monotonic() - follower.last_contact < settings.silence_limit
+    finally:
+        assert follower.stop()
+    assert {view.steering.release for view in views.items} == {"r1", "r2"}
 
 
 def test_freeze_and_overrides_come_with_the_views(etcd: EtcdServer) -> None:
