@@ -7,8 +7,8 @@ A snapshot is one read of all ranges in one transaction: one linearizable call, 
 revision. So no snapshot has half of a transaction in it, however many ranges that wrote to.
 
 The ranges have a watcher each, on one stream. etcd orders the events of one watcher, and not those
-of several against each other, so the events of one transaction may arrive minutes of the program
-apart; applied one by one they would show states that never were. Here an event only says that
+of several against each other, so between the events of one transaction there may be those of
+others; applied one by one they would show states that never were. Here an event only says that
 there is something to read. That is enough for nothing to be missed:
 
 * Watchers start at `_next`, the revision after the read. A write before it is in the read; a write
@@ -23,6 +23,7 @@ It costs a read per burst of events, so it is for what is small and changes seld
 neither: `watch` applies the events of its one prefix, which needs no read.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +36,8 @@ from tidegate.keyspace.paths import key_range
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.watch_loop import WatchLoop, WatchState
 from tidegate.model.values import Snapshot
+
+log = logging.getLogger(__name__)
 
 
 class RangesWatch(WatchLoop):
@@ -68,6 +71,12 @@ class RangesWatch(WatchLoop):
 
     def _list(self) -> None:
         documents, history = self._retry(partial(read_ranges, self._etcd, self._ranges, self._cut))
+        if self._history is not None and not history.follows(self._history):
+            log.warning(
+                "etcd has another history than before (revision %d, and it was %d): it was "
+                "restored from a backup, or replaced; the steering keys are read anew",
+                *(history.revision, self._history.revision),
+            )
         self._history = history
         self._next = history.revision + 1
         self._list_at = time.monotonic() + self._settings.relist_interval
@@ -87,6 +96,7 @@ class RangesWatch(WatchLoop):
             return
         before = self._history
         self._list()
+        self._report("connected", "")  # the read may have been tried again, and have said so
         self._breaks = 0
         if before is None or self._history is None or not self._history.follows(before):
             raise CallFailed(Verdict.RELIST, "etcd's history has changed under a watch.")
