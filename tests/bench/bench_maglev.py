@@ -111,7 +111,7 @@ def with_loop(loop: Callable[..., np.ndarray], backends: Backends) -> np.ndarray
     """A whole build, with `loop` in place of the C extension."""
     ordered = sorted(backends)
     weight = np.array([weight for _, weight in ordered], np.int64)
-    offset, skip = construction._permutations([name for name, _ in ordered], TABLE_SIZE)
+    offset, skip = construction.permutations([name for name, _ in ordered], TABLE_SIZE)
     turns = construction._turns(weight, TABLE_SIZE).astype(np.int64)
     order = order_of_turns(weight, turns)
     return loop(order, offset.astype(np.int64), skip.astype(np.int64), TABLE_SIZE)
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind, backends in pools(count).items():
             compare(f"{count} backends, {kind}", backends, ways)
     names = [name for name, _ in pools(1000)["equal"]]
-    hashing = milliseconds(lambda: construction._permutations(names, TABLE_SIZE), 50)
+    hashing = milliseconds(lambda: construction.permutations(names, TABLE_SIZE), 50)
     print(f"of which hashing 1000 names {hashing:.2f} ms")
     before = maglev.build(pools(1000)["equal"])
     took = milliseconds(lambda: maglev.disruption(before, before), 50)

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,25 @@ def test_an_emptied_prefix_empties_nothing(
     assert backend_of(lab, lab.vip4()) in BACKENDS
 
 
+def test_what_is_in_force_goes_on_in_time_while_a_guard_refuses(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """A ramp that has begun is ended, step by step, though the documents are gone meanwhile."""
+    ramp = {"transition_window": 3600, "slow_start": 4, "slow_start_steps": 3}
+    status.wait_applied(control.put("pools/web", ramp).revision)
+    start = int(time.time()) + 3
+    times = {"starts_at": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    written = control.put("pools/web/backends/b3", backend(lab, "b3", **times))
+    before = status.wait_applied(written.revision).status["generation"]
+    lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
+    status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
+    seen = status.wait("three steps", lambda s: s["generation"] >= before + 3, timeout=20)
+    assert seen.status["generation"] == before + 3
+    assert time.time() >= start + 4
+    assert any(r["stage"] == "guard" for r in seen.status["refusals"])
+    assert set(Counter(backend_of(lab, lab.vip4()) for _ in range(36))) == set(BACKENDS)
+
+
 def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: StatusWatch) -> None:
     """The agent waits for etcd, forwards without it, and says that it is stale."""
     etcd = etcd_pid(lab)
@@ -276,12 +297,15 @@ def test_a_reload_takes_over_what_may_change(
     path.write_text("interfaces = [")
     agent.reload()
     wait_for_log(agent, "reload refused")
-    path.write_text(good + "\n[guards]\nallow_empty = true\n")
+    prefix = "/tidegate/default/config/live/vips/web"
+    deleted = lab.etcdctl("-w", "json", "del", "--prefix", prefix)  # two VIPs of three
+    status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
+    path.write_text(good + "\n[guards]\nmax_vips_removed_percent = 70\n")
     agent.reload()
     wait_for_log(agent, "reload changed=guards")
-    deleted = lab.etcdctl("-w", "json", "del", "--prefix", "/tidegate/default/config/live/")
     revision = json.loads(deleted)["header"]["revision"]
-    assert status.wait_applied(revision).status["capacity"]["vips"]["used"] == 0
+    seen = status.wait("the change", lambda s: s["generation_revision"] >= revision)
+    assert seen.status["capacity"]["vips"]["used"] == 1
 
 
 def test_only_one_agent_holds_a_data_plane(lab: Lab, agent: AgentProcess) -> None:

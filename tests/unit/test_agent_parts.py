@@ -13,6 +13,7 @@ from tidegate.agent.mailbox import Bell, Mailbox
 from tidegate.dataplane.maps import Capacity
 from tidegate.errors import ConfigError
 from tidegate.model.values import Snapshot, Steering, View
+from tidegate.planner.guards import Limits
 
 GOOD = """\
 host = "lb1"
@@ -75,12 +76,12 @@ def test_a_reload_takes_what_it_can(tmp_path: Path) -> None:
     """Guards and gateways change while it runs; the host's name does not."""
     before = config.read(written(tmp_path, GOOD))
     after = config.read(
-        written(tmp_path, GOOD.replace("lb1", "lb2") + "[guards]\nallow_empty = true\n")
+        written(tmp_path, GOOD.replace("lb1", "lb2") + "[guards]\nmax_vips_removed_percent = 9\n")
     )
     changes = config.changes(before, after)
     assert changes == config.Changes(reloadable=("guards",), fixed=("host",))
     merged = config.merged(before, after, changes.reloadable)
-    assert (merged.host, merged.guards.allow_empty) == ("lb1", True)
+    assert (merged.host, merged.limits()) == ("lb1", Limits(50, 9))
 
 
 def view(revision: int) -> View:

@@ -18,7 +18,6 @@ from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, TABL
 from tidegate.model.generation import NOTHING, Generation, Identity
 from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute, SynLimit
 from tidegate.planner import confirm, next_moment, plan
-from tidegate.planner.guards import refusals
 from tidegate.planner.ids import Allocator
 
 NAMES = [f"b{i}" for i in range(1, 8)]
@@ -302,28 +301,3 @@ def test_more_than_the_maps_hold_is_refused() -> None:
     routed = [vip(f"v{i}", "10.99.0.1", 1 + i, deny=deny) for i in range(82)]
     with pytest.raises(GenerationRefused, match=r"8200 source routes .* may be 8192"):
         plan(desired(routed, []), NOTHING, 0)
-
-
-def test_a_pool_of_a_source_route_is_guarded_too() -> None:
-    """It is in use, so its backends do not vanish by deletion either."""
-    canary = SourceRoute(ip_network("10.0.0.0/8"), "canary")
-    service = vip("a", "10.99.0.1", source_routes=(canary,))
-    before = generations(desired([service], [backend("b1"), backend("b2", pool="canary")]))[-1]
-    found = refusals(desired([service], [backend("b1")]), before)
-    assert [r.key for r in found] == ["pools/canary/backends"]
-
-
-def test_an_emptied_prefix_is_refused() -> None:
-    """All VIPs gone at once is an accident until somebody says that it is not."""
-    before = generations(web(backend("b1")))[-1]
-    assert [r.key for r in refusals(desired([], []), before)] == ["vips"]
-    assert refusals(desired([], []), NOTHING) == ()
-
-
-def test_a_pool_that_loses_all_backend_keys_at_once_is_refused() -> None:
-    """A pool in use is not emptied by deletion; states are the way to say that it is meant."""
-    before = generations(web(backend("b1"), backend("b2")))[-1]
-    assert [r.key for r in refusals(web(), before)] == ["pools/web/backends"]
-    disabled = web(backend("b1", state="disabled"), backend("b2", state="disabled"))
-    assert refusals(disabled, before) == ()
-    assert refusals(web(), plan(disabled, before, 1001)) == ()

@@ -18,6 +18,8 @@ from tidegate.dataplane.programs import Build
 from tidegate.errors import ConfigError
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.settings import check as check_etcd
+from tidegate.model.documents import Percent
+from tidegate.planner.guards import Limits
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 Name = Annotated[str, Meta(pattern=_NAME)]
@@ -51,9 +53,10 @@ class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a change may do at once."""
+    """How much one change may take away, in percent; docs/guards.md."""
 
-    allow_empty: bool = False
+    max_backends_removed_percent: Percent = 50
+    max_vips_removed_percent: Percent = 50
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,6 +97,11 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             source4=self.encapsulation.source4,
             source6=self.encapsulation.source6,
         )
+
+    def limits(self) -> Limits:
+        """What guards hold changes to."""
+        guards = self.guards
+        return Limits(guards.max_backends_removed_percent, guards.max_vips_removed_percent)
 
     def gateways(self) -> Gateways:
         """The next hops that the file names."""

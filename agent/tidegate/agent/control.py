@@ -22,7 +22,8 @@ from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Override, Rejection, Stage, View
 from tidegate.planner import guards, next_moment, plan
-from tidegate.planner.diff import difference
+from tidegate.planner.diff import Diff, difference
+from tidegate.planner.guards import Limits
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,12 @@ class Control:
 
     Args:
         plane: opened, so that its publisher's generation is what the kernel holds.
-        allow_empty: switches the guards against emptied prefixes off.
+        limits: what guards hold changes to.
         clock: wall clock, s.
     """
 
     def __init__(
-        self, plane: DataPlane, *, allow_empty: bool, clock: Callable[[], float] = time.time
+        self, plane: DataPlane, limits: Limits, clock: Callable[[], float] = time.time
     ) -> None:
         self._plane = plane
         self._publisher = publisher = plane.publisher
@@ -64,7 +65,7 @@ class Control:
         self._looked = clock()
         self._last_good = in_force_as_desired(publisher.in_force)
         self.view: View | None = None
-        self.allow_empty = allow_empty
+        self.limits = limits
         self.outcome = Outcome(publisher.in_force.revision)
 
     def take(self, view: View) -> None:
@@ -97,12 +98,10 @@ class Control:
 
     def next_moment(self) -> int | None:
         """The wall-clock second at which time alone asks for a step, or None."""
-        moment = next_moment(self._publisher.in_force)
-        moments = [] if moment is None else [moment]
+        moments = [next_moment(self._publisher.in_force)]
         if self.view is not None:
-            expiries = (override.expires_at for override in self.view.steering.overrides)
-            moments += [at for at in expiries if at > self._looked]
-        return min(moments, default=None)
+            moments.append(guards.next_expiry(self.view.steering.overrides, self._looked))
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def due(self) -> bool:
         """Whether that second has come."""
@@ -112,19 +111,16 @@ class Control:
     def step(self) -> Outcome:
         """One change from end to end; never raises for what a document or the kernel refuses."""
         self._looked = self._clock()
+        now = int(self._looked)
         desired, rejections, revision = self._wanted()
         refused: tuple[Rejection, ...] = ()
-        if not self.allow_empty and not self.frozen:
-            refused = guards.refusals(desired, self._publisher.in_force)
-        held = self._last_good if refused or self.frozen else desired
-        failure = self._apply(held)
-        if failure is not None and failure.stage == "build" and held is not self._last_good:
-            self._apply(self._last_good)  # time goes on for what stays in force
-        self.outcome = Outcome(
-            revision,
-            (*rejections, *refused, *([failure] if failure else ())),
-            failed=failure is not None,
-        )
+        if not self.frozen:
+            refused = self._guard(desired, now) or self._apply(desired, now)
+        if self.frozen or any(rejection.stage in ("guard", "build") for rejection in refused):
+            again = self._apply(self._last_good, now)  # time goes on for what stays in force
+            refused += tuple(rejection for rejection in again if rejection not in refused)
+        failed = any(rejection.stage != "guard" for rejection in refused)
+        self.outcome = Outcome(revision, (*rejections, *refused), failed=failed)
         return self.outcome
 
     def _wanted(self) -> tuple[Desired, tuple[Rejection, ...], int]:
@@ -137,23 +133,31 @@ class Control:
         seen = max(steering.revision, snapshot.revision)
         return desired, (*steering.rejections, *rejections), seen
 
-    def _apply(self, desired: Desired) -> Rejection | None:
+    def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
+        in_force = self._publisher.in_force
+        return guards.refusals(desired, in_force, self.limits, self.overrides, now)
+
+    def _apply(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
+        """Plans and publishes; why it may not, or could not, be."""
         previous = self._publisher.in_force
         started = time.monotonic()
         try:
-            generation = plan(desired, previous, int(self._clock()))
+            generation = plan(desired, previous, now)
+            diff = difference(previous, generation)
+            refused = self._check(diff, desired, now)
+            if refused:
+                return refused
             planned = time.monotonic()
             # What the new generation needs must be there before it, what the old one needed after.
             self._plane.serve(previous, generation)
             self._publisher.publish(generation, time.monotonic())
             self._plane.serve(generation)
         except (GenerationRefused, CompileError) as error:
-            return _whole("build", error, desired.revision)
+            return (_whole("build", error, desired.revision),)
         except DataplaneError as error:
-            return _whole("publish", error, desired.revision)
+            return (_whole("publish", error, desired.revision),)
         self._last_good = desired
         if generation.number != previous.number:
-            diff = difference(previous, generation)
             log.info(
                 "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f "
                 "publish_ms=%.1f",
@@ -161,7 +165,13 @@ class Control:
                 *(generation.digest, diff, (planned - started) * 1e3),
                 (time.monotonic() - planned) * 1e3,
             )
-        return None
+        return ()
+
+    def _check(self, diff: Diff, desired: Desired, now: int) -> tuple[Rejection, ...]:
+        """The guard over tables; what is in force already is not held up by it."""
+        if desired is self._last_good:
+            return ()
+        return guards.disruption_refusals(diff, desired.revision, self.overrides, now)
 
 
 def _whole(stage: Stage, error: Exception, revision: int) -> Rejection:

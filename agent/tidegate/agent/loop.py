@@ -53,7 +53,7 @@ class Agent:
         # Before the links are first read, so that no change falls between.
         self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
         self._plane = DataPlane(_settings(self._config))
-        self._control = Control(self._plane, allow_empty=self._config.guards.allow_empty)
+        self._control = Control(self._plane, self._config.limits())
         etcd = self._config.etcd
         in_force = self._plane.publisher.in_force
         self._follower = Follower(
@@ -171,7 +171,7 @@ class Agent:
                 log.warning("reload: these keys take a restart: %s", ", ".join(changes.fixed))
             self._config = configuration.merged(self._config, fresh, changes.reloadable)
             logging.getLogger().setLevel(self._config.log_level.upper())
-            self._control.allow_empty = self._config.guards.allow_empty
+            self._control.limits = self._config.limits()
             self._plane.reload(self._config.gateways(), self._config.grace_delay)
             log.info("reload changed=%s", ",".join(changes.reloadable) or "nothing")
         notify.notify("READY=1")

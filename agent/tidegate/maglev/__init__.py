@@ -6,6 +6,6 @@ order of names; the planner turns places into ids. The method and its figures ar
 """
 
 from tidegate.maglev.construction import MAX_WEIGHT, build
-from tidegate.maglev.measures import Disruption, disruption, share
+from tidegate.maglev.measures import Disruption, bound, disruption, exchangeable, share
 
-__all__ = ["MAX_WEIGHT", "Disruption", "build", "disruption", "share"]
+__all__ = ["MAX_WEIGHT", "Disruption", "bound", "build", "disruption", "exchangeable", "share"]

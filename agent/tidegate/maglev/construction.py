@@ -54,7 +54,7 @@ def build(backends: Sequence[tuple[str, int]], size: int = TABLE_SIZE) -> Slots:
     if len(set(names)) != len(names):
         raise ValueError("two backends have the same name")
     weight = _weights([weight for _, weight in ordered])
-    offset, skip = _permutations(names, size)
+    offset, skip = permutations(names, size)
     table = np.empty(size, np.uint32)
     fill(table, weight, _turns(weight, size), offset, skip)
     return table
@@ -65,7 +65,8 @@ def digests(name: str) -> bytes:
     return blake2b(name.encode(), digest_size=16, person=b"tidegate-maglev").digest()
 
 
-def _permutations(names: Sequence[str], size: int) -> tuple[Slots, Slots]:
+def permutations(names: Sequence[str], size: int) -> tuple[Slots, Slots]:
+    """Offset and skip of each name: the j-th slot that it wants is (offset + j * skip) mod size."""
     hashes = np.frombuffer(b"".join(map(digests, names)), "<u8").reshape(-1, 2)
     offset = (hashes[:, 0] % np.uint64(size)).astype(np.uint32)
     skip = (hashes[:, 1] % np.uint64(size - 1) + np.uint64(1)).astype(np.uint32)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a table is judged by: each owner's share of the slots, and how many slots a change moves."""
 
+from collections.abc import Collection, Mapping
+from math import ceil, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.maglev.construction import permutations
 from tidegate.model.generation import Slots
 
 
@@ -16,6 +19,8 @@ class Disruption(NamedTuple):
     """Slots whose owners differ."""
     minimum: int
     """Slots that any table with the new shares had to move."""
+    bound: int
+    """Slots that such a change moves at most (`bound`)."""
 
 
 def share(table: Slots, owners: int) -> npt.NDArray[np.int64]:
@@ -31,12 +36,14 @@ def share(table: Slots, owners: int) -> npt.NDArray[np.int64]:
     return np.bincount(table, minlength=owners).astype(np.int64, copy=False)
 
 
-def disruption(before: Slots, after: Slots) -> Disruption:
-    """What a change moves, and the least that a change to these shares can move.
+def disruption(before: Slots, after: Slots, reweighted: Collection[int] = ()) -> Disruption:
+    """What a change moves, the least that it can move, and the most that it should.
 
     Args:
         before: owner of each slot, as ids that mean the same in both tables (backend ids, say).
         after: the same after the change.
+        reweighted: owners in both tables whose weight differs, so that all their turns are at other
+            times.
 
     Raises:
         ValueError: the tables differ in size.
@@ -44,5 +51,44 @@ def disruption(before: Slots, after: Slots) -> Disruption:
     if before.shape != after.shape:
         raise ValueError("tables of different sizes have no slots in common")
     owners = int(max(before.max(), after.max())) + 1
-    lost = share(before, owners) - share(after, owners)
-    return Disruption(int(np.count_nonzero(before != after)), int(lost[lost > 0].sum()))
+    had, has = share(before, owners), share(after, owners)
+    lost, won = np.maximum(had - has, 0), np.maximum(has - had, 0)
+    minimum = int(lost.sum())
+    again = np.fromiter((o for o in reweighted if o < owners), np.int64)
+    lost[again], won[again] = had[again], has[again]
+    turns = int(max(lost.sum(), won.sum()))
+    moved = int(np.count_nonzero(before != after))
+    return Disruption(moved, minimum, bound(turns, len(before)))
+
+
+def exchangeable(before: Slots, after: Slots, names: Mapping[int, str]) -> int:
+    """Slots that a change may move beyond its bound, for owners whose steps are equal.
+
+    Two owners that go through the slots in equal steps meet again and again: one slot that changes
+    hands can set off an exchange of all that they have.
+
+    Args:
+        before: owner of each slot.
+        after: the same after the change.
+        names: of owners, by what they are in the tables; others count as having steps of their own.
+    """
+    owners = int(max(before.max(), after.max())) + 1
+    slots = np.maximum(share(before, owners), share(after, owners))
+    there = [owner for owner in names if owner < owners and slots[owner]]
+    _, skip = permutations([names[owner] for owner in there], len(before))
+    _, which, count = np.unique(skip, return_inverse=True, return_counts=True)
+    return int(slots[there][count[which] > 1].sum())
+
+
+def bound(turns: int, size: int) -> int:
+    """The most slots that a change of so many turns moves; where it comes from: docs/maglev.md.
+
+    Args:
+        turns: those that are in one of the two constructions only, or at another time in it.
+        size: slots of the table.
+    """
+    if turns == 0:
+        return 0
+    part = turns / size
+    others = 2 * turns * (1 - part) * log(1.5 + 0.2 / part)
+    return min(size, ceil(turns + others + 4 * sqrt(others) + 16))

@@ -1,57 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one generation changes against the one before, in numbers that a person can check."""
+"""What one generation changes against the one before: names, and slots that a person can check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar
 
 from tidegate import maglev
 from tidegate.model.constants import TABLE_SIZE
-from tidegate.model.generation import Generation
+from tidegate.model.generation import Generation, PlacedBackend
+from tidegate.model.values import BackendKey
+
+_Name = TypeVar("_Name", str, BackendKey)
+
+
+class Names(NamedTuple):
+    """What came, went and changed of one kind, in order. Backends are named `pool/backend`."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"+{len(self.added)}-{len(self.removed)}~{len(self.changed)}"
+
+
+class Move(NamedTuple):
+    """How far one table moved, in slots."""
+
+    moved: int
+    """Slots whose owner changed."""
+    minimum: int
+    """What any table with the new shares had to move."""
+    bound: int
+    """What Maglev moves at most for such a change (docs/maglev.md)."""
+
+
+_NONE: Final = Names()
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Names that came, went or changed, and how far each pool's table moved.
+    """Everything in which two generations differ, but for fallbacks and windows.
 
     Attributes:
-        moved: slots whose owner changed, by pool.
-        minimum: the fewest slots that any table with the new shares could have moved, by pool.
+        pools: names whose documents differ; `moves` has the tables.
+        backends: those with a key. One whose key was deleted is removed, though it still drains.
+        retired: backends whose drain has ended; nothing is left of them.
+        moves: by pool, where slots moved.
     """
 
-    vips: int
-    backends_added: int
-    backends_removed: int
-    backends_changed: int
-    moved: Mapping[str, int] = field(default_factory=dict)
-    minimum: Mapping[str, int] = field(default_factory=dict)
+    vips: Names = _NONE
+    pools: Names = _NONE
+    backends: Names = _NONE
+    retired: tuple[str, ...] = ()
+    moves: Mapping[str, Move] = field(default_factory=dict)
 
     def __str__(self) -> str:
         moved = ",".join(
-            f"{pool}:{slots}/{TABLE_SIZE}(min {self.minimum[pool]})"
-            for pool, slots in sorted(self.moved.items())
+            f"{pool}:{move.moved}/{TABLE_SIZE}(min {move.minimum}, bound {move.bound})"
+            for pool, move in sorted(self.moves.items())
         )
         return (
-            f"vips={self.vips} added={self.backends_added} removed={self.backends_removed} "
-            f"changed={self.backends_changed} moved={moved or 'none'}"
+            f"vips={self.vips} pools={self.pools} backends={self.backends} "
+            f"retired={len(self.retired)} moved={moved or 'none'}"
         )
 
 
 def difference(before: Generation, after: Generation) -> Diff:
     """Compares two generations."""
-    old, new = before.backends, after.backends
-    moved: dict[str, int] = {}
-    minimum: dict[str, int] = {}
-    for name, placed in after.pools.items():
-        was = before.pools.get(name)
-        if was is not None and was.table.current is not placed.table.current:
-            measured = maglev.disruption(was.table.current, placed.table.current)
-            if measured.moved:
-                moved[name], minimum[name] = measured.moved, measured.minimum
+    changed = [
+        name
+        for name, placed in after.pools.items()
+        if name in before.pools and before.pools[name].table.current is not placed.table.current
+    ]
+    moves = {name: _move(before, after, name) for name in changed}
+    gone = before.backends.keys() - after.backends.keys()
     return Diff(
-        vips=len(after.vips),
-        backends_added=len(new.keys() - old.keys()),
-        backends_removed=len(old.keys() - new.keys()),
-        backends_changed=sum(old[key] != new[key] for key in old.keys() & new.keys()),
-        moved=moved,
-        minimum=minimum,
+        vips=_names(before.vips, after.vips),
+        pools=_names(
+            {name: placed.pool for name, placed in before.pools.items()},
+            {name: placed.pool for name, placed in after.pools.items()},
+        ),
+        backends=_names(_with_a_key(before), _with_a_key(after)),
+        retired=tuple(str(key) for key in sorted(gone) if before.backends[key].retire_at),
+        moves={name: move for name, move in moves.items() if move.moved},
     )
+
+
+def _with_a_key(generation: Generation) -> dict[BackendKey, PlacedBackend]:
+    return {key: p for key, p in generation.backends.items() if p.retire_at is None}
+
+
+def _names(before: Mapping[_Name, object], after: Mapping[_Name, object]) -> Names:
+    both = before.keys() & after.keys()
+    return Names(
+        tuple(map(str, sorted(after.keys() - before.keys()))),
+        tuple(map(str, sorted(before.keys() - after.keys()))),
+        tuple(map(str, sorted(key for key in both if before[key] != after[key]))),
+    )
+
+
+def _move(before: Generation, after: Generation, pool: str) -> Move:
+    was, now = before.pools[pool], after.pools[pool]
+    old = {key: p for key, p in before.backends.items() if key.pool == pool}
+    new = {key: p for key, p in after.backends.items() if key.pool == pool}
+    reweighted = {
+        new[key].identity.id
+        for key in old.keys() & new.keys()
+        if old[key].weight != new[key].weight
+    }
+    tables = was.table.current, now.table.current
+    moved, minimum, bound = maglev.disruption(*tables, reweighted)
+    if not was.digest:
+        bound = TABLE_SIZE  # not built for its backends, as after a crash: it may move to anything
+    elif moved > bound:
+        names = {p.identity.id: key.name for key, p in (old | new).items()}
+        bound = min(TABLE_SIZE, bound + maglev.exchangeable(*tables, names))
+    return Move(moved, minimum, bound)

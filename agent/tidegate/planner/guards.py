@@ -1,44 +1,187 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes that are more likely an accident than a wish: they are refused, the last one stays.
 
-An emptied prefix must not empty the data plane. What an operator means to take away is set to
-`disabled` or `drain` first; a key that is merely gone is not taken for an order.
+An emptied prefix must not empty the data plane, and no single change takes more than a share of a
+pool or of the VIPs away, however it is written: key deleted, drained, disabled, weight 0. What is
+compared is what the documents want with what is in force, so adding is never refused, and neither
+is what time alone does. A guard is lifted by an override, a key that expires. docs/guards.md says
+what that means for those who operate it.
 """
 
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation
-from tidegate.model.values import Desired, Rejection
+from tidegate.model.steering import Guard
+from tidegate.model.values import BackendKey, Desired, Override, Rejection, Vip
+from tidegate.planner.diff import Diff
+from tidegate.planner.effective import effect
+
+_STAYS = "the last generation stays in force"
+_NAMED = 3
+_LONGEST_NAME = 63
 
 
-def refusals(desired: Desired, previous: Generation) -> tuple[Rejection, ...]:
-    """Why this change must not become a generation; empty if it may."""
-    found: list[Rejection] = []
-    if previous.vips and not desired.vips:
-        found.append(
-            _guard(
-                "vips",
-                f"all {len(previous.vips)} VIPs would vanish at once; the last generation stays in "
-                "force. If it is meant, set guards.allow_empty in the agent's file and reload it",
-                desired.revision,
-            )
+class Limits(NamedTuple):
+    """How much one change may take away, in percent."""
+
+    backends_removed: int = 50
+    """Of a pool's serving backends; the pool's own document may say otherwise."""
+    vips_removed: int = 50
+    """Of the VIPs."""
+
+
+def refusals(
+    desired: Desired,
+    previous: Generation,
+    limits: Limits,
+    overrides: Sequence[Override],
+    now: int,
+) -> tuple[Rejection, ...]:
+    """Why this change must not become a generation; empty if it may.
+
+    Args:
+        desired: what the documents want.
+        previous: the generation in force.
+        limits: what the agent's file says.
+        overrides: expired ones too.
+        now: wall clock, s.
+    """
+    found = [_vips(desired, previous, limits), *_pools(desired, previous, limits, now)]
+    return _standing(found, desired.revision, overrides, now)
+
+
+def disruption_refusals(
+    diff: Diff, revision: int, overrides: Sequence[Override], now: int
+) -> tuple[Rejection, ...]:
+    """Why tables that are built must not be published: they move more than Maglev ever does."""
+    found = [
+        _Refused(
+            "disruption",
+            pool,
+            f"pools/{pool}",
+            f"its table would move {move.moved} of {TABLE_SIZE} slots, and such a change moves "
+            f"{move.bound} at most (at least {move.minimum})",
         )
-    for pool in sorted({pool for vip in desired.vips.values() for pool in vip.pools}):
-        had = {
-            key
-            for key, placed in previous.backends.items()
-            if key.pool == pool and placed.backend.state == "active" and placed.retire_at is None
-        }
-        if had and not any(key.pool == pool for key in desired.backends):
-            found.append(
-                _guard(
-                    f"pools/{pool}/backends",
-                    f"all {len(had)} serving backends of a pool that a VIP uses would vanish at "
-                    "once; the last generation stays in force. If it is meant, set them to "
-                    '"disabled" first, or set guards.allow_empty in the agent\'s file and reload',
-                    desired.revision,
-                )
-            )
-    return tuple(found)
+        for pool, move in sorted(diff.moves.items())
+        if move.moved > move.bound
+    ]
+    return _standing(found, revision, overrides, now)
 
 
-def _guard(key: str, reason: str, revision: int) -> Rejection:
-    return Rejection(key, "", reason, "guard", revision)
+def next_expiry(overrides: Iterable[Override], after: float) -> int | None:
+    """The first second after this moment at which an override expires, or None."""
+    return min((o.expires_at for o in overrides if o.expires_at > after), default=None)
+
+
+class _Refused(NamedTuple):
+    guard: Guard
+    pool: str | None
+    key: str
+    what: str
+
+
+def _vips(desired: Desired, previous: Generation, limits: Limits) -> _Refused | None:
+    had = {_service(placed.vip) for placed in previous.vips.values()}
+    wanted = {_service(vip) for vip in desired.vips.values()}
+    gone, percent = had - wanted, limits.vips_removed
+    if not _too_many(len(gone), len(had), len(wanted), percent):
+        return None
+    names = [name for name, placed in previous.vips.items() if _service(placed.vip) in gone]
+    what = f"{_share(gone, had)} VIPs in force would vanish at once ({_some(names)})"
+    return _Refused("vips", None, "vips", what + _above(wanted, percent))
+
+
+def _pools(
+    desired: Desired, previous: Generation, limits: Limits, now: int
+) -> Iterable[_Refused | None]:
+    before = _serving(key for key, placed in previous.backends.items() if placed.weight > 0)
+    after = _serving(
+        key
+        for key, backend in desired.backends.items()
+        if effect(backend, desired.pools.get(key.pool), now).weight > 0
+    )
+    used = {pool for vip in desired.vips.values() for pool in vip.pools}
+    for pool in sorted(used & before.keys()):
+        had, wanted, document = before[pool], after[pool], desired.pools.get(pool)
+        own = document.max_removed_percent if document else None
+        percent = limits.backends_removed if own is None else own
+        gone = {key for key in had - wanted if _differs(key, desired, previous)}
+        if _too_many(len(gone), len(had), len(wanted), percent):
+            names = _some(key.name for key in gone)
+            what = f"{_share(gone, had)} serving backends would leave service at once ({names})"
+            key = f"pools/{pool}/backends"
+            yield _Refused("removal", pool, key, what + _above(wanted, percent))
+    for name in sorted(desired.vips.keys() & previous.vips.keys()):
+        old, new = previous.vips[name].vip.pool, desired.vips[name].pool
+        if old != new and before[old] and not after[new]:
+            what = f"the pool {new}, which it would get, has no serving backend; {old} has"
+            yield _Refused("removal", new, f"vips/{name}", what)
+
+
+def _serving(keys: Iterable[BackendKey]) -> defaultdict[str, set[BackendKey]]:
+    found: defaultdict[str, set[BackendKey]] = defaultdict(set)
+    for key in keys:
+        found[key.pool].add(key)
+    return found
+
+
+def _differs(key: BackendKey, desired: Desired, previous: Generation) -> bool:
+    """Whether its document is another one: what the clock alone does is not held up."""
+    return desired.backends.get(key) != previous.backends[key].backend
+
+
+def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
+    """One may always go if somebody stays; that nobody stays takes an override in any case."""
+    if gone == 0 or (gone == 1 and left):
+        return False
+    return left == 0 or gone * 100 > percent * had
+
+
+def _above(left: Collection[object], percent: int) -> str:
+    return f", more than {percent} %" if left else ""
+
+
+def _share(gone: Collection[object], had: Collection[object]) -> str:
+    return f"all {len(had)}" if len(gone) == len(had) else f"{len(gone)} of {len(had)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:_NAMED]) + (", …" if len(ordered) > _NAMED else "")
+
+
+def _service(vip: Vip) -> tuple[object, ...]:
+    return vip.network, vip.port, vip.protocol
+
+
+def _standing(
+    found: Iterable[_Refused | None], revision: int, overrides: Sequence[Override], now: int
+) -> tuple[Rejection, ...]:
+    """The refusals that no override lifts, as sentences that say how to lift them."""
+    valid = [o for o in overrides if now < o.expires_at]
+    return tuple(
+        Rejection(
+            refused.key, "", f"{refused.what}; {_STAYS}. {_remedy(refused)}", "guard", revision
+        )
+        for refused in found
+        if refused is not None and not any(_lifts(o, refused) for o in valid)
+    )
+
+
+def _lifts(override: Override, refused: _Refused) -> bool:
+    return override.guard == refused.guard and override.pool in (None, refused.pool)
+
+
+def _remedy(refused: _Refused) -> str:
+    # No time stands in it, so that the sentence stays the same while the refusal does.
+    guard, pool = refused.guard, refused.pool
+    option = f" --pool {pool}" if pool else ""
+    name = f"{guard}-{pool}"[:_LONGEST_NAME].rstrip("-._") if pool else guard
+    field = f'"pool": "{pool}", ' if pool else ""
+    return (
+        f"If it is meant: tidegate override {guard}{option} --for 10m, or put overrides/{name} "
+        f'with {{"guard": "{guard}", {field}"expires_at": "YYYY-MM-DDThh:mm:ssZ"}}.'
+    )
