@@ -20,6 +20,7 @@ _GROUPS: Final = {
     "validate": "check files of documents",
     "decap": "a backend's end of the tunnel",
     "rollout": "bring a release to a fleet in waves",
+    "events": "what happens to sampled flows, live",
     "simulate": "what would the balancer do with this capture",
     "demo": "show on real packets that no connection is lost",
 }

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidegate events`: what the data plane tells of sampled flows, as it happens.
+
+Only arguments and printing; the events come from `dataplane/live_events.py`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from tidegate.dataplane.live_events import LiveEvents
+
+_ABOUT = """\
+Prints the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted,
+moved, finished, reset, dropped, flood. It begins with those that nobody has taken yet, and goes on
+until it is interrupted. It needs no agent. Whoever takes an event takes it from everybody else, so
+there is one reader at a time.
+"""
+_EPILOG = """\
+exit codes: 0 as many as were asked for; 2 wrong usage or host, or another reader; 130 interrupted
+
+examples:
+  tidegate events
+  tidegate events -c agent.toml --json -n 100 | jq -r 'select(.event == "dropped") | .reason'
+"""
+_CONFIG: Final = Path("/etc/tidegate/agent.toml")
+_WAIT: Final = 1.0
+"""Seconds; between two waits an interruption and losses are noticed."""
+
+
+def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `events` to the command line."""
+    command = subparsers.add_parser(
+        "events",
+        help="what happens to sampled flows, live",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        *("-c", "--config"),
+        type=Path,
+        default=_CONFIG,
+        metavar="FILE",
+        help="the agent's file, which names the pins; default %(default)s",
+    )
+    where.add_argument("--pin-dir", type=Path, metavar="DIR", help="or the folder of the pins")
+    command.add_argument("--json", action="store_true", help="one JSON document per event")
+    command.add_argument("-n", type=_number, metavar="N", help="end after so many")
+    command.set_defaults(run=_run)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of events")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tidegate.dataplane.live_events import LiveEvents  # noqa: PLC0415 - takes numpy
+
+    try:
+        with LiveEvents(options.pin_dir or _pin_dir(options.config)) as live:
+            if not live.samples:
+                _say("no VIP has flow_sampling above 0, so nothing is told until one has")
+            for event in islice(_all(live), options.n):
+                print(json.dumps(event) if options.json else _line(event), flush=True)
+            _say_lost(live)
+    except BrokenPipeError:  # the reader of our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _pin_dir(path: Path) -> Path:
+    from tidegate.agent import config  # noqa: PLC0415 - takes pyroute2
+
+    return Path(config.read(path).pin_dir)
+
+
+def _all(live: "LiveEvents") -> Iterator[dict[str, Any]]:
+    while True:
+        yield from live.read(_WAIT)
+        _say_lost(live)
+
+
+def _say_lost(live: "LiveEvents") -> None:
+    lost = live.lost()
+    if lost:
+        _say(f"{lost:,} events were lost: above the limit per CPU, or the ring buffer was full")
+
+
+def _say(text: str) -> None:
+    sys.stdout.flush()
+    print(f"tidegate: {text}", file=sys.stderr, flush=True)
+
+
+def _line(event: dict[str, Any]) -> str:
+    """An event as a line; what has no name any more is shown by its id."""
+    vip = event["vip"] or f"vip#{event['vip_id']}"
+    line = f"{event['time']} {event['event']:<8} {vip} {event['protocol']} "
+    line += f"{_end(event['source'], event['source_port'])} > "
+    line += _end(event["destination"], event["port"])
+    if event["backend_id"]:
+        name = (
+            f"{event['pool']}/{event['backend']}"
+            if event["backend"]
+            else "#" + str(event["backend_id"])
+        )
+        line += f" backend={name}"
+    for field in ("slot", "generation", "decision", "reason"):
+        if event[field] is not None:
+            line += f" {field}={event[field]}"
+    return line
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
