@@ -18,6 +18,7 @@ _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
     "lab": "a rack in network namespaces, to try things on",
     "validate": "check files of documents",
+    "plan": "what documents would do to this host's data plane",
     "decap": "a backend's end of the tunnel",
     "rollout": "bring a release to a fleet in waves",
     "events": "what happens to sampled flows, live",

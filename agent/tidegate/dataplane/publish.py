@@ -34,7 +34,7 @@ from tidegate.dataplane.maps import read_all, read_array
 from tidegate.errors import DataplaneError
 from tidegate.model.address import packed
 from tidegate.model.constants import MAX_BACKENDS
-from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool, Slots
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool, Slots, Table
 from tidegate.model.values import Pool
 from tidegate.planner import confirm
 
@@ -77,23 +77,8 @@ class Publisher:
         self._written = {name: read_all(name, self._maps[name]) for name in _FOLLOWING}
         self._records = ledger.read(self._maps)
         self._tables = tables.adopt(self._pins, self._maps["outer"])
-        found = ledger.contents(self._records)
-        pools: dict[str, PlacedPool] = {}
-        for name, (identity, pool) in found.pools.items():
-            if identity.id in self._tables:
-                table = tables.read(self._tables[identity.id][0])
-                pools[name] = PlacedPool(identity, pool, table, b"")
-        number = max([found.meta.number, *(placed.table.generation for placed in pools.values())])
-        vips = {n: p for n, p in found.vips.items() if pools.keys() >= {*p.vip.pools}}
-        meta = found.meta
-        self.in_force = confirm(
-            Generation(
-                *(number, meta.revision, "", vips, pools, found.backends, found.freed),
-                hash_seed=meta.hash_seed,
-                release=meta.release,
-                pointer=meta.pointer,
-            )
-        )
+        found = {id_: tables.read(fd) for id_, (fd, _) in self._tables.items()}
+        self.in_force = found_generation(self._records, found)
         self._is_certain = False
         return self.in_force
 
@@ -302,6 +287,29 @@ def _meta(generation: Generation) -> MetaRecord:
         generation.hash_seed,
         generation.release,
         generation.pointer,
+    )
+
+
+def found_generation(
+    records: Mapping[Place, ledger.Record], found: Mapping[int, Table]
+) -> Generation:
+    """The generation that a ledger's records and the tables in force (by pool id) are of."""
+    contents = ledger.contents(records)
+    pools = {
+        name: PlacedPool(identity, pool, found[identity.id], b"")
+        for name, (identity, pool) in contents.pools.items()
+        if identity.id in found
+    }
+    meta = contents.meta
+    number = max([meta.number, *(placed.table.generation for placed in pools.values())])
+    vips = {n: p for n, p in contents.vips.items() if pools.keys() >= {*p.vip.pools}}
+    return confirm(
+        Generation(
+            *(number, meta.revision, "", vips, pools, contents.backends, contents.freed),
+            hash_seed=meta.hash_seed,
+            release=meta.release,
+            pointer=meta.pointer,
+        )
     )
 
 

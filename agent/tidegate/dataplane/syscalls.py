@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
@@ -24,6 +25,7 @@ HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 1
 RINGBUF: Final = 27
 F_NO_PREALLOC: Final = 1 << 0
 F_NO_COMMON_LRU: Final = 1 << 1
+_F_RDONLY: Final = 1 << 3
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -138,6 +140,33 @@ def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[b
     return keys.raw[: key_size * count], values.raw[: value_size * count], count
 
 
+def map_batches(
+    fd: int, key_size: int, value_size: int, size: int
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """All keys and values of a hash that may change meanwhile, in batches of about `size`.
+
+    An element that is there all the time comes once. The kernel reads whole buckets, so a batch
+    has to hold the fullest one.
+    """
+    keys, values = (ctypes.create_string_buffer(n * size) for n in (key_size, value_size))
+    cursor, following = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+    is_first, is_last = True, False
+    while not is_last:
+        attr = struct.pack(
+            "<QQQQIIQQ",
+            *(0 if is_first else _address(cursor), _address(following)),
+            *(_address(keys), _address(values), size, fd, 0, 0),
+        )
+        buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+        try:
+            _call(_MAP_LOOKUP_BATCH, buffer)
+        except FileNotFoundError:
+            is_last = True
+        count = struct.unpack_from("<I", buffer, 32)[0]
+        yield keys.raw[: key_size * count], values.raw[: value_size * count], count
+        cursor.raw, is_first = following.raw, False
+
+
 def map_walk(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:
     """All keys, all values and their number, read key by key, as every kind of map allows."""
     keys: list[bytes] = []
@@ -171,10 +200,11 @@ def pin(fd: int, path: str) -> None:
     _bpf(_OBJ_PIN, struct.pack("<QII", _address(name), fd, 0))
 
 
-def open_pin(path: str) -> int:
+def open_pin(path: str, *, read_only: bool = False) -> int:
     """A descriptor of what is pinned at this path."""
     name = ctypes.create_string_buffer(path.encode())
-    return _bpf(_OBJ_GET, struct.pack("<QII", _address(name), 0, 0))[0]
+    flags = _F_RDONLY if read_only else 0
+    return _bpf(_OBJ_GET, struct.pack("<QII", _address(name), 0, flags))[0]
 
 
 def object_id(fd: int) -> int:
