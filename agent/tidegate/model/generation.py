@@ -129,6 +129,8 @@ class Generation:
         hash_seed: key of the flow hash from the keyspace; None leaves it to the agent's file.
         release: release that it was built from; empty if that is not known.
         pointer: track whose key named the release; empty if none did.
+        parts: by pool, the hash of its backends' documents that is in `digest`: what the next
+            generation need not hash again.
     """
 
     number: int
@@ -141,6 +143,7 @@ class Generation:
     hash_seed: str | None = None
     release: str = ""
     pointer: str = ""
+    parts: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
 NOTHING = Generation(number=0, revision=0, digest="", vips={}, pools={}, backends={})

@@ -2,7 +2,7 @@
 """Content hashes that are equal on every host with the same inputs, whatever ids it gave out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Final
@@ -29,26 +29,48 @@ def table_digest(current: Slots, serving_ids: Sequence[int]) -> bytes:
 def generation_digest(
     vips: Mapping[str, PlacedVip],
     pools: Mapping[str, PlacedPool],
-    backends: Iterable[PlacedBackend],
+    parts: Mapping[str, bytes],
     hash_seed: str | None,
 ) -> str:
-    """Hash of VIPs, pools, their current tables, the backends with a key, and the seed (hex)."""
-    parts = [f"hash_seed {hash_seed!a}"]
+    """Hash (hex) of VIPs, pools, their current tables, the backends with a key, and the seed."""
+    lines = [f"hash_seed {hash_seed!a}"]
     for name in sorted(vips):
         vip = vips[name].vip
-        parts.append(f"vip {_text(vip, _VIP)} {vip.network}")
+        lines.append(f"vip {_text(vip, _VIP)} {vip.network}")
     for name in sorted(pools):
         placed = pools[name]
-        parts.append(f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()}")
-    for backend in sorted(backends, key=_by_key):
-        if backend.retire_at is None:
-            address = backend.backend.address
-            parts.append(
-                f"backend {_text(backend.backend, _BACKEND)} {address.version} {int(address)} "
-                f"{backend.weight} {backend.reachable}"
+        lines.append(f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()} {parts[name].hex()}")
+    return _hash(lines).hex()
+
+
+def backend_hashes(
+    pools: Collection[str], backends: Iterable[PlacedBackend], known: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Hashes of the backends with a key, by pool.
+
+    Args:
+        pools: the pools that there are.
+        backends: of all pools.
+        known: hashes that are still right, since no backend of those pools has changed.
+    """
+    lines: dict[str, list[str]] = {pool: [] for pool in pools if pool not in known}
+    for placed in backends:
+        backend = placed.backend
+        there = lines.get(backend.pool)
+        if there is not None and placed.retire_at is None:
+            address = backend.address
+            there.append(
+                f"backend {_text(backend, _BACKEND)} {address.version} {int(address)} "
+                f"{placed.weight} {placed.reachable}"
             )
-    text = "\n".join(parts).encode()
-    return hashlib.blake2b(text, digest_size=16, person=b"tidegate-gen").hexdigest()
+    # The first field of a line is the name, so this is the order of names.
+    fresh = {pool: _hash(sorted(found)) for pool, found in lines.items()}
+    return {pool: fresh[pool] if pool in fresh else known[pool] for pool in pools}
+
+
+def _hash(lines: list[str]) -> bytes:
+    text = "\n".join(lines).encode()
+    return hashlib.blake2b(text, digest_size=16, person=b"tidegate-gen").digest()
 
 
 def _others(kind: type, *apart: str) -> Callable[[object], tuple[object, ...]]:
@@ -65,7 +87,3 @@ _BACKEND: Final = _others(Backend, "address")
 def _text(value: object, read: Callable[[object], tuple[object, ...]]) -> str:
     # The representation of a tuple of texts, numbers and networks tells any two of them apart.
     return repr(read(value))
-
-
-def _by_key(placed: PlacedBackend) -> tuple[str, str]:
-    return placed.backend.pool, placed.backend.name

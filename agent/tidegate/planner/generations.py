@@ -6,7 +6,7 @@ history give out the same ones; nothing else may depend on it.
 """
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -33,7 +33,7 @@ from tidegate.model.generation import (
     Slots,
 )
 from tidegate.model.values import BackendKey, Desired, Pool, Vip
-from tidegate.planner.digest import generation_digest, table_digest
+from tidegate.planner.digest import backend_hashes, generation_digest, table_digest
 from tidegate.planner.effective import Effect, effect, next_change
 from tidegate.planner.ids import Allocator
 from tidegate.planner.transition import first_table, next_table
@@ -69,7 +69,8 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
     _check_capacity(desired.vips.values())
     number = previous.number + 1
     backends = _place_backends(desired, previous, now)
-    pools = _place_pools(desired.pools, backends, previous, number, now)
+    touched = _touched(previous.backends, backends)
+    pools = _place_pools(desired.pools, backends, previous, number, now, touched)
     vips = _place_vips(desired.vips, previous, now)
     freed = FreedIds(
         _freed(previous.freed.vips, previous.vips, vips, now),
@@ -80,10 +81,12 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         *(previous.vips, previous.pools, previous.backends),
         previous.hash_seed,
     )
+    known = {name: part for name, part in previous.parts.items() if name not in touched}
+    parts = backend_hashes(pools.keys(), backends.values(), known)
     return Generation(
         number=previous.number if same else number,
         revision=desired.revision,
-        digest=generation_digest(vips, pools, backends.values(), desired.hash_seed),
+        digest=generation_digest(vips, pools, parts, desired.hash_seed),
         vips=vips,
         pools=pools,
         backends=backends,
@@ -91,6 +94,7 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         hash_seed=desired.hash_seed,
         release=desired.release,
         pointer=desired.pointer,
+        parts=parts,
     )
 
 
@@ -181,6 +185,7 @@ def _place_pools(
     previous: Generation,
     number: int,
     now: int,
+    touched: Collection[str],
 ) -> dict[str, PlacedPool]:
     before = previous.pools
     allocator = Allocator(
@@ -190,9 +195,9 @@ def _place_pools(
         MAX_POOLS,
         now,
     )
-    touched = _touched(previous.backends, backends) | (wanted.keys() - before.keys())
-    touched |= {name for name, old in before.items() if not old.digest}
-    serving, was_serving = _serving(backends, touched), _serving(previous.backends, touched)
+    looked_at = {*touched, *(wanted.keys() - before.keys())}
+    looked_at |= {name for name, old in before.items() if not old.digest}
+    serving, was_serving = _serving(backends, looked_at), _serving(previous.backends, looked_at)
     living = {placed.identity.id for placed in backends.values()}
     placed: dict[str, PlacedPool] = {}
     for name in sorted(wanted):
@@ -296,8 +301,13 @@ def confirm(found: Generation) -> Generation:
         name: replace(placed, digest=_digest_if_built(placed.table.current, serving[name]))
         for name, placed in found.pools.items()
     }
-    digest = generation_digest(found.vips, pools, found.backends.values(), found.hash_seed)
-    return replace(found, pools=pools, digest=digest)
+    parts = backend_hashes(pools.keys(), found.backends.values(), {})
+    return replace(
+        found,
+        pools=pools,
+        digest=generation_digest(found.vips, pools, parts, found.hash_seed),
+        parts=parts,
+    )
 
 
 def _digest_if_built(current: Slots, serving: list[_Owner]) -> bytes:
