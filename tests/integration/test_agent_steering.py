@@ -145,6 +145,20 @@ def test_a_frozen_host_looks_on_while_time_goes_on(
     assert seen["digest"] != moved["digest"]
 
 
+def test_a_new_host_in_a_frozen_fleet_takes_what_there_is_once(
+    lab: Lab, status: StatusWatch
+) -> None:
+    """A host that was rebooted during a freeze serves its share, and then keeps what it has."""
+    put(lab, *release(lab, "live", 100), ("fleet", {"freeze": True}))
+    lab.start_agent("lb1")
+    first = status.wait("frozen", lambda s: s["state"] == "frozen", timeout=20).status
+    assert first["generation"] == 1
+    assert answers(lab)
+    changed = put(lab, *release(lab, "live", 500))
+    seen = status.wait("the change", lambda s: s["revision"] >= changed).status
+    assert (seen["generation"], seen["digest"]) == (1, first["digest"])
+
+
 def test_a_bad_pointer_changes_nothing_in_force(
     lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:

@@ -114,9 +114,12 @@ class Control:
         now = int(self._looked)
         desired, rejections, revision = self._wanted()
         refused: tuple[Rejection, ...] = ()
-        if not self.frozen:
+        # A host that has nothing in force has nothing to keep: frozen like that it would drop
+        # its share of the fleet's traffic, so it takes what there is, once.
+        kept = bool(self.frozen) and self._publisher.in_force.number > 0
+        if not kept:
             refused = self._guard(desired, now) or self._apply(desired, now)
-        if self.frozen or any(rejection.stage in ("guard", "build") for rejection in refused):
+        if kept or any(rejection.stage in ("guard", "build") for rejection in refused):
             again = self._apply(self._last_good, now)  # time goes on for what stays in force
             refused += tuple(rejection for rejection in again if rejection not in refused)
         failed = any(rejection.stage != "guard" for rejection in refused)
