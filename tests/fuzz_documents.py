@@ -25,6 +25,8 @@ PORTS: Final = (80, 53, 443, 0)
 SERVER_ID_BYTES: Final = (2, 2, 2, 2, 1, 15)
 AGE: Final = 100
 """Seconds by which flows and fragments are made older at some changes of documents."""
+TIMES: Final = ("1970-01-01T00:00:01Z", "1970-01-01T00:16:45Z", "1970-01-02T00:00:00Z")
+"""Long ago, soon after a session's first second, and far off."""
 _RARELY: Final = 0.2  # how often an optional field is there
 _OFTEN: Final = {
     "tracking": 0.4,
@@ -44,7 +46,10 @@ def draw(chance: random.Random, vips: int) -> Keys:
         keys[f"vips/v{number}"] = _mended(_document(chance, VipDocument))
     for number in range(chance.choice([0, 2, 4, 8, 8, 8, 8])):
         pool = chance.choice(POOLS)
-        keys[f"pools/{pool}/backends/b{number}"] = _document(chance, BackendDocument)
+        document = _document(chance, BackendDocument)
+        if document.get("state") != "drain":
+            document.pop("drain_deadline", None)  # it would be refused
+        keys[f"pools/{pool}/backends/b{number}"] = document
     return accepted(keys)
 
 
@@ -166,4 +171,6 @@ def _text(chance: random.Random, name: str, is_vip: bool) -> str:
         return chance.choice(POOLS)
     if name == "quic_server_id":
         return chance.randbytes(chance.choice(SERVER_ID_BYTES)).hex()
+    if name in {"starts_at", "drain_deadline"}:
+        return chance.choice(TIMES)
     raise AssertionError(f"draw values of the field {name}")
