@@ -8,16 +8,19 @@ The maps are only read, so an agent may be at work on them.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.dataplane import layout, ledger, maps, tables
+from tidegate.dataplane import entries, layout, ledger, maps, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.ledger import Kind, Place
+from tidegate.model.address import packed
 from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.generation import Generation, Table
+from tidegate.model.values import Pool
 
 _HISTORY = {"id", "incarnation", "pool"}
 
@@ -61,12 +64,37 @@ def read(pins: Path) -> Contents:
         return Contents(
             _vips(fds["vips"], _names(records, Kind.VIP, ledger.VipRecord), pools),
             {
-                pools[id_]: _table(fd, owners)
-                for id_, fd in _tables_in_force(pins, fds["outer"])
-                if id_ in pools
+                name: _owners(_table_in_force(pins, fds["outer"], id_), owners)
+                for id_, name in pools.items()
             },
             _backends(fds["backends"], living),
         )
+
+
+def planned(generation: Generation) -> Contents:
+    """The contents that a generation asks for."""
+    names = {placed.identity.id: name for name, placed in generation.vips.items()}
+    pools = {placed.identity.id: name for name, placed in generation.pools.items()}
+    owners = {
+        placed.identity.id: f"{key.pool}/{key.name}" for key, placed in generation.backends.items()
+    }
+    return Contents(
+        {k: _vip(v, names, pools) for k, v in entries.vips(generation).items()},
+        {name: _owners(placed.table, owners) for name, placed in generation.pools.items()},
+        {
+            (key.pool, key.name): (
+                packed(placed.backend.address),
+                placed.backend.address.version,
+                0 if placed.reachable else layout.QUARANTINED,
+                *_path(generation.pools[key.pool].pool),
+            )
+            for key, placed in generation.backends.items()
+        },
+    )
+
+
+def _path(pool: Pool) -> tuple[int, int]:
+    return (pool.gue_port if pool.encapsulation == "gue" else 0), pool.mtu or 0
 
 
 def _names(records: dict[Place, Any], kind: Kind, of: type[Any]) -> dict[int, str]:
@@ -74,29 +102,35 @@ def _names(records: dict[Place, Any], kind: Kind, of: type[Any]) -> dict[int, st
 
 
 def _vips(fd: int, names: dict[int, str], pools: dict[int, str]) -> dict[bytes, tuple[Any, ...]]:
-    found = {}
-    for key, value in maps.read_all("vips", fd).items():
-        entry = np.frombuffer(value, layout.VIP)[0]
-        rest = tuple(entry[f].item() for f in layout.VIP.names or () if f not in _HISTORY)
-        found[key] = (names[int(entry["id"])], pools.get(int(entry["pool"]), ""), *rest)
-    return found
+    return {key: _vip(value, names, pools) for key, value in maps.read_all("vips", fd).items()}
 
 
-def _tables_in_force(pins: Path, outer: int) -> Iterator[tuple[int, int]]:
-    """Pool id and descriptor of each pinned table that the outer map points to."""
-    for path in sorted((pins / "tables").iterdir()):
-        pool = int(path.name.split("-")[0])
-        fd = bpf.open_pin(str(path))
-        try:
-            there = bpf.map_lookup(outer, pool.to_bytes(4, "little"), 4)
-            if there is not None and int.from_bytes(there, "little") == bpf.map_info(fd).id:
-                yield pool, fd
-        finally:
-            os.close(fd)
+def _vip(value: bytes, names: dict[int, str], pools: dict[int, str]) -> tuple[Any, ...]:
+    entry = np.frombuffer(value, layout.VIP)[0]
+    rest = tuple(entry[f].item() for f in layout.VIP.names or () if f not in _HISTORY)
+    return (names[int(entry["id"])], pools.get(int(entry["pool"]), ""), *rest)
 
 
-def _table(fd: int, owners: dict[int, str]) -> tuple[str, ...]:
-    return tuple(owners.get(int(id_), f"id {id_}") for id_ in tables.read(fd).current)
+def _table_in_force(pins: Path, outer: int, pool: int) -> Table:
+    """The table that a slot of the outer map points to, by its pin.
+
+    A publication that comes in between takes a pin away; then the slot is looked at again.
+    """
+    for _ in range(100):
+        there = bpf.map_lookup(outer, pool.to_bytes(4, "little"), 4)
+        for path in (pins / "tables").glob(f"{pool}-*"):
+            with suppress(FileNotFoundError):
+                fd = bpf.open_pin(str(path))
+                try:
+                    if there == bpf.map_info(fd).id.to_bytes(4, "little"):
+                        return tables.read(fd)
+                finally:
+                    os.close(fd)
+    raise AssertionError(f"no pinned table is in force for pool {pool}")
+
+
+def _owners(table: Table, owners: dict[int, str]) -> tuple[str, ...]:
+    return tuple(owners.get(id_, f"id {id_}") for id_ in table.current.tolist())
 
 
 def _backends(

@@ -18,6 +18,7 @@ from tidegate.agent import notify
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Control
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
+from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
 from tidegate.dataplane.host import DataPlane, Settings
 from tidegate.dataplane.links import LinkWatch
@@ -69,6 +70,7 @@ class Agent:
         )
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
+        self._refusals = RefusalLog()
         self._applied: float | None = None
 
     def run(self) -> None:
@@ -129,17 +131,11 @@ class Agent:
 
     def _step(self) -> None:
         before = self._plane.publisher.in_force.number
-        shown = self._control.outcome.rejections
         outcome = self._control.step()
         self._retry_at = time.monotonic() + _RETRY_SECONDS if outcome.failed else None
         if self._plane.publisher.in_force.number != before:
             self._applied = time.time()
-        for rejection in outcome.rejections:
-            if rejection not in shown:
-                log.warning(
-                    "refused key=%s field=%s stage=%s reason=%s",
-                    *(rejection.key, rejection.field, rejection.stage, rejection.reason),
-                )
+        self._refusals.tell(outcome.rejections, time.monotonic())
 
     def _follow_links(self, now: float) -> None:
         self._links_due = now + _LINK_REFRESH_SECONDS
