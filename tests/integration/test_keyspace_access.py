@@ -214,6 +214,32 @@ def test_client_certificates_work_and_strangers_do_not(
         assert stranger.watch.stop()
 
 
+def test_a_flip_while_certificates_are_replaced_is_made_up_for(
+    tls_etcd: EtcdServer, authority: Path
+) -> None:
+    """A new release takes a new connection, and its files may be missing for a moment."""
+    ca, cert, key = (str(authority / name) for name in ("ca.pem", "client.pem", "client.key"))
+    access = (f"--cacert={ca}", f"--cert={cert}", f"--key={key}", "put")
+    chosen = EtcdSettings(
+        endpoints=(tls_etcd.endpoint,), ca=ca, cert=cert, key=key, fatal_retry=0.3
+    )
+    views: Received[View] = Received()
+    states: Received[WatchState] = Received()
+    me = Me("lb1", None, "live")
+    steered = follow.Follower(chosen, "edge", me, Accepted(), views, states)
+    steered.start()
+    try:
+        views.wait(lambda view: view.steering.release == "live")
+        (authority / "client.pem").rename(authority / "away.pem")
+        away = (*access[:1], f"--cert={authority / 'away.pem'}", *access[2:])
+        tls_etcd.ctl(*away, "/tidegate/edge/tracks/stable", '{"release": "r2"}')
+        states.wait(lambda state: "client.pem" in state.reason)
+        (authority / "away.pem").rename(authority / "client.pem")
+        views.wait(lambda view: view.steering.release == "r2")
+    finally:
+        assert steered.stop()
+
+
 def test_another_authority_is_not_trusted(tls_etcd: EtcdServer, authority: Path) -> None:
     """A server whose certificate our CA did not sign is never talked to."""
     other = ("-x509", "-keyout", "other.key", "-out", "other.pem", "-subj", "/CN=other")

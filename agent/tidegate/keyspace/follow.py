@@ -167,6 +167,7 @@ class Follower:
             self._promote()
         else:
             self._leave(self._coming)
+            self._coming = None  # opening may fail, for a certificate that cannot be read just now
             self._coming = self._open(steering)
 
     def _open(self, steering: Steering) -> _Followed:
