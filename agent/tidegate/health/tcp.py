@@ -16,7 +16,7 @@ from typing import Final
 
 from tidegate.health.result import Code, Result
 
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 _CODES: Final[dict[int, Code]] = {
     errno.ECONNREFUSED: "refused",
@@ -94,7 +94,7 @@ class _Handshake:
         self.outcome: asyncio.Future[Result] = self._loop.create_future()
         try:
             self._sock = marked(destination, socket.SOCK_STREAM)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         except OSError as error:
             self.outcome.set_result(failed(error, 0.0))
             return
