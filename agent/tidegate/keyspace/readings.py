@@ -30,12 +30,12 @@ class Reading(NamedTuple):
     """What a key stands for, or everything that is wrong with it by itself.
 
     Attributes:
-        value: the bytes that were read.
+        document: what was read.
         name: the VIP's, the pool's or the backend's.
         owner: only of a backend.
     """
 
-    value: bytes
+    document: Document
     kind: Kind
     name: str
     owner: BackendKey
@@ -43,42 +43,85 @@ class Reading(NamedTuple):
 
 
 class Memo:
-    """The readings of the last pass, one for each key that it had."""
+    """The readings of the last pass, one for each key that it had, and what the good ones say.
+
+    Attributes:
+        vips: by name, in any order; so are the others.
+        refused: readings of keys that are refused for themselves, by key.
+        hash_seed: what `settings` says; None if it says nothing or is refused.
+    """
 
     def __init__(self) -> None:
         self._readings: dict[str, Reading] = {}
+        self.vips: dict[str, Vip] = {}
+        self.pools: dict[str, Pool] = {}
+        self.backends: dict[BackendKey, Backend] = {}
+        self.refused: dict[str, Reading] = {}
+        self.hash_seed: str | None = None
 
-    def read(self, documents: Mapping[str, Document]) -> Mapping[str, Reading]:
-        """A reading of each of these documents, in any order; valid until the next call."""
+    def read(self, documents: Mapping[str, Document]) -> None:
+        """Makes this the readings of these documents, and of no others."""
         readings = self._readings
         for key, document in documents.items():
             known = readings.get(key)
-            if known is None or known.value != document.value:
-                readings[key] = read(key, document.value)
+            if known is None:
+                self._take(key, read(key, document))
+            elif known.document is not document:
+                if known.document.value != document.value:
+                    self._forget(key, known)
+                    known = read(key, document)
+                self._take(key, known._replace(document=document))
         if len(readings) > len(documents):
             for key in readings.keys() - documents.keys():
+                self._forget(key, readings[key])
                 del readings[key]
-        return readings
+
+    def _take(self, key: str, reading: Reading) -> None:
+        self._readings[key] = reading
+        match reading.found:
+            case Backend() as backend:
+                self.backends[reading.owner] = backend
+            case Vip() as vip:
+                self.vips[reading.name] = vip
+            case Pool() as pool:
+                self.pools[reading.name] = pool
+            case SettingsDocument(hash_seed=hash_seed):
+                self.hash_seed = hash_seed
+            case _:
+                self.refused[key] = reading
+
+    def _forget(self, key: str, reading: Reading) -> None:
+        match reading.found:
+            case Backend():
+                del self.backends[reading.owner]
+            case Vip():
+                del self.vips[reading.name]
+            case Pool():
+                del self.pools[reading.name]
+            case SettingsDocument():
+                self.hash_seed = None
+            case _:
+                del self.refused[key]
 
 
-def read(key: str, value: bytes) -> Reading:
+def read(key: str, document: Document) -> Reading:
     """Read a key, relative to its release."""
-    parts = key.split("/")
-    match parts:
+    value = document.value
+    match key.split("/"):
         case [only] if only == SETTINGS_KEY:
-            return Reading(value, "settings", "", _NOBODY, decode(value, SettingsDocument))
+            return Reading(document, "settings", "", _NOBODY, decode(value, SettingsDocument))
         case ["vips", name] if is_name(name):
-            return Reading(value, "vip", name, _NOBODY, _vip(name, value))
+            return Reading(document, "vip", name, _NOBODY, _vip(name, value))
         case ["pools", name] if is_name(name):
-            return Reading(value, "pool", name, _NOBODY, _pool(name, value))
+            return Reading(document, "pool", name, _NOBODY, _pool(name, value))
         case ["pools", pool, "backends", name] if is_name(pool) and is_name(name):
             owner = BackendKey(pool, name)
-            return Reading(value, "backend", name, owner, _backend(owner, value))
+            return Reading(document, "backend", name, owner, _backend(owner, value))
         case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
             reason = f"The key holds what is not a name: {NAME_RULE}."
         case _:
             reason = f"The key is not one of Tidegate's: {_SHAPES}."
-    return Reading(value, "strange", "", _NOBODY, [Fault("", reason, "schema")])
+    return Reading(document, "strange", "", _NOBODY, [Fault("", reason, "schema")])
 
 
 def _vip(name: str, value: bytes) -> Vip | list[Fault]:

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from tidegate.keyspace.decode import Fault, shortened, shown
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.keyspace.readings import Memo, Reading
-from tidegate.model.documents import Protocol, SettingsDocument
+from tidegate.model.documents import Protocol
 from tidegate.model.values import (
     Backend,
     BackendKey,
@@ -48,13 +48,13 @@ class Validation(NamedTuple):
 
 @dataclass(slots=True)
 class _Work:
-    """What one pass has found so far."""
+    """What one pass has found so far; it begins with what is good by itself."""
 
     snapshot: Snapshot
     last: Desired
-    pools: dict[str, Pool] = field(default_factory=dict)
-    backends: dict[BackendKey, Backend] = field(default_factory=dict)
-    vips: dict[str, Vip] = field(default_factory=dict)
+    pools: dict[str, Pool]
+    backends: dict[BackendKey, Backend]
+    vips: dict[str, Vip]
     kept: dict[str, Vip] = field(default_factory=dict)
     hash_seed: str | None = None
     rejections: list[Rejection] = field(default_factory=list)
@@ -77,9 +77,14 @@ def validate(snapshot: Snapshot, last_good: Desired, memo: Memo | None = None) -
         last_good: the `desired` of the last validation, or EMPTY.
         memo: of the last validation. It makes this one faster, and changes nothing else.
     """
-    work = _Work(snapshot, last_good)
-    for key, reading in (memo or Memo()).read(snapshot.documents).items():
-        _place(work, key, reading)
+    memo = memo or Memo()
+    memo.read(snapshot.documents)
+    work = _Work(
+        *(snapshot, last_good, dict(memo.pools), dict(memo.backends), dict(memo.vips)),
+        hash_seed=memo.hash_seed,
+    )
+    for key, reading in memo.refused.items():
+        _refuse(work, key, reading)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
@@ -100,24 +105,10 @@ def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
     return {key: found[key] for key in sorted(found)}
 
 
-def _place(work: _Work, key: str, reading: Reading) -> None:
-    """Take what a key stands for into the work, or refuse the key and keep its last value."""
-    found = reading.found
-    if isinstance(found, Backend):
-        work.backends[reading.owner] = found
-    elif isinstance(found, Vip):
-        work.vips[reading.name] = found
-    elif isinstance(found, Pool):
-        work.pools[reading.name] = found
-    elif isinstance(found, SettingsDocument):
-        work.hash_seed = found.hash_seed
-    else:
-        work.reject_all(key, found)
-        _keep(work, reading)
-
-
-def _keep(work: _Work, reading: Reading) -> None:
-    """Keep the last good value of a key that is refused for itself."""
+def _refuse(work: _Work, key: str, reading: Reading) -> None:
+    """Refuse a key for itself, and keep its last value."""
+    if isinstance(reading.found, list):
+        work.reject_all(key, reading.found)
     name, owner, last = reading.name, reading.owner, work.last
     if reading.kind == "backend" and owner in last.backends:
         work.backends[owner] = last.backends[owner]

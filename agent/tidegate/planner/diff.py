@@ -92,11 +92,15 @@ def _with_a_key(generation: Generation) -> dict[BackendKey, PlacedBackend]:
 
 
 def _names(before: Mapping[_Name, object], after: Mapping[_Name, object]) -> Names:
-    both = before.keys() & after.keys()
+    changed = [
+        key
+        for key, old in before.items()
+        if (new := after.get(key)) is not None and new is not old and new != old
+    ]
     return Names(
         tuple(map(str, sorted(after.keys() - before.keys()))),
         tuple(map(str, sorted(before.keys() - after.keys()))),
-        tuple(map(str, sorted(key for key in both if before[key] != after[key]))),
+        tuple(map(str, sorted(changed))),
     )
 
 
