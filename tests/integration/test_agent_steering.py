@@ -6,10 +6,12 @@ import os
 import re
 import secrets
 import signal
+import time
 from collections.abc import Iterator, Mapping
 
 import pytest
 
+from tidegate.keyspace.status import rfc3339
 from tidegate.lab.agents import AgentProcess
 from tidegate.lab.control import StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
@@ -157,6 +159,20 @@ def test_a_new_host_in_a_frozen_fleet_takes_what_there_is_once(
     changed = put(lab, *release(lab, "live", 500))
     seen = status.wait("the change", lambda s: s["revision"] >= changed).status
     assert (seen["generation"], seen["digest"]) == (1, first["digest"])
+
+
+def test_an_override_is_reported_until_it_expires(
+    lab: Lab, agent: AgentProcess, status: StatusWatch
+) -> None:
+    """Nobody has to write anything for the guard to hold again, and for the status to say so."""
+    expiry = rfc3339(int(time.time()) + 5)
+    put(lab, ("overrides/o", {"guard": "removal", "pool": "web", "expires_at": expiry}))
+    seen = status.wait("the override", lambda s: bool(s["overrides"])).status
+    assert seen["overrides"] == [
+        {"name": "o", "guard": "removal", "pool": "web", "expires_at": expiry}
+    ]
+    gone = status.wait("its end", lambda s: not s["overrides"], timeout=20).status
+    assert gone["revision"] == seen["revision"]
 
 
 def test_a_bad_pointer_changes_nothing_in_force(

@@ -12,13 +12,15 @@ import pytest
 from etcd_server import EtcdServer, Received
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.failures import CallFailed, Verdict
+from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.status import StatusDocument
 from tidegate.keyspace.status_writer import StatusWriter
+from tidegate.keyspace.steering import Accepted, Me
 from tidegate.keyspace.watch import Watch
 
 if TYPE_CHECKING:
-    from tidegate.model.values import Snapshot
+    from tidegate.model.values import Snapshot, View
 
 ROLES = Path(__file__).resolve().parents[2] / "deploy" / "etcd" / "roles.sh"
 BASE = "/tidegate/edge"
@@ -138,16 +140,18 @@ def test_an_agent_reads_no_wider_range_than_its_own(secured: EtcdServer, tmp_pat
 
 
 def test_an_agent_with_its_role_follows_and_reports(secured: EtcdServer, tmp_path: Path) -> None:
-    """Watch and status work with these rights: a change arrives, the status comes and goes."""
+    """These rights suffice: steering and changes arrive, the status comes and goes."""
     chosen = settings(secured, "agent1", tmp_path)
-    snapshots: Received[Snapshot] = Received()
-    watch = Watch(chosen, f"{BASE}/config/live/", snapshots)
-    watch.start()
+    views: Received[View] = Received()
+    follower = Follower(chosen, "edge", Me("lb1", None, "live"), Accepted(), views)
+    follower.start()
     writer = StatusWriter(chosen, f"{BASE}/status/lb1")
     writer.start()
     try:
         secured.ctl(*ROOT, "put", f"{BASE}/config/live/vips/new", "1")
-        snapshots.wait(lambda snapshot: "vips/new" in snapshot.documents)
+        views.wait(lambda view: "vips/new" in view.snapshot.documents)
+        secured.ctl(*ROOT, "put", f"{BASE}/fleet", '{"freeze": true}')
+        views.wait(lambda view: bool(view.steering.freeze))
         document = StatusDocument(
             version="1",
             host="lb1",
@@ -169,7 +173,7 @@ def test_an_agent_with_its_role_follows_and_reports(secured: EtcdServer, tmp_pat
             assert seen.stop()
     finally:
         writer.stop()
-        assert watch.stop()
+        assert follower.stop()
 
 
 def test_the_script_can_be_run_again(etcd: EtcdServer) -> None:
