@@ -20,6 +20,7 @@ from tidegate.agent.control import Control
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
+from tidegate.agent.traffic import Meter
 from tidegate.dataplane.host import DataPlane, Settings
 from tidegate.dataplane.links import LinkWatch
 from tidegate.errors import ConfigError, DataplaneError
@@ -68,6 +69,7 @@ class Agent:
         self._status = StatusWriter(
             etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
         )
+        self._meter = Meter(self._plane.fates)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._refusals = RefusalLog()
@@ -121,7 +123,14 @@ class Agent:
         if mail.view is not None or due or Bell.RELOAD in mail.bells:
             self._step()
         self._plane.publisher.reap(now)
+        self._look(now)
         self._report()
+
+    def _look(self, now: float) -> None:
+        try:
+            self._meter.look(now)
+        except DataplaneError as error:
+            log.error("traffic %s", error)  # noqa: TRY400 - the sentence is for an operator
 
     def _take(self, view: View) -> None:
         frozen = self._control.frozen
@@ -147,7 +156,7 @@ class Agent:
     def _pause(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        due = [self._links_due]
+        due = [self._links_due, self._meter.next_look]
         due += [at for at in (self._retry_at, self._plane.publisher.next_reap) if at is not None]
         moment = self._control.next_moment()
         if moment is not None and self._retry_at is None:
@@ -185,6 +194,7 @@ class Agent:
                     etcd=self._follower.state,
                     links=self._plane.links,
                     modes=self._plane.modes,
+                    traffic=self._meter.traffic,
                     started=self._started,
                     applied=self._applied,
                 )

@@ -11,10 +11,12 @@ from tidegate.dataplane.links import Link
 from tidegate.dataplane.programs import XdpMode
 from tidegate.keyspace.paths import DEFAULT_TRACK
 from tidegate.keyspace.status import (
+    BackendsStatus,
     InterfaceStatus,
     OverrideStatus,
     State,
     StatusDocument,
+    TrafficStatus,
     Usage,
     refusals,
     rfc3339,
@@ -44,6 +46,7 @@ class Facts:
     etcd: WatchState
     links: Mapping[str, Link]
     modes: Mapping[str, XdpMode]
+    traffic: TrafficStatus | None
     started: float
     applied: float | None
 
@@ -88,8 +91,19 @@ def describe(facts: Facts) -> StatusDocument:
             "pools": Usage(used=len(generation.pools), limit=MAX_POOLS - 1),
             "backends": Usage(used=len(generation.backends), limit=MAX_BACKENDS - 1),
         },
+        backends=_backends(generation),
+        traffic=facts.traffic,
         started_at=rfc3339(facts.started),
         applied_at=rfc3339(facts.applied) if facts.applied else None,
+    )
+
+
+def _backends(generation: Generation) -> BackendsStatus:
+    kept = [each for each in generation.backends.values() if each.retire_at is None]
+    return BackendsStatus(
+        total=len(kept),
+        serving=sum(each.weight > 0 for each in kept),
+        unhealthy=sum(each.backend.state == "quarantine" for each in kept),
     )
 
 

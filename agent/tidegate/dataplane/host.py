@@ -15,7 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from tidegate.dataplane import links, maps, programs
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.dataplane import layout, links, maps, programs, readback
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.links import Gateways, Link
 from tidegate.dataplane.probes import Probes, detach_probes
@@ -141,6 +144,21 @@ class DataPlane:
     def links(self) -> dict[str, Link]:
         """The interfaces as they were last read."""
         return dict(self._links)
+
+    def fates(self) -> npt.NDArray[np.uint64]:
+        """What became of the packets of each VIP id in use, as `readback.fates` has it.
+
+        Raises:
+            DataplaneError: the counters cannot be read.
+        """
+        ids = [placed.identity.id for placed in self.publisher.in_force.vips.values()]
+        try:
+            counts = readback.per_cpu(
+                self._maps["vip_counts"], layout.VIP_COUNTERS, max(ids, default=0) + 1
+            )
+        except OSError as error:
+            raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
+        return readback.fates(counts)
 
     def reload(self, gateways: Gateways, grace: float) -> None:
         """Takes over what may change while it runs."""

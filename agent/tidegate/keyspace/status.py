@@ -72,6 +72,36 @@ class OverrideStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ]
 
 
+class TrafficStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How packets for VIPs have fared, in the seconds before it last changed by more than noise."""
+
+    packets_per_second: Annotated[
+        float, Meta(ge=0, description="Packets for VIPs, all of them.", examples=[182000.0])
+    ] = 0.0
+    drops: Annotated[
+        float, Meta(ge=0, le=1, description="Share of them that was dropped.", examples=[0.0004])
+    ] = 0.0
+    misses: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description=(
+                "Share of them that were TCP packets without a SYN and in no table of flows."
+            ),
+            examples=[0.021],
+        ),
+    ] = 0.0
+
+
+class BackendsStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Backends of the generation in force, without those whose keys were deleted."""
+
+    total: Annotated[Count, Meta(description="All of them.", examples=[40])] = 0
+    serving: Annotated[Count, Meta(description="Those that take new flows.", examples=[38])] = 0
+    unhealthy: Annotated[Count, Meta(description="Those that are quarantined.", examples=[1])] = 0
+
+
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How full one table of the data plane is."""
 
@@ -165,6 +195,20 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             examples=[{"vips": {"used": 12, "limit": 4095}}],
         ),
     ] = {}
+    backends: Annotated[
+        BackendsStatus,
+        Meta(
+            description="Backends of all pools together.",
+            examples=[{"total": 40, "serving": 38, "unhealthy": 1}],
+        ),
+    ] = BackendsStatus()
+    traffic: Annotated[
+        TrafficStatus | None,
+        Meta(
+            description="How packets fare; null until the agent has run for some seconds.",
+            examples=[{"packets_per_second": 182000.0, "drops": 0.0004, "misses": 0.021}],
+        ),
+    ] = None
     started_at: Annotated[
         Time, Meta(description="When the agent started.", examples=["2026-01-31T12:00:00Z"])
     ]
