@@ -15,6 +15,7 @@ from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.maps import WIDE_LEDGER_VALUE_BYTES
 from tidegate.errors import DataplaneError
 from tidegate.model.address import packed_network, unpacked_network
+from tidegate.model.checks import Check, Health
 from tidegate.model.constants import (
     MAX_BACKENDS,
     MAX_POOLS,
@@ -71,7 +72,12 @@ def every_option() -> Desired:
         backend("b2", pool="canary"),
     ]
     options = {"encapsulation": "gue", "gue_port": 6081, "mtu": 1400}
-    ramp = {"slow_start": 60, "slow_start_steps": 4, "max_removed_percent": 20}
+    ramp = {
+        "slow_start": 60,
+        "slow_start_steps": 4,
+        "max_removed_percent": 20,
+        "health": Health(check=Check(type="tcp")),
+    }
     return desired([service], servers, **options, **ramp)
 
 
@@ -179,7 +185,20 @@ def test_the_longest_records_fit() -> None:
         flow_sampling=65536,
     )
     table = first_table(np.zeros(TABLE_SIZE, np.uint32), 1)
-    pool = Pool(LONG, big, big, "gue", 65535, 65535, 3600, 16, 100)
+    wide = "\N{OLD PERSIAN NUMBER HUNDRED}"
+    check = Check(
+        type="exec",
+        port=65535,
+        interval=299.123456789,
+        timeout=59.123456789,
+        source4="255.255.255.255",
+        source6="2001:db8:1111:2222:3333:4444:5555:6666",
+        command=(wide * 100,) * 8,
+    )
+    pool = Pool(
+        *(LONG, big, big, "gue", 65535, 65535, 3600, 16, 100),
+        Health(mode="external", check=check, most_per_minute=1000, hold_down=3600),
+    )
     key = BackendKey(LONG, LONG)
     server = Backend(
         LONG, LONG, ip_address(longest), 65535, "quarantine", b"\xff" * 15, 2**40, 2**40
@@ -195,7 +214,7 @@ def test_the_longest_records_fit() -> None:
         },
     )
     records = ledger.records(generation)
-    seed = "\N{OLD PERSIAN NUMBER HUNDRED}" * 128
+    seed = wide * 128
     records[Place(Kind.META, 0)] = MetaRecord(2**64 - 1, 2**63 - 1, seed, LONG, LONG)
     for place, record in records.items():
         assert ledger.decode(ledger.encode(place, record)) == record

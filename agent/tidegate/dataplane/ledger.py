@@ -4,9 +4,10 @@
 With it an agent that starts over knows every name, id, incarnation and document in force without
 asking etcd, and a crash cannot part the names from the tables: both live as long as the pins.
 
-There are two maps: a wide one for VIPs, which may have a hundred source routes, and for the meta
-record, and one for all else, of which there may be many more. A VIP's record names the pools of its
-source routes by id, as a hundred names would not fit; pools are recorded before their VIPs.
+There are two maps. The wide one has VIPs, which may have a hundred source routes, pools, which may
+have a check, and the meta record; the other has backends, of which there may be many more. A VIP's
+record names the pools of its source routes by id, as a hundred names would not fit; pools are
+recorded before their VIPs.
 """
 
 import struct
@@ -21,6 +22,7 @@ from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.maps import LEDGER_VALUE_BYTES, WIDE_LEDGER_VALUE_BYTES, read_all
 from tidegate.errors import DataplaneError
 from tidegate.model.address import packed_network, unpacked_network
+from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.generation import (
     Freed,
@@ -100,6 +102,7 @@ class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
     slow_start: int = 0
     slow_start_steps: int = 8
     max_removed_percent: int | None = None
+    health: Health | None = None
 
 
 class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
@@ -161,6 +164,7 @@ def records(generation: Generation) -> dict[Place, Record]:
             placed.pool.slow_start,
             placed.pool.slow_start_steps,
             placed.pool.max_removed_percent,
+            placed.pool.health,
         )
     for backend in generation.backends.values():
         found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
@@ -275,6 +279,7 @@ def _placed_pool(id_: int, record: PoolRecord) -> tuple[Identity, Pool]:
         record.slow_start,
         record.slow_start_steps,
         record.max_removed_percent,
+        record.health,
     )
     return Identity(id_, record.incarnation), pool
 
@@ -375,4 +380,4 @@ def decode(value: bytes) -> Record:
 
 
 def _map_of(place: Place) -> str:
-    return "wide_ledger" if place.kind in (Kind.VIP, Kind.META) else "ledger"
+    return "ledger" if place.kind is Kind.BACKEND else "wide_ledger"

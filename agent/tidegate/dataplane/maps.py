@@ -29,7 +29,7 @@ from tidegate.model.constants import (
 )
 
 LEDGER_VALUE_BYTES: Final = 256
-WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs, which may have a hundred routes
+WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
 VERDICTS: Final = 4
 """XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX (include/uapi/linux/bpf.h)."""
 
@@ -97,10 +97,11 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         # Names and values of what the ids stand for; no packet reads them.
         "ledger": Shape(
             *(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES),
-            *(MAX_POOLS + MAX_BACKENDS, bpf.F_NO_PREALLOC),
+            *(MAX_BACKENDS, bpf.F_NO_PREALLOC),
         ),
         "wide_ledger": Shape(
-            bpf.HASH, 2 * u32, WIDE_LEDGER_VALUE_BYTES, MAX_VIPS, bpf.F_NO_PREALLOC
+            *(bpf.HASH, 2 * u32, WIDE_LEDGER_VALUE_BYTES),
+            *(MAX_VIPS + MAX_POOLS, bpf.F_NO_PREALLOC),
         ),
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tidegate.keyspace.addresses import parse_address, parse_network, parse_service_network
+from tidegate.keyspace.check_rules import health_faults
 from tidegate.keyspace.decode import Fault
 from tidegate.keyspace.moments import parse_moment
 from tidegate.model.constants import MAX_VIP_ROUTES
@@ -68,9 +69,10 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
     )
 
 
-def build_pool(name: str, document: PoolDocument) -> Pool:
-    """A pool of its document; what has the right types is right."""
-    return Pool(
+def build_pool(name: str, document: PoolDocument) -> Pool | list[Fault]:
+    """A pool of its document."""
+    faults = health_faults(document.health) if document.health else []
+    return faults or Pool(
         name,
         document.deregistration_delay,
         document.transition_window,
@@ -80,6 +82,7 @@ def build_pool(name: str, document: PoolDocument) -> Pool:
         document.slow_start,
         document.slow_start_steps,
         document.max_removed_percent,
+        document.health,
     )
 
 

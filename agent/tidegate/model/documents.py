@@ -9,6 +9,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from tidegate.model.checks import Health
+
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[int, Meta(ge=0, le=3600)]
 Rate = Annotated[int, Meta(ge=1, le=100_000_000)]
@@ -240,6 +242,13 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 "what the agent's file says."
             ),
             examples=[50],
+        ),
+    ] = None
+    health: Annotated[
+        Health | None,
+        Meta(
+            description=("How its backends are checked and what that may do; null checks nothing."),
+            examples=[None, {"check": {"type": "http", "path": "/healthz"}}],
         ),
     ] = None
 

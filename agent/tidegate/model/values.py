@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
+from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.steering import Guard
 
@@ -115,6 +116,7 @@ class Pool:
     slow_start: int = 0
     slow_start_steps: int = 8
     max_removed_percent: int | None = None
+    health: Health | None = None
 
 
 @dataclass(frozen=True, slots=True)
