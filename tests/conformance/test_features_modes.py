@@ -99,6 +99,33 @@ def test_an_any_port_vip_keeps_flows_by_port_over_a_change(both: Both) -> None:
     assert "b4" in both.backends(tcp("S", dport=d) for d in range(100, 160))
 
 
+def moved(tracking: Tracking, pool: str) -> Desired:
+    """One VIP that either of two pools may serve."""
+    servers = [backend(f"b{i}", pool="old" if i < 4 else "new") for i in range(1, 7)]
+    spare = vip("spare", "10.99.0.9", pool="old"), vip("spare2", "10.99.0.8", pool="new")
+    return desired([vip("t", "10.99.0.1", tracking=tracking, pool=pool), *spare], servers)
+
+
+def test_established_flows_stay_when_the_vip_changes_its_pool(both: Both) -> None:
+    """An entry names a backend, whatever pool the VIP has now; new flows go to the new pool."""
+    both.want(moved("full", "old"))
+    before = acks(both)
+    both.want(moved("full", "new"))
+    assert acks(both) == before
+    fresh = both.backends(tcp("S", sport=s) for s in range(50000, 50040))
+    assert set(fresh) == {"b4", "b5", "b6"}
+
+
+def test_full_tracking_first_makes_a_change_of_pool_safe_for_transition(both: Both) -> None:
+    """In a steady state `transition` has no entries; with `full` the next packet makes one."""
+    both.want(moved("transition", "old"))
+    before = acks(both)
+    both.want(moved("full", "old"))
+    assert acks(both) == before
+    both.want(moved("full", "new"))
+    assert acks(both) == before
+
+
 def test_source_and_port_spread_over_ports_alone(both: Both) -> None:
     """One client: all flows to one port share a slot, and ports spread."""
     both.want(desired([vip("any", "10.99.0.1", 0, hash="source+port")], list(FOUR)))

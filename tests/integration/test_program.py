@@ -2,22 +2,48 @@
 """The program is built for the documents in force, proven, and replaced under traffic."""
 
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from kernel import BUILD
-from tidegate.dataplane import host, programs
+from roster import backend, desired, generations, vip
+from tidegate.dataplane import compiler, host, maps, programs
+from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.proof import prove
-from tidegate.errors import DataplaneError
+from tidegate.errors import CompileError, DataplaneError
+from tidegate.lab import netns
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 from tidegate.model.features import ALL_FEATURES, Feature
 
 pytestmark = pytest.mark.root
+
+# Sends numbered datagrams to the echo service until its input ends; prints how many it sent, and
+# the numbers of those that were not answered. It runs on the client, so it is a script.
+_DATAGRAMS = """
+import select, socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+sock.connect((sys.argv[1], 7))
+missing, sent, end = set(), 0, None
+while end is None or (missing and time.monotonic() < end):
+    if end is None:
+        sock.send(b"%d" % sent)
+        missing.add(sent)
+        sent += 1
+        if select.select([sys.stdin], [], [], 0)[0]:
+            end = time.monotonic() + 5
+    while select.select([sock], [], [], 0.005)[0]:
+        missing.discard(int(sock.recv(100).split()[-1]))
+print(sent, sorted(missing))
+"""
 
 
 @pytest.fixture
@@ -43,7 +69,7 @@ def test_a_program_that_disagrees_is_refused(pins: Path) -> None:
 
 
 def test_the_program_is_replaced_under_traffic() -> None:
-    """Features come and go with the documents, and no connection notices."""
+    """Features come and go with the documents; no connection notices, and no datagram is lost."""
     with (
         Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2)) as lab,
         StatusWatch(lab, "lb1") as status,
@@ -54,11 +80,17 @@ def test_the_program_is_replaced_under_traffic() -> None:
         for name in ("b1", "b2"):
             control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
         control.put("vips/web", service)
+        control.put("vips/echo", service | {"port": 7, "protocol": "udp"})
         agent = lab.start_agent("lb1")
         status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0, timeout=20)
         url = f"http://{lab.vip4()}/download?bytes=1"
         download = lab.client(1).popen(
             ["curl", "--silent", "--fail", "--max-time", "60", "--output", "/dev/null", url]
+        )
+        echo = lab.client(1).popen(
+            [sys.executable, "-c", _DATAGRAMS, str(lab.vip4())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for options in ({"mss_clamp": 1400}, {"tracking": "transition"}, {"mss_clamp": 1200}, {}):
             status.wait_applied(control.put("vips/web", service | options).revision)
@@ -68,7 +100,44 @@ def test_the_program_is_replaced_under_traffic() -> None:
         assert download.poll() in (None, 0)
         download.kill()
         download.wait()
+        sent, missing = echo.communicate(timeout=30)[0].decode().split(maxsplit=1)
+        assert int(sent) > 100
+        assert missing.strip() == "[]"  # not one packet was lost over four exchanges
         built = [line for line in agent.tail(200).splitlines() if "program id=" in line]
         assert any("CLAMP" in line for line in built)
         assert any("TRANSITION" in line for line in built)
         assert not {"CLAMP", "TRANSITION"} & set(built[-1].split("features=")[1].split(","))
+
+
+def test_a_build_that_fails_leaves_the_old_one_running() -> None:
+    """With a reason; the maps, the program on the interface and what it does stay."""
+    simple, clamped = generations(
+        desired([vip("web", "10.99.0.1")], [backend("b1")]),
+        desired([vip("web", "10.99.0.1", mss_clamp=1200)], [backend("b1")]),
+    )
+    name = f"t{secrets.token_hex(4)}"
+    netns.create(name)
+    with netns.entered(name), IPRoute() as netlink, pytest.MonkeyPatch.context() as patch:
+        netlink.link("add", ifname="lb0", kind="veth", peer="out0")
+        settings = host.Settings(
+            *(Path(f"/sys/fs/bpf/tgbuild-{name}"), ["lb0"], "native", BUILD),
+            *(maps.Capacity(1024, 1024, 1024), Gateways(), 0.0),
+        )
+        plane = host.DataPlane(settings)
+        try:
+            plane.serve(simple)
+            plane.publisher.publish(simple, 0.0)
+            running = programs.attached("lb0")
+            pinned = host.pinned_programs(settings.pins)
+            patch.setattr(compiler, "MOST_VERIFIED", 1000)
+            with pytest.raises(CompileError, match="takes the verifier"):
+                plane.serve(simple, clamped)
+            assert programs.attached("lb0") == running
+            assert host.pinned_programs(settings.pins) == pinned == {running.program_id}
+            patch.undo()
+            plane.serve(simple, clamped)
+            assert programs.attached("lb0") != running
+        finally:
+            plane.close()
+            host.remove(settings.pins, ["lb0"])
+            netns.remove(name)

@@ -86,7 +86,7 @@ class DataPlane:
         self._default = settings.build
         self._build: programs.Build | None = None
         self._program = -1
-        self._ours = _pinned_programs(self._pins)
+        self._ours = pinned_programs(self._pins)
         self._probes = self._load_probes() if settings.probe_tunnel else None
         self.serve(self.publisher.adopt())
 
@@ -239,7 +239,7 @@ class DataPlane:
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:
     """Takes the programs off these interfaces and removes the pins: the end of this data plane."""
-    ours = _pinned_programs(pins)
+    ours = pinned_programs(pins)
     for interface in interfaces:
         there = programs.attached(interface)
         if there is not None and there.program_id in ours:
@@ -309,7 +309,7 @@ def _lock(pins: Path) -> int:
     return fd
 
 
-def _pinned_programs(pins: Path) -> set[int]:
+def pinned_programs(pins: Path) -> set[int]:
     """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
     found: set[int] = set()
     for path in (pins / _PROGRAM, pins / _NEXT):
