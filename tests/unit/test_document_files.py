@@ -287,3 +287,16 @@ def test_standard_input_that_is_not_utf8(
     monkeypatch.setattr(sys, "stdin", stdin)
     assert main(["validate", "-f", "-"]) == 3
     assert capsys.readouterr().out.startswith("-:2: The file is not UTF-8")
+
+
+def test_a_reader_who_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None:
+    """`tidegate validate … | head -1` ends quietly."""
+    tree(tmp_path, {"a.json": {f"strange/{i}": {} for i in range(5000)}})
+    command = [sys.executable, "-m", "tidegate.cli.main", "validate", "-f", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) == 141

@@ -2,10 +2,12 @@
 """`tidegate`: finds the command group, runs it, and turns errors into a sentence and an exit code.
 
 Exit codes: 0 done; 1 a claim or check did not hold; 2 wrong usage, configuration or host; 130
-interrupted. The groups' own modules are imported lazily, so that `tidegate --version` is fast.
+interrupted; 141 nobody reads the output any more. The groups' own modules are imported lazily, so
+that `tidegate --version` is fast.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +16,7 @@ from typing import Final
 from tidegate import __version__
 from tidegate.errors import TidegateError
 
+_BROKEN_PIPE: Final = 141  # as a shell says that SIGPIPE ended it
 _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
     "lab": "a rack in network namespaces, to try things on",
@@ -45,12 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             subparsers.add_parser(group, help=summary)
     options = parser.parse_args(given)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except TidegateError as error:
         sys.stderr.write(f"tidegate: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
+    return code
 
 
 if __name__ == "__main__":
