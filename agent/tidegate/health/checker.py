@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps what this host thinks of each backend, while generations come and go.
+
+It joins the three parts: what a generation wants probed, the engine that probes it, and the
+standings that follow from the results. It reports changes of state, not probes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from tidegate.health.engine import Engine
+from tidegate.health.result import Result
+from tidegate.health.standing import Rules, Standing, after, unknown
+from tidegate.health.targets import targets
+from tidegate.model.generation import Generation
+from tidegate.model.values import BackendKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Probes since the start, by whether they passed."""
+
+    passed: int = 0
+    failed: int = 0
+
+
+class Checker:
+    """From `start` to `stop`.
+
+    Args:
+        changed: is called when the state or the code of any backend changes, on the engine's
+            thread; it should only wake somebody up.
+        allow_exec: whether checks may run programs.
+        clock: wall clock, s.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        *,
+        allow_exec: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._changed = changed
+        self._allow_exec = allow_exec
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._rules: Mapping[BackendKey, Rules] = {}
+        self._standings: dict[BackendKey, Standing] = {}
+        self._counts = Counts()
+        self._engine: Engine[BackendKey] = Engine(self._take)
+
+    def start(self) -> None:
+        """Starts probing; once."""
+        self._engine.start()
+
+    def stop(self) -> bool:
+        """Ends it; returns whether all ended in time."""
+        return self._engine.stop()
+
+    def follow(self, generation: Generation) -> None:
+        """Probes what this generation wants; what it has in common with the last one goes on."""
+        plan = targets(generation, allow_exec=self._allow_exec)
+        now = self._clock()
+        with self._lock:
+            before = self._standings
+            self._standings = {
+                key: _kept(before.get(key), unknown(now)) for key in plan.targets
+            } | {
+                key: _kept(before.get(key), Standing("unused", "no-check", reason, now))
+                for key, reason in plan.unprobed.items()
+            }
+            self._rules = plan.rules
+            differs = before != self._standings
+        self._engine.probe(plan.targets)
+        if differs:
+            self._changed()
+
+    def standings(self) -> Mapping[BackendKey, Standing]:
+        """What this host thinks now."""
+        with self._lock:
+            return dict(self._standings)
+
+    @property
+    def counts(self) -> Counts:
+        """Probes since the start."""
+        return self._counts
+
+    def _take(self, key: BackendKey, result: Result) -> None:
+        """One more result, on the engine's thread."""
+        with self._lock:
+            before, rules = self._standings.get(key), self._rules.get(key)
+            if before is None or rules is None:
+                return  # its generation has gone meanwhile
+            now = after(before, result, rules, self._clock())
+            self._standings[key] = now
+        if result.passed:
+            self._counts = replace(self._counts, passed=self._counts.passed + 1)
+        else:
+            self._counts = replace(self._counts, failed=self._counts.failed + 1)
+        if (before.state, before.code) != (now.state, now.code):
+            if before.state != now.state:
+                log.log(
+                    logging.WARNING if now.state == "unhealthy" else logging.INFO,
+                    "health backend=%s state=%s code=%s reason=%s",
+                    *(key, now.state, now.code, now.reason),
+                )
+            self._changed()
+
+
+def _kept(before: Standing | None, fresh: Standing) -> Standing:
+    """What was thought of a backend before, unless it was not probed then or is not now."""
+    if before is None or (before.state == "unused") != (fresh.state == "unused"):
+        return fresh
+    return before if fresh.state != "unused" or before.reason == fresh.reason else fresh
