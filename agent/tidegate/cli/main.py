@@ -23,6 +23,8 @@ _GROUPS: Final = {
     "validate": "check files of documents",
     "plan": "what documents would do to this host's data plane",
     "decap": "a backend's end of the tunnel",
+    "apply": "write files of documents to etcd, and wait for the hosts",
+    "override": "lift a guard for a while",
     "rollout": "bring a release to a fleet in waves",
     "events": "what happens to sampled flows, live",
     "simulate": "what would the balancer do with this capture",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.cli import store as where
+from tidegate.cli.durations import duration
 from tidegate.errors import ConfigError, TidegateError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         ("timeout", "how long hosts may take to acknowledge"),
     ):
         command.add_argument(
-            f"--{name}", type=_duration, default=60, metavar="TIME", help=f"{text} (default 60s)"
+            f"--{name}", type=duration, default=60, metavar="TIME", help=f"{text} (default 60s)"
         )
     command.add_argument(
         "--abort-on",
@@ -109,15 +110,6 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "misses=, unhealthy=: percentage points above the hosts that were not moved "
         f"(default {DEFAULT_CRITERIA})",
     )
-
-
-def _duration(text: str) -> int:
-    """Seconds of `90`, `90s`, `10m` or `2h`."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    if not (number.isascii() and number.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 2h")
-    return int(number) * unit
 
 
 def _tell(line: str) -> None:

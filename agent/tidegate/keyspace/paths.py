@@ -107,6 +107,11 @@ def override_key(override: str) -> str:
     return f"{OVERRIDES_PREFIX}{override}"
 
 
+def releases_key(release: str) -> str:
+    """Return the prefix of a release, relative to the fleet."""
+    return f"config/{release}/"
+
+
 SETTINGS_KEY: Final = "settings"
 """Key of a release's settings, relative to it."""
 

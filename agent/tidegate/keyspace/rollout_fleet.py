@@ -65,7 +65,7 @@ class Told(Struct, frozen=True, kw_only=True):
     track: str = DEFAULT_TRACK
     reason: str = ""
     revision: int = 0
-    generation: int = 0
+    release_revision: int = 0
     generation_release: str = ""
     digest: str = ""
     refusals: tuple[ToldRefusal, ...] = ()

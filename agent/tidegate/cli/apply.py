@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidegate apply`: make a release in etcd equal to documents in files, and wait for the hosts.
+
+Only arguments, printing and waiting: `keyspace/apply.py` says what is to be written.
+"""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from tidegate.cli import store as where
+from tidegate.cli.durations import duration
+from tidegate.cli.validate import FILES, REFUSED, add_files, show
+from tidegate.errors import ConfigError, KeyspaceError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+    from collections.abc import Mapping
+
+    from tidegate.keyspace.apply import Answer, Changes
+    from tidegate.keyspace.store import Store
+    from tidegate.model.values import Document
+
+UNACKNOWLEDGED: Final = 5
+_POLL: Final = 0.5
+
+_ABOUT: Final = f"""\
+Makes a release equal to documents: writes what is new or differs, deletes what is in none of the
+files, and waits until every host that follows the release has it in force. First the documents are
+checked, as `tidegate validate` does it. One transaction makes all changes, up to 128 of them; a
+larger change is made in several, and that is said. What somebody else writes at the same time is
+not overwritten.
+
+{FILES}"""
+_EPILOG: Final = f"""\
+exit codes: 0 written, and acknowledged by all hosts that follow the release and are not frozen;
+2 etcd is away, or somebody else wrote at the same time; 3 documents are refused, and nothing was
+written; 5 written, and not acknowledged by a host
+
+{where.WHERE}
+examples:
+  tidegate apply -f release/ --dry-run
+  tidegate apply -f release/ -c /etc/tidegate/agent.toml
+  tidegate apply -f release/ --release 2026-01-31.2 && tidegate rollout start 2026-01-31.2
+"""
+
+
+def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `apply` to the command line."""
+    command = subparsers.add_parser(
+        "apply",
+        help="write files of documents to etcd, and wait for the hosts",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_files(command)
+    command.add_argument(
+        "--release", default="live", metavar="NAME", help="release that is written (default live)"
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="list what would be written, and write nothing"
+    )
+    command.add_argument(
+        "--timeout",
+        type=duration,
+        default=60,
+        metavar="TIME",
+        help="how long hosts may take to acknowledge (default 60s)",
+    )
+    where.add_options(command)
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tidegate.keyspace import apply, files  # noqa: PLC0415 - grpc takes 72 ms
+    from tidegate.keyspace.store import Store  # noqa: PLC0415
+
+    documents = files.read(options.files)
+    faults = documents.check().faults
+    show(faults, documents)
+    if faults:
+        print(f"nothing was written: {len(faults)} faults", file=sys.stderr)
+        return REFUSED
+    if not documents.values:
+        raise ConfigError("there are no documents in these files; a release is not emptied so")
+    with Store(where.fleet(options)) as store:
+        current = store.read_release(options.release).documents
+        changes = apply.difference(current, documents.values)
+        _show(changes, options.release, whole=options.dry_run)
+        if options.dry_run:
+            return 0
+        revision = _write(store, options.release, changes, current, documents.values)
+        return _wait(store, options.release, revision, options.timeout)
+
+
+def _show(changes: "Changes", release: str, *, whole: bool) -> None:
+    from tidegate.keyspace.apply import listing  # noqa: PLC0415
+
+    if not changes:
+        print(f"release {release} is as the files have it")
+        return
+    added, changed, deleted = map(len, (changes.added, changes.changed, changes.deleted))
+    print(f"release {release}: {added} added, {changed} changed, {deleted} deleted")
+    for sign, keys in (("+", changes.added), ("~", changes.changed), ("-", changes.deleted)):
+        for line in listing(sign, keys, whole=whole):
+            print(line)
+
+
+def _write(
+    store: "Store",
+    release: str,
+    changes: "Changes",
+    current: "Mapping[str, Document]",
+    wanted: "Mapping[str, bytes]",
+) -> int:
+    """Make the changes; returns the revision of the last one, 0 if there is none.
+
+    Raises:
+        KeyspaceError: somebody else wrote at the same time.
+    """
+    from tidegate.keyspace import apply  # noqa: PLC0415
+    from tidegate.keyspace.transaction import Conflict  # noqa: PLC0415
+
+    parts = apply.transactions(release, changes, current, wanted)
+    if len(parts) > 1:
+        print(f"written in {len(parts)} transactions: it is too large for one, so hosts see parts")
+    revision = 0
+    for number, part in enumerate(parts):
+        done = store.commit(part)
+        if isinstance(done, Conflict):
+            made = f"{number} of {len(parts)} transactions were made." if number else ""
+            raise KeyspaceError(f"{done} {made or 'Nothing was written.'} Look, and apply again.")
+        revision = done.revision
+    after = store.read_release(release).documents
+    foreign = apply.difference(after, wanted)
+    if foreign:
+        keys = (*foreign.added, *foreign.changed, *foreign.deleted)
+        print(f"somebody else has written meanwhile: {', '.join(keys[:5])}", file=sys.stderr)
+    if revision:
+        print(f"written at revision {revision}")
+    return revision
+
+
+def _wait(store: "Store", release: str, revision: int, timeout: float) -> int:
+    """Wait for the hosts and tell what each says; returns the exit code."""
+    from tidegate.keyspace.apply import answers  # noqa: PLC0415
+    from tidegate.keyspace.rollout_fleet import KEYS, observe  # noqa: PLC0415
+
+    deadline = time.monotonic() + timeout
+    told: set[Answer] = set()
+    while True:
+        found = answers(observe(store.read(*KEYS)), release, revision)
+        for answer in found:
+            if answer.kind != "waiting" and answer not in told:
+                told.add(answer)
+                _tell(answer)
+        late = [answer for answer in found if answer.kind == "waiting"]
+        if not late or time.monotonic() >= deadline:
+            break
+        time.sleep(_POLL)
+    for answer in late:
+        print(f"{answer.host}: no answer within {timeout:g} s ({answer.reasons[0]})")
+    bad = len(late) + sum(answer.kind == "nack" for answer in found)
+    good = sum(answer.kind == "ack" for answer in found)
+    if not found:
+        print(f"no host follows the release {release} now")
+    else:
+        print(f"{good} of {len(found)} hosts acknowledge{f', {bad} do NOT' if bad else ''}")
+    return UNACKNOWLEDGED if bad else 0
+
+
+def _tell(answer: "Answer") -> None:
+    if answer.kind == "ack":
+        print(f"{answer.host}: in force", flush=True)
+    elif answer.kind == "frozen":
+        print(f"{answer.host}: frozen, keeps what it has: {answer.reasons[0]}", flush=True)
+    else:
+        print(f"{answer.host}: refuses", flush=True)
+        for reason in answer.reasons:
+            print(f"  {reason}", flush=True)
