@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status key on a real etcd: it appears, follows, and disappears with its writer."""
 
+import json
 import os
 import signal
 import subprocess
@@ -183,3 +184,45 @@ def test_no_secret_is_shown() -> None:
         assert repr(connection) == "Etcd(127.0.0.1:2379)"
     finally:
         connection.close()
+
+
+def verdicts(etcd: EtcdServer) -> dict[str, str]:
+    lines = etcd.ctl("get", "--prefix", "/tidegate/f/health/lb1/").splitlines()
+    return dict(zip(lines[::2], lines[1::2], strict=True))
+
+
+def judged(count: int, value: bytes = b"1") -> dict[str, bytes]:
+    return {f"/tidegate/f/health/lb1/web/b{number}": value for number in range(count)}
+
+
+def test_verdicts_follow_what_was_given_last(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """Hundreds are written under the same lease, and those that are not given again go."""
+    writer.submit(status(1))
+    writer.judge(judged(250))
+    until(lambda: len(verdicts(etcd)) == 250)
+    assert '"lease":' in etcd.ctl("get", "/tidegate/f/health/lb1/web/b7", "-w", "json")
+    writer.judge({**judged(2), **judged(1, b"2")})
+    until(lambda: [*verdicts(etcd).values()] == ["2", "1"])
+    assert read(etcd) == status(1)
+    assert writer.stop()
+    assert verdicts(etcd) == {}
+
+
+def test_only_verdicts_that_changed_are_written(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """One transition of many backends is one write, not all of them."""
+    writer.judge(judged(50))
+    until(lambda: len(verdicts(etcd)) == 50)
+    writer.judge({**judged(50), **judged(1, b"2")})
+    until(lambda: "2" in verdicts(etcd).values())
+    found = json.loads(etcd.ctl("get", "--prefix", "/tidegate/f/health/", "-w", "json"))
+    assert sorted(int(kv["version"]) for kv in found["kvs"])[-2:] == [1, 2]
+
+
+def test_verdicts_return_with_a_new_lease(etcd: EtcdServer, writer: StatusWriter) -> None:
+    """When etcd forgot the lease, all verdicts are written again."""
+    writer.submit(status(1))
+    writer.judge(judged(3))
+    until(lambda: len(verdicts(etcd)) == 3)
+    lease = etcd.ctl("lease", "list").split()[-1]
+    etcd.ctl("lease", "revoke", lease)
+    until(lambda: len(verdicts(etcd)) == 3 and read(etcd) == status(1))

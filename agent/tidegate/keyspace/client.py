@@ -11,7 +11,7 @@ are never renewed, and its prefix reads ignore revision and limit.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -103,6 +103,21 @@ class Etcd:
         """Write a key, under a lease unless that is 0."""
         request = self.messages.PutRequest(key=key, value=value, lease=lease)
         self._unary(f"write {key.decode()}", lambda client: client.kvstub.Put, request)
+
+    def replace(self, values: Mapping[str, bytes | None], lease: int) -> None:
+        """Write keys under a lease, or delete them (None), whatever they are; one transaction."""
+        messages = self.messages
+        operations = [
+            messages.RequestOp(request_delete_range=messages.DeleteRangeRequest(key=key.encode()))
+            if value is None
+            else messages.RequestOp(
+                request_put=messages.PutRequest(key=key.encode(), value=value, lease=lease)
+            )
+            for key, value in values.items()
+        ]
+        request = messages.TxnRequest(success=operations)
+        named = ", ".join([*values][:3])
+        self._unary(f"write {named}", lambda client: client.kvstub.Txn, request)
 
     def commit(self, writes: Sequence[Write]) -> Message:
         """Make all writes if every key is as expected; else read the keys. One transaction."""

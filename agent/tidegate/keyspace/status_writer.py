@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a host's status to etcd under a lease, on a thread of its own.
+"""Write what a host says to etcd under a lease, on a thread of its own: status and verdicts.
 
-`submit` never blocks and never fails; only the latest document counts. The lease makes the key
-disappear by itself when the host dies. If the lease was lost (etcd was away for longer than its
-time, or was wiped) a new one is taken and the document is written again. This decides nothing about
+`submit` and `judge` never block and never fail; only what was given last counts. The lease makes
+the keys disappear by themselves when the host dies. If the lease was lost (etcd was away for longer
+than its time, or was wiped) a new one is taken and all is written again. This decides nothing about
 the content.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Final
 
 from tidegate.keyspace.client import Etcd
@@ -24,11 +25,14 @@ log = logging.getLogger(__name__)
 _MIN_INTERVAL: Final = 0.25
 """Seconds between two writes: four a second at most."""
 
+_BATCH: Final = 100
+"""Keys in one transaction; etcd takes 128 operations."""
+
 _GONE_AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.LOGIN})
 
 
 class StatusWriter:
-    """Keeps one key equal to the latest submitted document, from `start` to `stop`."""
+    """Keeps a host's keys equal to what was given last, from `start` to `stop`."""
 
     def __init__(
         self,
@@ -48,13 +52,13 @@ class StatusWriter:
             ConfigError: the settings cannot be used.
         """
         self._settings = settings
-        self._key = key.encode()
+        self._key = key
         self._on_error = on_error
         self._etcd = Etcd(settings)
         self._stop = threading.Event()
         self._changed = threading.Condition()
-        self._latest: bytes | None = None
-        self._written: bytes | None = None
+        self._latest: dict[str, bytes] = {}
+        self._written: dict[str, bytes] = {}
         self._lease = 0
         self._renew_at = 0.0
         self._error = ""
@@ -68,13 +72,20 @@ class StatusWriter:
         """Make `document` the latest; it is written soon. For any thread; does not block."""
         value = encode(document)
         with self._changed:
-            self._latest = value
+            self._latest[self._key] = value
+            self._changed.notify()
+
+    def judge(self, verdicts: Mapping[str, bytes]) -> None:
+        """Make these, by key, all of the host's verdicts; as `submit`."""
+        with self._changed:
+            status = {key: value for key, value in self._latest.items() if key == self._key}
+            self._latest = {**status, **verdicts}
             self._changed.notify()
 
     def stop(self, timeout: float = 3.0) -> bool:
-        """Delete the key and end the thread; return whether it ended in about `timeout` seconds.
+        """Delete the keys and end the thread; return whether it ended in about `timeout` seconds.
 
-        When etcd does not answer in that time, the key disappears with its lease.
+        When etcd does not answer in that time, the keys disappear with their lease.
         """
         self._stop.set()
         with self._changed:
@@ -125,14 +136,14 @@ class StatusWriter:
             while not self._stop.is_set():
                 due = self._renew_at - time.monotonic()
                 new = self._latest != self._written
-                if self._latest is not None and (new or due <= 0):
+                if self._latest and (new or due <= 0):
                     return
-                self._changed.wait(max(due, 0.0) if self._latest is not None else None)
+                self._changed.wait(max(due, 0.0) if self._latest else None)
 
     def _step(self) -> None:
-        """Renew or replace the lease if that is due; write the latest document if it is new."""
+        """Renew or replace the lease if that is due; write what is new."""
         with self._changed:
-            value = self._latest
+            latest = dict(self._latest)
         try:
             if self._lease and time.monotonic() >= self._renew_at:
                 self._etcd.keep_alive(self._lease)
@@ -140,24 +151,38 @@ class StatusWriter:
             if not self._lease:
                 self._lease = self._etcd.grant(self._settings.status_ttl)
                 self._renew_at = time.monotonic() + self._settings.status_ttl / 3
-                self._written = None
-            if value is not None and value != self._written:
-                self._etcd.put(self._key, value, self._lease)
-                self._written = value
+                self._written = {}
+            self._write(latest)
         except CallFailed as failure:
             if failure.verdict is not Verdict.RELIST:
                 raise
             self._lease = 0
             raise CallFailed(Verdict.TRANSIENT, failure.reason) from failure
 
+    def _write(self, latest: dict[str, bytes]) -> None:
+        """Write the difference between `latest` and what is written, in batches."""
+        written = self._written
+        changes: dict[str, bytes | None] = {
+            key: value for key, value in latest.items() if written.get(key) != value
+        }
+        changes |= dict.fromkeys(written.keys() - latest.keys())
+        rest = iter(changes.items())
+        while batch := dict(islice(rest, _BATCH)):
+            self._etcd.replace(batch, self._lease)
+            for key, value in batch.items():
+                if value is None:
+                    written.pop(key, None)
+                else:
+                    written[key] = value
+
     def _give_back(self) -> None:
-        """Delete the key by giving its lease back; once, since the lease runs out anyway."""
+        """Delete the keys by giving its lease back; once, since the lease runs out anyway."""
         if not self._lease:
             return
         try:
             self._etcd.revoke(self._lease, timeout=2.0)
         except CallFailed as failure:
-            log.info("the status key stays until its lease runs out: %s", failure.reason)
+            log.info("the host's keys stay until their lease runs out: %s", failure.reason)
 
     def _report(self, reason: str) -> None:
         if reason == self._error:
