@@ -4,7 +4,6 @@
 import random
 from dataclasses import replace
 from ipaddress import ip_network
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,67 +40,6 @@ def rosters(draw: st.DrawFn) -> Desired:
 
 def ids(generation: Generation) -> dict[BackendKey, Identity]:
     return {key: placed.identity for key, placed in generation.backends.items()}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(rosters(), min_size=1, max_size=8))
-def test_an_id_stays_with_its_name(steps: list[Desired]) -> None:
-    """As long as a backend is there its id and incarnation are the same, and nobody else has it."""
-    history = generations(*steps)
-    for before, after in pairwise(history):
-        both = ids(before).keys() & ids(after).keys()
-        assert {k: ids(before)[k] for k in both} == {k: ids(after)[k] for k in both}
-        assert len({i.id for i in ids(after).values()}) == len(after.backends)
-        assert 0 not in {i.id for i in ids(after).values()}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(rosters(), max_size=5), rosters(), st.randoms(use_true_random=False))
-def test_digest_and_owners_do_not_depend_on_history_or_order(
-    past: list[Desired], last: Desired, chance: random.Random
-) -> None:
-    """Two hosts with the same inputs have equal digests, and equal tables by name."""
-    shuffled = list(last.backends.items())
-    chance.shuffle(shuffled)
-    other = Desired(9, dict(reversed(last.vips.items())), last.pools, dict(shuffled))
-    one = generations(*past, last)[-1]
-    two = generations(other)[-1]
-    assert one.digest == two.digest
-    assert _owners(one) == _owners(two)
-
-
-def _owners(generation: Generation) -> list[str]:
-    names = {placed.identity.id: key.name for key, placed in generation.backends.items()}
-    return [names.get(int(id_), "") for id_ in generation.pools["web"].table.current[::97]]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(rosters(), min_size=2, max_size=10))
-def test_fallback_is_the_owner_when_the_window_opened(steps: list[Desired]) -> None:
-    """Exact against a brute-force model of each slot, over any number of changes in a window."""
-    sample = slice(None, None, 331)
-    opened: dict[int, tuple[int, int]] = {}  # slot: (fallback, closes at)
-    previous = NOTHING
-    for second, step in enumerate(steps):
-        now = 1000 + second
-        before = previous
-        previous = plan(step, before, now)
-        if not before.pools:
-            continue
-        table, old = previous.pools["web"].table, before.pools["web"].table
-        window = step.pools["web"].transition_window
-        living = {placed.identity.id for placed in previous.backends.values()}
-        for slot in range(len(table.current))[sample]:
-            opened = {s: w for s, w in opened.items() if s != slot or w[1] > now}
-            if table.current[slot] != old.current[slot] and window:
-                fallback = opened.get(slot, (int(old.current[slot]), 0))[0]
-                closes = max(opened.get(slot, (0, 0))[1], now + window)
-                opened[slot] = (fallback, closes)
-            if slot in opened and opened[slot][0] not in living:
-                opened[slot] = (int(table.current[slot]), opened[slot][1])
-            expected = opened.get(slot, (int(table.current[slot]), 0))
-            found = table.windows[table.window[slot]].closes_at
-            assert (int(table.fallback[slot]), found) == expected
 
 
 @settings(max_examples=60, deadline=None)
