@@ -91,7 +91,7 @@ grant "$role" read prefix "$base/"
 for what in config tracks hosts overrides; do
     grant "$role" readwrite prefix "$base/$what/"
 done
-for what in fleet rollout; do
+for what in fleet rollout rollout-driver; do
     grant "$role" readwrite key "$base/$what"
 done
 

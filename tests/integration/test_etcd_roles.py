@@ -39,11 +39,11 @@ READS = {
 }
 WRITES = {
     "agent1": ("status/lb1", "health/lb1/web/b1"),
-    "operator1": (*STEERING, "rollout"),
+    "operator1": (*STEERING, "rollout", "rollout-driver"),
     "viewer1": (),
 }
 ALL = (
-    *(*STEERING, "rollout", "status/lb1", "status/lb2", "status/lb10"),
+    *(*STEERING, "rollout", "rollout-driver", "status/lb1", "status/lb2", "status/lb10"),
     *("health/lb1/web/b1", "health/lb2/web/b1", "health/lb10/web/b1"),
 )
 OUTSIDE = (f"{BASE}2/config/live/vips/a", "/tidegate/other/status/lb1", "/tidegate/edge", "/other")

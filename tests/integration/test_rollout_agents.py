@@ -165,3 +165,26 @@ def test_an_abort_in_the_middle(lab: Lab) -> None:
             watch.wait(
                 "live again", lambda s: s["release"] == "live" and s["state"] == "synced", 20
             )
+
+
+def test_drops_on_the_canary_put_it_back(lab: Lab) -> None:
+    """A release that every agent accepts, and that drops what the other hosts forward."""
+    release(lab, "r2", {"b1": 100, "b2": 100, "b3": 100})
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    put(lab, "config/r2/vips/web", {**vip, "deny": [f"{lab.address('client1')}/32"]})
+    before = everything(lab)
+    # Every packet of a flow takes one of the three hosts; new flows all the time reach each.
+    loop = f"while :; do curl --silent --max-time 1 --output /dev/null http://{lab.vip4()}/; done"
+    clients = [
+        lab.client(1).popen(["sh", "-c", loop], stdout=subprocess.DEVNULL, text=True)
+        for _ in range(6)
+    ]
+    try:
+        code, said = run(lab, *START, "40s", "--abort-on", "nack,drops=5%")
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+    assert code == 5, said
+    assert re.search(r"failed: lb2 has drops of [0-9.]+% of its packets", said)
+    assert everything(lab) == before

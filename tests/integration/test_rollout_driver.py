@@ -261,6 +261,33 @@ def test_an_interrupt_pauses_and_says_how_to_go_on(hosts: Hosts) -> None:
     assert rollout(hosts).paused
 
 
+def test_a_status_tells_whether_anybody_drives(etcd: EtcdServer, hosts: Hosts) -> None:
+    """A driver keeps a key under a lease; when the lease runs out, the status says what to do."""
+    first = Command(hosts, *START[:-1], "10m")
+    first.await_line("baking")
+    assert json.loads(run(hosts, "status", "--json")[1])["is_driven"]
+    first.kill()
+    first.end()
+    key = f"/tidegate/{hosts.fleet.name}/rollout-driver"
+    lease = json.loads(etcd.ctl("-w", "json", "get", key))["kvs"][0]["lease"]
+    etcd.ctl("lease", "revoke", f"{lease:x}")  # as etcd does when nobody renews it
+    assert not json.loads(run(hosts, "status", "--json")[1])["is_driven"]
+    assert "that process is gone" in run(hosts, "status")[1]
+    assert run(hosts, "abort")[0] == 0
+    assert json.loads(run(hosts, "status", "--json")[1])["is_driven"]  # nothing is left to do
+    assert etcd.ctl("get", key) == ""
+
+
+def test_a_restart_of_etcd_does_not_end_a_rollout(etcd: EtcdServer, hosts: Hosts) -> None:
+    """The driver waits for etcd, and goes on where it was."""
+    first = Command(hosts, *START[:-1], "3s")
+    first.await_line("baking")
+    etcd.restart()
+    code, said = first.end()
+    assert code == 0, said
+    assert hosts.everything() == DONE
+
+
 def test_a_release_with_faults_is_not_begun(hosts: Hosts) -> None:
     """Exit code 3 with the faults; without the criterion nack it is the operator's affair."""
     hosts.put("config/new/vips/a", '{"address": "nowhere"}')

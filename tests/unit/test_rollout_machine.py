@@ -295,7 +295,7 @@ def test_an_abort_is_too_late_once_pointers_have_flipped() -> None:
             {"hosts/lb1": '{"track": "stable"}'},
             "no host that could be moved is on the track canary",
         ),
-        ({"tracks/stable": '{"release": "new"}', "tracks/canary": '{"release": "new"}'}, "already"),
+        ({"tracks/stable": '{"release": "new"}', "tracks/canary": '{"release": "new"}'}, "on new"),
     ],
 )
 def test_what_could_not_be_put_back_is_not_begun(change: dict[str, str | None], part: str) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate`: finds the command group, runs it, and turns errors into a sentence and an exit code.
 
-Exit codes: 0 done; 1 a claim or check did not hold; 2 wrong usage, configuration or host; 130
-interrupted; 141 nobody reads the output any more. The groups' own modules are imported lazily, so
-that `tidegate --version` is fast.
+Exit codes: 0 done; 1 a claim or check did not hold; 2 wrong usage, configuration or host; 3 refused
+documents; 4 a guard refuses; 5 hosts did not follow; 6 stopped before the end; 130 interrupted; 141
+nobody reads the output any more. The groups' own modules are imported lazily, so that `tidegate
+--version` is fast.
 """
 
 import argparse

@@ -25,6 +25,8 @@ INVALID: Final = 3
 PUT_BACK: Final = 5
 STOPPED: Final = 6
 INTERRUPTED: Final = 130
+PATIENCE: Final = 60.0
+"""Seconds for which a rollout that is under way waits for etcd: a restart of all its members."""
 
 _CODES: Final = """\
 exit codes: 0 done (of abort: all is put back); 2 it cannot be begun, or etcd is away; 3 the release
@@ -198,6 +200,7 @@ def _drive(store: "Store", name: str, order: "Order") -> int:
 
     driver = Driver(store, name, _tell)
     driver.order(order)
+    store.patience = PATIENCE
     signal.signal(signal.SIGTERM, interrupt)
     try:
         why, document = driver.run()

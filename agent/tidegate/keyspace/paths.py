@@ -7,6 +7,7 @@
     <root>/<fleet>/fleet                  what all hosts are told
     <root>/<fleet>/overrides/<override>   guards that are lifted for a while
     <root>/<fleet>/rollout                the rollout under way
+    <root>/<fleet>/rollout-driver         the process that drives it
     <root>/<fleet>/status/<host>          what the agent of a host writes
     <root>/<fleet>/health/<host>/…        what it finds out about backends
 
@@ -87,6 +88,9 @@ FLEET_KEY: Final = "fleet"
 
 ROLLOUT_KEY: Final = "rollout"
 """Key of the rollout under way, relative to the fleet."""
+
+DRIVER_KEY: Final = "rollout-driver"
+"""Key of the process that drives the rollout, relative to the fleet; it goes when that dies."""
 
 TRACKS_PREFIX: Final = "tracks/"
 OVERRIDES_PREFIX: Final = "overrides/"

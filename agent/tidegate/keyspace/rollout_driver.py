@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from tidegate.errors import KeyspaceError
-from tidegate.keyspace.paths import ROLLOUT_KEY
+from tidegate.keyspace.paths import DRIVER_KEY, ROLLOUT_KEY
 from tidegate.keyspace.rollout_checks import judge
 from tidegate.keyspace.rollout_fleet import KEYS, Seen, observe
 from tidegate.keyspace.rollout_machine import advance, unacknowledged
@@ -84,6 +84,7 @@ class Driver:
         self._since: Mapping[str, float] = {}
         self._told = ""
         self._pause = threading.Event()
+        self._presence = store.presence(DRIVER_KEY, name)
 
     def order(self, order: Order) -> RolloutDocument:
         """Make an operator's step.
@@ -106,7 +107,14 @@ class Driver:
         Raises:
             KeyspaceError: etcd did not answer, or the rollout's document is gone.
         """
+        try:
+            return self._steps()
+        finally:
+            self._presence.leave()
+
+    def _steps(self) -> End:
         while True:
+            self._presence.keep()
             seen = self._look()
             document = current(seen)
             end = self._end(document)

@@ -16,6 +16,7 @@ from tidegate.errors import KeyspaceError
 from tidegate.keyspace.decode import Fault, decode
 from tidegate.keyspace.paths import (
     DEFAULT_TRACK,
+    DRIVER_KEY,
     ROLLOUT_KEY,
     TRACKS_PREFIX,
     host_key,
@@ -27,7 +28,7 @@ from tidegate.model.values import Document, Snapshot
 
 HOSTS_PREFIX: Final = "hosts/"
 STATUS_PREFIX: Final = "status/"
-KEYS: Final = (ROLLOUT_KEY, HOSTS_PREFIX, TRACKS_PREFIX, STATUS_PREFIX)
+KEYS: Final = (ROLLOUT_KEY, DRIVER_KEY, HOSTS_PREFIX, TRACKS_PREFIX, STATUS_PREFIX)
 """What `observe` wants to have read."""
 
 
@@ -119,6 +120,7 @@ class Seen:
     Attributes:
         rollout: its document; None if there is none.
         rollout_revision: mod revision of its key; 0 if there is none.
+        driver: process that says that it drives the rollout; empty if none does.
     """
 
     revision: int
@@ -126,6 +128,7 @@ class Seen:
     tracks: Mapping[str, SeenTrack]
     rollout: RolloutDocument | None
     rollout_revision: int
+    driver: str
 
     def pointer(self, track: str) -> str | None:
         """A track's document as text; None if there is none."""
@@ -158,13 +161,14 @@ def observe(snapshot: Snapshot) -> Seen:
         for key, document in documents.items()
         if key.startswith(TRACKS_PREFIX)
     }
-    rollout = documents.get(ROLLOUT_KEY)
+    rollout, driver = documents.get(ROLLOUT_KEY), documents.get(DRIVER_KEY)
     return Seen(
         snapshot.revision,
         {name: _host(name, documents) for name in sorted(names)},
         tracks,
         _rollout(rollout.value) if rollout else None,
         rollout.mod_revision if rollout else 0,
+        driver.value.decode("utf-8", "replace") if driver else "",
     )
 
 

@@ -90,7 +90,7 @@ def _check_hosts(document: RolloutDocument, seen: Seen) -> None:
     if not free:
         there = any(host.told for host in seen.hosts.values())
         raise ConfigError(
-            f"There is no host to move: all that are not frozen follow {document.release} already."
+            f"There is no host to move: each is frozen, behind its key, or on {document.release}."
             if there
             else "There is no host to move: no agent of this fleet has a status."
         )
@@ -180,7 +180,10 @@ def resume(document: RolloutDocument, seen: Seen, driver: str, now: float) -> St
         until=None,
         changed_at=rfc3339(now),
     )
-    step = Step(changed, (), (f"going on with the rollout of {document.release}",))
+    lines = [f"going on with the rollout of {document.release}"]
+    if seen.driver and not document.paused:
+        lines.append(f"in place of {seen.driver}, which was at work a moment ago")
+    step = Step(changed, (), tuple(lines))
     if document.state in ("restoring", "putting-back"):
         return step  # these treat edited documents themselves
     return _accept(step, seen)

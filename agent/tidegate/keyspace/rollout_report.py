@@ -12,9 +12,15 @@ from tidegate.keyspace.rollout_orders import movable
 from tidegate.model.rollout import ENDED, RolloutDocument
 
 
+def is_driven(document: RolloutDocument, seen: Seen) -> bool:
+    """Whether what there is to do is being done; a rollout at rest needs nobody."""
+    return document.state in ENDED or document.paused or seen.driver == document.driver
+
+
 def as_json(document: RolloutDocument, seen: Seen) -> str:
     """The document and each host's state, as one line."""
-    return json.dumps({**msgspec.to_builtins(document), "hosts": _rows(document, seen)})
+    whole = {**msgspec.to_builtins(document), "is_driven": is_driven(document, seen)}
+    return json.dumps({**whole, "hosts": _rows(document, seen)})
 
 
 def as_text(document: RolloutDocument, seen: Seen) -> str:
@@ -24,6 +30,8 @@ def as_text(document: RolloutDocument, seen: Seen) -> str:
         f"{document.release}: {document.state}{', paused' if document.paused else ''}, {wave}",
         f"started by {document.started_by} at {document.started_at}, driven by {document.driver}",
     ]
+    if not is_driven(document, seen):
+        lines.append("that process is gone: `tidegate rollout resume` goes on in its place")
     if document.until:
         lines.append(f"{document.state} until {document.until}")
     if document.reason:

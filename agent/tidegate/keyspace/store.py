@@ -20,6 +20,7 @@ from tidegate.keyspace import paths
 from tidegate.keyspace.client import Etcd
 from tidegate.keyspace.failures import CallFailed, Verdict
 from tidegate.keyspace.listing import read_prefix, read_ranges
+from tidegate.keyspace.presence import Presence
 from tidegate.keyspace.retry import rebuild
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.transaction import Committed, Conflict, Write
@@ -53,7 +54,7 @@ class Store:
         """
         self.fleet = fleet
         self._prefix = paths.fleet_prefix(fleet.etcd.root, fleet.name)
-        self._patience = patience
+        self.patience = patience
         self._etcd = Etcd(fleet.etcd)
         self._stop = threading.Event()
 
@@ -108,8 +109,12 @@ class Store:
         changed = [w.key for w in writes if _revision(found[w.key]) != w.expected]
         return Conflict({key: found[key] for key in changed})
 
+    def presence(self, key: str, value: str) -> Presence:
+        """A sign of life of this process, under a key relative to the fleet."""
+        return Presence(self._etcd, self._prefix + key, value)
+
     def _patiently(self, call: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         while True:
             try:
                 return call()
@@ -125,7 +130,7 @@ class Store:
         if lasting:
             return f"etcd at {where}: {failure.reason}"
         return (
-            f"etcd at {where} gave no answer within {self._patience:g} s: {failure.reason} "
+            f"etcd at {where} gave no answer within {self.patience:g} s: {failure.reason} "
             "Is it running, and are these its endpoints? (-c FILE, or --endpoints)"
         )
 
