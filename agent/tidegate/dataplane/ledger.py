@@ -35,6 +35,7 @@ from tidegate.model.generation import (
 from tidegate.model.values import (
     Backend,
     BackendKey,
+    Fitness,
     Pool,
     Quic,
     SourceRoute,
@@ -123,6 +124,8 @@ class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
     drain_deadline: int | None = None
     effective_weight: int | None = None
     reachable: bool | None = None
+    is_out: bool = False
+    joins_at: int | None = None
 
 
 class FreedRecord(_Record, frozen=True, array_like=True, tag="freed"):
@@ -243,6 +246,7 @@ def _backend_record(placed: PlacedBackend) -> BackendRecord:
         backend.drain_deadline,
         placed.weight,
         placed.reachable,
+        *placed.fitness,
     )
 
 
@@ -265,6 +269,7 @@ def _placed_backend(id_: int, record: BackendRecord) -> PlacedBackend:
         then.weight if weight is None else weight,
         then.reachable if reachable is None else reachable,
         record.retire_at,
+        Fitness(record.is_out, record.joins_at),
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.model.values import Backend, BackendKey, Pool, Vip
+from tidegate.model.values import FIT, Backend, BackendKey, Fitness, Pool, Vip
 
 Slots: TypeAlias = npt.NDArray[np.uint32]
 WindowIndex: TypeAlias = npt.NDArray[np.uint8]
@@ -92,6 +92,7 @@ class PlacedBackend:
         reachable: whether its flows still go to it.
         retire_at: None while its key exists; else the wall-clock second at which its
             deregistration delay ends.
+        fitness: what health checks have made of it.
     """
 
     identity: Identity
@@ -99,6 +100,7 @@ class PlacedBackend:
     weight: int
     reachable: bool
     retire_at: int | None = None
+    fitness: Fitness = FIT
 
 
 class Freed(NamedTuple):

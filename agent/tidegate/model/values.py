@@ -144,6 +144,22 @@ class Backend:
         return BackendKey(self.pool, self.name)
 
 
+class Fitness(NamedTuple):
+    """What health checks make of a backend.
+
+    Attributes:
+        is_out: its flows move at once, and it takes no new ones.
+        joins_at: wall-clock second from which it joins again, through its pool's slow start; None
+            if it was never out.
+    """
+
+    is_out: bool = False
+    joins_at: int | None = None
+
+
+FIT = Fitness()
+
+
 @dataclass(frozen=True, slots=True)
 class Desired:
     """Everything that one revision of the keyspace asks for, after validation.

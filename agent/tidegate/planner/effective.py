@@ -9,15 +9,15 @@ host comes to the same weights at the same moments, also one that starts in the 
   of the weight, rounded down but at least 1. So the first step is at S, and the last, which is the
   full weight, at S + L.
 * A backend that drains with a deadline keeps its flows until the deadline.
-
-Health verdicts will come in here, as one more reason for weight 0 or for being unreachable.
+* A backend that health checks have taken out is unreachable. It joins again like one that starts at
+  that moment.
 """
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from tidegate.model.documents import BackendState
-from tidegate.model.values import Backend, Pool
+from tidegate.model.values import FIT, Backend, Fitness, Pool
 
 UNREACHABLE: Final[tuple[BackendState, ...]] = ("quarantine", "disabled")
 
@@ -31,43 +31,56 @@ class Effect(NamedTuple):
     """Whether its flows go to it."""
 
 
-def effect(backend: Backend, pool: Pool | None, now: int) -> Effect:
+def effect(backend: Backend, pool: Pool | None, now: int, fitness: Fitness = FIT) -> Effect:
     """What a backend does.
 
     Args:
         backend: its document.
         pool: its pool, which has the slow start; None if it has gone before the backend.
         now: wall clock, s.
+        fitness: what health checks make of it.
     """
+    if fitness.is_out:
+        return Effect(0, reachable=False)
     deadline = backend.drain_deadline
     expired = backend.state == "drain" and deadline is not None and now >= deadline
     reachable = backend.state not in UNREACHABLE and not expired
-    return Effect(_weight(backend, pool, now) if backend.state == "active" else 0, reachable)
+    weight = _weight(backend, pool, now, fitness) if backend.state == "active" else 0
+    return Effect(weight, reachable)
 
 
-def next_change(backend: Backend, pool: Pool | None, last: Effect) -> int | None:
+def next_change(
+    backend: Backend, pool: Pool | None, last: Effect, fitness: Fitness = FIT
+) -> int | None:
     """The first moment at which time alone gives another effect than the last one, or None."""
-    for moment in _moments(backend, pool):
-        new = effect(backend, pool, moment)
+    for moment in _moments(backend, pool, fitness):
+        new = effect(backend, pool, moment, fitness)
         # Time only ever adds weight, and only ever takes flows away.
         if new.weight > last.weight or new.reachable < last.reachable:
             return moment
     return None
 
 
-def _moments(backend: Backend, pool: Pool | None) -> Iterator[int]:
+def _moments(backend: Backend, pool: Pool | None, fitness: Fitness) -> Iterator[int]:
     """Everything that may change at a moment, in order."""
-    if backend.state == "active" and backend.starts_at is not None:
-        yield from (moment for moment, _ in _steps(backend.starts_at, pool))
+    start = _start(backend, fitness)
+    if backend.state == "active" and start is not None:
+        yield from (moment for moment, _ in _steps(start, pool))
     elif backend.state == "drain" and backend.drain_deadline is not None:
         yield backend.drain_deadline
 
 
-def _weight(backend: Backend, pool: Pool | None, now: int) -> int:
-    full = backend.weight
-    if backend.starts_at is None or full == 0:
+def _start(backend: Backend, fitness: Fitness) -> int | None:
+    """When it begins to serve: by its document, or after it was out, whichever is later."""
+    starts = [at for at in (backend.starts_at, fitness.joins_at) if at is not None]
+    return max(starts, default=None)
+
+
+def _weight(backend: Backend, pool: Pool | None, now: int, fitness: Fitness) -> int:
+    full, start = backend.weight, _start(backend, fitness)
+    if start is None or full == 0:
         return full
-    reached = [part for moment, part in _steps(backend.starts_at, pool) if moment <= now]
+    reached = [part for moment, part in _steps(start, pool) if moment <= now]
     if not reached:
         return 0
     done, steps = reached[-1]

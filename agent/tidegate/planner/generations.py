@@ -32,7 +32,7 @@ from tidegate.model.generation import (
     PlacedVip,
     Slots,
 )
-from tidegate.model.values import BackendKey, Desired, Pool, Vip
+from tidegate.model.values import FIT, BackendKey, Desired, Fitness, Pool, Vip
 from tidegate.planner.digest import backend_hashes, generation_digest, table_digest
 from tidegate.planner.effective import Effect, effect, next_change
 from tidegate.planner.ids import Allocator
@@ -50,7 +50,12 @@ class _Owner(NamedTuple):
     id: int
 
 
-def plan(desired: Desired, previous: Generation, now: int) -> Generation:
+def plan(
+    desired: Desired,
+    previous: Generation,
+    now: int,
+    fitness: Mapping[BackendKey, Fitness] | None = None,
+) -> Generation:
     """The generation that brings `previous` to `desired`.
 
     Args:
@@ -58,6 +63,8 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
         previous: the generation in force.
         now: wall clock, s; drives slow starts, deadlines, deregistration delays, windows and id
             cooldowns.
+        fitness: what health checks make of backends, all others being fit; None if that is not
+            known (yet), which leaves each as it was.
 
     Returns:
         A generation with the next number, or with the number of `previous` if no packet could tell
@@ -68,7 +75,7 @@ def plan(desired: Desired, previous: Generation, now: int) -> Generation:
     """
     _check_capacity(desired.vips.values())
     number = previous.number + 1
-    backends = _place_backends(desired, previous, now)
+    backends = _place_backends(desired, previous, now, fitness)
     touched = _touched(previous.backends, backends)
     pools = _place_pools(desired.pools, backends, previous, number, now, touched)
     vips = _place_vips(desired.vips, previous, now)
@@ -120,10 +127,11 @@ def next_moment(generation: Generation) -> int | None:
     for placed in generation.backends.values():
         if placed.retire_at is not None:
             moments.append(placed.retire_at)
-        if placed.backend.starts_at is not None or placed.backend.drain_deadline is not None:
+        times = placed.backend.starts_at, placed.backend.drain_deadline, placed.fitness.joins_at
+        if times != (None, None, None):
             pool = generation.pools.get(placed.backend.pool)
             last = Effect(placed.weight, placed.reachable)
-            change = next_change(placed.backend, pool.pool if pool else None, last)
+            change = next_change(placed.backend, pool.pool if pool else None, last, placed.fitness)
             moments += [] if change is None else [change]
     for in_pool in generation.pools.values():
         moments += [window.closes_at for window in in_pool.table.windows[1:]]
@@ -131,7 +139,10 @@ def next_moment(generation: Generation) -> int | None:
 
 
 def _place_backends(
-    desired: Desired, previous: Generation, now: int
+    desired: Desired,
+    previous: Generation,
+    now: int,
+    fitness: Mapping[BackendKey, Fitness] | None,
 ) -> dict[BackendKey, PlacedBackend]:
     before = previous.backends
     allocator = Allocator(
@@ -144,12 +155,14 @@ def _place_backends(
     placed: dict[BackendKey, PlacedBackend] = {}
     for key in sorted(desired.backends):
         backend, old = desired.backends[key], before.get(key)
-        does = effect(backend, desired.pools.get(key.pool), now)
-        if old is not None and old.backend is backend and _stays(old, does):
+        last = FIT if old is None else old.fitness
+        fit = last if fitness is None else fitness.get(key, FIT)
+        does = effect(backend, desired.pools.get(key.pool), now, fit)
+        if old is not None and old.backend is backend and _stays(old, does, fit):
             placed[key] = old  # as nearly all are: one comparison, and no copy
             continue
         identity = allocator.allocate() if old is None else old.identity
-        placed[key] = PlacedBackend(identity, backend, *does)
+        placed[key] = PlacedBackend(identity, backend, *does, fitness=fit)
     for key in before.keys() - desired.backends.keys():
         leaving = _leaving(before[key], previous.pools.get(key.pool), now)
         if leaving is not None:
@@ -157,9 +170,10 @@ def _place_backends(
     return placed
 
 
-def _stays(placed: PlacedBackend, does: Effect) -> bool:
+def _stays(placed: PlacedBackend, does: Effect, fitness: Fitness) -> bool:
     return (
         placed.retire_at is None
+        and placed.fitness == fitness
         and placed.weight == does.weight
         and placed.reachable == does.reachable
     )
@@ -176,7 +190,8 @@ def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> Placed
         backend, retire_at = replace(backend, state="drain"), now + delay
     if retire_at <= now:
         return None
-    return PlacedBackend(placed.identity, backend, *effect(backend, None, now), retire_at)
+    does = effect(backend, None, now, placed.fitness)
+    return PlacedBackend(placed.identity, backend, *does, retire_at, placed.fitness)
 
 
 def _place_pools(
