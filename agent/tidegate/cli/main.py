@@ -33,9 +33,8 @@ _GROUPS: Final = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """What the arguments ask for; `run` of it does that. Ends the process if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="tidegate",
         description="XDP layer-4 load balancer driven by etcd.",
@@ -49,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_module(f"tidegate.cli.{group}").register(subparsers)
         else:
             subparsers.add_parser(group, help=summary)
-    options = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:
         code = int(options.run(options))
         sys.stdout.flush()
