@@ -23,7 +23,7 @@ from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 from tidegate.model.features import ALL_FEATURES, Feature
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 # Sends numbered datagrams to the echo service until its input ends; prints how many it sent, and
 # the numbers of those that were not answered. It runs on the client, so it is a script.
