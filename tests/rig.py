@@ -236,7 +236,8 @@ class Rig:
         now = self._traffic.wait(
             lambda t: t.completed > before.completed + 20, 15, "20 more connections"
         )
-        assert self._traffic.troubles == []
+        troubles = self._traffic.troubles
+        assert troubles == [], f"{len(troubles)} connections, first {troubles[:4]}"
         assert (now.failed, now.reset, now.moved) == (0, 0, 0)
 
 

@@ -10,9 +10,11 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -186,19 +188,23 @@ def test_all_members_die_at_once(rig: Rig) -> None:
 
 def test_the_agent_is_killed_again_and_again(rig: Rig) -> None:
     """SIGKILL at moments that no step of a publication is safe from; each start goes on."""
-    log = rig.agent.log
     with rig.churn() as churn:
         for delay in (0.0, 0.3, 0.0, 0.6, 0.1, 0.9):
-            starts = log.read_text().count("start version")
             rig.agent.kill()
+            starts = rig.agent.log.read_text().count("start version")
             rig.agent.restart()
-            deadline = time.monotonic() + 30
-            while log.read_text().count("start version") == starts:
-                assert time.monotonic() < deadline, rig.agent.tail(20)
-                time.sleep(0.02)  # its log is all that it says before it reports
+            wait_for_log(rig, "start version", starts + 1)
             churn.wait_for_more(2)
             time.sleep(delay)  # somewhere in the work of following the roster
     rig.settle()
+
+
+def wait_for_log(rig: Rig, text: str, count: int = 1) -> None:
+    """Wait until the agent has logged a text this often: all that it says without a status."""
+    deadline = time.monotonic() + 30
+    while rig.agent.log.read_text().count(text) < count:
+        assert time.monotonic() < deadline, rig.agent.tail(20)
+        time.sleep(0.02)
 
 
 def test_a_lease_runs_out(rig: Rig) -> None:
@@ -212,3 +218,41 @@ def test_a_lease_runs_out(rig: Rig) -> None:
     finally:
         os.kill(rig.agent.process.pid, signal.SIGCONT)
     rig.settle()
+
+
+def test_the_clock_jumps(rig: Rig, tmp_path: Path) -> None:
+    """An hour forward, an hour back: changes are followed, and draining backends keep their flows.
+
+    libfaketime gives this one process another wall clock; its monotonic clock is the machine's, as
+    when NTP steps the time.
+    """
+    offset = tmp_path / "offset"
+    set_clock(offset, 0)
+    agent = rig.agent
+    agent.terminate()
+    command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(agent.config)]
+    clock = {
+        "LD_PRELOAD": "/usr/$LIB/faketime/libfaketimeMT.so.1",
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_CACHE_DURATION": "1",  # seconds
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    agent.process = agent.node.daemon(command, agent.log, clock)
+    spare = rig.roster.change(POOL4, SPARE, address=rig.roster.address(SPARE, 4), weight=300)
+    rig.wait("a spare", lambda s: bool(s and is_in_force(s, spare.revision)), 30)
+    for seconds, step in ((3600, "stepped=+3600"), (0, "stepped=-3600")):
+        with rig.churn() as churn:
+            churn.wait_for_more()
+            set_clock(offset, seconds)
+            wait_for_log(rig, step)
+            churn.wait_for_more()
+        status = rig.settle()
+        applied = datetime.fromisoformat(status["applied_at"])
+        assert abs((applied - datetime.now(UTC)).total_seconds() - seconds) < 60
+
+
+def set_clock(file: Path, seconds: int) -> None:
+    """Change the offset in one step: the process looks at the file once a second."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(f"{seconds:+d}s\n")
+    fresh.rename(file)

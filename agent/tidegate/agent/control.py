@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tidegate.agent.clock import StepWatch
 from tidegate.dataplane.host import DataPlane
 from tidegate.errors import CompileError, DataplaneError, GenerationRefused
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Override, Rejection, Stage, View
-from tidegate.planner import guards, next_moment, plan
+from tidegate.planner import after_step, guards, next_moment, plan
 from tidegate.planner.diff import Diff, difference
 from tidegate.planner.guards import Limits
 
@@ -63,6 +64,8 @@ class Control:
         self._memo = Memo()
         self._freezes: dict[str, str] = {}
         self._looked = clock()
+        self._steps = StepWatch(clock)
+        self._stepped = 0
         self._last_good = in_force_as_desired(publisher.in_force)
         self.view: View | None = None
         self.limits = limits
@@ -104,12 +107,20 @@ class Control:
         return min((moment for moment in moments if moment is not None), default=None)
 
     def due(self) -> bool:
-        """Whether that second has come."""
+        """Whether that second has come, or the clock was stepped."""
+        self._look_at_clock()
         moment = self.next_moment()
-        return moment is not None and moment <= self._clock()
+        return bool(self._stepped) or (moment is not None and moment <= self._clock())
+
+    def _look_at_clock(self) -> None:
+        step = self._steps.look()
+        if step:
+            log.warning("clock stepped=%+d: what began on this host goes on for as long", step)
+            self._stepped += step
 
     def step(self) -> Outcome:
         """One change from end to end; never raises for what a document or the kernel refuses."""
+        self._look_at_clock()
         self._looked = self._clock()
         now = int(self._looked)
         desired, rejections, revision = self._wanted()
@@ -145,7 +156,8 @@ class Control:
         previous = self._publisher.in_force
         started = time.monotonic()
         try:
-            generation = plan(desired, previous, now)
+            base = after_step(previous, self._stepped) if self._stepped else previous
+            generation = plan(desired, base, now)
             diff = difference(previous, generation)
             refused = self._check(diff, desired, now)
             if refused:
@@ -160,6 +172,7 @@ class Control:
         except DataplaneError as error:
             return (_whole("publish", error, desired.revision),)
         self._last_good = desired
+        self._stepped = 0
         if generation.number != previous.number:
             log.info(
                 "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f "

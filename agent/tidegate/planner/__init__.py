@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what is wanted and what is in force to the next generation: pure functions, no clock."""
 
+from tidegate.planner.clock import after_step
 from tidegate.planner.generations import confirm, next_moment, plan
 
-__all__ = ["confirm", "next_moment", "plan"]
+__all__ = ["after_step", "confirm", "next_moment", "plan"]
