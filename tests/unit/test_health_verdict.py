@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.health.limits import Ejection, Limits, eject, is_checker_broken
-from tidegate.health.verdict import Effective, Vote, opinion
+from tidegate.health.verdict import Effective, opinion
+from tidegate.model.health import Vote
 from tidegate.model.values import BackendKey
 
 B = [BackendKey("web", f"b{number}") for number in range(10)]

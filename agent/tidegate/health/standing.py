@@ -45,6 +45,7 @@ class Standing:
         streak: results in a row that speak against the state.
         passing_since: when the present run of passed probes began; None when the last one failed.
         failures: how often it became unhealthy lately.
+        has_recovered: whether it was unhealthy before it was healthy.
     """
 
     state: Health
@@ -54,6 +55,7 @@ class Standing:
     streak: int = 0
     passing_since: float | None = None
     failures: int = 0
+    has_recovered: bool = False
 
 
 def unknown(now: float) -> Standing:
@@ -86,7 +88,8 @@ def _passed(before: Standing, rules: Rules, now: float) -> Standing:
         return replace(
             before, code="held-down", reason=reason, streak=streak, passing_since=passing
         )
-    return Standing("healthy", "passed", "", now, 0, passing, before.failures)
+    recovered = before.state == "unhealthy"
+    return Standing("healthy", "passed", "", now, 0, passing, before.failures, recovered)
 
 
 def _failed(before: Standing, result: Result, rules: Rules, now: float) -> Standing:

@@ -17,27 +17,13 @@ least three of them (or all). Its votes do not count, and it says so of itself.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal
 
+from tidegate.model.health import Vote, Votes
 from tidegate.model.values import BackendKey
 
 _BLIND_LEAST: Final = 3
 """Backends that a host must see differently to be blind, unless there are fewer."""
-
-
-class Vote(NamedTuple):
-    """One host's verdict on one backend that it has made up its mind about.
-
-    Attributes:
-        since: wall-clock second at which the host came to it.
-    """
-
-    is_healthy: bool
-    since: int
-
-
-Votes: TypeAlias = Mapping[str, Mapping[BackendKey, Vote]]
-"""By host, then by backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +33,14 @@ class Effective:
     Attributes:
         since: wall-clock second at which the majority was reached.
         healthy, unhealthy: votes that count.
+        has_recovered: whether most of those who find it healthy have seen it unhealthy before.
     """
 
     state: Literal["healthy", "unhealthy"]
     since: int
     healthy: int
     unhealthy: int
+    has_recovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +78,11 @@ def _effective(cast: Collection[Vote]) -> Effective:
     alive = [vote.since for vote in cast if vote.is_healthy]
     if 2 * len(dead) > len(cast):
         return Effective("unhealthy", _reached(dead, len(cast) // 2 + 1), len(alive), len(dead))
+    recovered = sum(vote.has_recovered for vote in cast if vote.is_healthy)
     # Half of the votes are enough to be healthy.
-    return Effective("healthy", _reached(alive, (len(cast) + 1) // 2), len(alive), len(dead))
+    since = _reached(alive, (len(cast) + 1) // 2)
+    has_recovered = 2 * recovered > len(alive)
+    return Effective("healthy", since, len(alive), len(dead), has_recovered)
 
 
 def _reached(times: Iterable[int], needed: int) -> int:

@@ -164,3 +164,13 @@ class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             examples=["2026-01-31T12:00:03Z"],
         ),
     ]
+    recovered: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether it is healthy after it was unhealthy: then it joins through its pool's "
+                "slow start, counted from `since`."
+            ),
+            examples=[False],
+        ),
+    ] = False

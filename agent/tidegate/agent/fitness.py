@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From findings to what the planner takes: whose word counts, and how much it may do. Pure.
+
+Each pool says whose finding counts. In `fleet` it is the opinion that all hosts compute equally; in
+`local` this host's own; in `external` what a control system has written, which is an opinion too.
+Then the limits of the pool have their say. A backend without any finding is fit.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.health.limits import Limits, eject, is_checker_broken
+from tidegate.health.standing import Standing
+from tidegate.health.verdict import Effective, Opinion
+from tidegate.model.generation import Generation
+from tidegate.model.values import BackendKey, Fitness, Pool
+
+_SPREAD: Final = 2.0
+"""Intervals within which all hosts see one failure: each has a phase of its own, and jitter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What health makes of a generation.
+
+    Attributes:
+        fitness: what the planner takes; backends that are not in it are fit.
+        panics: pools that keep unhealthy backends since too few are healthy.
+        is_checker_broken: everything failed at once, which is not believed.
+        next_moment: wall-clock second at which time alone changes it, or None.
+    """
+
+    fitness: Mapping[BackendKey, Fitness]
+    panics: tuple[str, ...] = ()
+    is_checker_broken: bool = False
+    next_moment: int | None = None
+
+
+def judge(
+    generation: Generation,
+    own: Mapping[BackendKey, Standing],
+    fleet: Opinion,
+    now: int,
+) -> Judgement:
+    """What health makes of the backends of a generation.
+
+    Args:
+        generation: pools and backends.
+        own: what this host thinks.
+        fleet: what the fleet thinks.
+        now: wall clock, s.
+    """
+    by_pool: defaultdict[str, list[BackendKey]] = defaultdict(list)
+    for key, placed in generation.backends.items():
+        if placed.retire_at is None:
+            by_pool[key.pool].append(key)
+    local = _own(own)
+    found: dict[BackendKey, Effective] = {}
+    interval = 0.0
+    checked: dict[str, Pool] = {}
+    for name, in_pool in generation.pools.items():
+        health = in_pool.pool.health
+        if health is None:
+            continue
+        checked[name] = in_pool.pool
+        source = local if health.mode == "local" else fleet.backends
+        found |= {key: source[key] for key in by_pool[name] if key in source}
+        if health.check is not None:
+            interval = max(interval, health.check.interval)
+    probed = {key: e for key, e in found.items() if key in own}
+    if is_checker_broken(probed, _SPREAD * interval):
+        return Judgement(_fit(found), is_checker_broken=True)
+    return _limited(generation, checked, by_pool, found, now)
+
+
+def _limited(
+    generation: Generation,
+    checked: Mapping[str, Pool],
+    by_pool: Mapping[str, list[BackendKey]],
+    found: Mapping[BackendKey, Effective],
+    now: int,
+) -> Judgement:
+    fitness = _fit(found)
+    panics: list[str] = []
+    moments: list[int] = []
+    for name, pool in checked.items():
+        assert pool.health is not None  # noqa: S101 - that is what `checked` means
+        limits = Limits(pool.health.panic_percent, pool.health.most_per_minute)
+        members = [key for key in by_pool[name] if _may_serve(generation, key)]
+        ejection = eject(members, found, limits, now)
+        out = set(ejection.out)
+        if ejection.panic:
+            panics.append(name)
+        else:  # a dead backend that drains is taken out as well: its flows are better off elsewhere
+            others = set(by_pool[name]) - set(members)
+            out |= {k for k in others if k in found and found[k].state == "unhealthy"}
+        fitness |= {key: Fitness(is_out=True) for key in out}
+        moments += ejection.waiting.values()
+    return Judgement(fitness, tuple(sorted(panics)), next_moment=min(moments, default=None))
+
+
+def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
+    """Those that have recovered; all others are fit without a word."""
+    return {
+        key: Fitness(is_out=False, joins_at=effective.since)
+        for key, effective in found.items()
+        if effective.state == "healthy" and effective.has_recovered
+    }
+
+
+def _may_serve(generation: Generation, key: BackendKey) -> bool:
+    backend = generation.backends[key].backend
+    return backend.state == "active" and backend.weight > 0
+
+
+def _own(standings: Mapping[BackendKey, Standing]) -> dict[BackendKey, Effective]:
+    """This host's findings as an opinion of one."""
+    found: dict[BackendKey, Effective] = {}
+    for key, standing in standings.items():
+        since = int(standing.since)
+        if standing.state == "healthy":
+            found[key] = Effective("healthy", since, 1, 0, standing.has_recovered)
+        elif standing.state == "unhealthy":
+            found[key] = Effective("unhealthy", since, 0, 1)
+    return found

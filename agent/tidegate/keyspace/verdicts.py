@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health verdicts between etcd and values: what this host writes, and how the fleet's are read.
+
+A host writes all that it knows; only `healthy` and `unhealthy` are votes. What cannot be read is no
+vote, and is named. This judges nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import msgspec
+
+from tidegate.keyspace.decode import decode, shortened
+from tidegate.keyspace.moments import parse_moment
+from tidegate.keyspace.paths import is_name
+from tidegate.keyspace.status import rfc3339
+from tidegate.model.health import Vote
+from tidegate.model.steering import Health, HealthCode, VerdictDocument
+from tidegate.model.values import BackendKey, Document, Rejection, Snapshot
+
+_PARTS = 3
+_SHAPE = "The key is not one of Tidegate's: it is health/<host>/<pool>/<backend>."
+
+
+def encode(
+    state: Health, code: HealthCode, reason: str, since: float, *, has_recovered: bool
+) -> bytes:
+    """A verdict's document as JSON. The time is rounded down to a second, as all hosts read it."""
+    document = VerdictDocument(
+        state=state,
+        code=code,
+        reason=shortened(reason, 500),
+        since=rfc3339(int(since)),
+        recovered=has_recovered,
+    )
+    return msgspec.json.encode(document)
+
+
+def votes(
+    snapshot: Snapshot,
+) -> tuple[dict[str, Mapping[BackendKey, Vote]], tuple[Rejection, ...]]:
+    """The votes of a fleet by host and backend, and what could not be read.
+
+    Args:
+        snapshot: the fleet's verdicts; keys are `<host>/<pool>/<backend>`.
+    """
+    cast: defaultdict[str, dict[BackendKey, Vote]] = defaultdict(dict)
+    rejections: list[Rejection] = []
+    for key, document in snapshot.documents.items():
+        parts = key.split("/")
+        vote = _vote(document) if len(parts) == _PARTS and all(map(is_name, parts)) else _SHAPE
+        if isinstance(vote, str):
+            rejections.append(_refused(key, vote, document.mod_revision))
+        elif vote is not None:
+            host, pool, backend = parts
+            cast[host][BackendKey(pool, backend)] = vote
+    return dict(cast), tuple(rejections)
+
+
+def _vote(document: Document) -> Vote | str | None:
+    """The vote of a document; None if it is none yet; a sentence if it cannot be read."""
+    found = decode(document.value, VerdictDocument)
+    if not isinstance(found, VerdictDocument):
+        return found[0].reason
+    since = parse_moment(found.since)
+    if isinstance(since, str):
+        return f"since {since}"
+    if found.state not in ("healthy", "unhealthy"):
+        return None
+    return Vote(found.state == "healthy", since, found.recovered)
+
+
+def _refused(key: str, reason: str, revision: int) -> Rejection:
+    return Rejection(f"health/{shortened(key)}", "", reason, "schema", revision)
