@@ -43,7 +43,7 @@ def _load(build: programs.Build) -> tuple[maps.Maps, int]:
     return fds, programs.load_balancer(programs.compile_balancer(build), fds)
 
 
-def _empty(fd: int, shape: maps.Shape) -> None:
+def empty(fd: int, shape: maps.Shape) -> None:
     """Makes a map as it was when it was created; arrays as far as tests have ids."""
     if shape.kind in (bpf.ARRAY, bpf.PERCPU_ARRAY):
         count = min(shape.max_entries, IDS)
@@ -95,7 +95,7 @@ class Kernel:
     ) -> None:
         self.publisher.close()
         for name, shape in SHAPES.items():
-            _empty(self.maps[name], shape)
+            empty(self.maps[name], shape)
         _idle[self._build].append((self.maps, self.program))
         shutil.rmtree(self.pins)
         os.sched_setaffinity(0, self._cpus)
@@ -133,7 +133,7 @@ class Kernel:
 
     def clear(self, table: str) -> None:
         """Deletes every entry of a table."""
-        _empty(self.maps[table], SHAPES[table])
+        empty(self.maps[table], SHAPES[table])
 
     def age(self, table: str, seconds: int) -> None:
         """Makes every entry of a table of flows look this much older."""

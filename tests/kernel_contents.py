@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.dataplane import entries, layout, ledger, maps, tables
+from tidegate.dataplane import entries, layout, ledger, ledger_bytes, maps, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.ledger import Kind, Place
 from tidegate.model.address import packed
@@ -53,7 +53,7 @@ def _opened(pins: Path) -> Iterator[dict[str, int]]:
 def read(pins: Path) -> Contents:
     """The contents of the data plane that is pinned in a folder."""
     with _opened(pins) as fds:
-        records = ledger.read(fds)
+        records = ledger_bytes.read(fds)
         pools = _names(records, Kind.POOL, ledger.PoolRecord)
         living = {
             place.id: record

@@ -7,6 +7,7 @@ TidegateError
 ├── KeyspaceError      etcd said no for good: permission, authentication, an invalid request
 ├── DataplaneError     the kernel refused a map, a program or an attachment
 │   └── CompileError   the BPF compiler or the verifier refused a program; carries its log
+├── FenceError         the data plane is another agent's now: this one must not write
 ├── GenerationRefused  a guard refused a generation; the last one stays in force
 └── LabError           the lab could not be built, found or torn down
 
@@ -40,6 +41,10 @@ class CompileError(DataplaneError):
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
         self.log = log
+
+
+class FenceError(TidegateError):
+    """The data plane is another agent's now, or gone: this agent must not write any more."""
 
 
 class GenerationRefused(TidegateError):  # noqa: N818 - a refusal is an answer, not a fault

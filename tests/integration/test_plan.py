@@ -22,6 +22,7 @@ from tidegate.cli.main import main
 from tidegate.dataplane import host, layout, links, maps, programs
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.affected import affected
+from tidegate.dataplane.fence import Fence
 from tidegate.dataplane.live import Live
 from tidegate.dataplane.publish import Publisher
 from tidegate.errors import CapabilityError
@@ -227,11 +228,11 @@ def test_a_look_changes_nothing_and_takes_no_lock(plane: Plane, planned: Plan) -
     bpf.pin(left, str(plane.pins / "tables" / "1-99"))
     os.close(left)
     before = plane.holds()
-    lock = host._lock(plane.pins)
+    fence = Fence(plane.pins)
     try:
         code, found = planned(without("pools/web/backends/b1"))
     finally:
-        os.close(lock)
+        fence.close()
     assert (code, found["generation"]) == (0, 1)
     assert plane.holds() == before
     (plane.pins / "tables" / "1-99").unlink()

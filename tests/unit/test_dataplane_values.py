@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from roster import backend, desired, generations, vip, web
-from tidegate.dataplane import enums, layout, ledger, programs, tables
+from tidegate.dataplane import enums, layout, ledger, ledger_bytes, programs, tables
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.maps import WIDE_LEDGER_VALUE_BYTES
 from tidegate.errors import DataplaneError
@@ -143,7 +143,7 @@ def test_the_ledger_tells_every_option() -> None:
     first = generation.backends[BackendKey("web", "b1")].backend
     assert all(getattr(first, f.name) != f.default for f in fields(Backend))
     written = {
-        place: ledger.decode(ledger.encode(place, record))
+        place: ledger_bytes.decode(ledger_bytes.encode(place, record))
         for place, record in ledger.records(generation).items()
     }
     found = ledger.contents(written)
@@ -158,7 +158,7 @@ def test_a_record_from_before_slow_start_is_read() -> None:
     for state, weight, reachable in states:
         old = ["backend", 1, "web", "b1", "10.1.0.1", 50, state, None, b""]
         value = msgspec.msgpack.encode(old)
-        record = ledger.decode(len(value).to_bytes(2, "little") + value)
+        record = ledger_bytes.decode(len(value).to_bytes(2, "little") + value)
         placed = ledger.contents({Place(Kind.BACKEND, 1): record}).backends[BackendKey("web", "b1")]
         assert placed == PlacedBackend(
             Identity(1, 1), backend("b1", weight=50, state=state), weight, reachable
@@ -217,14 +217,14 @@ def test_the_longest_records_fit() -> None:
     seed = wide * 128
     records[Place(Kind.META, 0)] = MetaRecord(2**64 - 1, 2**63 - 1, seed, LONG, LONG)
     for place, record in records.items():
-        assert ledger.decode(ledger.encode(place, record)) == record
+        assert ledger_bytes.decode(ledger_bytes.encode(place, record)) == record
 
 
 def test_a_record_that_does_not_fit_is_refused() -> None:
     """Never cut: half a record would be read as another one, or not at all."""
     meta = MetaRecord(1, 1, "x" * WIDE_LEDGER_VALUE_BYTES)
     with pytest.raises(DataplaneError, match="record meta/0 has"):
-        ledger.encode(Place(Kind.META, 0), meta)
+        ledger_bytes.encode(Place(Kind.META, 0), meta)
 
 
 def test_a_vips_tag_is_fixed() -> None:

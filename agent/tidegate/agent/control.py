@@ -166,11 +166,10 @@ class Control:
             # What the new generation needs must be there before it, what the old one needed after.
             self._plane.serve(previous, generation)
             self._publisher.publish(generation, time.monotonic())
-            self._plane.serve(generation)
         except (GenerationRefused, CompileError) as error:
-            return (_whole("build", error, desired.revision),)
+            return (_whole("build", str(error), desired.revision),)
         except DataplaneError as error:
-            return (_whole("publish", error, desired.revision),)
+            return (_whole("publish", f"{error}{self._put_back()}", desired.revision),)
         self._last_good = desired
         self._stepped = 0
         if generation.number != previous.number:
@@ -181,6 +180,11 @@ class Control:
                 *(generation.digest, diff, (planned - started) * 1e3),
                 (time.monotonic() - planned) * 1e3,
             )
+        try:
+            self._plane.serve(generation)
+        except DataplaneError as error:
+            reason = f"the generation is in force, but its program does more than it needs: {error}"
+            return (_whole("build", reason, desired.revision),)
         return ()
 
     def _check(self, diff: Diff, desired: Desired, now: int) -> tuple[Rejection, ...]:
@@ -189,9 +193,24 @@ class Control:
             return ()
         return guards.disruption_refusals(diff, desired.revision, self.overrides, now)
 
+    def _put_back(self) -> str:
+        """Brings the last good documents back where a failure left a mixture; says what came of it.
 
-def _whole(stage: Stage, error: Exception, revision: int) -> Rejection:
-    return Rejection("", "", str(error), stage, revision)
+        They are planned over what was found in force, so that no flow that began meanwhile moves.
+        """
+        publisher = self._publisher
+        if publisher.is_certain:
+            return ""
+        try:
+            generation = plan(self._last_good, publisher.in_force, int(self._clock()))
+            publisher.publish(generation, time.monotonic())
+        except (GenerationRefused, DataplaneError) as error:
+            return f"; going back failed too: {error}"
+        return f"; generation {generation.number} is what was in force before"
+
+
+def _whole(stage: Stage, reason: str, revision: int) -> Rejection:
+    return Rejection("", "", reason, stage, revision)
 
 
 def in_force_as_desired(generation: Generation) -> Desired:

@@ -32,7 +32,9 @@ from tidegate.model.values import View
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 2.5
+"""Doubled after each failure of a row, up to the maximum: 5 s, 10 s …"""
+_MAX_RETRY_SECONDS: Final = 60.0
 _LINK_REFRESH_SECONDS: Final = 15.0
 _IDLE_SECONDS: Final = 60.0
 
@@ -73,6 +75,7 @@ class Agent:
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._refusals = RefusalLog()
+        self._retry_seconds = _RETRY_SECONDS
         self._applied: float | None = None
 
     def run(self) -> None:
@@ -141,7 +144,10 @@ class Agent:
     def _step(self) -> None:
         before = self._plane.publisher.in_force.number
         outcome = self._control.step()
-        self._retry_at = time.monotonic() + _RETRY_SECONDS if outcome.failed else None
+        self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
+        if not outcome.failed:
+            self._retry_seconds = _RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._retry_seconds if outcome.failed else None
         if self._plane.publisher.in_force.number != before:
             self._applied = time.time()
         self._refusals.tell(outcome.rejections, time.monotonic())

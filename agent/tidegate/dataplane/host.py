@@ -7,10 +7,10 @@ agents never write to one data plane.
 """
 
 import ctypes
-import fcntl
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -20,10 +20,12 @@ import numpy.typing as npt
 
 from tidegate.dataplane import layout, links, maps, programs, readback
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.fence import Fence
 from tidegate.dataplane.links import Gateways, Link
 from tidegate.dataplane.probes import Probes, detach_probes
 from tidegate.dataplane.proof import prove
 from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane.steps import Reached, Step, unwatched
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.features import Feature, features
 from tidegate.model.generation import Generation
@@ -65,8 +67,12 @@ class Settings:
 class DataPlane:
     """The pinned data plane, from `open` to `close`. Closing leaves it forwarding."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reached: Reached = unwatched) -> None:
         """Opens or creates the pins, adopts what is in them, and attaches the program.
+
+        Args:
+            settings: what it takes.
+            reached: told after each step of publishing and of replacing the program.
 
         Raises:
             CapabilityError: not root, no BPF file system, no bcc.
@@ -80,9 +86,13 @@ class DataPlane:
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins = settings.pins
         make_folder(self._pins)
-        self._lock = _lock(self._pins)
+        self._fence = Fence(self._pins)
         self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
-        self.publisher = Publisher(self._maps, self._pins, settings.grace)
+        self.publisher = Publisher(
+            *(self._maps, self._fence.folder, settings.grace),
+            reached=reached,
+            fence=self._fence.check,
+        )
         self._default = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -119,26 +129,48 @@ class DataPlane:
         )
         if build == self._build:
             return
-        program = programs.compile_balancer(build)
-        prove(program, build, self._pins)
-        fresh = programs.load_balancer(program, self._maps)
+        self.publisher.check()
+        reached, folder = self.publisher.reached, self._fence.folder
+        fresh = self._proven(build)
+        reached(Step.PROGRAM_LOADED)
         before, self._program = self._program, fresh
         self._ours.add(bpf.object_id(fresh))
         # Pinned under a second name until it is attached: at any moment what is attached is pinned.
-        _pin(fresh, self._pins / _NEXT)
         try:
+            _pin(fresh, folder / _NEXT)
+            reached(Step.PROGRAM_PINNED)
             self.follow()
-        except DataplaneError:
-            self._program = before
-            os.close(fresh)
-            raise
-        (self._pins / _NEXT).rename(self._pins / _PROGRAM)
+            reached(Step.PROGRAM_ATTACHED)
+            (folder / _NEXT).rename(folder / _PROGRAM)
+        except (OSError, DataplaneError) as error:
+            self._put_back(before, fresh)
+            raise DataplaneError(f"cannot put a new program in place: {error}") from error
         self._build = build
         self._ours = {bpf.object_id(fresh)}
         if before >= 0:
             os.close(before)
         names = ",".join(sorted(each.name for each in build.features))
         log.info("program id=%d features=%s", bpf.object_id(fresh), names)
+
+    def _proven(self, build: programs.Build) -> int:
+        """A program that was compiled, proven and loaded over our maps, as a descriptor."""
+        try:
+            program = programs.compile_balancer(build)
+            prove(program, build, self._fence.folder)
+            return programs.load_balancer(program, self._maps)
+        except OSError as error:
+            raise DataplaneError(f"cannot load a new program: {error.strerror}") from error
+
+    def _put_back(self, before: int, fresh: int) -> None:
+        """Makes the program that ran before the one that runs, on every interface again."""
+        self._program = before
+        if before >= 0:
+            with suppress(DataplaneError):  # else the next look at the links does it
+                self.follow()
+                there = [programs.attached(interface) for interface in self.modes]
+                if bpf.object_id(fresh) not in {each.program_id for each in there if each}:
+                    (self._fence.folder / _NEXT).unlink(missing_ok=True)
+        os.close(fresh)
 
     @property
     def links(self) -> dict[str, Link]:
@@ -173,7 +205,9 @@ class DataPlane:
 
         Raises:
             DataplaneError: an interface that is there refuses the program.
+            FenceError: the data plane is another agent's now.
         """
+        self._fence.check()
         for interface in self._interfaces:
             try:
                 link = links.read(interface, self._gateways)
@@ -234,7 +268,7 @@ class DataPlane:
         if self._probes is not None:
             self._probes.close()
         os.close(self._program)
-        os.close(self._lock)
+        self._fence.close()
 
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:
@@ -295,18 +329,6 @@ def _mount() -> None:
             f"there is no BPF file system at {_MOUNT_POINT} and it cannot be mounted "
             f"({os.strerror(ctypes.get_errno())}): run `mount -t bpf bpf {_MOUNT_POINT}` as root"
         )
-
-
-def _lock(pins: Path) -> int:
-    fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise DataplaneError(
-            f"another agent holds {pins}: stop it, or give this one another pin_dir"
-        ) from error
-    return fd
 
 
 def pinned_programs(pins: Path) -> set[int]:

@@ -10,17 +10,13 @@ record names the pools of its source routes by id, as a hundred names would not 
 recorded before their VIPs.
 """
 
-import struct
 from collections.abc import Mapping
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.maps import LEDGER_VALUE_BYTES, WIDE_LEDGER_VALUE_BYTES, read_all
-from tidegate.errors import DataplaneError
 from tidegate.model.address import packed_network, unpacked_network
 from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
@@ -66,6 +62,8 @@ class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
     hash_seed: str | None = None
     release: str = ""
     pointer: str = ""
+    attempt: int = 0
+    """The last generation whose publishing was begun: its number is spent, complete or not."""
 
 
 class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
@@ -143,10 +141,6 @@ class Place(NamedTuple):
 
     kind: Kind
     id: int
-
-
-_VALUE_BYTES: Final = {"ledger": LEDGER_VALUE_BYTES, "wide_ledger": WIDE_LEDGER_VALUE_BYTES}
-_decoder: Final = msgspec.msgpack.Decoder(Record)
 
 
 def records(generation: Generation) -> dict[Place, Record]:
@@ -324,65 +318,3 @@ def contents(found: Mapping[Place, Record]) -> Contents:
                 freed[place.kind][place.id] = Freed(incarnation, at)
     resting = FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND])
     return Contents(meta, vips, pools, backends, resting)
-
-
-def read(maps: Mapping[str, int]) -> dict[Place, Record]:
-    """All records.
-
-    Raises:
-        DataplaneError: a record cannot be read, for example one of a later version.
-    """
-    found: dict[Place, Record] = {}
-    for name in _VALUE_BYTES:
-        for key, value in read_all(name, maps[name]).items():
-            kind, id_ = struct.unpack("<II", key)
-            try:
-                found[Place(Kind(kind), id_)] = decode(value)
-            except (ValueError, msgspec.DecodeError) as error:
-                raise DataplaneError(
-                    f"record {kind}/{id_} of the pinned ledger cannot be read ({error}): it was "
-                    "written by another version of Tidegate"
-                ) from error
-    return found
-
-
-def write(maps: Mapping[str, int], changed: Mapping[Place, Record]) -> None:
-    """Writes records, in one call for each of the two maps.
-
-    Raises:
-        DataplaneError: a record is longer than its map's values.
-    """
-    values = {place: encode(place, record) for place, record in changed.items()}
-    for name in _VALUE_BYTES:
-        there = [place for place in values if _map_of(place) == name]
-        keys = b"".join(struct.pack("<II", *place) for place in there)
-        bpf.map_update_batch(
-            maps[name], keys, b"".join(values[place] for place in there), len(there)
-        )
-
-
-def encode(place: Place, record: Record) -> bytes:
-    """The value of a record: its length in 2 bytes, MessagePack, zeros.
-
-    Raises:
-        DataplaneError: it is longer than its map's values.
-    """
-    payload = msgspec.msgpack.encode(record)
-    size = _VALUE_BYTES[_map_of(place)]
-    if len(payload) + 2 > size:
-        raise DataplaneError(
-            f"record {place.kind.name.lower()}/{place.id} has {len(payload)} bytes, and the ledger "
-            f"takes {size - 2}"
-        )
-    return (struct.pack("<H", len(payload)) + payload).ljust(size, b"\0")
-
-
-def decode(value: bytes) -> Record:
-    """The record of a value; raises ValueError or msgspec.DecodeError for what is none."""
-    length = struct.unpack_from("<H", value)[0]
-    record: Record = _decoder.decode(value[2 : 2 + length])
-    return record
-
-
-def _map_of(place: Place) -> str:
-    return "ledger" if place.kind is Kind.BACKEND else "wide_ledger"

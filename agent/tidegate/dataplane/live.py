@@ -17,10 +17,10 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane import layout, ledger, tables
+from tidegate.dataplane import layout, ledger_bytes, tables
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.found import found_generation
 from tidegate.dataplane.ledger import Kind, Place
-from tidegate.dataplane.publish import found_generation
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_POOLS
 from tidegate.model.generation import NOTHING, Generation, Table
@@ -122,9 +122,9 @@ class Live:
     def _read_generation(self) -> Generation | None:
         """What is in force, or None if it changed meanwhile."""
         slots = self._slots()
-        records = ledger.read(self._fds)
+        records = ledger_bytes.read(self._fds)
         found = self._tables(slots)
-        is_one_moment = slots == self._slots() and records == ledger.read(self._fds)
+        is_one_moment = slots == self._slots() and records == ledger_bytes.read(self._fds)
         return found_generation(records, found) if is_one_moment and found is not None else None
 
     def _slots(self) -> dict[int, int]:

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane import events, ledger
+from tidegate.dataplane import events, ledger, ledger_bytes
 from tidegate.dataplane import syscalls as bpf
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.address import unpacked
@@ -70,7 +70,7 @@ class LiveEvents:
         self._undo.close()
 
     def _read_names(self) -> None:
-        found = ledger.contents(ledger.read(self._maps))
+        found = ledger.contents(ledger_bytes.read(self._maps))
         self._vips = {p.identity: n for n, p in found.vips.items()}
         self._backends = {p.identity: k for k, p in found.backends.items()}
         self.samples = any(placed.vip.flow_sampling for placed in found.vips.values())

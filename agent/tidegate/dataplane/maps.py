@@ -30,6 +30,8 @@ from tidegate.model.constants import (
 
 LEDGER_VALUE_BYTES: Final = 256
 WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
+_BATCH: Final = 512
+"""Elements that are read at once: many more than a bucket of a hash has."""
 VERDICTS: Final = 4
 """XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX (include/uapi/linux/bpf.h)."""
 
@@ -240,11 +242,12 @@ def read_all(name: str, fd: int) -> dict[bytes, bytes]:
     shape = shapes(Capacity())[name]
     sizes = shape.key_size, shape.value_size
     if shape.kind == bpf.LPM_TRIE:  # kernels before 5.13 have no batches of tries
-        keys, values, count = bpf.map_walk(fd, *sizes)
-    else:
-        keys, values, count = bpf.map_items(fd, *sizes, shape.max_entries)
+        batches = iter([bpf.map_walk(fd, *sizes)])
+    else:  # in batches, as room for a whole map takes longer to make than the map to read
+        batches = bpf.map_batches(fd, *sizes, min(shape.max_entries, _BATCH))
     return {
         keys[i * sizes[0] : (i + 1) * sizes[0]]: values[i * sizes[1] : (i + 1) * sizes[1]]
+        for keys, values, count in batches
         for i in range(count)
     }
 

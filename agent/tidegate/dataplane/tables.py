@@ -15,6 +15,7 @@ import numpy as np
 from tidegate.dataplane import layout, maps
 from tidegate.dataplane import syscalls as bpf
 from tidegate.errors import DataplaneError
+from tidegate.model.constants import MAX_POOLS
 from tidegate.model.generation import Table, Window
 
 _FIRST: Final = b"\0\0\0\0"
@@ -92,6 +93,35 @@ def pin_path(pins: Path, pool_id: int, generation: int) -> Path:
     return pins / "tables" / f"{pool_id}-{generation}"
 
 
+def pin(fd: int, path: Path) -> None:
+    """Pins a table.
+
+    Raises:
+        DataplaneError: the kernel refused.
+    """
+    try:
+        bpf.pin(fd, str(path))
+    except OSError as error:
+        raise DataplaneError(f"cannot pin table {path.name}: {error.strerror}") from error
+
+
+def id_of(fd: int) -> int:
+    """The kernel's id of a table, which is what the outer map tells."""
+    return bpf.object_id(fd)
+
+
+def slots(outer: int) -> dict[int, int]:
+    """Ids of the tables that the outer map points to, by pool id."""
+    keys, values, count = bpf.map_items(outer, 4, 4, MAX_POOLS)
+    found = zip(np.frombuffer(keys, "<u4", count), np.frombuffer(values, "<u4", count), strict=True)
+    return {int(pool): int(table) for pool, table in found}
+
+
+def clear_slot(outer: int, pool_id: int) -> None:
+    """Takes a pool's table out of the outer map."""
+    bpf.map_delete(outer, pool_id.to_bytes(4, "little"))
+
+
 def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
     """Descriptor and pin of each pool's table in force, by pool id.
 
@@ -99,7 +129,10 @@ def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
     """
     in_force: dict[int, tuple[int, Path]] = {}
     for path in sorted((pins / "tables").iterdir()):
-        pool_id = int(path.name.split("-")[0])
+        owner = path.name.split("-")[0]
+        if not owner.isdecimal():
+            continue  # not ours
+        pool_id = int(owner)
         fd = bpf.open_pin(str(path))
         points_to = bpf.map_lookup(outer, pool_id.to_bytes(4, "little"), 4)
         if points_to is not None and int.from_bytes(points_to, "little") == bpf.map_info(fd).id:

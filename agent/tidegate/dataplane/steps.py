@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of publishing, by name: where it can be watched, timed, and killed by a test.
+
+The publisher tells a hook after each step. What the steps are for, and why they come in this order,
+is argued in `publish`.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeAlias
+
+
+class Step(Enum):
+    """What has just been done. Steps of one thing among several are told once for each."""
+
+    NUMBER_TAKEN = "the generation's number is spent"
+    LEDGER_WRITTEN = "pools and backends are recorded"
+    ENTRIES_STAGED = "backends' entries are written, changed addresses where no packet looks"
+    ENTRIES_SELECTED = "changed addresses are selected"
+    QUIC_WRITTEN = "QUIC server ids are written"
+    TABLE_FILLED = "a pool's new table is filled and read back"
+    TABLE_PINNED = "a pool's new table is pinned"
+    TABLES_SWAPPED = "the outer map points to the new tables"
+    VIPS_RECORDED = "VIPs are recorded"
+    ROUTES_WRITTEN = "source routes are written"
+    VIPS_WRITTEN = "VIPs of one address are written"
+    PREFIXES_WRITTEN = "VIPs that are networks are written"
+    PREFIXES_DELETED = "networks that are gone are deleted"
+    VIPS_DELETED = "VIPs that are gone are deleted"
+    ROUTES_DELETED = "source routes that are gone are deleted"
+    VIPS_FREED = "ids of VIPs that are gone are recorded as freed"
+    IDS_FREED = "ids of pools and backends that are gone are recorded as freed"
+    QUIC_DELETED = "server ids that are gone are deleted"
+    ENTRIES_CLEARED = "entries of backends that are gone are empty"
+    SLOT_CLEARED = "the outer map has no table of a pool that is gone"
+    POOL_UNPINNED = "a pool that is gone has no pinned table"
+    NUMBER_RECORDED = "the generation is recorded as complete"
+    TABLE_UNPINNED = "the grace delay of a replaced table is over, and its pin is gone"
+    TABLE_FREED = "a replaced table is freed"
+    PROGRAM_LOADED = "a new program is loaded and proven"
+    PROGRAM_PINNED = "it is pinned beside the one that runs"
+    PROGRAM_ATTACHED = "it is on every interface"
+    PROGRAM_KEPT = "its pin has taken the place of the old one's"
+
+
+Reached: TypeAlias = Callable[[Step], None]
+
+
+def unwatched(step: Step) -> None:
+    """The hook of those who do not watch."""

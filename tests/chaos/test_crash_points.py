@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kill -9 at every step of publishing: nothing breaks, and the next start converges.
+
+For each step, every kind of change that reaches it is published by a process that kills itself
+there; then by a second one that is killed at the same step, if its own work reaches it; then by one
+that may finish. After each death and after each adoption packets run through the program that is
+pinned, and at the end the kernel holds what it holds when nobody dies.
+"""
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from crashes import (
+    SMALL,
+    Packets,
+    contents,
+    empty_folder,
+    fork,
+    link_loopback,
+    number,
+    open_maps,
+    wait_gone,
+)
+from kernel import BUILD, empty
+from roster import backend, desired, generations, vip
+from tidegate.dataplane import host, maps, programs, tables
+from tidegate.dataplane.mirror import KEYED
+from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane.steps import Step
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend
+from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute
+from tidegate.planner import plan
+
+pytestmark = pytest.mark.root
+
+NOW = 1_700_000_000
+EMPTIED = (*KEYED, "backends", "outer", "flows", "syns", "fragments")
+OF_PROGRAMS = {s for s in Step if s.name.startswith("PROGRAM_")}
+
+
+def before() -> Desired:
+    """Two pools; VIPs of both families and protocols, one that is a network, each way to track."""
+    vips = [
+        vip("web4", "192.0.2.1", tracking="transition"),
+        vip("web6", "2001:db8::1"),
+        vip("dns", "192.0.2.1", 53, "udp"),
+        vip("api", "192.0.2.2", pool="api"),
+        vip("quic", "192.0.2.3", 443, "udp", "api", quic=Quic(2)),
+        vip("net", "198.18.0.0/24", source_routes=(SourceRoute(ip_network("10.0.0.0/8"), "web"),)),
+    ]
+    servers = [backend(f"b{i}", f"203.0.113.{i}") for i in range(1, 5)]
+    servers += [
+        backend(f"a{i}", f"2001:db8:2::{i}", pool="api", quic_server_id=bytes([0, i]))
+        for i in range(1, 4)
+    ]
+    return desired(vips, servers)
+
+
+class Change(NamedTuple):
+    """From one roster to another, some seconds later."""
+
+    after: Desired
+    seconds: int = 1
+
+
+def _with_backend(name: str, pool: str = "web", **fields: object) -> Desired:
+    key, roster = BackendKey(pool, name), before()
+    changed = replace(roster.backends[key], **fields)  # type: ignore[arg-type]
+    return replace(roster, backends=roster.backends | {key: changed})
+
+
+def _without(roster: Desired, *keys: BackendKey) -> Desired:
+    left = {key: b for key, b in roster.backends.items() if key not in keys}
+    return replace(roster, backends=left)
+
+
+def _with_vips(**vips: object) -> Desired:
+    roster = before()
+    kept = {name: v for name, v in (roster.vips | vips).items() if v is not None}
+    return replace(roster, vips=kept)  # type: ignore[arg-type]
+
+
+def _pool_removed() -> Desired:
+    roster = _with_vips(quic=None, api=vip("api", "192.0.2.2"))
+    keys = [key for key in roster.backends if key.pool == "api"]
+    web = {name: pool for name, pool in roster.pools.items() if name == "web"}
+    return replace(_without(roster, *keys), pools=web)
+
+
+def changes() -> dict[str, Change]:
+    """Every kind of change, from the same roster."""
+    server = backend("b5", "203.0.113.5")
+    added = replace(before(), backends=before().backends | {server.key: server})
+    gone = _without(before(), BackendKey("web", "b4"), BackendKey("api", "a3"))
+    return {
+        "a backend is added": Change(added),
+        "backends are removed": Change(gone),
+        "a backend is disabled": Change(_with_backend("b4", state="disabled")),
+        "a backend has another address": Change(
+            _with_backend("b2", address=ip_address("203.0.113.99"))
+        ),
+        "a backend has another weight": Change(_with_backend("b1", weight=10)),
+        "a backend has another QUIC id": Change(
+            _with_backend("a1", "api", quic_server_id=b"\x07\x07")
+        ),
+        "a VIP has another pool": Change(_with_vips(api=vip("api", "192.0.2.2"))),
+        "a VIP has another address": Change(_with_vips(api=vip("api", "192.0.2.9", pool="api"))),
+        "a VIP becomes a network": Change(
+            _with_vips(api=vip("api", "192.0.2.0/29", pool="api"), net=None)
+        ),
+        "VIPs are added": Change(
+            _with_vips(new=vip("new", "192.0.2.7"), any=vip("any", "192.0.2.8", 0, pool="api"))
+        ),
+        "VIPs are removed": Change(_with_vips(api=None, net=None)),
+        "a pool is removed": Change(_pool_removed()),
+        "a pool is added": Change(
+            replace(
+                _with_vips(api=vip("api", "192.0.2.2", pool="more")),
+                pools=before().pools | {"more": replace(before().pools["web"], name="more")},
+                backends=before().backends
+                | {BackendKey("more", "m1"): backend("m1", "203.0.113.77", pool="more")},
+            )
+        ),
+    }
+
+
+class Bench:
+    """Pinned maps with a loaded program, emptied before each case."""
+
+    def __init__(self) -> None:
+        self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
+        host.make_folder(self.pins)
+        self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
+        self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
+        self.ends: dict[str, tuple[Counter[Step], dict[str, object]]] = {}
+
+    def publisher(self) -> Publisher:
+        """A publisher in this process."""
+        return Publisher(self.maps, self.pins, grace=0)
+
+    def start(self) -> Generation:
+        """Empty maps, and then the roster before."""
+        shapes = maps.shapes(SMALL)
+        for name in EMPTIED:
+            empty(self.maps[name], shapes[name])
+        for path in (self.pins / "tables").iterdir():
+            path.unlink()
+        link_loopback(self.maps)
+        publisher = self.publisher()
+        publisher.publish(OLD, 0.0)
+        publisher.close()
+        return OLD
+
+    def close(self) -> None:
+        """Removes the pins."""
+        os.close(self.program)
+        self.maps.close()
+        empty_folder(self.pins)
+
+
+OLD = generations(before(), now=NOW)[-1]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    built = Bench()
+    yield built
+    built.close()
+
+
+def go_on(bench: Bench, change: Change, reached: object) -> None:
+    """What an agent does after its start: adopt, plan, publish, free."""
+    own, _ = maps.create_or_adopt(bench.pins, SMALL)
+    publisher = Publisher(own, bench.pins, grace=0, reached=reached)  # type: ignore[arg-type]
+    found = publisher.adopt()
+    publisher.publish(plan(change.after, found, NOW + change.seconds), 0.0)
+    publisher.reap(1.0)
+    publisher.close()
+    own.close()
+
+
+def undisturbed(bench: Bench, name: str, change: Change) -> tuple[Counter[Step], dict[str, object]]:
+    """The steps that a change reaches, and what the kernel holds when nobody dies."""
+    if name not in bench.ends:
+        bench.start()
+        steps = fork(lambda reached: go_on(bench, change, reached), None).steps
+        bench.ends[name] = steps, contents(bench.maps, bench.pins)
+    return bench.ends[name]
+
+
+class Case:
+    """One change, the flows that were open before it, and what may be seen on the way."""
+
+    def __init__(self, bench: Bench, change: Change) -> None:
+        self.bench, self.change = bench, change
+        self.old = bench.start()
+        self.new = plan(change.after, self.old, NOW + change.seconds)
+        self.packets = Packets(bench.program, self.old, self.new)
+        both = self.old.vips.keys() & self.new.vips.keys()
+        self.lasting = {
+            name: self.old.vips[name].vip
+            for name in both
+            if self.old.vips[name].identity == self.new.vips[name].identity
+        }
+        self.flows = self.packets.establish(self.lasting)
+        self.tables = {name: self.packets.table(v) for name, v in self.lasting.items()}
+        self.seen: list[dict[str, list[str | None]]] = []
+        self.usable = {key.name for key, p in self.new.backends.items() if _is_usable(p)} & {
+            key.name for key, p in self.old.backends.items() if _is_usable(p)
+        }
+
+    def look(self) -> None:
+        """No flow has moved off a backend that serves; new flows are looked at for later."""
+        now = self.packets.established(self.lasting)
+        for place, name in self.flows.items():
+            assert now[place] is not None, place
+            assert name not in self.usable or now[place] == name, place
+        self.seen.append({name: self.packets.table(v) for name, v in self.lasting.items()})
+
+    def judge(self) -> None:
+        """Each VIP was wholly on its old or its new table, whenever it was looked at."""
+        new = {name: self.packets.table(v) for name, v in self.lasting.items()}
+        for seen in self.seen:
+            for name, owners in seen.items():
+                assert _is_like(owners, self.tables[name], self.usable) or owners == new[name], name
+
+
+def _is_usable(placed: PlacedBackend) -> bool:
+    return placed.backend.state not in ("quarantine", "disabled")
+
+
+def _is_like(owners: list[str | None], table: list[str | None], usable: set[str]) -> bool:
+    """Equal, but for slots whose owner is quarantined: that is in force before any table is."""
+    pairs = zip(owners, table, strict=True)
+    return all(now == then or (then not in usable and now in usable) for now, then in pairs)
+
+
+@pytest.mark.parametrize("step", [s for s in Step if s not in OF_PROGRAMS], ids=lambda s: s.name)
+def test_a_crash_moves_nothing_and_the_next_start_converges(bench: Bench, step: Step) -> None:
+    """At this step, its first and its last time, for several kinds of change that reach it."""
+    ends = {name: undisturbed(bench, name, change) for name, change in changes().items()}
+    reaching = [name for name, (steps, _) in ends.items() if steps[step]]
+    assert reaching
+    first = list(Step).index(step)  # each step has other ones of those that all steps share
+    for name in [reaching[(first + i) % len(reaching)] for i in range(min(4, len(reaching)))]:
+        steps, end = ends[name]
+        for hit in sorted({1, steps[step]}):
+            die_and_recover(bench, Case(bench, changes()[name]), step, hit, end)
+
+
+def die_and_recover(bench: Bench, case: Case, step: Step, hit: int, end: dict[str, object]) -> None:
+    """Kills at the step, looks, recovers with another death, looks, and compares the ends."""
+
+    def driver(reached: Callable[[Step], None]) -> None:
+        go_on(bench, case.change, reached)
+
+    first = fork(driver, step, hit)
+    assert first.steps[step] == hit
+    case.look()
+    after_first = number(bench.maps, bench.pins)
+    case.look()
+    assert after_first in (case.old.number, case.new.number)
+    second = fork(driver, step)
+    case.look()
+    assert fork(driver, None).steps[step] >= 0
+    case.look()
+    case.judge()
+    there = contents(bench.maps, bench.pins)
+    for what, wanted in end.items():
+        assert there[what] == wanted, what
+    assert number(bench.maps, bench.pins) >= max(after_first, case.new.number)
+    assert_as_fresh(bench, case.change.after)
+    assert wait_gone((first.map_ids | second.map_ids) - in_use(bench)) == set()
+
+
+def in_use(bench: Bench) -> set[int]:
+    """Ids of the maps that are pinned or that a slot points to, and those of this process."""
+    return open_maps() | set(tables.slots(bench.maps["outer"]).values())
+
+
+def assert_as_fresh(bench: Bench, wanted: Desired) -> None:
+    """By name, the kernel has the VIPs, backends and tables of an agent without a history."""
+    publisher = bench.publisher()
+    found, fresh = publisher.adopt(), plan(wanted, NOTHING, NOW)
+    publisher.close()
+    assert found.digest == fresh.digest
+    assert {n: p.vip for n, p in found.vips.items()} == {n: p.vip for n, p in fresh.vips.items()}
+    assert {k: p.backend for k, p in found.backends.items() if p.retire_at is None} == {
+        k: p.backend for k, p in fresh.backends.items()
+    }
+    for name, placed in fresh.pools.items():
+        assert np.array_equal(_owners(found, name), _owners(fresh, name))
+        assert found.pools[name].pool == placed.pool
+
+
+def _owners(generation: Generation, pool: str) -> np.ndarray:
+    """Names of the owners of a pool's slots."""
+    names = np.zeros(512, "U8")
+    for key, placed in generation.backends.items():
+        names[placed.identity.id] = key.name
+    return names[generation.pools[pool].table.current]
