@@ -161,6 +161,33 @@ def test_a_new_host_in_a_frozen_fleet_takes_what_there_is_once(
     assert (seen["generation"], seen["digest"]) == (1, first["digest"])
 
 
+def test_a_refusal_says_the_key_that_lifts_it(
+    lab: Lab, agent: AgentProcess, status: StatusWatch
+) -> None:
+    """With a time that is to come it lets the change in at once, with one that is over it does not."""
+    before = status.current()["generation"]
+    drain = {
+        f"config/live/pools/web/backends/{name}": {
+            "address": str(lab.address(name)),
+            "state": "drain",
+        }
+        for name in ("b1", "b2")
+    }
+    revision = put(lab, *drain.items())
+    seen = status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
+    (reason,) = (r["reason"] for r in seen.status["refusals"])
+    key, document = re.findall(r"put (overrides/\S+) with (\{.*\})", reason)[0]
+    old = json.loads(document) | {"expires_at": rfc3339(time.time() - 1)}
+    put(lab, (key, old))
+    late = put(lab, ("fleet", {"reason": "nothing but a later revision"}))
+    seen = status.wait("the next look", lambda s: s["revision"] >= late)
+    assert seen.status["generation"] == before
+    put(lab, (key, old | {"expires_at": rfc3339(time.time() + 60)}))
+    seen = status.wait("the change", lambda s: s["generation_revision"] >= revision)
+    assert (seen.status["generation"], seen.status["refusals"]) == (before + 1, [])
+    assert answers(lab)
+
+
 def test_an_override_is_reported_until_it_expires(
     lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:

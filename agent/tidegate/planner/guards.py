@@ -8,14 +8,14 @@ is what time alone does. A guard is lifted by an override, a key that expires. d
 what that means for those who operate it.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tidegate.model.constants import TABLE_SIZE
-from tidegate.model.generation import Generation
+from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.steering import Guard
-from tidegate.model.values import BackendKey, Desired, Override, Rejection, Vip
+from tidegate.model.values import Backend, Desired, Override, Rejection, Vip
 from tidegate.planner.diff import Diff
 from tidegate.planner.effective import effect
 
@@ -90,47 +90,66 @@ def _vips(desired: Desired, previous: Generation, limits: Limits) -> _Refused | 
     if not _too_many(len(gone), len(had), len(wanted), percent):
         return None
     names = [name for name, placed in previous.vips.items() if _service(placed.vip) in gone]
-    what = f"{_share(gone, had)} VIPs in force would vanish at once ({_some(names)})"
-    return _Refused("vips", None, "vips", what + _above(wanted, percent))
+    what = f"{_share(len(gone), len(had))} VIPs in force would vanish at once ({_some(names)})"
+    return _Refused("vips", None, "vips", what + _above(len(wanted), percent))
 
 
 def _pools(
     desired: Desired, previous: Generation, limits: Limits, now: int
 ) -> Iterable[_Refused | None]:
-    before = _serving(key for key, placed in previous.backends.items() if placed.weight > 0)
-    after = _serving(
-        key
-        for key, backend in desired.backends.items()
-        if effect(backend, desired.pools.get(key.pool), now).weight > 0
-    )
+    had: Counter[str] = Counter()
+    gone: defaultdict[str, list[str]] = defaultdict(list)
+    for key, placed in previous.backends.items():
+        if placed.weight > 0:
+            had[key.pool] += 1
+            if _leaves(placed, desired.backends.get(key), desired, now):
+                gone[key.pool].append(key.name)
     used = {pool for vip in desired.vips.values() for pool in vip.pools}
-    for pool in sorted(used & before.keys()):
-        had, wanted, document = before[pool], after[pool], desired.pools.get(pool)
+    for pool in sorted(used & gone.keys()):
+        names, left, document = gone[pool], _serving(pool, desired, now), desired.pools.get(pool)
         own = document.max_removed_percent if document else None
         percent = limits.backends_removed if own is None else own
-        gone = {key for key in had - wanted if _differs(key, desired, previous)}
-        if _too_many(len(gone), len(had), len(wanted), percent):
-            names = _some(key.name for key in gone)
-            what = f"{_share(gone, had)} serving backends would leave service at once ({names})"
-            key = f"pools/{pool}/backends"
-            yield _Refused("removal", pool, key, what + _above(wanted, percent))
-    for name in sorted(desired.vips.keys() & previous.vips.keys()):
-        old, new = previous.vips[name].vip.pool, desired.vips[name].pool
-        if old != new and before[old] and not after[new]:
+        if _too_many(len(names), had[pool], left, percent):
+            of = _share(len(names), had[pool])
+            what = f"{of} serving backends would leave service at once ({_some(names)})"
+            key_ = f"pools/{pool}/backends"
+            yield _Refused("removal", pool, key_, what + _above(left, percent))
+    yield from _moved_vips(desired, previous, had, now)
+
+
+def _moved_vips(
+    desired: Desired, previous: Generation, had: Mapping[str, int], now: int
+) -> Iterable[_Refused]:
+    """VIPs that would get a pool that serves nobody in place of one that serves."""
+    moved = {
+        name: (placed.vip.pool, desired.vips[name].pool)
+        for name, placed in sorted(previous.vips.items())
+        if name in desired.vips and desired.vips[name].pool != placed.vip.pool
+    }
+    serving = {new: _serving(new, desired, now) for _, new in moved.values()}
+    for name, (old, new) in moved.items():
+        if had[old] and not serving[new]:
             what = f"the pool {new}, which it would get, has no serving backend; {old} has"
             yield _Refused("removal", new, f"vips/{name}", what)
 
 
-def _serving(keys: Iterable[BackendKey]) -> defaultdict[str, set[BackendKey]]:
-    found: defaultdict[str, set[BackendKey]] = defaultdict(set)
-    for key in keys:
-        found[key.pool].add(key)
-    return found
+def _leaves(placed: PlacedBackend, wanted: Backend | None, desired: Desired, now: int) -> bool:
+    """Whether its document takes it out of service; what the clock alone does is not held up."""
+    if wanted is placed.backend or wanted == placed.backend:
+        return False
+    return wanted is None or not _weight(wanted, desired, now)
 
 
-def _differs(key: BackendKey, desired: Desired, previous: Generation) -> bool:
-    """Whether its document is another one: what the clock alone does is not held up."""
-    return desired.backends.get(key) != previous.backends[key].backend
+def _serving(pool: str, desired: Desired, now: int) -> int:
+    """How many of a pool's backends take new flows."""
+    return sum(
+        key.pool == pool and _weight(backend, desired, now) > 0
+        for key, backend in desired.backends.items()
+    )
+
+
+def _weight(backend: Backend, desired: Desired, now: int) -> int:
+    return effect(backend, desired.pools.get(backend.pool), now).weight
 
 
 def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
@@ -140,12 +159,12 @@ def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
     return left == 0 or gone * 100 > percent * had
 
 
-def _above(left: Collection[object], percent: int) -> str:
+def _above(left: int, percent: int) -> str:
     return f", more than {percent} %" if left else ""
 
 
-def _share(gone: Collection[object], had: Collection[object]) -> str:
-    return f"all {len(had)}" if len(gone) == len(had) else f"{len(gone)} of {len(had)}"
+def _share(gone: int, had: int) -> str:
+    return f"all {had}" if gone == had else f"{gone} of {had}"
 
 
 def _some(names: Iterable[str]) -> str:
