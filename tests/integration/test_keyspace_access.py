@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users, permissions and TLS on a real etcd, and the documentation's own commands."""
+"""Logins, their loss and TLS on a real etcd, and the documentation's own commands.
 
+What a role may do, and that an agent needs no more, is in test_etcd_roles.
+"""
+
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +16,6 @@ from etcd_server import EtcdServer, Received
 from tidegate.errors import ConfigError
 from tidegate.keyspace import follow
 from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.failures import CallFailed, Verdict
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.keyspace.validate import validate
@@ -20,7 +23,10 @@ from tidegate.keyspace.watch import Watch, WatchState
 from tidegate.model.values import EMPTY, Snapshot, View
 
 PREFIX = "/tidegate/edge/config/live/"
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "keyspace.md"
+TOP = Path(__file__).resolve().parents[2]
+DOCS = TOP / "docs" / "keyspace.md"
+ROLES = TOP / "deploy" / "etcd" / "roles.sh"
+ROLE = "tidegate-edge-agent-lb1"
 ROOT = ("--user", "root:r00t")
 
 
@@ -44,13 +50,18 @@ class Follower:
 
 @pytest.fixture
 def secured(etcd: EtcdServer) -> EtcdServer:
-    """Give an etcd with users: root, and `agent` with the role of the documentation."""
+    """Give an etcd with users: root, and `agent` with the role that deploy/etcd makes for lb1."""
+    subprocess.run(
+        [ROLES, "--fleet", "edge", "lb1"],
+        env={**os.environ, "ETCDCTL_ENDPOINTS": f"http://{etcd.endpoint}"},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     etcd.ctl("user", "add", "root:r00t")
     etcd.ctl("user", "grant-role", "root", "root")
     etcd.ctl("user", "add", "agent:s3cret")
-    for line in re.findall(r"^    etcdctl (role .*)$", DOCS.read_text("utf-8"), re.MULTILINE):
-        etcd.ctl(*line.split())
-    etcd.ctl("user", "grant-role", "agent", "tidegate-agent")
+    etcd.ctl("user", "grant-role", "agent", ROLE)
     etcd.ctl("auth", "enable")
     return etcd
 
@@ -65,34 +76,6 @@ def settings(etcd: EtcdServer, folder: Path, password: str = "s3cret") -> EtcdSe
         backoff_max=0.3,
         fatal_retry=0.3,
     )
-
-
-def test_the_documented_role_suffices(secured: EtcdServer, tmp_path: Path) -> None:
-    """A user with the role of docs/keyspace.md can follow what it shall, and write its status."""
-    chosen = settings(secured, tmp_path)
-    follower = Follower(chosen)
-    try:
-        secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
-        follower.key("vips/a")
-    finally:
-        assert follower.watch.stop()
-    views: Received[View] = Received()
-    steered = follow.Follower(chosen, "edge", Me("lb1", None, "live"), Accepted(), views)
-    steered.start()
-    try:
-        assert "vips/a" in views.wait(lambda _: True).snapshot.documents
-        secured.ctl(*ROOT, "put", "/tidegate/edge/fleet", '{"freeze": true}')
-        views.wait(lambda view: bool(view.steering.freeze))
-    finally:
-        assert steered.stop()
-    connection = Etcd(chosen)
-    try:
-        connection.put(b"/tidegate/edge/status/lb1", b"{}", connection.grant(60))
-        with pytest.raises(CallFailed, match="could not write /tidegate/edge/config/x") as caught:
-            connection.put(b"/tidegate/edge/config/x", b"{}")
-        assert caught.value.verdict is Verdict.FATAL
-    finally:
-        connection.close()
 
 
 def test_a_lost_token_is_replaced(secured: EtcdServer, tmp_path: Path) -> None:
@@ -140,10 +123,10 @@ def test_a_withdrawn_permission_is_fatal_until_it_is_granted(
     follower = Follower(settings(secured, tmp_path))
     try:
         follower.phase("connected")
-        secured.ctl(*ROOT, "user", "revoke-role", "agent", "tidegate-agent")
+        secured.ctl(*ROOT, "user", "revoke-role", "agent", ROLE)
         secured.restart()
         assert "permission denied" in follower.phase("fatal", "could not read").reason
-        secured.ctl(*ROOT, "user", "grant-role", "agent", "tidegate-agent")
+        secured.ctl(*ROOT, "user", "grant-role", "agent", ROLE)
         secured.ctl(*ROOT, "put", PREFIX + "vips/a", "1")
         follower.key("vips/a")
     finally:

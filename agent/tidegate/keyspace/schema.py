@@ -7,14 +7,15 @@ check documents with the structs themselves, which also know the rules between d
 """
 
 import json
-import re
 import sys
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from tidegate.keyspace.reference import Entry, with_reference
 from tidegate.keyspace.status import StatusDocument
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 from tidegate.model.rollout import RolloutDocument
@@ -39,6 +40,22 @@ DOCUMENTS: Final[dict[str, type[Struct]]] = {
     "status": StatusDocument,
     "verdict": VerdictDocument,
 }
+_RELEASE: Final = "<root>/<fleet>/config/<release>"
+_FLEET: Final = "<root>/<fleet>"
+KEYS: Final[dict[str, tuple[str, str]]] = {
+    "vip": (f"{_RELEASE}/vips/<vip>", "you"),
+    "pool": (f"{_RELEASE}/pools/<pool>", "you"),
+    "backend": (f"{_RELEASE}/pools/<pool>/backends/<backend>", "you"),
+    "settings": (f"{_RELEASE}/settings", "you"),
+    "track": (f"{_FLEET}/tracks/<track>", "you, and `tidegate rollout`"),
+    "host": (f"{_FLEET}/hosts/<host>", "you, and `tidegate rollout`"),
+    "fleet": (f"{_FLEET}/fleet", "you"),
+    "override": (f"{_FLEET}/overrides/<override>", "you, or `tidegate override`"),
+    "rollout": (f"{_FLEET}/rollout", "`tidegate rollout`"),
+    "status": (f"{_FLEET}/status/<host>", "the host's agent, under its lease"),
+    "verdict": (f"{_FLEET}/health/<host>/<pool>/<backend>", "the host's agent, under its lease"),
+}
+"""Where each document is, and who writes it."""
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -58,6 +75,8 @@ def schema(name: str) -> dict[str, Any]:
     ]
     if components:
         exported["$defs"] = components
+    for part in (exported, *components.values()):
+        part["description"] = cleandoc(part["description"])
     return exported
 
 
@@ -66,38 +85,9 @@ def schema_text(name: str) -> str:
     return json.dumps(schema(name), indent=2, ensure_ascii=False) + "\n"
 
 
-def field_table(name: str) -> str:
-    """Return a Markdown table of a document's fields."""
-    exported = schema(name)
-    required = set(exported.get("required", ()))
-    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
-    for field, part in exported["properties"].items():
-        default = "required" if field in required else f"`{json.dumps(part.get('default'))}`"
-        lines.append(f"| `{field}` | {_kind(part)} | {default} | {part['description']} |")
-    return "\n".join(lines)
-
-
-def with_tables(text: str) -> str:
-    """Return a page with the table after each `<!-- fields: name -->` line made anew."""
-    return re.sub(
-        r"(<!-- fields: (\w+) -->\n)(?:\|.*\n)*",
-        lambda match: f"{match[1]}{field_table(match[2])}\n",
-        text,
-    )
-
-
-def _kind(part: dict[str, Any]) -> str:
-    """Say in a few words what a property may hold."""
-    if "enum" in part:
-        return " or ".join(f"`{value}`" for value in part["enum"])
-    if "anyOf" in part:
-        return " or ".join(_kind(choice) for choice in part["anyOf"])
-    kind = str(part.get("type", "object"))
-    if "minimum" in part and "maximum" in part:
-        return f"{kind}, {part['minimum']} to {part['maximum']}"
-    if "minimum" in part:
-        return f"{kind}, {part['minimum']} or more"
-    return kind
+def with_tables(page: str) -> str:
+    """Return docs/keyspace.md with the parts that are generated made anew."""
+    return with_reference(page, {name: Entry(*key, schema(name)) for name, key in KEYS.items()})
 
 
 def main(arguments: list[str]) -> None:

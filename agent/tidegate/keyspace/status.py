@@ -16,7 +16,8 @@ from tidegate.model.documents import Name, Time
 from tidegate.model.steering import Guard
 from tidegate.model.values import Rejection
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, extra_json_schema={"unit": "1"})]
+Number = Annotated[int, Meta(ge=0)]
 State = Literal["starting", "synced", "degraded", "frozen", "stale"]
 
 
@@ -45,7 +46,7 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="Step at which it was refused.", examples=["schema"]),
     ]
     revision: Annotated[
-        Count, Meta(description="etcd revision of the refused write.", examples=[1042])
+        Number, Meta(description="etcd revision of the refused write.", examples=[1042])
     ]
 
 
@@ -76,10 +77,23 @@ class TrafficStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How packets for VIPs have fared, in the seconds before it last changed by more than noise."""
 
     packets_per_second: Annotated[
-        float, Meta(ge=0, description="Packets for VIPs, all of them.", examples=[182000.0])
+        float,
+        Meta(
+            ge=0,
+            description="Packets for VIPs, all of them.",
+            extra_json_schema={"unit": "1/s"},
+            examples=[182000.0],
+        ),
     ] = 0.0
     drops: Annotated[
-        float, Meta(ge=0, le=1, description="Share of them that was dropped.", examples=[0.0004])
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of them that was dropped.",
+            extra_json_schema={"unit": "1"},
+            examples=[0.0004],
+        ),
     ] = 0.0
     misses: Annotated[
         float,
@@ -89,6 +103,7 @@ class TrafficStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             description=(
                 "Share of them that were TCP packets without a SYN and in no table of flows."
             ),
+            extra_json_schema={"unit": "1"},
             examples=[0.021],
         ),
     ] = 0.0
@@ -119,17 +134,17 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = "stable"
     release: Annotated[Name, Meta(description="Release that the host follows.", examples=["live"])]
     release_revision: Annotated[
-        Count,
+        Number,
         Meta(
             description="etcd revision at which the release was last found changed.",
             examples=[1042],
         ),
     ] = 0
     revision: Annotated[
-        Count, Meta(description="Latest etcd revision that the agent has seen.", examples=[1042])
+        Number, Meta(description="Latest etcd revision that the agent has seen.", examples=[1042])
     ]
     generation: Annotated[
-        Count,
+        Number,
         Meta(description="Number of the generation in force; 0 is none.", examples=[17]),
     ]
     generation_release: Annotated[
@@ -140,7 +155,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ),
     ] = ""
     generation_revision: Annotated[
-        Count,
+        Number,
         Meta(description="etcd revision that the generation was built from.", examples=[1042]),
     ] = 0
     digest: Annotated[
@@ -164,18 +179,53 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ),
     ]
     reason: Annotated[
-        str, Meta(description="A sentence about the state; empty when synced.", examples=[""])
+        str,
+        Meta(
+            description="A sentence about the state; empty when synced.",
+            examples=["", "1 refused: vips/shop: pool web is not in force."],
+        ),
     ] = ""
     freeze: Annotated[
         str,
-        Meta(description="Who has frozen the host, and why; empty if nobody has.", examples=[""]),
+        Meta(
+            description="Who has frozen the host, and why; empty if nobody has.",
+            examples=["", "fleet freezes all: incident 4711"],
+        ),
     ] = ""
     overrides: Annotated[
         tuple[OverrideStatus, ...],
-        Meta(description="Overrides of guards that have not expired.", examples=[[]]),
+        Meta(
+            description="Overrides of guards that have not expired.",
+            examples=[
+                [],
+                [
+                    {
+                        "name": "move-web",
+                        "guard": "removal",
+                        "pool": "web",
+                        "expires_at": "2026-01-31T12:10:00Z",
+                    }
+                ],
+            ],
+        ),
     ] = ()
     refusals: Annotated[
-        tuple[Refusal, ...], Meta(description="Everything that is refused now.", examples=[[]])
+        tuple[Refusal, ...],
+        Meta(
+            description="Everything that is refused now.",
+            examples=[
+                [],
+                [
+                    {
+                        "key": "pools/web",
+                        "field": "mtu",
+                        "reason": "mtu is 900; it must be a whole number from 1328 to 65535.",
+                        "stage": "schema",
+                        "revision": 1042,
+                    }
+                ],
+            ],
+        ),
     ] = ()
     refusals_left_out: Annotated[
         Count,

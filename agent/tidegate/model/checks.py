@@ -49,7 +49,13 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = None
     interval: Annotated[
         float,
-        Meta(ge=0.1, le=300, description="Seconds between two probes.", examples=[2]),
+        Meta(
+            ge=0.1,
+            le=300,
+            description="Seconds between two probes.",
+            extra_json_schema={"unit": "s"},
+            examples=[2],
+        ),
     ] = 2
     timeout: Annotated[
         float,
@@ -57,16 +63,29 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=0.05,
             le=60,
             description="Seconds after which a probe has failed; at most the interval.",
+            extra_json_schema={"unit": "s"},
             examples=[1],
         ),
     ] = 1
     rise: Annotated[
         int,
-        Meta(ge=1, le=20, description="Passes in a row that make it healthy.", examples=[2]),
+        Meta(
+            ge=1,
+            le=20,
+            description="Passes in a row that make it healthy.",
+            extra_json_schema={"unit": "1"},
+            examples=[2],
+        ),
     ] = 2
     fall: Annotated[
         int,
-        Meta(ge=1, le=20, description="Failures in a row that make it unhealthy.", examples=[3]),
+        Meta(
+            ge=1,
+            le=20,
+            description="Failures in a row that make it unhealthy.",
+            extra_json_schema={"unit": "1"},
+            examples=[3],
+        ),
     ] = 3
     jitter_percent: Annotated[
         int,
@@ -74,6 +93,7 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=0,
             le=50,
             description="Percent of the interval by which probes are spread at random.",
+            extra_json_schema={"unit": "%"},
             examples=[10],
         ),
     ] = 10
@@ -105,7 +125,12 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Text, Meta(description="http, https: path and query.", examples=["/healthz"])
     ] = "/"
     status: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?$")], ...],
+        tuple[
+            Annotated[
+                str, Meta(title="status code or range", pattern=r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?$")
+            ],
+            ...,
+        ],
         Meta(
             min_length=1,
             max_length=16,
@@ -115,7 +140,10 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = ("200-299",)
     body: Annotated[
         Text,
-        Meta(description="http, https: text that the body contains; empty is any.", examples=[""]),
+        Meta(
+            description="http, https: text that the body contains; empty is any.",
+            examples=["", "ok"],
+        ),
     ] = ""
     verify: Annotated[
         bool, Meta(description="https, grpc: whether the certificate is checked.", examples=[True])
@@ -125,7 +153,10 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     )
     send: Annotated[Text, Meta(description="udp: text that is sent.", examples=["ping"])] = ""
     expect: Annotated[
-        Text, Meta(description="udp: text that the answer contains; empty is any.", examples=[""])
+        Text,
+        Meta(
+            description="udp: text that the answer contains; empty is any.", examples=["", "pong"]
+        ),
     ] = ""
     query: Annotated[
         Text, Meta(description="dns: name that is asked for.", examples=["www.example"])
@@ -135,7 +166,10 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="dns: type of the records.", examples=["A"]),
     ] = "A"
     service: Annotated[
-        Text, Meta(description="grpc: service; empty is the server as a whole.", examples=[""])
+        Text,
+        Meta(
+            description="grpc: service; empty is the server as a whole.", examples=["", "shop.Cart"]
+        ),
     ] = ""
     command: Annotated[
         tuple[Annotated[str, Meta(max_length=100)], ...],
@@ -173,6 +207,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=0,
             le=100,
             description="With fewer healthy backends than this percentage all are kept.",
+            extra_json_schema={"unit": "%"},
             examples=[50],
         ),
     ] = 50
@@ -182,6 +217,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             ge=1,
             le=1000,
             description="Backends that health alone may take out within a minute.",
+            extra_json_schema={"unit": "1/min"},
             examples=[10],
         ),
     ] = 10
@@ -194,6 +230,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 "Seconds for which a backend that keeps failing must pass before it counts as "
                 "healthy; doubled with each failure, up to 32 times this. 0 is no hold."
             ),
+            extra_json_schema={"unit": "s"},
             examples=[10],
         ),
     ] = 10

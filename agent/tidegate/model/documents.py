@@ -12,18 +12,27 @@ from msgspec import Meta, Struct
 from tidegate.model.checks import Health
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
-Seconds = Annotated[int, Meta(ge=0, le=3600)]
-Rate = Annotated[int, Meta(ge=1, le=100_000_000)]
+Seconds = Annotated[int, Meta(ge=0, le=3600, extra_json_schema={"unit": "s"})]
+Rate = Annotated[int, Meta(ge=1, le=100_000_000, extra_json_schema={"unit": "1/s"})]
 Name = Annotated[
     str,
     Meta(
+        title="name",
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
         description="A name: 1 to 63 letters, digits, dots, underscores and hyphens.",
     ),
 ]
 TIME_PATTERN: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$"
-Time = Annotated[str, Meta(pattern=TIME_PATTERN, description="Time in UTC as RFC 3339 writes it.")]
-Percent = Annotated[int, Meta(ge=0, le=100)]
+Time = Annotated[
+    str,
+    Meta(
+        title="time",
+        pattern=TIME_PATTERN,
+        description="Time in UTC as RFC 3339 writes it.",
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Percent = Annotated[int, Meta(ge=0, le=100, extra_json_schema={"unit": "%"})]
 SERVER_ID_PATTERN: Final = r"^([0-9a-fA-F]{2}){1,15}$"
 BackendState = Literal["active", "drain", "quarantine", "disabled"]
 Protocol = Literal["tcp", "udp"]
@@ -39,10 +48,24 @@ class SynLimitDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Rate, Meta(description="SYNs per second from one source prefix.", examples=[1000])
     ]
     prefix4: Annotated[
-        int, Meta(ge=1, le=32, description="Length of an IPv4 source prefix.", examples=[24])
+        int,
+        Meta(
+            ge=1,
+            le=32,
+            description="Length of an IPv4 source prefix.",
+            extra_json_schema={"unit": "bit"},
+            examples=[24],
+        ),
     ] = 24
     prefix6: Annotated[
-        int, Meta(ge=1, le=128, description="Length of an IPv6 source prefix.", examples=[56])
+        int,
+        Meta(
+            ge=1,
+            le=128,
+            description="Length of an IPv6 source prefix.",
+            extra_json_schema={"unit": "bit"},
+            examples=[56],
+        ),
     ] = 56
 
 
@@ -50,7 +73,14 @@ class QuicDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Where QUIC connection ids carry the id of the server that made them."""
 
     server_id_length: Annotated[
-        int, Meta(ge=1, le=15, description="Bytes of the server id.", examples=[8])
+        int,
+        Meta(
+            ge=1,
+            le=15,
+            description="Bytes of the server id.",
+            extra_json_schema={"unit": "By"},
+            examples=[8],
+        ),
     ]
     offset: Annotated[
         int,
@@ -58,6 +88,7 @@ class QuicDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             ge=1,
             le=15,
             description="Bytes of the connection id before the server id.",
+            extra_json_schema={"unit": "By"},
             examples=[1],
         ),
     ] = 1
@@ -126,6 +157,7 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         Annotated[int, Meta(ge=536, le=65535)] | None,
         Meta(
             description="Largest TCP MSS that a SYN may offer, in bytes; null leaves it alone.",
+            extra_json_schema={"unit": "By"},
             examples=[1400],
         ),
     ] = None
@@ -166,6 +198,7 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             ge=0,
             le=65536,
             description="Flows of 65536 whose events are reported; chosen by the flow hash.",
+            extra_json_schema={"unit": "1"},
             examples=[64],
         ),
     ] = 0
@@ -210,6 +243,7 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 "of the interface. At least 1328: an IPv6 packet of 1280 bytes, which no sender "
                 "makes smaller, with 40 bytes of outer IPv6 and 8 of UDP."
             ),
+            extra_json_schema={"unit": "By"},
             examples=[1500],
         ),
     ] = None
@@ -231,6 +265,7 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 "Equal steps in which the weight rises in that time, the first at its beginning "
                 "and the last at its end."
             ),
+            extra_json_schema={"unit": "1"},
             examples=[8],
         ),
     ] = 8
@@ -269,6 +304,7 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             ge=0,
             le=65535,
             description="Share of new flows relative to the pool's other backends; 0 takes none.",
+            extra_json_schema={"unit": "1"},
             examples=[100],
         ),
     ] = 100
@@ -283,7 +319,7 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         ),
     ] = "active"
     quic_server_id: Annotated[
-        Annotated[str, Meta(pattern=SERVER_ID_PATTERN)] | None,
+        Annotated[str, Meta(title="hexadecimal", pattern=SERVER_ID_PATTERN)] | None,
         Meta(
             description=(
                 "Its server id in QUIC connection ids: 1 to 15 bytes in hexadecimal, no other "

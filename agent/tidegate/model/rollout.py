@@ -27,8 +27,8 @@ ENDED: Final[frozenset[RolloutState]] = frozenset({"done", "failed", "aborted"})
 PERMANENT: Final[frozenset[RolloutState]] = frozenset({"restoring", "done"})
 """States in which the tracks' own pointers are at the new release."""
 
-Wait = Annotated[int, Meta(ge=0, le=604_800)]
-Points = Annotated[float, Meta(ge=0, le=100)]
+Wait = Annotated[int, Meta(ge=0, le=604_800, extra_json_schema={"unit": "s"})]
+Points = Annotated[float, Meta(ge=0, le=100, extra_json_schema={"unit": "%"})]
 Count = Annotated[int, Meta(ge=0)]
 WaveText = Annotated[str, Meta(min_length=1, max_length=63)]
 
@@ -95,7 +95,7 @@ class MovedHost(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RolloutDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The rollout under way, or the last one: `rollout`."""
+    """The rollout under way, or the last one."""
 
     release: Annotated[
         Name, Meta(description="Release that hosts are moved to.", examples=["2026-01-31.2"])
@@ -129,7 +129,10 @@ class RolloutDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ] = "failed"
     reason: Annotated[
         Reason,
-        Meta(description="Why it is paused, failed or aborted; else empty.", examples=[""]),
+        Meta(
+            description="Why it is paused, failed or aborted; else empty.",
+            examples=["", "lb1 is degraded"],
+        ),
     ] = ""
     waves: Annotated[
         tuple[WaveText, ...],

@@ -33,7 +33,7 @@ HealthCode = Literal[
 
 
 class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which release the hosts on a track follow: `tracks/<track>`."""
+    """Which release the hosts on a track follow."""
 
     release: Annotated[
         Name,
@@ -45,7 +45,7 @@ class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one host is told: `hosts/<host>`."""
+    """What one host is told."""
 
     track: Annotated[
         Name | None,
@@ -71,7 +71,7 @@ class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all hosts of a fleet are told: `fleet`."""
+    """What all hosts of a fleet are told."""
 
     freeze: Annotated[
         bool,
@@ -90,7 +90,7 @@ class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An order to let a change pass that a guard would refuse: `overrides/<name>`."""
+    """An order to let a change pass that a guard would refuse."""
 
     guard: Annotated[
         Guard,
@@ -120,7 +120,7 @@ class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one host found out about a backend: `health/<host>/<pool>/<backend>`.
+    """What one host found out about a backend.
 
     A host writes it under its lease when its finding changes, not at each check. A control system
     may write one too, under a name of its own in place of the host.
