@@ -164,7 +164,7 @@ def test_a_new_host_in_a_frozen_fleet_takes_what_there_is_once(
 def test_a_refusal_says_the_key_that_lifts_it(
     lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
-    """With a time that is to come it lets the change in at once, with one that is over it does not."""
+    """With a time to come it lets the change in at once; with one that is over it does not."""
     before = status.current()["generation"]
     drain = {
         f"config/live/pools/web/backends/{name}": {
