@@ -276,6 +276,18 @@ def test_a_large_wave_takes_several_steps() -> None:
     assert not any(made.host_values().values())
 
 
+def test_a_fleet_without_tracks_gets_one() -> None:
+    """Where nothing named a release, `stable` does so in the end; a failure leaves no key behind."""
+    for answer, release in ((failing(state="degraded"), None), ({}, '{"release":"new"}')):
+        made = World({"lb1": None, "lb2": None}, tracks={"other": "x"})
+        if answer:
+            made.answers["lb1"] = answer
+        made.start(waves="1,100%")
+        made.run()
+        assert made.value("tracks/stable") == release
+        assert made.host_values() == {"lb1": None, "lb2": None}
+
+
 def test_an_abort_is_too_late_once_pointers_have_flipped() -> None:
     """Then it is a rollout of the release before that takes it back, and the refusal says so."""
     made = world()

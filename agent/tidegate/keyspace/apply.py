@@ -20,7 +20,7 @@ from tidegate.model.values import Document
 MAX_BYTES: Final = 1024 * 1024
 """Bytes of documents in one transaction; etcd takes requests of 1.5 MiB."""
 
-_SHOWN: Final = 5
+_SHOWN: Final = 20
 
 
 class Changes(NamedTuple):
@@ -134,7 +134,7 @@ def _answer(name: str, told: Told, revision: int) -> Answer:
 
 def listing(sign: str, keys: Sequence[str], *, whole: bool) -> Iterable[str]:
     """Lines for a list of keys; a long one is cut unless the whole is wanted."""
-    shown = keys if whole or len(keys) <= _SHOWN * 4 else keys[: _SHOWN * 4]
+    shown = keys if whole else keys[:_SHOWN]
     yield from (f"  {sign} {key}" for key in shown)
     if len(shown) < len(keys):
         yield f"  {sign} … and {len(keys) - len(shown)} more"
