@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_world import ALL, World
+from rollout_world import ALL, START, World
 from tidegate.errors import ConfigError
 from tidegate.keyspace import rollout_orders as orders
 from tidegate.model.rollout import CriteriaDocument
@@ -216,6 +216,8 @@ def test_a_host_that_was_taken_away_is_left_alone() -> None:
     made.put("hosts/lb1", '{"track": "lab"}')
     assert made.run().paused
     made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert "none of its hosts can be moved now" in made.run().reason  # it was the only one
+    made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
     assert made.run().state == "done"
     assert made.value("hosts/lb1") == '{"track": "lab"}'
     assert made.releases()["lb1"] == "old"
@@ -277,7 +279,7 @@ def test_a_large_wave_takes_several_steps() -> None:
 
 
 def test_a_fleet_without_tracks_gets_one() -> None:
-    """Where nothing named a release, `stable` does so in the end; a failure leaves no key behind."""
+    """Where nothing named a release, `stable` does so in the end; a failure leaves no key."""
     for answer, release in ((failing(state="degraded"), None), ({}, '{"release":"new"}')):
         made = World({"lb1": None, "lb2": None}, tracks={"other": "x"})
         if answer:
@@ -286,6 +288,49 @@ def test_a_fleet_without_tracks_gets_one() -> None:
         made.run()
         assert made.value("tracks/stable") == release
         assert made.host_values() == {"lb1": None, "lb2": None}
+
+
+def test_a_wave_that_earlier_ones_went_past_is_passed_over() -> None:
+    """Nobody waits for a wave without hosts."""
+    made = world(waves="3,50%,100%", bake=100)
+    made.run(lambda r: r.wave == 1)
+    began = made.now
+    made.run(lambda r: r.wave == 2)
+    assert made.now == began
+    assert any("wave 2 of 3 (50%): earlier waves went as far" in line for line in made.lines)
+
+
+def test_a_canary_that_cannot_be_moved_does_not_turn_into_more_hosts() -> None:
+    """If nothing is left to try it on, it pauses; the next wave was to come after a trial."""
+    made = world()
+    made.answers["lb1"] = lambda _release: {"state": "frozen"}
+    assert "none of its hosts can be moved now" in made.run().reason
+    assert moved(made) == []
+    made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert made.run().state == "done"  # an operator has said so
+
+
+def test_a_host_that_is_away_when_baking_ends_is_waited_for() -> None:
+    """It is well again before the next wave begins, or the rollout fails."""
+    made = world(bake=30)
+    made.run(lambda r: r.state == "baking")
+    while made.now < START + 28:
+        made.tick()
+    made.answers["lb1"] = lambda _release: None
+    made.run(lambda r: r.state == "waiting")
+    assert made.rollout.wave == 0
+    del made.answers["lb1"]
+    assert made.run().state == "done"
+
+
+def test_a_pause_does_not_hide_why_hosts_are_put_back() -> None:
+    """The reason of the failure is there in the end."""
+    made = world()
+    made.answers["lb1"] = failing(state="degraded", reason="bad")
+    made.run(lambda r: r.state == "putting-back")
+    made.make(orders.pause(made.rollout, "wait", made.now))
+    made.make(orders.resume(made.rollout, made.seen(), "test", made.now))
+    assert made.run().reason == "lb1 is degraded: bad"
 
 
 def test_an_abort_is_too_late_once_pointers_have_flipped() -> None:

@@ -45,6 +45,7 @@ from tidegate.model.rollout import ENDED, MovedHost, RolloutDocument
 
 BATCH: Final = 100
 """Hosts in one step: a transaction has at most 128 writes."""
+_TOLD: Final = 3
 
 
 def advance(  # noqa: PLR0911 - one for each state
@@ -72,7 +73,7 @@ def advance(  # noqa: PLR0911 - one for each state
         case "waiting":
             return _wait(document, seen, now)
         case "baking":
-            return _bake(document, now)
+            return _bake(document, seen, now)
         case "flipping":
             return _flip(document, seen, now)
         case _:
@@ -84,10 +85,7 @@ def _move(document: RolloutDocument, seen: Seen, now: float) -> Step:
     label = _label(document)
     hosts = chosen(document, seen, parse_wave(document.waves[document.wave]))[:BATCH]
     if not hosts:
-        until = rfc3339(now + document.timeout)
-        changed = replace(document, state="waiting", until=until, changed_at=rfc3339(now))
-        mine = sum(moved.wave == document.wave for moved in document.moved)
-        return Step(changed, (), () if mine else (f"{label}: no more hosts are in it",))
+        return _all_moved(document, now)
     fault = unusable(hosts, seen)
     if fault:
         return pause(document, fault, now)
@@ -115,6 +113,27 @@ def _move(document: RolloutDocument, seen: Seen, now: float) -> Step:
     return Step(changed, tuple(writes), (f"{label}: moved {names(h.name for h in hosts)}",))
 
 
+def _all_moved(document: RolloutDocument, now: float) -> Step:
+    """Wait for the wave's hosts; go on at once if it has none, since earlier waves went as far."""
+    if any(moved.wave == document.wave for moved in document.moved):
+        return _await(document, now)
+    label = _label(document)
+    following = _next(document, f"{label}: earlier waves went as far", now)
+    if following.document.state == "flipping" and not document.moved:
+        return pause(document, f"{label}: there are no hosts that could be moved now", now)
+    if parse_wave(document.waves[document.wave]).kind == "track":
+        # It was to be tried there first; whether to go on with more hosts is not ours to say.
+        reason = f"{label}: none of its hosts can be moved now. `resume` goes on without a trial."
+        return pause(following.document, reason, now)
+    return following
+
+
+def _await(document: RolloutDocument, now: float, line: str = "") -> Step:
+    until = rfc3339(now + document.timeout)
+    changed = replace(document, state="waiting", until=until, changed_at=rfc3339(now))
+    return Step(changed, (), (line,) if line else ())
+
+
 def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
     """Bake once every moved host has the release in force; fail if one takes too long."""
     missing = unacknowledged(document, seen)
@@ -126,16 +145,25 @@ def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
         line = f"{label}: {count} hosts acknowledge {document.release}; baking {document.bake} s"
         return Step(changed, (), (line,))
     if document.until is None or now >= _seconds(document.until):
-        told = "; ".join(_unlike(document, host) for host in missing[:3])
+        told = "; ".join(_unlike(document, host) for host in missing[:_TOLD])
         reason = f"{len(missing)} hosts have not acknowledged within {document.timeout} s: {told}"
         return put_back(document, "failed", reason, now)
     return None
 
 
-def _bake(document: RolloutDocument, now: float) -> Step | None:
-    """Go on to the next wave when the time is over."""
+def _bake(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
+    """Go on to the next wave when the time is over and all hosts are still well."""
     if document.until is not None and now < _seconds(document.until):
         return None
+    label = _label(document)
+    missing = unacknowledged(document, seen)
+    if missing:  # an agent that is just being restarted, or something that is no criterion
+        told = "; ".join(_unlike(document, host) for host in missing[:_TOLD])
+        return _await(document, now, f"{label}: not all acknowledge any more: {told}")
+    return _next(document, f"{label}: good", now)
+
+
+def _next(document: RolloutDocument, line: str, now: float) -> Step:
     last = document.wave + 1 == len(document.waves)
     changed = replace(
         document,
@@ -144,7 +172,7 @@ def _bake(document: RolloutDocument, now: float) -> Step | None:
         until=None,
         changed_at=rfc3339(now),
     )
-    return Step(changed, (), (f"{_label(document)}: good",))
+    return Step(changed, (), (line,))
 
 
 def _flip(document: RolloutDocument, seen: Seen, now: float) -> Step:

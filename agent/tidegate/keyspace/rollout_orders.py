@@ -119,10 +119,9 @@ def unusable(hosts: Iterable[SeenHost], seen: Seen) -> str:
 
 
 def pause(document: RolloutDocument, reason: str, now: float) -> Step:
-    """Stop before the next step, for a reason."""
-    changed = replace(
-        document, paused=True, reason=_short(reason), until=None, changed_at=rfc3339(now)
-    )
+    """Stop before the next step, for a reason; why hosts are put back is not forgotten over it."""
+    kept = document.reason if document.state == "putting-back" else _short(reason)
+    changed = replace(document, paused=True, reason=kept, until=None, changed_at=rfc3339(now))
     return Step(changed, (), (f"paused: {reason}",))
 
 
