@@ -10,7 +10,7 @@ from roster import backend, desired, generations, vip, web
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.steering import Guard
-from tidegate.model.values import Backend, Desired, Override, Rejection, SourceRoute
+from tidegate.model.values import Backend, Desired, Fitness, Override, Rejection, SourceRoute
 from tidegate.planner import confirm, plan
 from tidegate.planner.diff import Diff, Move, difference
 from tidegate.planner.guards import Limits, disruption_refusals, next_expiry, refusals
@@ -108,6 +108,17 @@ def test_what_is_not_in_service_is_not_missed() -> None:
     idle = [replace(b, state="drain") for b in TEN[:5]] + [replace(b, weight=0) for b in TEN[5:9]]
     (before,) = generations(web(*idle, TEN[9]))
     assert refused(web(TEN[9]), before) == ()
+
+
+def test_the_last_that_is_fit_does_not_go() -> None:
+    """Who is out by health checks does not count as staying."""
+    out = Fitness(is_out=True)
+    wanted = web(*TEN)
+    unfit = {b.key: out for b in TEN[1:]}
+    before = plan(wanted, NOTHING, NOW - 1, unfit)
+    assert keys(refused(web(*TEN[1:]), before)) == ["pools/web/backends"]
+    assert refused(web(TEN[0]), before) == ()
+    assert refused(web(*TEN[1:], backend("b77")), before) == ()
 
 
 def test_recovery_is_never_refused() -> None:

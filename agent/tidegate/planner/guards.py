@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.steering import Guard
-from tidegate.model.values import Backend, Desired, Override, Rejection, Vip
+from tidegate.model.values import FIT, Backend, Desired, Fitness, Override, Rejection, Vip
 from tidegate.planner.diff import Diff
 from tidegate.planner.effective import effect
 
@@ -102,11 +102,15 @@ def _pools(
     for key, placed in previous.backends.items():
         if placed.weight > 0:
             had[key.pool] += 1
-            if _leaves(placed, desired.backends.get(key), desired, now):
+            if _leaves(placed, desired, now):
                 gone[key.pool].append(key.name)
     used = {pool for vip in desired.vips.values() for pool in vip.pools}
     for pool in sorted(used & gone.keys()):
-        names, left, document = gone[pool], _serving(pool, desired, now), desired.pools.get(pool)
+        names, left, document = (
+            gone[pool],
+            _serving(pool, desired, previous, now),
+            desired.pools.get(pool),
+        )
         own = document.max_removed_percent if document else None
         percent = limits.backends_removed if own is None else own
         if _too_many(len(names), had[pool], left, percent):
@@ -126,30 +130,33 @@ def _moved_vips(
         for name, placed in sorted(previous.vips.items())
         if name in desired.vips and desired.vips[name].pool != placed.vip.pool
     }
-    serving = {new: _serving(new, desired, now) for _, new in moved.values()}
+    serving = {new: _serving(new, desired, previous, now) for _, new in moved.values()}
     for name, (old, new) in moved.items():
         if had[old] and not serving[new]:
             what = f"the pool {new}, which it would get, has no serving backend; {old} has"
             yield _Refused("removal", new, f"vips/{name}", what)
 
 
-def _leaves(placed: PlacedBackend, wanted: Backend | None, desired: Desired, now: int) -> bool:
+def _leaves(placed: PlacedBackend, desired: Desired, now: int) -> bool:
     """Whether its document takes it out of service; what the clock alone does is not held up."""
+    wanted = desired.backends.get(placed.backend.key)
     if wanted is placed.backend or wanted == placed.backend:
         return False
-    return wanted is None or not _weight(wanted, desired, now)
+    return wanted is None or not _weight(wanted, placed.fitness, desired, now)
 
 
-def _serving(pool: str, desired: Desired, now: int) -> int:
-    """How many of a pool's backends take new flows."""
-    return sum(
-        key.pool == pool and _weight(backend, desired, now) > 0
-        for key, backend in desired.backends.items()
-    )
+def _serving(pool: str, desired: Desired, previous: Generation, now: int) -> int:
+    """How many of a pool's backends would take new flows, as fit as they are now."""
+    found = 0
+    for key, backend in desired.backends.items():
+        if key.pool == pool:
+            placed = previous.backends.get(key)
+            found += _weight(backend, placed.fitness if placed else FIT, desired, now) > 0
+    return found
 
 
-def _weight(backend: Backend, desired: Desired, now: int) -> int:
-    return effect(backend, desired.pools.get(backend.pool), now).weight
+def _weight(backend: Backend, fitness: Fitness, desired: Desired, now: int) -> int:
+    return effect(backend, desired.pools.get(backend.pool), now, fitness).weight
 
 
 def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
