@@ -21,11 +21,12 @@ def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
         for name, placed in after.pools.items()
         if name in before.pools and _path(before.pools[name].pool) == _path(placed.pool)
     }
+    other_pools = after.pools.keys() - same_pools
     return [
         placed
         for key, placed in after.backends.items()
-        if before.backends.get(key) != placed
-        or (key.pool in after.pools and key.pool not in same_pools)
+        if ((old := before.backends.get(key)) is not placed and old != placed)
+        or key.pool in other_pools
     ]
 
 

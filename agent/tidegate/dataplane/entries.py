@@ -66,10 +66,11 @@ def routes(generation: Generation) -> Contents:
 def quic_servers(generation: Generation) -> Contents:
     """Map `quic_servers`: backends by pool and server id; one with a key beats one that drains."""
     found: Contents = {}
-    for placed in sorted(generation.backends.values(), key=lambda p: p.retire_at is None):
+    having = [p for p in generation.backends.values() if p.backend.quic_server_id]
+    for placed in sorted(having, key=lambda p: p.retire_at is None):
         server_id = placed.backend.quic_server_id
         pool = generation.pools.get(placed.backend.pool)
-        if server_id and pool is not None:
+        if pool is not None:
             key = _one((pool.identity.id, len(server_id), server_id), layout.QUIC_KEY)
             found[key] = _one(tuple(placed.identity), layout.QUIC_SERVER)
     return found

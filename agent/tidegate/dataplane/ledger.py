@@ -13,7 +13,7 @@ recorded before their VIPs.
 from collections.abc import Mapping
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,11 +21,13 @@ from tidegate.model.address import packed_network, unpacked_network
 from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.generation import (
+    NOTHING,
     Freed,
     FreedIds,
     Generation,
     Identity,
     PlacedBackend,
+    PlacedPool,
     PlacedVip,
 )
 from tidegate.model.values import (
@@ -48,6 +50,9 @@ class Kind(IntEnum):
     VIP = 1
     POOL = 2
     BACKEND = 3
+
+    # An enum hashes its name, in Python; places are looked up thousands of times for a change.
+    __hash__ = int.__hash__
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -143,36 +148,60 @@ class Place(NamedTuple):
     id: int
 
 
-def records(generation: Generation) -> dict[Place, Record]:
-    """What the ledger holds when this generation is in force, but for the meta record."""
+_NO_RECORDS: Final[Mapping[Place, Record]] = {}
+
+
+def records(
+    generation: Generation, last: Generation = NOTHING, known: Mapping[Place, Record] = _NO_RECORDS
+) -> dict[Place, Record]:
+    """What the ledger holds when this generation is in force, but for the meta record.
+
+    Args:
+        generation: what is in force.
+        last: another generation.
+        known: its records, which are taken over where the two have the same.
+    """
     found: dict[Place, Record] = {}
     pool_ids = {name: placed.identity.id for name, placed in generation.pools.items()}
-    for vip in generation.vips.values():
-        found[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
-    for name, placed in generation.pools.items():
-        found[Place(Kind.POOL, placed.identity.id)] = PoolRecord(
-            placed.identity.incarnation,
-            name,
-            placed.pool.deregistration_delay,
-            placed.pool.transition_window,
-            placed.pool.encapsulation,
-            placed.pool.gue_port,
-            placed.pool.mtu,
-            placed.pool.slow_start,
-            placed.pool.slow_start_steps,
-            placed.pool.max_removed_percent,
-            placed.pool.health,
-        )
-    for backend in generation.backends.values():
-        found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
+    has_same_pools = pool_ids == {name: p.identity.id for name, p in last.pools.items()}
+    for name, vip in generation.vips.items():
+        place = Place(Kind.VIP, vip.identity.id)
+        is_same = last.vips.get(name) is vip and has_same_pools
+        found[place] = known[place] if is_same else _vip_record(vip, pool_ids)
+    for name, in_pool in generation.pools.items():
+        place = Place(Kind.POOL, in_pool.identity.id)
+        old = last.pools.get(name)
+        is_same = old is not None and old.pool is in_pool.pool and old.identity == in_pool.identity
+        found[place] = known[place] if is_same else _pool_record(in_pool)
+    for key, backend in generation.backends.items():
+        place = Place(Kind.BACKEND, backend.identity.id)
+        is_same = last.backends.get(key) is backend
+        found[place] = known[place] if is_same else _backend_record(backend)
     for kind, freed in (
         (Kind.VIP, generation.freed.vips),
         (Kind.POOL, generation.freed.pools),
         (Kind.BACKEND, generation.freed.backends),
     ):
-        for id_, last in freed.items():
-            found[Place(kind, id_)] = FreedRecord(last.incarnation, last.at)
+        for id_, rest in freed.items():
+            found[Place(kind, id_)] = FreedRecord(rest.incarnation, rest.at)
     return found
+
+
+def _pool_record(placed: PlacedPool) -> PoolRecord:
+    pool = placed.pool
+    return PoolRecord(
+        placed.identity.incarnation,
+        pool.name,
+        pool.deregistration_delay,
+        pool.transition_window,
+        pool.encapsulation,
+        pool.gue_port,
+        pool.mtu,
+        pool.slow_start,
+        pool.slow_start_steps,
+        pool.max_removed_percent,
+        pool.health,
+    )
 
 
 def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tidegate.dataplane import layout, ledger_bytes, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.found import found_generation
-from tidegate.dataplane.ledger import Kind, Place
+from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_POOLS
 from tidegate.model.generation import NOTHING, Generation, Table
@@ -42,6 +42,13 @@ class Flows(NamedTuple):
 
     vip: npt.NDArray[np.uint32]
     entry: npt.NDArray[np.void]
+
+
+class _Found(NamedTuple):
+    """What the pins held at one moment, and whether no publishing was under way."""
+
+    generation: Generation
+    is_whole: bool
 
 
 class Live:
@@ -111,21 +118,24 @@ class Live:
                 found = self._read_generation()
             except FileNotFoundError:  # a table's pin went while we looked
                 found = None
-            if found is not None:
-                is_built = all(placed.digest for placed in found.pools.values())
-                # A table that is not its backends' is soon replaced, or is left from a crash.
-                if is_built or attempt >= _ATTEMPTS // 2:
-                    return found
+            # What is not whole is soon, or it was left by a crash, and then it is what is in force.
+            if found is not None and (found.is_whole or attempt >= _ATTEMPTS // 2):
+                return found.generation
             time.sleep(_PAUSE_SECONDS)
         raise DataplaneError(f"{self._pins} changes faster than it can be read: try again")
 
-    def _read_generation(self) -> Generation | None:
+    def _read_generation(self) -> _Found | None:
         """What is in force, or None if it changed meanwhile."""
         slots = self._slots()
         records = ledger_bytes.read(self._fds)
         found = self._tables(slots)
-        is_one_moment = slots == self._slots() and records == ledger_bytes.read(self._fds)
-        return found_generation(records, found) if is_one_moment and found is not None else None
+        if found is None or slots != self._slots() or records != ledger_bytes.read(self._fds):
+            return None
+        meta = records.get(_META)
+        is_done = not isinstance(meta, MetaRecord) or meta.attempt <= meta.number
+        generation = found_generation(records, found)
+        is_built = all(placed.digest for placed in generation.pools.values())
+        return _Found(generation, is_done and is_built)
 
     def _slots(self) -> dict[int, int]:
         """The kernel's id of each pool's table."""

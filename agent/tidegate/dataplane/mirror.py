@@ -83,7 +83,12 @@ class Mirror:
 
     def record(self, wanted: Mapping[Place, ledger.Record]) -> None:
         """Writes records that are new or changed."""
-        changed = {place: r for place, r in wanted.items() if self.records.get(place) != r}
+        records = self.records
+        changed = {
+            place: record
+            for place, record in wanted.items()
+            if (old := records.get(place)) is not record and old != record
+        }
         for name, values in ledger_bytes.encoded(changed).items():
             self.put(name, values)
         self.records.update(changed)

@@ -36,9 +36,10 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from tidegate.dataplane import endpoints, entries, ledger, tables
+from tidegate.dataplane import endpoints, ledger, tables
 from tidegate.dataplane.fence import check_number
 from tidegate.dataplane.found import found_generation
+from tidegate.dataplane.intent import NO_INTENT, Intent, intent
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.mirror import Loaded, Mirror
 from tidegate.dataplane.steps import Reached, Step, unwatched
@@ -84,6 +85,7 @@ class Publisher:
         self.reached = reached
         self._fence = fence
         self._retired: list[_Retired] = []
+        self._intent = NO_INTENT
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as we know."""
         self._is_lost = False
@@ -124,18 +126,18 @@ class Publisher:
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
                 "changed; the next attempt goes on from what was found"
             )
-        wanted = ledger.records(generation)
+        wanted = self._intent = intent(generation, self._intent)
         filled: dict[int, Loaded] = {}
         before = dict(self.mirror.records)
         try:
-            self._prepare(generation, wanted, filled)
+            self._prepare(wanted, filled)
         except (OSError, DataplaneError) as error:
             rest = self._undo(before, filled)
             raise _failure(generation, error, rest) from error
         try:
             self._swap(filled, now)
-            self._write_vips(generation, wanted)
-            self._retire(generation, wanted)
+            self._write_vips(wanted)
+            self._retire(wanted)
         except (OSError, DataplaneError) as error:
             self._take_stock()
             rest = "each VIP is on its old or its new table"
@@ -193,14 +195,15 @@ class Publisher:
             return
         self._is_lost = False
 
-    def _prepare(self, generation: Generation, wanted: _Records, filled: dict[int, Loaded]) -> None:
+    def _prepare(self, wanted: Intent, filled: dict[int, Loaded]) -> None:
         """Steps 1 and 2: what no table and no VIP in force leads to."""
+        generation = wanted.generation
         taken = msgspec.structs.replace(_meta(self.in_force), attempt=generation.number)
         self.mirror.record({_META: taken})
         self.reached(Step.NUMBER_TAKEN)
         everything = list(generation.backends.values())
         changed = endpoints.changed(self.in_force, generation) if self.is_certain else everything
-        self._write_backends(generation, wanted, changed)
+        self._write_backends(wanted, changed)
         self._fill_tables(generation, filled)
 
     def _undo(self, records: _Records, filled: Mapping[int, Loaded]) -> str:
@@ -213,26 +216,26 @@ class Publisher:
         mirror, last = self.mirror, self.in_force
         try:
             mirror.load(strict=False)
-            self._write_backends(last, ledger.records(last), list(last.backends.values()))
+            wanted = intent(last)
+            self._write_backends(wanted, list(last.backends.values()))
             mirror.record(records)
             mirror.forget_others(records)
-            mirror.drop_others("quic_servers", entries.quic_servers(last))
+            mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
             mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
         except (OSError, DataplaneError) as error:
             self._take_stock()
             return f"each VIP is on its old table, but not all is put back ({error})"
         return f"generation {last.number} stays in force"
 
-    def _write_backends(
-        self, generation: Generation, wanted: _Records, changed: list[PlacedBackend]
-    ) -> None:
+    def _write_backends(self, wanted: Intent, changed: list[PlacedBackend]) -> None:
         mirror = self.mirror
         living = (ledger.PoolRecord, ledger.BackendRecord)
-        mirror.record({place: r for place, r in wanted.items() if isinstance(r, living)})
+        records = wanted.records.items()
+        mirror.record({place: r for place, r in records if isinstance(r, living)})
         self.reached(Step.LEDGER_WRITTEN)
         ids = np.array([placed.identity.id for placed in changed], np.uint32)
         for placed in changed:
-            pool = generation.pools.get(placed.backend.pool)
+            pool = wanted.generation.pools.get(placed.backend.pool)
             endpoints.stage(mirror.entries[placed.identity.id], placed, pool)
         mirror.write_entries(ids)
         self.reached(Step.ENTRIES_STAGED)
@@ -241,7 +244,7 @@ class Publisher:
             endpoints.select(mirror.entries[placed.identity.id], placed)
         mirror.write_entries(ids)
         self.reached(Step.ENTRIES_SELECTED)
-        mirror.put("quic_servers", entries.quic_servers(generation))
+        mirror.put("quic_servers", wanted.maps["quic_servers"])
         self.reached(Step.QUIC_WRITTEN)
 
     def _fill_tables(self, generation: Generation, filled: dict[int, Loaded]) -> None:
@@ -279,25 +282,22 @@ class Publisher:
             self._retired.append(_Retired(now + self.grace, old))
         self.mirror.tables[pool_id] = table
 
-    def _write_vips(self, generation: Generation, wanted: _Records) -> None:
-        mirror = self.mirror
-        mirror.record({p: r for p, r in wanted.items() if isinstance(r, ledger.VipRecord)})
+    def _write_vips(self, wanted: Intent) -> None:
+        mirror, maps = self.mirror, wanted.maps
+        vips = ledger.VipRecord
+        mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, vips)})
         self.reached(Step.VIPS_RECORDED)
-        contents = {
-            "routes": (entries.routes(generation), Step.ROUTES_WRITTEN, Step.ROUTES_DELETED),
-            "vips": (entries.vips(generation), Step.VIPS_WRITTEN, Step.VIPS_DELETED),
-            "prefixes": (
-                entries.prefixes(generation),
-                Step.PREFIXES_WRITTEN,
-                Step.PREFIXES_DELETED,
-            ),
+        steps = {
+            "routes": (Step.ROUTES_WRITTEN, Step.ROUTES_DELETED),
+            "vips": (Step.VIPS_WRITTEN, Step.VIPS_DELETED),
+            "prefixes": (Step.PREFIXES_WRITTEN, Step.PREFIXES_DELETED),
         }
-        for name, (wanted_here, written, _) in contents.items():
-            mirror.put(name, wanted_here)
+        for name, (written, _) in steps.items():
+            mirror.put(name, maps[name])
             self.reached(written)
         # Last of all, so that a VIP that becomes a network is never away, and routes outlive VIPs.
-        for name, (wanted_here, _, deleted) in reversed(contents.items()):
-            mirror.drop_others(name, wanted_here)
+        for name, (_, deleted) in reversed(steps.items()):
+            mirror.drop_others(name, maps[name])
             self.reached(deleted)
 
     def _note_origin(self, generation: Generation) -> None:
@@ -310,13 +310,13 @@ class Publisher:
             except OSError as error:
                 raise DataplaneError(f"the ledger cannot be written: {error}") from error
 
-    def _retire(self, generation: Generation, wanted: _Records) -> None:
-        mirror = self.mirror
-        mirror.record({place: r for place, r in wanted.items() if place.kind is Kind.VIP})
+    def _retire(self, wanted: Intent) -> None:
+        mirror, generation, records = self.mirror, wanted.generation, wanted.records
+        mirror.record({place: r for place, r in records.items() if place.kind is Kind.VIP})
         self.reached(Step.VIPS_FREED)
-        mirror.record(wanted)
+        mirror.record(records)
         self.reached(Step.IDS_FREED)
-        mirror.drop_others("quic_servers", entries.quic_servers(generation))
+        mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
         self.reached(Step.QUIC_DELETED)
         mirror.clear_entries([placed.identity.id for placed in generation.backends.values()])
         self.reached(Step.ENTRIES_CLEARED)
@@ -327,7 +327,7 @@ class Publisher:
             mirror.tables.pop(pool_id).drop()
             self.reached(Step.POOL_UNPINNED)
         if not self.is_certain:
-            mirror.forget_others([*wanted, _META])
+            mirror.forget_others([*records, _META])
         mirror.record({_META: _meta(generation)})
         self.reached(Step.NUMBER_RECORDED)
 
