@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from etcd_server import EtcdServer
+from tidegate.cli import apply
+from tidegate.errors import KeyspaceError
+from tidegate.keyspace.apply import difference
+from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.store import Fleet, Store
 from tidegate.lab.control import StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
@@ -90,6 +95,29 @@ def test_nothing_is_written_without_need(etcd: EtcdServer, tmp_path: Path) -> No
     assert "vips/shop" in said
     code, said = run(etcd, "apply", "-f", files(tmp_path, {}))
     assert (code, keys(etcd)) == (2, {})
+
+
+def test_what_somebody_else_writes_at_that_moment_stays(etcd: EtcdServer) -> None:
+    """The transaction is not made, and the error names the key and says what to do."""
+    etcd.ctl("put", f"{LIVE}pools/web", "{}")
+    with Store(Fleet(EtcdSettings(endpoints=(etcd.endpoint,)), "default")) as store:
+        current = store.read_release("live").documents
+        etcd.ctl("put", f"{LIVE}pools/web", '{"mtu": 1400}')
+        wanted = {"pools/web": b'{"mtu": 1500}', "pools/other": b"{}"}
+        with pytest.raises(
+            KeyspaceError, match=r"config/live/pools/web was changed .* apply again"
+        ):
+            apply._write(store, "live", difference(current, wanted), current, wanted)
+    assert etcd.ctl("get", "--print-value-only", "--prefix", LIVE) == '{"mtu": 1400}\n'
+
+
+def test_a_rollout_of_the_release_is_mentioned(etcd: EtcdServer, tmp_path: Path) -> None:
+    """Hosts that are just being watched with it would get the change unwatched."""
+    rollout = {"release": "live", "track": "rollout-live", "waves": ["100%"], "driver": "x"}
+    times = {"started_at": "2026-01-31T12:00:00Z", "changed_at": "2026-01-31T12:00:00Z"}
+    etcd.ctl("put", "/tidegate/default/rollout", json.dumps({**rollout, **times}))
+    code, said = run(etcd, "apply", "-f", files(tmp_path, WEB))
+    assert (code, "a rollout of live is under way" in said) == (0, True)
 
 
 def test_another_release_and_a_large_change(etcd: EtcdServer, tmp_path: Path) -> None:

@@ -288,6 +288,15 @@ def test_a_restart_of_etcd_does_not_end_a_rollout(etcd: EtcdServer, hosts: Hosts
     assert hosts.everything() == DONE
 
 
+def test_a_dry_run_begins_nothing(hosts: Hosts) -> None:
+    """It says what the waves would be, with the same checks."""
+    code, said = run(hosts, *START, "--dry-run")
+    assert code == 0
+    assert "  canary: lb1\n  100%: lb2, lb3\n" in said
+    assert hosts.everything() == BEFORE
+    assert run(hosts, "start", "new", "--waves", "lab,100%", "--dry-run")[0] == 2
+
+
 def test_a_release_with_faults_is_not_begun(hosts: Hosts) -> None:
     """Exit code 3 with the faults; without the criterion nack it is the operator's affair."""
     hosts.put("config/new/vips/a", '{"address": "nowhere"}')

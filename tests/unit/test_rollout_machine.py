@@ -57,6 +57,13 @@ def test_waves_go_on_to_the_whole_fleet() -> None:
         assert json.loads(made.value(f"tracks/{track}") or "") == {"release": "new"}
 
 
+def test_what_is_to_come_is_said_at_the_start() -> None:
+    """Each wave with its hosts, as things stand."""
+    made = world(waves="canary,1,4,100%")
+    expected = ["  canary: lb1", "  1: no more", "  4: lb2, lb3, lb4", "  100%: lb5, lb6"]
+    assert made.lines[1:] == expected
+
+
 def test_pointers_flip_together_before_hosts_go_back() -> None:
     """At no moment is a host that was good with the release taken back from it."""
     made = world()

@@ -13,6 +13,7 @@ from tidegate.cli import store as where
 from tidegate.cli.durations import duration
 from tidegate.cli.validate import FILES, REFUSED, add_files, show
 from tidegate.errors import ConfigError, KeyspaceError
+from tidegate.keyspace.paths import ROLLOUT_KEY
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -89,6 +90,7 @@ def _run(options: argparse.Namespace) -> int:
         current = store.read_release(options.release).documents
         changes = apply.difference(current, documents.values)
         _show(changes, options.release, whole=options.dry_run)
+        _mention_rollout(store, options.release)
         if options.dry_run:
             return 0
         revision = _write(store, options.release, changes, current, documents.values)
@@ -106,6 +108,17 @@ def _show(changes: "Changes", release: str, *, whole: bool) -> None:
     for sign, keys in (("+", changes.added), ("~", changes.changed), ("-", changes.deleted)):
         for line in listing(sign, keys, whole=whole):
             print(line)
+
+
+def _mention_rollout(store: "Store", release: str) -> None:
+    """Say so if hosts are just being moved to this release: they get changes unwatched."""
+    from tidegate.keyspace.rollout_fleet import observe  # noqa: PLC0415
+    from tidegate.model.rollout import ENDED  # noqa: PLC0415
+
+    rollout = observe(store.read(ROLLOUT_KEY)).rollout
+    if rollout is not None and rollout.release == release and rollout.state not in ENDED:
+        state = "paused" if rollout.paused else rollout.state
+        print(f"note: a rollout of {release} is under way ({state})", file=sys.stderr)
 
 
 def _write(

@@ -38,6 +38,7 @@ _EXAMPLES: Final = f"""\
 {where.WHERE}
 examples:
   tidegate rollout start 2026-01-31.2 --waves canary,25%,100% --bake 60s
+  tidegate rollout start 2026-01-31.2 --dry-run
   tidegate rollout start 2026-01-31.2 --abort-on nack,degraded,digest,drops=0.1%,unhealthy=5%
   tidegate rollout status --watch
   tidegate rollout pause
@@ -97,6 +98,9 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         help="each the name of a track (its hosts), or up to which share (25%%) or number (3) of "
         "all hosts it goes; the last is 100%% (default canary,25%%,100%%)",
     )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say which hosts each wave would move; begin nothing"
+    )
     for name, text in (
         ("bake", "how long each wave is watched"),
         ("timeout", "how long hosts may take to acknowledge"),
@@ -121,6 +125,7 @@ def _tell(line: str) -> None:
 def _start(options: argparse.Namespace) -> int:
     from tidegate.keyspace import rollout_orders  # noqa: PLC0415 - grpc takes 72 ms
     from tidegate.keyspace.rollout_driver import driver_name, who  # noqa: PLC0415
+    from tidegate.keyspace.rollout_fleet import KEYS, observe  # noqa: PLC0415
     from tidegate.keyspace.rollout_waves import parse_criteria, parse_waves  # noqa: PLC0415
     from tidegate.keyspace.status import rfc3339  # noqa: PLC0415
     from tidegate.keyspace.store import Store  # noqa: PLC0415
@@ -146,6 +151,10 @@ def _start(options: argparse.Namespace) -> int:
         if faults and document.abort_on.nack:
             print("not started: every host would refuse this", file=sys.stderr)
             return INVALID
+        if options.dry_run:
+            step = rollout_orders.start(document, observe(store.read(*KEYS)))
+            print("\n".join(step.lines))
+            return 0
         return _drive(store, document.driver, lambda seen: rollout_orders.start(document, seen))
 
 

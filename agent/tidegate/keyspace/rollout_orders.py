@@ -5,7 +5,7 @@ Pure, as the machine whose steps these are: `rollout_machine` has the argument.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from tidegate.keyspace.rollout_writes import (
 )
 from tidegate.keyspace.status import rfc3339
 from tidegate.keyspace.transaction import Write
-from tidegate.model.rollout import ENDED, PERMANENT, RolloutDocument
+from tidegate.model.rollout import ENDED, PERMANENT, MovedHost, RolloutDocument
 
 MAX_POINTERS: Final = 100
 """Tracks that one transaction can flip, with room for the rollout's own key."""
@@ -77,12 +77,22 @@ def start(document: RolloutDocument, seen: Seen) -> Step:
             "delete it once no host is on it."
         )
     _check_hosts(document, seen)
-    lines = [f"rollout of {document.release} in waves {', '.join(document.waves)}"]
+    lines = [f"rollout of {document.release} in {len(document.waves)} waves, as things stand:"]
+    lines += [f"  {text}: {names(hosts) or 'no more'}" for text, hosts in _outlook(document, seen)]
     left_out = [h.name for h in seen.hosts.values() if not _is_there(h)]
     if left_out:
         lines.append(f"left out, as they are frozen, absent or behind: {names(left_out)}")
     value = pointing(None, document.release)
     return Step(document, (Write(track_key(document.track), value, 0),), tuple(lines))
+
+
+def _outlook(document: RolloutDocument, seen: Seen) -> Iterator[tuple[str, list[str]]]:
+    """Which hosts each wave would move if nothing changed."""
+    for number, text in enumerate(document.waves):
+        hosts = chosen(document, seen, parse_wave(text))
+        moved = [MovedHost(host=host.name, wave=number, track=host.track) for host in hosts]
+        document = replace(document, moved=(*document.moved, *moved))
+        yield text, [host.name for host in hosts]
 
 
 def _check_hosts(document: RolloutDocument, seen: Seen) -> None:
