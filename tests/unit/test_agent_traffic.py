@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rates from counters: what is told of traffic, and when it is told anew."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from roster import backend, generations, web
+from tidegate.agent.report import _backends
 from tidegate.agent.traffic import INTERVAL, Meter, rates, steady
-from tidegate.keyspace.status import TrafficStatus
+from tidegate.keyspace.status import BackendsStatus, TrafficStatus
+from tidegate.model.values import Fitness
 
 
 def totals(*rows: tuple[int, int, int]) -> np.ndarray:
@@ -61,3 +66,21 @@ def test_a_meter_looks_no_more_often_than_its_interval() -> None:
         meter.look(10.0 + 2 * INTERVAL)
     meter.look(10.0 + 2 * INTERVAL + 1)
     assert meter.next_look == 10.0 + 3 * INTERVAL
+
+
+def test_backends_are_counted_by_what_they_do() -> None:
+    """Those whose keys are gone do not count; what checks took out is as bad as a quarantine."""
+    every = [
+        backend("b1"),
+        backend("b2", weight=0),
+        backend("b3", state="drain"),
+        backend("b4", state="quarantine"),
+        backend("b5"),
+        backend("b6"),
+    ]
+    *_, generation = generations(web(*every), web(*every[:-1]))
+    placed = dict(generation.backends)
+    key = every[4].key
+    placed[key] = replace(placed[key], weight=0, fitness=Fitness(is_out=True))
+    counted = _backends(replace(generation, backends=placed))
+    assert counted == BackendsStatus(total=5, serving=1, unhealthy=2)

@@ -103,7 +103,7 @@ def _backends(generation: Generation) -> BackendsStatus:
     return BackendsStatus(
         total=len(kept),
         serving=sum(each.weight > 0 for each in kept),
-        unhealthy=sum(each.backend.state == "quarantine" for each in kept),
+        unhealthy=sum(each.backend.state == "quarantine" or each.fitness.is_out for each in kept),
     )
 
 

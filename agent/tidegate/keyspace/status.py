@@ -114,7 +114,13 @@ class BackendsStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     total: Annotated[Count, Meta(description="All of them.", examples=[40])] = 0
     serving: Annotated[Count, Meta(description="Those that take new flows.", examples=[38])] = 0
-    unhealthy: Annotated[Count, Meta(description="Those that are quarantined.", examples=[1])] = 0
+    unhealthy: Annotated[
+        Count,
+        Meta(
+            description="Those that are quarantined, or that health checks have taken out.",
+            examples=[1],
+        ),
+    ] = 0
 
 
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
