@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.keyspace.validate import validate
 from tidegate.keyspace.watch import Watch, WatchState
-from tidegate.model.values import EMPTY, Snapshot, View
+from tidegate.model.values import EMPTY, Desired, Snapshot, View
 
 PREFIX = "/tidegate/edge/config/live/"
 TOP = Path(__file__).resolve().parents[2]
@@ -242,25 +243,60 @@ def test_a_tls_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         Etcd(EtcdSettings(ca=str(tmp_path / "nothing.pem")))
 
 
-def test_the_documented_commands_make_a_service(etcd: EtcdServer) -> None:
-    """Every put of docs/keyspace.md, run by a shell in the order of the page, is accepted."""
-    page = DOCS.read_text("utf-8")
-    service = page[page.index("## A first service") : page.index("## VIP")]
-    script = "".join(re.findall(r"^```sh\n(.*?)^```$", service, re.MULTILINE | re.DOTALL))
+@pytest.fixture
+def documented(etcd: EtcdServer) -> EtcdServer:
+    """Give an etcd on which a shell ran every command of docs/keyspace.md, in the page's order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", DOCS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    script = "".join(blocks)
     done = subprocess.run(
         ["bash", "-euc", f"export ETCDCTL_ENDPOINTS=http://{etcd.endpoint}\n{script}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    follower = Follower(EtcdSettings(endpoints=(etcd.endpoint,)))
+    return etcd
+
+
+def release(etcd: EtcdServer, name: str) -> Desired:
+    """Validate a release as an agent does that sees it for the first time; nothing is refused."""
+    snapshots: Received[Snapshot] = Received()
+    watch = Watch(
+        EtcdSettings(endpoints=(etcd.endpoint,)), f"/tidegate/edge/config/{name}/", snapshots
+    )
+    watch.start()
     try:
-        desired, rejections = validate(follower.snapshots.wait(lambda _: True), EMPTY)
+        desired, rejections = validate(snapshots.wait(lambda _: True), EMPTY)
     finally:
-        assert follower.watch.stop()
+        assert watch.stop()
     assert rejections == ()
-    assert set(desired.vips) == {"shop"}
-    backends = {key.name: str(backend.address) for key, backend in desired.backends.items()}
-    assert backends == {"a": "198.51.100.17", "b": "198.51.100.18"}
+    return desired
+
+
+def test_the_documented_commands_make_services(documented: EtcdServer) -> None:
+    """The releases that the page's commands leave behind are good, and say what the page says."""
+    live = release(documented, "live")
+    assert {str(vip.address): vip.source_routes for vip in live.vips.values()} == {
+        "192.0.2.10": ((ip_network("198.51.100.0/24"), "canary"),)
+    }
+    backends = {key.name: backend for key, backend in live.backends.items()}
+    assert sorted(backends) == ["a", "b", "c"]
+    assert str(backends["a"].address) == "198.51.100.17"
+    assert (backends["b"].state, live.pools["web"].slow_start) == ("drain", 60)
+    assert set(release(documented, "r2").vips) == {"shop"}
+
+
+def test_the_documented_commands_steer_hosts(documented: EtcdServer) -> None:
+    """The page's flips and freezes reach a host: on the new release, and frozen by its own key."""
+    chosen = EtcdSettings(endpoints=(documented.endpoint,))
+    views: Received[View] = Received()
+    steered = follow.Follower(chosen, "edge", Me("lb2", None, "live"), Accepted(), views)
+    steered.start()
+    try:
+        view = views.wait(lambda _: True)
+    finally:
+        assert steered.stop()
+    assert view.steering.rejections == ()
+    assert view.steering.release == "r2"
+    assert view.steering.freeze == "hosts/lb2 freezes this host: replacing its switch"
