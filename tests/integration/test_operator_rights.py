@@ -69,7 +69,7 @@ def test_an_operator_applies_lifts_guards_and_rolls_out(
     code, said = run("ann", "rollout", "start", "r2", "--waves", "100%", "--timeout", "1s")
     assert code == 5, said
     assert "moved lb1" in said
-    assert "put back lb1" in said
+    assert "put back: lb1" in said
     root = ("--user", "root:s3cret")
     kept = etcd.ctl(*root, "get", "--prefix", "--keys-only", "/tidegate/edge/").split()
     assert kept == [

@@ -215,10 +215,10 @@ def test_the_command_drives_a_rollout_to_its_end(hosts: Hosts) -> None:
     assert (code, json.loads(said)["state"]) == (0, "done")
 
 
-@pytest.mark.parametrize("line", ["rollout of", "(canary): moved", "baking", "put back", "now at"])
+@pytest.mark.parametrize("line", ["rollout of", "(canary): moved", "baking", "put back:", "now at"])
 def test_a_killed_command_is_resumed(hosts: Hosts, line: str) -> None:
     """SIGKILL at a moment of any phase: `resume` from another process ends it as if nothing was."""
-    bad = line == "put back"
+    bad = line == "put back:"
     if bad:
         hosts.answers = {"lb3": {"state": "degraded", "refusals": [{"reason": "no"}]}}
     first = Command(hosts, *START[:-1], "1s")

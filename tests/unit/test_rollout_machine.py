@@ -96,7 +96,7 @@ REFUSAL = {"key": "vips/a", "field": "port", "reason": "port is 0."}
         (failing(state="degraded", refusals=[REFUSAL]), "lb1 refuses vips/a: port: port is 0."),
         (failing(state="degraded", reason="No gateway."), "lb1 is degraded: No gateway."),
         (lambda release: None if release == "new" else {}, "lb1 has had no status for 15 s."),
-        (failing(state="starting"), "1 hosts have not acknowledged within 60 s: lb1 is starting"),
+        (failing(state="starting"), "1 host late, not acknowledged in 60 s: lb1 is starting"),
     ],
 )
 def test_a_bad_canary_is_put_back(answer: Any, told: str) -> None:

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from tidegate.keyspace.paths import host_key, track_key
 from tidegate.keyspace.rollout_checks import acknowledges, baseline, moved_hosts, others
 from tidegate.keyspace.rollout_fleet import Seen, SeenHost
-from tidegate.keyspace.rollout_orders import Step, chosen, names, pause, put_back, unusable
+from tidegate.keyspace.rollout_orders import Step, chosen, counted, names, pause, put_back, unusable
 from tidegate.keyspace.rollout_waves import Wave, parse_wave
 from tidegate.keyspace.rollout_writes import (
     edit_put_back,
@@ -142,11 +142,11 @@ def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
         until = rfc3339(now + document.bake)
         changed = replace(document, state="baking", until=until, changed_at=rfc3339(now))
         count = sum(not moved.restored for moved in document.moved)
-        line = f"{label}: {count} hosts acknowledge {document.release}; baking {document.bake} s"
+        line = f"{label}: in force on {counted(count)}; baking {document.bake} s"
         return Step(changed, (), (line,))
     if document.until is None or now >= _seconds(document.until):
         told = "; ".join(_unlike(document, host) for host in missing[:_TOLD])
-        reason = f"{len(missing)} hosts have not acknowledged within {document.timeout} s: {told}"
+        reason = f"{counted(len(missing))} late, not acknowledged in {document.timeout} s: {told}"
         return put_back(document, "failed", reason, now)
     return None
 
@@ -210,7 +210,8 @@ def _restore(document: RolloutDocument, seen: Seen, now: float) -> Step:
         moved=tuple(replace(m, restored=True) if m.host in done else m for m in document.moved),
         changed_at=rfc3339(now),
     )
-    return Step(changed, tuple(writes), (f"put back {names(sorted(done))}", *lines))
+    what = "on their own tracks again" if document.state == "restoring" else "put back"
+    return Step(changed, tuple(writes), (f"{what}: {names(sorted(done))}", *lines))
 
 
 def _back(

@@ -149,7 +149,7 @@ def put_back(
         changed_at=rfc3339(now),
     )
     count = sum(not moved.restored for moved in document.moved)
-    return Step(changed, (), (f"{outcome}: {reason}", f"putting back {count} hosts"))
+    return Step(changed, (), (f"{outcome}: {reason}", f"putting back {counted(count)}"))
 
 
 def abort(document: RolloutDocument, driver: str, who: str, now: float) -> Step:
@@ -256,6 +256,11 @@ def names(found: Iterable[str]) -> str:
     listed: Sequence[str] = list(found)
     shown = ", ".join(listed[:_SHOWN])
     return shown if len(listed) <= _SHOWN else f"{shown} and {len(listed) - _SHOWN} more"
+
+
+def counted(hosts: int) -> str:
+    """A number of hosts in words."""
+    return "1 host" if hosts == 1 else f"{hosts} hosts"
 
 
 def _short(reason: str) -> str:

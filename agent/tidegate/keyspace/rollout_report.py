@@ -9,7 +9,7 @@ import msgspec
 from tidegate.keyspace.rollout_checks import acknowledges
 from tidegate.keyspace.rollout_fleet import Seen, SeenHost
 from tidegate.keyspace.rollout_orders import movable
-from tidegate.model.rollout import ENDED, RolloutDocument
+from tidegate.model.rollout import ENDED, PERMANENT, RolloutDocument
 
 
 def is_driven(document: RolloutDocument, seen: Seen) -> bool:
@@ -47,7 +47,7 @@ def as_text(document: RolloutDocument, seen: Seen) -> str:
             row["release"],
             row["state"],
             row["digest"],
-            "put back" if row["restored"] else "acknowledged" if row["acknowledged"] else "",
+            _mark(document, row),
         )
         for row in _rows(document, seen)
     ]
@@ -57,6 +57,12 @@ def as_text(document: RolloutDocument, seen: Seen) -> str:
         for row in rows
     ]
     return "\n".join([*lines, *(table if document.moved else [])])
+
+
+def _mark(document: RolloutDocument, row: dict[str, Any]) -> str:
+    if row["restored"]:
+        return "put back" if document.state not in PERMANENT else "on its own track again"
+    return "acknowledged" if row["acknowledged"] else ""
 
 
 def _rows(document: RolloutDocument, seen: Seen) -> list[dict[str, Any]]:
