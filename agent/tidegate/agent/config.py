@@ -59,6 +59,12 @@ class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_vips_removed_percent: Percent = 50
 
 
+class HealthTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What health checks may do on this host; the checks themselves are in the pools' documents."""
+
+    allow_exec: bool = False
+
+
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that one agent is told; only `interfaces` and `encapsulation` have no default.
 
@@ -70,7 +76,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
-            backend that the mark names.
+            backend that the mark names also where no pool has a health check.
     """
 
     host: Name = msgspec.field(default_factory=socket.gethostname)
@@ -89,6 +95,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     gateway: GatewayTable = GatewayTable()
     capacity: CapacityTable = CapacityTable()
     guards: Guards = Guards()
+    health: HealthTable = HealthTable()
 
     def build(self) -> Build:
         """What the balancer is compiled with."""

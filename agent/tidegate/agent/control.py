@@ -11,7 +11,7 @@ windows close, drains end, weights ramp.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +21,15 @@ from tidegate.errors import CompileError, DataplaneError, GenerationRefused
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
-from tidegate.model.values import Desired, Override, Rejection, Stage, View
+from tidegate.model.values import (
+    BackendKey,
+    Desired,
+    Fitness,
+    Override,
+    Rejection,
+    Stage,
+    View,
+)
 from tidegate.planner import after_step, guards, next_moment, plan
 from tidegate.planner.diff import Diff, difference
 from tidegate.planner.guards import Limits
@@ -69,6 +77,8 @@ class Control:
         self._last_good = in_force_as_desired(publisher.in_force)
         self.view: View | None = None
         self.limits = limits
+        self.fitness: Mapping[BackendKey, Fitness] | None = None
+        """What health makes of backends; None while it is not known, which leaves each as it is."""
         self.outcome = Outcome(publisher.in_force.revision)
 
     def take(self, view: View) -> None:
@@ -157,7 +167,7 @@ class Control:
         started = time.monotonic()
         try:
             base = after_step(previous, self._stepped) if self._stepped else previous
-            generation = plan(desired, base, now)
+            generation = plan(desired, base, now, self.fitness)
             diff = difference(previous, generation)
             refused = self._check(diff, desired, now)
             if refused:

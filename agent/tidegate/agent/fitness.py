@@ -3,12 +3,13 @@
 
 Each pool says whose finding counts. In `fleet` it is the opinion that all hosts compute equally; in
 `local` this host's own; in `external` what a control system has written, which is an opinion too.
-Then the limits of the pool have their say. A backend without any finding is fit.
+Then the limits of the pool have their say. A backend without any finding is fit, but one that was
+out stays out until its checks have decided: an agent that has just started does not know better.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.health.limits import Limits, eject, is_checker_broken
@@ -41,7 +42,7 @@ class Judgement:
 def judge(
     generation: Generation,
     own: Mapping[BackendKey, Standing],
-    fleet: Opinion,
+    fleet: Opinion | None,
     now: int,
 ) -> Judgement:
     """What health makes of the backends of a generation.
@@ -49,7 +50,7 @@ def judge(
     Args:
         generation: pools and backends.
         own: what this host thinks.
-        fleet: what the fleet thinks.
+        fleet: what the fleet thinks; None if that is not to be had, so each pool goes by `own`.
         now: wall clock, s.
     """
     by_pool: defaultdict[str, list[BackendKey]] = defaultdict(list)
@@ -65,14 +66,24 @@ def judge(
         if health is None:
             continue
         checked[name] = in_pool.pool
-        source = local if health.mode == "local" else fleet.backends
+        source = local if fleet is None or health.mode == "local" else fleet.backends
         found |= {key: source[key] for key in by_pool[name] if key in source}
         if health.check is not None:
             interval = max(interval, health.check.interval)
     probed = {key: e for key, e in found.items() if key in own}
     if is_checker_broken(probed, _SPREAD * interval):
         return Judgement(_fit(found), is_checker_broken=True)
-    return _limited(generation, checked, by_pool, found, now)
+    judgement = _limited(generation, checked, by_pool, found, now)
+    undecided = {
+        key: generation.backends[key].fitness
+        for name, pool in checked.items()
+        if pool.health is not None and pool.health.check is not None
+        for key in by_pool[name]
+        if key not in found
+        and _is_undecided(own.get(key))
+        and generation.backends[key].fitness.is_out
+    }
+    return replace(judgement, fitness={**undecided, **judgement.fitness})
 
 
 def _limited(
@@ -108,6 +119,10 @@ def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
         for key, effective in found.items()
         if effective.state == "healthy" and effective.has_recovered
     }
+
+
+def _is_undecided(standing: Standing | None) -> bool:
+    return standing is None or standing.state == "initial"
 
 
 def _may_serve(generation: Generation, key: BackendKey) -> bool:

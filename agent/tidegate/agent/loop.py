@@ -17,6 +17,7 @@ from tidegate.agent import config as configuration
 from tidegate.agent import notify
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Control
+from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
@@ -71,6 +72,13 @@ class Agent:
         self._status = StatusWriter(
             etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
         )
+        self._health = HealthDesk(
+            etcd,
+            self._config.fleet,
+            self._config.host,
+            lambda: self._mailbox.ring(Bell.HEALTH),
+            allow_exec=self._config.health.allow_exec,
+        )
         self._meter = Meter(self._plane.fates)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
@@ -93,6 +101,8 @@ class Agent:
         self._links.start()
         self._status.start()
         self._follower.start()
+        self._health.start()
+        self._health.follow(in_force)
         self._report()
         notify.notify("READY=1", f"STATUS=generation {in_force.number}")
         try:
@@ -123,7 +133,8 @@ class Agent:
             self._take(mail.view)
         # While a retry is due later, so is what time does: it would fail in the same way.
         due = self._control.due() if self._retry_at is None else now >= self._retry_at
-        if mail.view is not None or due or Bell.RELOAD in mail.bells:
+        heeded = self._heed(Bell.HEALTH in mail.bells)
+        if heeded or mail.view is not None or due or Bell.RELOAD in mail.bells:
             self._step()
         self._plane.publisher.reap(now)
         self._look(now)
@@ -141,6 +152,17 @@ class Agent:
         if self._control.frozen != frozen:
             log.warning("frozen reason=%s", self._control.frozen or "no more")
 
+    def _heed(self, rung: bool) -> bool:
+        """Judges health if there is anything new to judge; whether that asks for a step."""
+        before = self._control.fitness
+        is_alone = self._follower.state.phase in ("stale", "fatal")
+        in_force = self._plane.publisher.in_force
+        if not self._health.judge(in_force, int(time.time()), rung=rung, is_alone=is_alone):
+            return False
+        self._status.judge(self._health.verdicts())
+        self._control.fitness = self._health.fitness
+        return self._control.fitness != before
+
     def _step(self) -> None:
         before = self._plane.publisher.in_force.number
         outcome = self._control.step()
@@ -150,6 +172,7 @@ class Agent:
         self._retry_at = time.monotonic() + self._retry_seconds if outcome.failed else None
         if self._plane.publisher.in_force.number != before:
             self._applied = time.time()
+            self._health.follow(self._plane.publisher.in_force)
         self._refusals.tell(outcome.rejections, time.monotonic())
 
     def _follow_links(self, now: float) -> None:
@@ -165,6 +188,9 @@ class Agent:
         due = [self._links_due, self._meter.next_look]
         due += [at for at in (self._retry_at, self._plane.publisher.next_reap) if at is not None]
         moment = self._control.next_moment()
+        judged = self._health.judgement.next_moment
+        if judged is not None:
+            due.append(now + judged - time.time())
         if moment is not None and self._retry_at is None:
             due.append(now + moment - time.time())
         return max(0.0, min(due) - now)
@@ -209,6 +235,7 @@ class Agent:
 
     def _stop(self) -> None:
         self._follower.stop()
+        self._health.stop()
         self._status.stop()
         self._links.stop()
         self._plane.close()

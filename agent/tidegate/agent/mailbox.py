@@ -22,6 +22,8 @@ class Bell(Enum):
     """A link, neighbour or route changed."""
     ETCD = auto()
     """The connection to etcd changed its state."""
+    HEALTH = auto()
+    """Health is to be judged anew: this host's findings or the fleet's verdicts changed."""
     RELOAD = auto()
     """SIGHUP."""
     STOP = auto()

@@ -122,6 +122,10 @@ class DataPlane:
                 case the one before stays.
         """
         seed = generations[-1].hash_seed
+        if self._probes is None and any(map(_has_checks, generations)):
+            self._probes = self._load_probes()
+            for interface in self.modes:
+                self._take_over_egress(interface)
         build = replace(
             self._default,
             hash_seed=seed.encode() if seed else self._default.hash_seed,
@@ -269,6 +273,11 @@ class DataPlane:
             self._probes.close()
         os.close(self._program)
         self._fence.close()
+
+
+def _has_checks(generation: Generation) -> bool:
+    pools = (placed.pool for placed in generation.pools.values())
+    return any(pool.health is not None and pool.health.check is not None for pool in pools)
 
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:

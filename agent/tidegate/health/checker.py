@@ -98,7 +98,8 @@ class Checker:
             if before is None or rules is None:
                 return  # its generation has gone meanwhile
             now = after(before, result, rules, self._clock())
-            self._standings[key] = now
+            if now != before:
+                self._standings[key] = now
         if result.passed:
             self._counts = replace(self._counts, passed=self._counts.passed + 1)
         else:

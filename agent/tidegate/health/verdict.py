@@ -58,7 +58,11 @@ class Opinion:
 
 def opinion(votes: Votes) -> Opinion:
     """The fleet's opinion, the same on every host that knows the same votes."""
-    blind = frozenset(host for host in votes if _is_blind(host, votes))
+    tally = {
+        key: (sum(vote.is_healthy for vote in cast), len(cast))
+        for key, cast in _by_backend(votes).items()
+    }
+    blind = frozenset(host for host, cast in votes.items() if _is_blind(cast, tally))
     heard = {host: cast for host, cast in votes.items() if host not in blind}
     return Opinion(
         {key: _effective(cast) for key, cast in sorted(_by_backend(heard).items())}, blind
@@ -90,15 +94,20 @@ def _reached(times: Iterable[int], needed: int) -> int:
     return sorted(times)[needed - 1]
 
 
-def _is_blind(host: str, votes: Votes) -> bool:
-    """Whether a host finds many backends dead that the others find alive."""
-    others = _by_backend({name: cast for name, cast in votes.items() if name != host})
-    reached = {key for key, cast in others.items() if _effective(cast).state == "healthy"}
-    mine = votes[host]
-    shared = [key for key in mine if key in reached]
-    differing = sum(not mine[key].is_healthy for key in shared)
-    return (
-        bool(shared)
-        and differing >= min(_BLIND_LEAST, len(others))
-        and (2 * differing >= len(shared))
-    )
+def _is_blind(mine: Mapping[BackendKey, Vote], tally: Mapping[BackendKey, tuple[int, int]]) -> bool:
+    """Whether a host finds many backends dead that the others find alive.
+
+    Args:
+        mine: its votes.
+        tally: votes for healthy, and all votes, on each backend; its own among them.
+    """
+    known = shared = differing = 0
+    for key, (alive, all_) in tally.items():
+        vote = mine.get(key)
+        others = all_ - (vote is not None)
+        alive_there = alive - (vote is not None and vote.is_healthy)
+        known += others > 0
+        if vote is not None and others and 2 * alive_there >= others:
+            shared += 1
+            differing += not vote.is_healthy
+    return 0 < shared <= 2 * differing and differing >= min(_BLIND_LEAST, known)
