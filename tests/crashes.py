@@ -6,26 +6,31 @@ SIGKILL at a step. The parent stays outside: it runs packets through the program
 """
 
 import os
+import resource
+import secrets
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from frames import CLIENT4, CLIENT6, ip4, ip6, tcp, udp
-from tidegate.dataplane import layout, ledger, links, maps, tables
+from kernel import BUILD, empty
+from roster import backend, desired, vip
+from tidegate.dataplane import host, ledger, links, maps, programs, tables
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.mirror import Mirror
+from tidegate.dataplane.mirror import KEYED, Mirror
 from tidegate.dataplane.publish import Publisher
 from tidegate.dataplane.steps import Step
 from tidegate.model.generation import Generation
-from tidegate.model.values import Vip
+from tidegate.model.values import Desired, Quic, SourceRoute, Vip
 from tidegate.spec import Verdict
 
 FLOWS = 48
@@ -36,6 +41,7 @@ LOOPBACK = links.Link(
     *(b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", None),
 )
 _MAP_FD_BY_ID = 14
+EMPTIED = (*KEYED, "backends", "outer", "flows", "syns", "fragments")
 ESTABLISHED, NEW = 20_000, 30_000
 """First source ports."""
 
@@ -150,16 +156,16 @@ class Packets:
 
     def establish(self, vips: dict[str, Vip]) -> dict[Place, str | None]:
         """Opens flows to each VIP; says where they went."""
-        for vip in vips.values():
+        for service in vips.values():
             for i in range(FLOWS):
-                self.send(vip, ESTABLISHED + i, "S")
+                self.send(service, ESTABLISHED + i, "S")
         return self.established(vips)
 
     def established(self, vips: dict[str, Vip]) -> dict[Place, str | None]:
         """Where a packet of each open flow goes now."""
         return {
-            (name, i): self.send(vip, ESTABLISHED + i, "A")
-            for name, vip in vips.items()
+            (name, i): self.send(service, ESTABLISHED + i, "A")
+            for name, service in vips.items()
             for i in range(FLOWS)
         }
 
@@ -231,8 +237,64 @@ def empty_folder(pins: Path) -> None:
     shutil.rmtree(pins, ignore_errors=True)
 
 
-def flow_bytes(fds: maps.Maps) -> int:
-    """Entries of the connection table."""
-    return bpf.map_items(fds["flows"], layout.FLOW_KEY.itemsize, layout.FLOW.itemsize, SMALL.flows)[
-        2
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Lets the kernel refuse every new descriptor to this process, and so every new map."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def everything() -> Desired:
+    """Two pools; VIPs of both families and protocols, one that is a network, each way to track."""
+    vips = [
+        vip("web4", "192.0.2.1", tracking="transition"),
+        vip("web6", "2001:db8::1"),
+        vip("dns", "192.0.2.1", 53, "udp"),
+        vip("api", "192.0.2.2", pool="api"),
+        vip("quic", "192.0.2.3", 443, "udp", "api", quic=Quic(2)),
+        vip("net", "198.18.0.0/24", source_routes=(SourceRoute(ip_network("10.0.0.0/8"), "web"),)),
     ]
+    servers = [backend(f"b{i}", f"203.0.113.{i}") for i in range(1, 5)]
+    servers += [
+        backend(f"a{i}", f"2001:db8:2::{i}", pool="api", quic_server_id=bytes([0, i]))
+        for i in range(1, 4)
+    ]
+    return desired(vips, servers)
+
+
+class Bench:
+    """Pinned maps with a loaded program, emptied before each case."""
+
+    def __init__(self) -> None:
+        self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
+        host.make_folder(self.pins)
+        self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
+        self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
+
+    def publisher(self) -> Publisher:
+        """A publisher in this process."""
+        return Publisher(self.maps, self.pins, grace=0)
+
+    def start(self, first: Generation) -> Publisher:
+        """Empties the maps and publishes a generation to them."""
+        shapes = maps.shapes(SMALL)
+        for name in EMPTIED:
+            empty(self.maps[name], shapes[name])
+        for path in (self.pins / "tables").iterdir():
+            path.unlink()
+        link_loopback(self.maps)
+        publisher = self.publisher()
+        publisher.publish(first, 0.0)
+        return publisher
+
+    def close(self) -> None:
+        """Removes the pins."""
+        os.close(self.program)
+        self.maps.close()
+        empty_folder(self.pins)

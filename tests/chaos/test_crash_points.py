@@ -7,13 +7,10 @@ that may finish. After each death and after each adoption packets run through th
 pinned, and at the end the kernel holds what it holds when nobody dies.
 """
 
-import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
-from pathlib import Path
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import numpy as np
@@ -21,48 +18,27 @@ import pytest
 
 from crashes import (
     SMALL,
+    Bench,
     Packets,
     contents,
-    empty_folder,
+    everything,
     fork,
-    link_loopback,
     number,
     open_maps,
     wait_gone,
 )
-from kernel import BUILD, empty
-from roster import backend, desired, generations, vip
-from tidegate.dataplane import host, maps, programs, tables
-from tidegate.dataplane.mirror import KEYED
+from roster import backend, generations, vip
+from tidegate.dataplane import maps, tables
 from tidegate.dataplane.publish import Publisher
 from tidegate.dataplane.steps import Step
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
-from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute
+from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan
 
 pytestmark = pytest.mark.root
 
 NOW = 1_700_000_000
-EMPTIED = (*KEYED, "backends", "outer", "flows", "syns", "fragments")
 OF_PROGRAMS = {s for s in Step if s.name.startswith("PROGRAM_")}
-
-
-def before() -> Desired:
-    """Two pools; VIPs of both families and protocols, one that is a network, each way to track."""
-    vips = [
-        vip("web4", "192.0.2.1", tracking="transition"),
-        vip("web6", "2001:db8::1"),
-        vip("dns", "192.0.2.1", 53, "udp"),
-        vip("api", "192.0.2.2", pool="api"),
-        vip("quic", "192.0.2.3", 443, "udp", "api", quic=Quic(2)),
-        vip("net", "198.18.0.0/24", source_routes=(SourceRoute(ip_network("10.0.0.0/8"), "web"),)),
-    ]
-    servers = [backend(f"b{i}", f"203.0.113.{i}") for i in range(1, 5)]
-    servers += [
-        backend(f"a{i}", f"2001:db8:2::{i}", pool="api", quic_server_id=bytes([0, i]))
-        for i in range(1, 4)
-    ]
-    return desired(vips, servers)
 
 
 class Change(NamedTuple):
@@ -73,7 +49,7 @@ class Change(NamedTuple):
 
 
 def _with_backend(name: str, pool: str = "web", **fields: object) -> Desired:
-    key, roster = BackendKey(pool, name), before()
+    key, roster = BackendKey(pool, name), everything()
     changed = replace(roster.backends[key], **fields)  # type: ignore[arg-type]
     return replace(roster, backends=roster.backends | {key: changed})
 
@@ -84,7 +60,7 @@ def _without(roster: Desired, *keys: BackendKey) -> Desired:
 
 
 def _with_vips(**vips: object) -> Desired:
-    roster = before()
+    roster = everything()
     kept = {name: v for name, v in (roster.vips | vips).items() if v is not None}
     return replace(roster, vips=kept)  # type: ignore[arg-type]
 
@@ -99,8 +75,8 @@ def _pool_removed() -> Desired:
 def changes() -> dict[str, Change]:
     """Every kind of change, from the same roster."""
     server = backend("b5", "203.0.113.5")
-    added = replace(before(), backends=before().backends | {server.key: server})
-    gone = _without(before(), BackendKey("web", "b4"), BackendKey("api", "a3"))
+    added = replace(everything(), backends=everything().backends | {server.key: server})
+    gone = _without(everything(), BackendKey("web", "b4"), BackendKey("api", "a3"))
     return {
         "a backend is added": Change(added),
         "backends are removed": Change(gone),
@@ -125,49 +101,17 @@ def changes() -> dict[str, Change]:
         "a pool is added": Change(
             replace(
                 _with_vips(api=vip("api", "192.0.2.2", pool="more")),
-                pools=before().pools | {"more": replace(before().pools["web"], name="more")},
-                backends=before().backends
+                pools=everything().pools
+                | {"more": replace(everything().pools["web"], name="more")},
+                backends=everything().backends
                 | {BackendKey("more", "m1"): backend("m1", "203.0.113.77", pool="more")},
             )
         ),
     }
 
 
-class Bench:
-    """Pinned maps with a loaded program, emptied before each case."""
-
-    def __init__(self) -> None:
-        self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        host.make_folder(self.pins)
-        self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
-        self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
-        self.ends: dict[str, tuple[Counter[Step], dict[str, object]]] = {}
-
-    def publisher(self) -> Publisher:
-        """A publisher in this process."""
-        return Publisher(self.maps, self.pins, grace=0)
-
-    def start(self) -> Generation:
-        """Empty maps, and then the roster before."""
-        shapes = maps.shapes(SMALL)
-        for name in EMPTIED:
-            empty(self.maps[name], shapes[name])
-        for path in (self.pins / "tables").iterdir():
-            path.unlink()
-        link_loopback(self.maps)
-        publisher = self.publisher()
-        publisher.publish(OLD, 0.0)
-        publisher.close()
-        return OLD
-
-    def close(self) -> None:
-        """Removes the pins."""
-        os.close(self.program)
-        self.maps.close()
-        empty_folder(self.pins)
-
-
-OLD = generations(before(), now=NOW)[-1]
+OLD = generations(everything(), now=NOW)[-1]
+ENDS: dict[str, tuple[Counter[Step], dict[str, object]]] = {}
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +134,11 @@ def go_on(bench: Bench, change: Change, reached: object) -> None:
 
 def undisturbed(bench: Bench, name: str, change: Change) -> tuple[Counter[Step], dict[str, object]]:
     """The steps that a change reaches, and what the kernel holds when nobody dies."""
-    if name not in bench.ends:
-        bench.start()
+    if name not in ENDS:
+        bench.start(OLD).close()
         steps = fork(lambda reached: go_on(bench, change, reached), None).steps
-        bench.ends[name] = steps, contents(bench.maps, bench.pins)
-    return bench.ends[name]
+        ENDS[name] = steps, contents(bench.maps, bench.pins)
+    return ENDS[name]
 
 
 class Case:
@@ -202,7 +146,8 @@ class Case:
 
     def __init__(self, bench: Bench, change: Change) -> None:
         self.bench, self.change = bench, change
-        self.old = bench.start()
+        self.old = OLD
+        bench.start(OLD).close()
         self.new = plan(change.after, self.old, NOW + change.seconds)
         self.packets = Packets(bench.program, self.old, self.new)
         both = self.old.vips.keys() & self.new.vips.keys()

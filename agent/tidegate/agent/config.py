@@ -75,6 +75,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         hash_seed: key of the flow hash where the keyspace has none; by default the fleet's name. It
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
+        audit_interval: seconds between full comparisons of the kernel with what it has to hold.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
     """
@@ -88,6 +89,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     pin_dir: str = "/sys/fs/bpf/tidegate"
     hash_seed: str = ""
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    audit_interval: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     probe_tunnel: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
@@ -128,7 +130,7 @@ class Changes:
     fixed: tuple[str, ...]
 
 
-_RELOADABLE: Final = ("guards", "gateway", "grace_delay", "log_level")
+_RELOADABLE: Final = ("guards", "gateway", "grace_delay", "audit_interval", "log_level")
 
 
 def changes(before: AgentConfig, after: AgentConfig) -> Changes:

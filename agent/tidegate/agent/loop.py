@@ -15,6 +15,7 @@ from typing import Final
 from tidegate import __version__
 from tidegate.agent import config as configuration
 from tidegate.agent import notify
+from tidegate.agent.auditor import Auditor
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Control
 from tidegate.agent.health import HealthDesk
@@ -85,6 +86,7 @@ class Agent:
         self._refusals = RefusalLog()
         self._retry_seconds = _RETRY_SECONDS
         self._applied: float | None = None
+        self._auditor = Auditor(self._plane, self._config.audit_interval, time.monotonic())
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT; then the data plane is left as it is, forwarding."""
@@ -137,6 +139,7 @@ class Agent:
         if heeded or mail.view is not None or due or Bell.RELOAD in mail.bells:
             self._step()
         self._plane.publisher.reap(now)
+        self._auditor.look(time.monotonic())
         self._look(now)
         self._report()
 
@@ -210,6 +213,7 @@ class Agent:
             logging.getLogger().setLevel(self._config.log_level.upper())
             self._control.limits = self._config.limits()
             self._plane.reload(self._config.gateways(), self._config.grace_delay)
+            self._auditor.interval = self._config.audit_interval
             log.info("reload changed=%s", ",".join(changes.reloadable) or "nothing")
         notify.notify("READY=1")
 
@@ -227,6 +231,8 @@ class Agent:
                     links=self._plane.links,
                     modes=self._plane.modes,
                     traffic=self._meter.traffic,
+                    damages=self._auditor.damages,
+                    repairs=self._auditor.repairs,
                     started=self._started,
                     applied=self._applied,
                 )

@@ -24,7 +24,7 @@ from tidegate.keyspace.status import (
 from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.generation import Generation
-from tidegate.model.values import Override, View
+from tidegate.model.values import Override, Rejection, View
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Facts:
         view: what etcd says; None until it has been read.
         frozen: why nothing new is published; empty if it is.
         overrides: those that have not expired.
+        damages: what the audit found and could not put right.
+        repairs: what it did put right since the start.
     """
 
     config: AgentConfig
@@ -47,6 +49,8 @@ class Facts:
     links: Mapping[str, Link]
     modes: Mapping[str, XdpMode]
     traffic: TrafficStatus | None
+    damages: Sequence[Rejection]
+    repairs: int
     started: float
     applied: float | None
 
@@ -54,7 +58,7 @@ class Facts:
 def describe(facts: Facts) -> StatusDocument:
     """The status document of these facts."""
     generation = facts.generation
-    listed, left_out = refusals(facts.outcome.rejections)
+    listed, left_out = refusals((*facts.damages, *facts.outcome.rejections))
     state, reason = _state(facts)
     track, release = _followed(facts)
     return StatusDocument(
@@ -93,6 +97,7 @@ def describe(facts: Facts) -> StatusDocument:
         },
         backends=_backends(generation),
         traffic=facts.traffic,
+        repairs=facts.repairs,
         started_at=rfc3339(facts.started),
         applied_at=rfc3339(facts.applied) if facts.applied else None,
     )
@@ -132,8 +137,10 @@ def _state(facts: Facts) -> tuple[State, str]:
 
 
 def _lacking(facts: Facts) -> str:
-    """What the data plane lacks to forward packets; empty if nothing."""
+    """What the data plane lacks to forward packets as it should; empty if nothing."""
     detached = [name for name in facts.config.interfaces if name not in facts.modes]
     if detached:
         return f"The program is not on {', '.join(detached)}."
+    if facts.damages:
+        return facts.damages[0].reason
     return "; ".join(filter(None, (link.missing() for link in facts.links.values())))

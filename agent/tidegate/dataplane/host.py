@@ -9,9 +9,10 @@ agents never write to one data plane.
 import ctypes
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from tidegate.dataplane import layout, links, maps, programs, readback
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.audit import Difference, Finding, mended
 from tidegate.dataplane.fence import Fence
 from tidegate.dataplane.links import Gateways, Link
 from tidegate.dataplane.probes import Probes, detach_probes
@@ -239,6 +241,32 @@ class DataPlane:
             return
         self._probes.attach(interface)
         log.info("probe_tunnel interface=%s", interface)
+
+    def audit(self, *, deep: bool) -> list[Finding]:
+        """Compares maps, pins and attachments with what has to be there, and puts them right.
+
+        Args:
+            deep: read tables and unused entries too.
+
+        Raises:
+            FenceError: the data plane is another agent's now.
+            DataplaneError: the kernel cannot be read.
+        """
+        return [*self.publisher.audit(deep=deep), *mended(self._differences())]
+
+    def _differences(self) -> Iterator[Difference]:
+        """Pins and attachments that are not as we left them."""
+        folder = self._fence.folder
+        for name, fd in {**self._maps, _PROGRAM: self._program}.items():
+            if not (folder / name).exists():
+                finding = Finding("pins", name, "missing")
+                yield Difference(finding, partial(bpf.pin, fd, str(folder / name)))
+        for interface in list(self.modes):
+            with suppress(DataplaneError):  # an interface that is away is not the audit's to report
+                on = programs.attached(interface)
+                if on is None or on.program_id != bpf.object_id(self._program):
+                    fault = "changed" if on else "missing"
+                    yield Difference(Finding("program", interface, fault), self.follow)
 
     def _attach(self, link: Link) -> None:
         """Attaches our program unless it is there. Somebody else's is never replaced."""

@@ -37,6 +37,7 @@ import msgspec
 import numpy as np
 
 from tidegate.dataplane import endpoints, ledger, tables
+from tidegate.dataplane.audit import Finding, audit
 from tidegate.dataplane.fence import check_number
 from tidegate.dataplane.found import found_generation
 from tidegate.dataplane.intent import NO_INTENT, Intent, intent
@@ -155,6 +156,24 @@ class Publisher:
         meta = self.mirror.records.get(_META)
         if isinstance(meta, MetaRecord):
             check_number(self.mirror.fds, meta)
+
+    def audit(self, *, deep: bool) -> list[Finding]:
+        """Compares the kernel with the generation in force, and puts right what differs.
+
+        Args:
+            deep: read tables and unused entries too.
+
+        Raises:
+            FenceError: somebody else writes to these maps.
+            DataplaneError: the kernel cannot be read.
+        """
+        if not self.is_certain:
+            return []  # the next publishing compares everything
+        self.check()
+        try:
+            return audit(self.mirror, self.in_force, deep=deep)
+        except OSError as error:
+            raise DataplaneError(f"the kernel cannot be read: {error.strerror}") from error
 
     @property
     def next_reap(self) -> float | None:

@@ -72,7 +72,9 @@ def fill(table: Table) -> int:
     except OSError as error:
         os.close(fd)
         raise DataplaneError(f"cannot fill an inner table: {error.strerror}") from error
-    if again is None or memoryview(again) != blob:
+    if again != bytes(
+        blob
+    ):  # bytes compare as memory; a memoryview would compare element by element
         os.close(fd)
         raise DataplaneError(
             f"table of generation {table.generation} reads back differently than it was written"
@@ -86,6 +88,12 @@ def read(fd: int) -> Table:
     if blob is None:
         raise DataplaneError("an inner table has no element")  # an array always has its elements
     return decode(blob)
+
+
+def holds(fd: int, table: Table) -> bool:
+    """Whether an inner map has this table in it, byte for byte."""
+    blob = encode(table)
+    return bpf.map_lookup(fd, _FIRST, len(blob)) == bytes(blob)
 
 
 def pin_path(pins: Path, pool_id: int, generation: int) -> Path:

@@ -265,6 +265,16 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             examples=[{"packets_per_second": 182000.0, "drops": 0.0004, "misses": 0.021}],
         ),
     ] = None
+    repairs: Annotated[
+        Count,
+        Meta(
+            description=(
+                "Differences between the kernel and the generation in force that the audit found "
+                "and put right since the agent started; 0 unless something is wrong."
+            ),
+            examples=[0],
+        ),
+    ] = 0
     started_at: Annotated[
         Time, Meta(description="When the agent started.", examples=["2026-01-31T12:00:00Z"])
     ]
