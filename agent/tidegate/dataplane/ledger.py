@@ -10,7 +10,7 @@ record names the pools of its source routes by id, as a hundred names would not 
 recorded before their VIPs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, TypeAlias
@@ -161,30 +161,45 @@ def records(
         last: another generation.
         known: its records, which are taken over where the two have the same.
     """
-    found: dict[Place, Record] = {}
+    found = dict(known)
+    for place in _left(last, generation):
+        found.pop(place, None)
     pool_ids = {name: placed.identity.id for name, placed in generation.pools.items()}
     has_same_pools = pool_ids == {name: p.identity.id for name, p in last.pools.items()}
     for name, vip in generation.vips.items():
-        place = Place(Kind.VIP, vip.identity.id)
-        is_same = last.vips.get(name) is vip and has_same_pools
-        found[place] = known[place] if is_same else _vip_record(vip, pool_ids)
+        if last.vips.get(name) is not vip or not has_same_pools:
+            found[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
     for name, in_pool in generation.pools.items():
-        place = Place(Kind.POOL, in_pool.identity.id)
-        old = last.pools.get(name)
-        is_same = old is not None and old.pool is in_pool.pool and old.identity == in_pool.identity
-        found[place] = known[place] if is_same else _pool_record(in_pool)
+        if last.pools.get(name) is not in_pool:
+            found[Place(Kind.POOL, in_pool.identity.id)] = _pool_record(in_pool)
     for key, backend in generation.backends.items():
-        place = Place(Kind.BACKEND, backend.identity.id)
-        is_same = last.backends.get(key) is backend
-        found[place] = known[place] if is_same else _backend_record(backend)
-    for kind, freed in (
-        (Kind.VIP, generation.freed.vips),
-        (Kind.POOL, generation.freed.pools),
-        (Kind.BACKEND, generation.freed.backends),
-    ):
+        if last.backends.get(key) is not backend:
+            found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
+    for kind, freed in _freed(generation).items():
         for id_, rest in freed.items():
             found[Place(kind, id_)] = FreedRecord(rest.incarnation, rest.at)
     return found
+
+
+def _left(last: Generation, now: Generation) -> Iterator[Place]:
+    """Places of what is not there any more, or has changed."""
+    for name, vip in last.vips.items():
+        if now.vips.get(name) is not vip:
+            yield Place(Kind.VIP, vip.identity.id)
+    for name, pool in last.pools.items():
+        if now.pools.get(name) is not pool:
+            yield Place(Kind.POOL, pool.identity.id)
+    for key, backend in last.backends.items():
+        if now.backends.get(key) is not backend:
+            yield Place(Kind.BACKEND, backend.identity.id)
+    for kind, freed in _freed(last).items():
+        for id_ in freed:
+            yield Place(kind, id_)
+
+
+def _freed(generation: Generation) -> dict[Kind, Mapping[int, Freed]]:
+    freed = generation.freed
+    return {Kind.VIP: freed.vips, Kind.POOL: freed.pools, Kind.BACKEND: freed.backends}
 
 
 def _pool_record(placed: PlacedPool) -> PoolRecord:

@@ -72,8 +72,10 @@ def _moments(backend: Backend, pool: Pool | None, fitness: Fitness) -> Iterator[
 
 def _start(backend: Backend, fitness: Fitness) -> int | None:
     """When it begins to serve: by its document, or after it was out, whichever is later."""
-    starts = [at for at in (backend.starts_at, fitness.joins_at) if at is not None]
-    return max(starts, default=None)
+    starts, joins = backend.starts_at, fitness.joins_at
+    if starts is None or joins is None:  # every backend of every change comes here
+        return joins if starts is None else starts
+    return max(starts, joins)
 
 
 def _weight(backend: Backend, pool: Pool | None, now: int, fitness: Fitness) -> int:

@@ -229,7 +229,8 @@ def _place_pools(
             identity = old.identity
             seconds = wanted[name].transition_window
             table = next_table(old.table, current, number, now, seconds, living)
-        placed[name] = PlacedPool(identity, wanted[name], table, digest)
+        fresh = PlacedPool(identity, wanted[name], table, digest)
+        placed[name] = old if old == fresh and old is not None else fresh
     return placed
 
 
