@@ -18,6 +18,7 @@ from typing import Final
 from tidegate.agent.clock import StepWatch
 from tidegate.dataplane.host import DataPlane
 from tidegate.errors import CompileError, DataplaneError, GenerationRefused
+from tidegate.keyspace.decode import shortened
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
 from tidegate.model.generation import Generation
@@ -37,6 +38,7 @@ from tidegate.planner.guards import Limits
 log = logging.getLogger(__name__)
 
 _KEYSPACE: Final = "keyspace"
+_LONGEST_REASON: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ class Control:
 
 
 def _whole(stage: Stage, reason: str, revision: int) -> Rejection:
-    return Rejection("", "", reason, stage, revision)
+    # A compiler or a verifier may have a lot to say, and a status goes into one key of etcd.
+    return Rejection("", "", shortened(reason, _LONGEST_REASON), stage, revision)
 
 
 def in_force_as_desired(generation: Generation) -> Desired:

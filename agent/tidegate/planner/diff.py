@@ -36,6 +36,8 @@ class Move(NamedTuple):
 
 
 _NONE: Final = Names()
+_TOLD: Final = 10
+"""Tables that a line of the log has: a storm may move all of a thousand pools at once."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,14 @@ class Diff:
     moves: Mapping[str, Move] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        """One line; of many tables, those that moved the most."""
+        most = sorted(self.moves.items(), key=lambda item: (-item[1].moved, item[0]))[:_TOLD]
         moved = ",".join(
             f"{pool}:{move.moved}/{TABLE_SIZE}(min {move.minimum}, bound {move.bound})"
-            for pool, move in sorted(self.moves.items())
+            for pool, move in sorted(most)
         )
+        if len(self.moves) > _TOLD:
+            moved += f",and {len(self.moves) - _TOLD} more"
         return (
             f"vips={self.vips} pools={self.pools} backends={self.backends} "
             f"retired={len(self.retired)} moved={moved or 'none'}"
