@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A generation as an agent that starts over finds it: through the bytes of ledger and tables."""
 
-from tidegate.dataplane import ledger, tables
+from tidegate.dataplane import ledger, ledger_bytes, tables
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.model.generation import Generation, PlacedPool
 from tidegate.planner import confirm
@@ -13,7 +13,7 @@ def restarted(generation: Generation) -> Generation:
     meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
     records[Place(Kind.META, 0)] = meta
     found = ledger.contents(
-        {place: ledger.decode(ledger.encode(place, r)) for place, r in records.items()}
+        {place: ledger_bytes.decode(ledger_bytes.encode(place, r)) for place, r in records.items()}
     )
     pools = {
         name: PlacedPool(
