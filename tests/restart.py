@@ -1,33 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A generation as an agent that starts over finds it: through the bytes of ledger and tables."""
 
-from tidegate.dataplane import ledger, ledger_bytes, tables
+from tidegate.dataplane import ledger, tables
+from tidegate.dataplane.found import found_generation
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
-from tidegate.model.generation import Generation, PlacedPool
-from tidegate.planner import confirm
+from tidegate.dataplane.ledger_bytes import decoded, encoded
+from tidegate.model.generation import Generation
 
 
 def restarted(generation: Generation) -> Generation:
     """What is left of it when only the pinned maps are."""
-    records = ledger.records(generation)
     meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
-    records[Place(Kind.META, 0)] = meta
-    found = ledger.contents(
-        {place: ledger_bytes.decode(ledger_bytes.encode(place, r)) for place, r in records.items()}
-    )
-    pools = {
-        name: PlacedPool(
-            identity,
-            pool,
-            tables.decode(bytes(tables.encode(generation.pools[name].table))),
-            b"",
-        )
-        for name, (identity, pool) in found.pools.items()
+    records = ledger.records(generation) | {Place(Kind.META, 0): meta}
+    pinned = {key: value for part in encoded(records).values() for key, value in part.items()}
+    in_force = {
+        placed.identity.id: tables.decode(bytes(tables.encode(placed.table)))
+        for placed in generation.pools.values()
     }
-    return confirm(
-        Generation(
-            *(found.meta.number, found.meta.revision, ""),
-            *(found.vips, pools, found.backends, found.freed),
-            hash_seed=found.meta.hash_seed,
-        )
-    )
+    return found_generation(decoded(pinned, strict=True), in_force)

@@ -97,7 +97,7 @@ def identities(generation: Generation) -> dict[tuple[str, object], Identity]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories(12))
 def test_ids_over_any_history(history: list[Step]) -> None:
     """A name keeps its id while it is there; a freed id rests, and then has a new incarnation."""
@@ -121,7 +121,7 @@ def test_ids_over_any_history(history: list[Step]) -> None:
             resting[kind, identity.id] = Freed(identity.incarnation, now)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories())
 def test_a_restart_finds_what_was_there(history: list[Step]) -> None:
     """With the same digest, ids and moments, and the next step is nothing new."""
@@ -135,7 +135,7 @@ def test_a_restart_finds_what_was_there(history: list[Step]) -> None:
     assert plan(last, again, now).number == plan(last, generation, now).number == generation.number
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories(4), histories(4), rosters(), st.integers(0, 120), st.randoms())
 def test_hosts_agree_whatever_they_have_seen(
     one: list[Step], two: list[Step], last: Desired, later: int, chance: random.Random
@@ -198,7 +198,7 @@ def _owners(generation: Generation, pool: str) -> np.ndarray:
     return rank[generation.pools[pool].table.current]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories(3), rosters(), PAUSES, st.randoms())
 def test_the_order_of_keys_does_not_matter(
     history: list[Step], last: Desired, pause: int, chance: random.Random
@@ -257,7 +257,7 @@ def expected(
         fallback, since = owners[step], step
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(histories(12))
 def test_fallbacks_and_windows_against_all_that_ever_was(history: list[Step]) -> None:
     """Exact for each slot that is looked at, from the list of its changes alone."""
@@ -280,7 +280,7 @@ def test_fallbacks_and_windows_against_all_that_ever_was(history: list[Step]) ->
             assert found == expected(events[slot], owners[slot], deaths, now)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories())
 def test_a_diff_says_what_moved_within_its_bound(history: list[Step]) -> None:
     """Slots are counted one by one, and names come from the documents of both sides."""
@@ -303,7 +303,7 @@ def test_a_diff_says_what_moved_within_its_bound(history: list[Step]) -> None:
         assert diff.vips.added == tuple(sorted(after.vips.keys() - before.vips.keys()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rosters(), st.lists(st.integers(0, 200), max_size=6), st.booleans())
 def test_what_time_does_does_not_depend_on_when_a_host_looks(
     roster: Desired, looks: list[int], restart: bool
