@@ -28,6 +28,7 @@ AGE: Final = 100
 TIMES: Final = ("1970-01-01T00:00:01Z", "1970-01-01T00:16:45Z", "1970-01-02T00:00:00Z")
 """Long ago, soon after a session's first second, and far off."""
 _RARELY: Final = 0.2  # how often an optional field is there
+_NO_PACKETS_MATTER = {"health"}  # what checks find is not in the documents
 _OFTEN: Final = {
     "tracking": 0.4,
     "encapsulation": 0.4,
@@ -109,7 +110,8 @@ def _struct(chance: random.Random, kind: inspect.StructType, is_vip: bool) -> di
     return {
         field.encode_name: _value(chance, field.type, field.name, is_vip)
         for field in kind.fields
-        if field.required or chance.random() < _OFTEN.get(field.name, _RARELY)
+        if field.name not in _NO_PACKETS_MATTER
+        and (field.required or chance.random() < _OFTEN.get(field.name, _RARELY))
     }
 
 
