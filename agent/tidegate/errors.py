@@ -8,6 +8,7 @@ TidegateError
 ├── DataplaneError     the kernel refused a map, a program or an attachment
 │   └── CompileError   the BPF compiler or the verifier refused a program; carries its log
 ├── FenceError         the data plane is another agent's now: this one must not write
+├── AgentError         the agent's own files: its control socket or its journal; or it said no
 ├── GenerationRefused  a guard refused a generation; the last one stays in force
 └── LabError           the lab could not be built, found or torn down
 
@@ -45,6 +46,10 @@ class CompileError(DataplaneError):
 
 class FenceError(TidegateError):
     """The data plane is another agent's now, or gone: this agent must not write any more."""
+
+
+class AgentError(TidegateError):
+    """The agent's socket or journal cannot be used, or the agent refused an order."""
 
 
 class GenerationRefused(TidegateError):  # noqa: N818 - a refusal is an answer, not a fault

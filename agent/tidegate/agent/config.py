@@ -22,6 +22,8 @@ from tidegate.model.documents import Percent
 from tidegate.planner.guards import Limits
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_LONGEST_SOCKET: Final = 90
+"""Bytes; the kernel takes 107 (unix(7)), and the socket is first made under a longer name."""
 Name = Annotated[str, Meta(pattern=_NAME)]
 
 
@@ -52,6 +54,18 @@ class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     events: Annotated[int, Meta(ge=1 << 16, le=1 << 28)] = 1 << 20
 
 
+class JournalTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much of the past is kept in `state_dir`; the journal ends at whichever comes first.
+
+    Attributes:
+        generations: the last ones; a few more are there until a whole segment can go.
+        bytes: of all files of the journal.
+    """
+
+    generations: Annotated[int, Meta(ge=10, le=100_000)] = 1000
+    bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 34)] = 64 << 20
+
+
 class Guards(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much one change may take away, in percent; docs/guards.md."""
 
@@ -76,6 +90,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
         audit_interval: seconds between full comparisons of the kernel with what it has to hold.
+        control_socket: Unix socket on which operators of this host talk to the agent.
+        state_dir: folder for what the agent keeps on disk: its journal.
+        rollback_depth: generations with documents of their own that `tidegate rollback` can go
+            back to.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
     """
@@ -88,6 +106,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     xdp_mode: Literal["native", "generic", "auto"] = "native"
     pin_dir: str = "/sys/fs/bpf/tidegate"
     hash_seed: str = ""
+    control_socket: str = "/run/tidegate/agent.sock"
+    state_dir: str = "/var/lib/tidegate"
+    rollback_depth: Annotated[int, Meta(ge=1, le=100)] = 10
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     audit_interval: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     probe_tunnel: bool = False
@@ -98,6 +119,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     capacity: CapacityTable = CapacityTable()
     guards: Guards = Guards()
     health: HealthTable = HealthTable()
+    journal: JournalTable = JournalTable()
 
     def build(self) -> Build:
         """What the balancer is compiled with."""
@@ -190,8 +212,15 @@ def _check(path: Path, config: AgentConfig) -> None:
         )
     if len(set(config.interfaces)) != len(config.interfaces):
         raise ConfigError(f"{path}: interfaces: an interface is named twice: {config.interfaces}")
-    if not config.pin_dir.startswith("/"):
-        raise ConfigError(f"{path}: pin_dir: must be an absolute path, got {config.pin_dir!r}")
+    for key in ("pin_dir", "control_socket", "state_dir"):
+        place: str = getattr(config, key)
+        if not place.startswith("/"):
+            raise ConfigError(f"{path}: {key}: must be an absolute path, got {place!r}")
+    if len(config.control_socket.encode()) > _LONGEST_SOCKET:
+        raise ConfigError(
+            f"{path}: control_socket: a socket's path has at most {_LONGEST_SOCKET} bytes, "
+            f"got {len(config.control_socket.encode())}"
+        )
     if "." in config.pin_dir:
         raise ConfigError(
             f"{path}: pin_dir: the BPF file system refuses names with dots, got {config.pin_dir!r}"

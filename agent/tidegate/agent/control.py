@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from tidegate.agent.clock import StepWatch
 from tidegate.dataplane.host import DataPlane
@@ -28,6 +28,7 @@ from tidegate.model.values import (
     Fitness,
     Override,
     Rejection,
+    Snapshot,
     Stage,
     View,
 )
@@ -56,6 +57,28 @@ class Outcome:
     failed: bool = False
 
 
+class Applied(NamedTuple):
+    """A generation that came into force, and how.
+
+    Attributes:
+        now: the wall-clock second that it was planned for.
+        stepped: s by which the clock was stepped before; moments of `previous` moved with it.
+        snapshot: the keys that it was made of; None if they had no part in it.
+        refused: keys of it that are refused.
+        order: the order that it obeys, in words; empty if it obeys none.
+    """
+
+    previous: Generation
+    generation: Generation
+    diff: Diff
+    desired: Desired
+    now: int
+    stepped: int
+    snapshot: Snapshot | None
+    refused: frozenset[str]
+    order: str
+
+
 class Control:
     """Owns what is wanted and brings the data plane to it.
 
@@ -63,6 +86,9 @@ class Control:
         plane: opened, so that its publisher's generation is what the kernel holds.
         limits: what guards hold changes to.
         clock: wall clock, s.
+
+    Attributes:
+        applied: hears of each generation that comes into force.
     """
 
     def __init__(
@@ -76,11 +102,13 @@ class Control:
         self._looked = clock()
         self._steps = StepWatch(clock)
         self._stepped = 0
+        self._refused: frozenset[str] = frozenset()
         self._last_good = in_force_as_desired(publisher.in_force)
         self.view: View | None = None
         self.limits = limits
         self.fitness: Mapping[BackendKey, Fitness] | None = None
         """What health makes of backends; None while it is not known, which leaves each as it is."""
+        self.applied: Callable[[Applied], None] = lambda _: None
         self.outcome = Outcome(publisher.in_force.revision)
 
     def take(self, view: View) -> None:
@@ -155,15 +183,24 @@ class Control:
             return self._last_good, (), self.outcome.revision
         steering, snapshot = self.view
         desired, rejections = validate(snapshot, self._last_good, self._memo)
+        self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(desired, release=steering.release, pointer=steering.pointer)
         seen = max(steering.revision, snapshot.revision)
         return desired, (*steering.rejections, *rejections), seen
+
+    def put_back(self, desired: Desired, order: str) -> tuple[Rejection, ...]:
+        """Brings other documents into force, past all guards, as somebody has ordered.
+
+        Returns:
+            Why it could not be; then what was in force stays.
+        """
+        return self._apply(desired, int(self._clock()), order)
 
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
         return guards.refusals(desired, in_force, self.limits, self.overrides, now)
 
-    def _apply(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
+    def _apply(self, desired: Desired, now: int, order: str = "") -> tuple[Rejection, ...]:
         """Plans and publishes; why it may not, or could not, be."""
         previous = self._publisher.in_force
         started = time.monotonic()
@@ -171,7 +208,7 @@ class Control:
             base = after_step(previous, self._stepped) if self._stepped else previous
             generation = plan(desired, base, now, self.fitness)
             diff = difference(previous, generation)
-            refused = self._check(diff, desired, now)
+            refused = () if order else self._check(diff, desired, now)
             if refused:
                 return refused
             planned = time.monotonic()
@@ -182,8 +219,9 @@ class Control:
             return (_whole("build", str(error), desired.revision),)
         except DataplaneError as error:
             return (_whole("publish", f"{error}{self._put_back()}", desired.revision),)
+        own = desired is not self._last_good and not order
+        stepped, self._stepped = self._stepped, 0
         self._last_good = desired
-        self._stepped = 0
         if generation.number != previous.number:
             log.info(
                 "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f "
@@ -192,6 +230,9 @@ class Control:
                 *(generation.digest, diff, (planned - started) * 1e3),
                 (time.monotonic() - planned) * 1e3,
             )
+            snapshot = self.view.snapshot if self.view and own else None
+            how = (now, stepped, snapshot, self._refused, order)
+            self.applied(Applied(previous, generation, diff, desired, *how))
         try:
             self._plane.serve(generation)
         except DataplaneError as error:

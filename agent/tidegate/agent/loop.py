@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's clockwork: one loop, woken by etcd, links, signals and time.
+"""The agent's clockwork: one loop, woken by etcd, links, orders, signals and time.
 
 Only this loop writes to the data plane, so changes become generations strictly one after another.
-The watch, the status writer and the link watch have threads of their own and only leave mail.
+The watch, the status writer, the link watch, the journal and the control socket have threads of
+their own and only leave mail.
 """
 
 import logging
@@ -16,16 +17,21 @@ from tidegate import __version__
 from tidegate.agent import config as configuration
 from tidegate.agent import notify
 from tidegate.agent.auditor import Auditor
+from tidegate.agent.chronicle import Chronicle
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Control
+from tidegate.agent.control_socket import Answer, ControlSocket
 from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
+from tidegate.agent.operator import Operator
+from tidegate.agent.orders import Posted
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
+from tidegate.agent.routes import Desk
 from tidegate.agent.traffic import Meter
 from tidegate.dataplane.host import DataPlane, Settings
 from tidegate.dataplane.links import LinkWatch
-from tidegate.errors import ConfigError, DataplaneError
+from tidegate.errors import AgentError, ConfigError, DataplaneError
 from tidegate.keyspace import paths
 from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status_writer import StatusWriter
@@ -70,6 +76,16 @@ class Agent:
             self._mailbox.deliver,
             lambda _state: self._mailbox.ring(Bell.ETCD),
         )
+        self._chronicle = Chronicle(
+            self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
+        )
+        self._control.applied = self._chronicle.applied
+        self._operator = Operator(
+            self._control, self._plane.publisher, self._chronicle.past, self._chronicle.ordered
+        )
+        self._desk = Desk(self._mailbox.post, self._chronicle.past)
+        self._door: ControlSocket | None = None
+        self._door_fault = ""
         self._status = StatusWriter(
             etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
         )
@@ -105,6 +121,7 @@ class Agent:
         self._follower.start()
         self._health.start()
         self._health.follow(in_force)
+        self._open_door()
         self._report()
         notify.notify("READY=1", f"STATUS=generation {in_force.number}")
         try:
@@ -112,6 +129,14 @@ class Agent:
         finally:
             notify.notify("STOPPING=1")
             self._stop()
+
+    def _open_door(self) -> None:
+        """Makes the control socket; without one the agent does all else."""
+        try:
+            self._door = ControlSocket(Path(self._config.control_socket), self._desk.routes())
+        except AgentError as error:
+            self._door_fault = str(error)
+            log.warning("%s", error)
 
     def _loop(self) -> None:
         watchdog = notify.watchdog_interval()
@@ -131,17 +156,32 @@ class Agent:
             self._reload()
         if Bell.LINKS in mail.bells or Bell.RELOAD in mail.bells or now >= self._links_due:
             self._follow_links(now)
+        answers = self._obey(mail)
         if mail.view is not None:
             self._take(mail.view)
         # While a retry is due later, so is what time does: it would fail in the same way.
         due = self._control.due() if self._retry_at is None else now >= self._retry_at
         heeded = self._heed(Bell.HEALTH in mail.bells)
-        if heeded or mail.view is not None or due or Bell.RELOAD in mail.bells:
+        if heeded or answers or mail.view is not None or due or Bell.RELOAD in mail.bells:
             self._step()
         self._plane.publisher.reap(now)
         self._auditor.look(time.monotonic())
         self._look(now)
         self._report()
+        for posted, answer in answers:
+            posted.answer.set_result(answer)
+
+    def _obey(self, mail: Mail) -> list[tuple[Posted, Answer]]:
+        """Carries out orders; they are answered when what follows from them is in force."""
+        before = self._plane.publisher.in_force.number
+        answers = [
+            (posted, self._operator.carry_out(posted.order))
+            for posted in mail.orders
+            if posted.answer.set_running_or_notify_cancel()
+        ]
+        if self._plane.publisher.in_force.number != before:
+            self._applied = time.time()
+        return answers
 
     def _look(self, now: float) -> None:
         try:
@@ -177,6 +217,8 @@ class Agent:
             self._applied = time.time()
             self._health.follow(self._plane.publisher.in_force)
         self._refusals.tell(outcome.rejections, time.monotonic())
+        in_force = self._plane.publisher.in_force
+        self._chronicle.refused(outcome.rejections, in_force, outcome.revision)
 
     def _follow_links(self, now: float) -> None:
         self._links_due = now + _LINK_REFRESH_SECONDS
@@ -218,32 +260,37 @@ class Agent:
         notify.notify("READY=1")
 
     def _report(self) -> None:
-        self._status.submit(
-            describe(
-                Facts(
-                    config=self._config,
-                    generation=self._plane.publisher.in_force,
-                    outcome=self._control.outcome,
-                    view=self._control.view,
-                    frozen=self._control.frozen,
-                    overrides=self._control.overrides,
-                    etcd=self._follower.state,
-                    links=self._plane.links,
-                    modes=self._plane.modes,
-                    traffic=self._meter.traffic,
-                    damages=self._auditor.damages,
-                    repairs=self._auditor.repairs,
-                    started=self._started,
-                    applied=self._applied,
-                )
+        self._desk.status = describe(
+            Facts(
+                config=self._config,
+                generation=self._plane.publisher.in_force,
+                outcome=self._control.outcome,
+                view=self._control.view,
+                frozen=self._control.frozen,
+                overrides=self._control.overrides,
+                etcd=self._follower.state,
+                links=self._plane.links,
+                modes=self._plane.modes,
+                traffic=self._meter.traffic,
+                damages=self._auditor.damages,
+                repairs=self._auditor.repairs,
+                started=self._started,
+                applied=self._applied,
+                warnings=tuple(filter(None, (self._chronicle.problem, self._door_fault))),
             )
         )
+        self._status.submit(self._desk.status)
 
     def _stop(self) -> None:
+        if self._door is not None:
+            self._door.close()
+        for posted in self._mailbox.collect().orders:
+            posted.answer.cancel()
         self._follower.stop()
         self._health.stop()
         self._status.stop()
         self._links.stop()
+        self._chronicle.close()
         self._plane.close()
         left = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         if left:

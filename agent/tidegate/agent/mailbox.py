@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes the agent's loop: the latest view of etcd, changed links, etcd's state, and signals.
+"""What wakes the agent's loop: the latest view of etcd, links, etcd's state, orders, signals.
 
 Threads and signal handlers append to a queue of one, which is atomic and drops what was there, and
 write to an eventfd. So a slow loop coalesces what happened meanwhile, and nothing grows.
 """
 
 import os
+import queue
 import select
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
+from tidegate.agent.orders import Posted
 from tidegate.model.values import View
+
+_MOST_ORDERS: Final = 16
 
 
 class Bell(Enum):
@@ -24,6 +29,8 @@ class Bell(Enum):
     """The connection to etcd changed its state."""
     HEALTH = auto()
     """Health is to be judged anew: this host's findings or the fleet's verdicts changed."""
+    JOURNAL = auto()
+    """The journal cannot be written, or can be again."""
     RELOAD = auto()
     """SIGHUP."""
     STOP = auto()
@@ -36,6 +43,7 @@ class Mail:
 
     view: View | None
     bells: frozenset[Bell]
+    orders: tuple[Posted, ...] = ()
 
 
 class Mailbox:
@@ -46,6 +54,7 @@ class Mailbox:
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._view: deque[View] = deque(maxlen=1)
+        self._orders: queue.Queue[Posted] = queue.Queue(_MOST_ORDERS)
         self._bells: dict[Bell, deque[None]] = {bell: deque(maxlen=1) for bell in Bell}
 
     def deliver(self, view: View) -> None:
@@ -57,6 +66,15 @@ class Mailbox:
         """Something happened. May be called in a signal handler."""
         self._bells[bell].append(None)
         self._wake_up()
+
+    def post(self, order: Posted) -> bool:
+        """An operator's order; False if too many wait."""
+        try:
+            self._orders.put_nowait(order)
+        except queue.Full:
+            return False
+        self._wake_up()
+        return True
 
     def wait(self, seconds: float) -> None:
         """Returns when something arrives, or after this long."""
@@ -70,7 +88,11 @@ class Mailbox:
         rung = {bell for bell, queue in self._bells.items() if queue}
         for bell in rung:
             self._bells[bell].clear()
-        return Mail(view, frozenset(rung))
+        orders: list[Posted] = []
+        with suppress(queue.Empty):
+            while len(orders) < _MOST_ORDERS:
+                orders.append(self._orders.get_nowait())
+        return Mail(view, frozenset(rung), tuple(orders))
 
     def close(self) -> None:
         """Closes the eventfd; nothing may ring after this."""

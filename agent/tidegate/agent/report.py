@@ -53,6 +53,7 @@ class Facts:
     repairs: int
     started: float
     applied: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def describe(facts: Facts) -> StatusDocument:
@@ -84,6 +85,7 @@ def describe(facts: Facts) -> StatusDocument:
             )
             for each in facts.overrides
         ),
+        warnings=facts.warnings,
         refusals=listed,
         refusals_left_out=left_out,
         interfaces=tuple(

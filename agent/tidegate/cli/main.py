@@ -20,6 +20,10 @@ from tidegate.errors import TidegateError
 _BROKEN_PIPE: Final = 141  # as a shell says that SIGPIPE ended it
 _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
+    "rollback": "put an earlier generation of this host back, and freeze",
+    "freeze": "keep what is in force on this host",
+    "thaw": "let this host follow its keyspace again",
+    "history": "what was in force when, and who changed it",
     "lab": "a rack in network namespaces, to try things on",
     "validate": "check files of documents",
     "plan": "what documents would do to this host's data plane",

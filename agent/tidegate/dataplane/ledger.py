@@ -69,6 +69,8 @@ class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
     pointer: str = ""
     attempt: int = 0
     """The last generation whose publishing was begun: its number is spent, complete or not."""
+    hold: str = ""
+    """Why an operator of this host has frozen it."""
 
 
 class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):

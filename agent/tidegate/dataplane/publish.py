@@ -91,6 +91,8 @@ class Publisher:
         """Whether the kernel holds exactly the generation in force, as far as we know."""
         self._is_lost = False
         self.in_force: Generation = NOTHING
+        self.hold = ""
+        """Why an operator has frozen this host; kept beside the tables (`keep_hold`)."""
 
     def adopt(self) -> Generation:
         """Reads what the kernel holds, so that publishing goes on from there.
@@ -101,6 +103,8 @@ class Publisher:
         self.mirror.load(strict=True)
         self.mirror.load_tables()
         self.in_force = self._found()
+        meta = self.mirror.records.get(_META)
+        self.hold = meta.hold if isinstance(meta, MetaRecord) else ""
         self.is_certain = False
         return self.in_force
 
@@ -175,6 +179,22 @@ class Publisher:
         except OSError as error:
             raise DataplaneError(f"the kernel cannot be read: {error.strerror}") from error
 
+    def keep_hold(self, reason: str) -> None:
+        """Keeps, beside the tables, why an operator has frozen this host; empty ends that.
+
+        Raises:
+            FenceError: the maps are somebody else's now.
+            DataplaneError: the ledger cannot be written.
+        """
+        self.check()
+        before = self.mirror.records.get(_META)
+        meta = before if isinstance(before, MetaRecord) else MetaRecord(0, 0)
+        try:
+            self.mirror.record({_META: msgspec.structs.replace(meta, hold=reason)})
+        except OSError as error:
+            raise DataplaneError(f"the ledger cannot be written: {error}") from error
+        self.hold = reason
+
     @property
     def next_reap(self) -> float | None:
         """Monotonic second at which the next replaced table may be freed, or None."""
@@ -217,7 +237,7 @@ class Publisher:
     def _prepare(self, wanted: Intent, filled: dict[int, Loaded]) -> None:
         """Steps 1 and 2: what no table and no VIP in force leads to."""
         generation = wanted.generation
-        taken = msgspec.structs.replace(_meta(self.in_force), attempt=generation.number)
+        taken = msgspec.structs.replace(_meta(self.in_force, self.hold), attempt=generation.number)
         self.mirror.record({_META: taken})
         self.reached(Step.NUMBER_TAKEN)
         everything = list(generation.backends.values())
@@ -321,7 +341,7 @@ class Publisher:
 
     def _note_origin(self, generation: Generation) -> None:
         """Records that what is in force is of another release now, if it is."""
-        before, after = _meta(self.in_force), _meta(generation)
+        before, after = _meta(self.in_force, self.hold), _meta(generation, self.hold)
         if (before.release, before.pointer) != (after.release, after.pointer):
             self.check()
             try:
@@ -347,11 +367,11 @@ class Publisher:
             self.reached(Step.POOL_UNPINNED)
         if not self.is_certain:
             mirror.forget_others([*records, _META])
-        mirror.record({_META: _meta(generation)})
+        mirror.record({_META: _meta(generation, self.hold)})
         self.reached(Step.NUMBER_RECORDED)
 
 
-def _meta(generation: Generation) -> MetaRecord:
+def _meta(generation: Generation, hold: str) -> MetaRecord:
     """The record of a generation that is in force, complete."""
     return MetaRecord(
         generation.number,
@@ -360,6 +380,7 @@ def _meta(generation: Generation) -> MetaRecord:
         generation.release,
         generation.pointer,
         attempt=generation.number,
+        hold=hold,
     )
 
 

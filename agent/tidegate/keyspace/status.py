@@ -215,6 +215,16 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             ],
         ),
     ] = ()
+    warnings: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                "What somebody should see to, though packets and changes go on: a journal that "
+                "cannot be written, say."
+            ),
+            examples=[[]],
+        ),
+    ] = ()
     refusals: Annotated[
         tuple[Refusal, ...],
         Meta(

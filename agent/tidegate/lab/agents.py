@@ -27,6 +27,8 @@ release = "{release}"
 interfaces = ["{nic}"]
 xdp_mode = "native"
 pin_dir = "{pin_dir}"
+control_socket = "{folder}/agent.sock"
+state_dir = "{folder}/state"
 
 [etcd]
 root = "{root}"
@@ -59,6 +61,7 @@ def write_config(spec: LabSpec, lb: str) -> Path:
             release=RELEASE,
             nic=NIC,
             pin_dir=spec.pin_dir(lb),
+            folder=path.parent,
             root=ROOT,
             etcd=json.dumps(etcd_endpoints(spec.stations())),
             outer4=OUTER4,

@@ -2,6 +2,6 @@
 """From what is wanted and what is in force to the next generation: pure functions, no clock."""
 
 from tidegate.planner.clock import after_step
-from tidegate.planner.generations import confirm, next_moment, plan
+from tidegate.planner.generations import confirm, current_table, next_moment, plan
 
-__all__ = ["after_step", "confirm", "next_moment", "plan"]
+__all__ = ["after_step", "confirm", "current_table", "next_moment", "plan"]

@@ -262,6 +262,11 @@ def _current(serving: list[_Owner]) -> Slots:
     return ids[maglev.build([(o.name, o.weight) for o in serving], TABLE_SIZE)]
 
 
+def current_table(pool: str, backends: Mapping[BackendKey, PlacedBackend]) -> Slots:
+    """The current owners that a pool's backends give, as ids."""
+    return _current(_serving(backends, (pool,))[pool])
+
+
 def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> dict[str, PlacedVip]:
     before = previous.vips
     allocator = Allocator(

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of the journal: `<state_dir>/journal/<number>.jsonl`, in the order of their numbers.
+
+A line counts once its end is there. What follows the last end is the line that a crash or a full
+disk cut short: readers leave it out, and the next writer cuts it off. Anything else that is no line
+ends what can be read of its file, and is named.
+
+The folder is for its owner alone, as documents may say more of a network than is for everyone.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from tidegate.agent.journal.limits import EMPTY, Size
+from tidegate.agent.journal.lines import Base, Line, Step, decode
+from tidegate.errors import AgentError
+
+_NAME: Final = re.compile(r"(\d{8})\.jsonl")
+
+
+def folder_of(state_dir: Path) -> Path:
+    """Where the journal is."""
+    return state_dir / "journal"
+
+
+@dataclass
+class File:
+    """One file, as far as it can be read.
+
+    Attributes:
+        size: of what can be read.
+        fault: why not all of it can be; empty if it can, a line that was cut short left aside.
+    """
+
+    path: Path
+    lines: list[Line] = field(default_factory=list)
+    size: Size = EMPTY
+    fault: str = ""
+
+
+def paths(folder: Path) -> list[Path]:
+    """The journal's files, the oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def next_path(folder: Path) -> Path:
+    """The file after the last one."""
+    there = paths(folder)
+    number = int(there[-1].stem) + 1 if there else 1
+    return folder / f"{number:08d}.jsonl"
+
+
+def read(path: Path) -> File:
+    """One file.
+
+    Raises:
+        AgentError: it cannot be read at all.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise AgentError(f"cannot read the journal: {path}: {error.strerror}") from error
+    found = File(path)
+    size = generations = 0
+    for number, part in enumerate(text.split(b"\n")[:-1], start=1):
+        try:
+            line = decode(part)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            found.fault = f"{path.name}:{number}: {error}"
+            break
+        if number == 1 and not isinstance(line, Base):
+            found.fault = f"{path.name}: it does not begin with what was in force"
+            break
+        found.lines.append(line)
+        size += len(part) + 1
+        generations += isinstance(line, Step)
+    found.size = Size(generations, size)
+    return found
+
+
+def read_all(folder: Path) -> Iterator[File]:
+    """Every file, the oldest first. One that the agent drops meanwhile is left out.
+
+    Raises:
+        AgentError: the folder or a file cannot be read.
+    """
+    try:
+        there = paths(folder)
+    except OSError as error:
+        raise AgentError(f"cannot read the journal: {folder}: {error.strerror}") from error
+    for path in there:
+        if path.exists():
+            yield read(path)
+
+
+class Appender:
+    """Writes to one file, whole lines only."""
+
+    def __init__(self, path: Path, at: int = 0) -> None:
+        """Opens it, and cuts off what follows its first `at` bytes.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._at = at
+        os.ftruncate(self._fd, at)
+
+    @classmethod
+    def create(cls, path: Path, first: bytes) -> Self:
+        """A new file with its first lines, or none.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        made = cls(path)
+        try:
+            made.append(first)
+        except OSError:
+            made.close()
+            path.unlink()
+            raise
+        return made
+
+    def append(self, text: bytes) -> None:
+        """Adds lines, all or none, and waits until the disk has them.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        at = 0
+        try:
+            while at < len(text):
+                at += os.pwrite(self._fd, text[at:], self._at + at)
+            os.fdatasync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self._at)
+            raise
+        self._at += len(text)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lines of the journal: one JSON object each, append-only, told apart by `type`.
+
+A file begins with a `base`, which has everything that is in force. Each `generation` after it has
+what differs from the one before, in the records of the data plane's ledger: names, ids, documents
+and the weights that count, from which tables follow (they are a function of names and weights). So
+each generation can be made again exactly; `replay` does it.
+
+The seed of the flow hash is not here, as whoever knows it can aim flows at one backend. Four bytes
+of its hash are, so that a reader notices when the seed that it has is another one.
+"""
+
+import hashlib
+from collections.abc import Container, Iterable, Mapping
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tidegate.dataplane import ledger
+from tidegate.dataplane.ledger import Kind, Place, Record
+from tidegate.model.generation import Generation
+from tidegate.model.values import Rejection, Stage
+from tidegate.planner.diff import Diff
+
+FORMAT: Final = 1
+MOST_NAMES: Final = 1000
+"""Names and keys that one line lists; how many more there were is counted."""
+MOST_REFUSALS: Final = 100
+
+Moment: TypeAlias = str
+"""RFC 3339 in UTC, to milliseconds."""
+
+
+class KeyChange(Struct, frozen=True, array_like=True):
+    """A key relative to its release, and the revision that wrote it; 0: it was deleted."""
+
+    key: str
+    mod_revision: int
+
+
+class Cause(Struct, frozen=True, omit_defaults=True):
+    """Why there is a new generation: keys, time alone, an operator's order, or the agent's start.
+
+    Attributes:
+        what: of time and orders, in words.
+        left_out: keys beyond those listed.
+    """
+
+    kind: Literal["keys", "time", "rollback", "start"]
+    what: str = ""
+    keys: tuple[KeyChange, ...] = ()
+    left_out: int = 0
+
+
+class Names(Struct, frozen=True, omit_defaults=True):
+    """What came, went and changed of one kind; backends as pool/backend."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    left_out: int = 0
+
+
+class Moved(Struct, frozen=True):
+    """Slots of a pool's table that changed their owner, and the least that the change allows."""
+
+    slots: int
+    minimum: int
+
+
+class Summary(Struct, frozen=True, omit_defaults=True):
+    """What a generation changed, for people; what it holds is in the records."""
+
+    vips: Names = Names()
+    pools: Names = Names()
+    backends: Names = Names()
+    retired: tuple[str, ...] = ()
+    moved: dict[str, Moved] = {}
+
+
+class Entry(Struct, frozen=True, array_like=True):
+    """An element of the ledger."""
+
+    kind: int
+    id: int
+    record: Record
+
+
+class Base(Struct, frozen=True, tag="base"):
+    """Everything that is in force when a file begins.
+
+    Attributes:
+        open_until: by pool, wall-clock second until which slots may be in a window that opened
+            before this line.
+    """
+
+    at: Moment
+    number: int
+    revision: int
+    digest: str
+    release: str
+    seed: str
+    records: tuple[Entry, ...]
+    open_until: dict[str, int]
+    format: Annotated[int, Meta(le=FORMAT)] = FORMAT
+
+
+class Step(Struct, frozen=True, tag="generation", omit_defaults=True):
+    """A generation that came into force.
+
+    Attributes:
+        at: when it was published.
+        now: the wall-clock second that it was planned for; windows are counted from it.
+        stepped: s by which the clock was stepped before that; windows in force moved with it.
+        removed: places of the ledger that the generation before had.
+    """
+
+    at: Moment
+    now: int
+    number: int
+    revision: int
+    digest: str
+    release: str
+    seed: str
+    cause: Cause
+    summary: Summary
+    changed: tuple[Entry, ...] = ()
+    removed: tuple[tuple[int, int], ...] = ()
+    stepped: int = 0
+
+
+class Refusal(Struct, frozen=True, omit_defaults=True):
+    """A key that was refused."""
+
+    key: str
+    field: str
+    reason: str
+    stage: Stage
+    revision: int
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """What a change wanted and did not get; `number` stayed in force."""
+
+    at: Moment
+    number: int
+    revision: int
+    refusals: tuple[Refusal, ...]
+    left_out: int = 0
+
+
+class Ordered(Struct, frozen=True, tag="order"):
+    """An operator froze or thawed the host."""
+
+    at: Moment
+    order: str
+    by: str
+    reason: str = ""
+
+
+Line: TypeAlias = Base | Step | Refused | Ordered
+Records: TypeAlias = Mapping[Place, Record]
+
+_decoder: Final = msgspec.json.Decoder(Line)
+
+
+def encode(line: Line) -> bytes:
+    """The line with its end."""
+    return msgspec.json.encode(line) + b"\n"
+
+
+def decode(text: bytes) -> Line:
+    """The line of these bytes.
+
+    Raises:
+        msgspec.DecodeError: they are none.
+    """
+    line: Line = _decoder.decode(text)
+    return line
+
+
+def fingerprint(seed: str | None) -> str:
+    """What tells seeds apart and gives none away: four bytes of a hash; empty without a seed."""
+    if seed is None:
+        return ""
+    return hashlib.blake2b(seed.encode(), digest_size=4, person=b"tidegate-journal").hexdigest()
+
+
+class Origin(NamedTuple):
+    """What a line says of a generation besides the generation itself."""
+
+    at: Moment
+    now: int
+    cause: Cause
+    summary: Summary
+    stepped: int = 0
+
+
+def base(generation: Generation, at: Moment) -> Base:
+    """The line that a file begins with."""
+    return Base(
+        at=at,
+        number=generation.number,
+        revision=generation.revision,
+        digest=generation.digest,
+        release=generation.release,
+        seed=fingerprint(generation.hash_seed),
+        records=_entries(ledger.records(generation)),
+        open_until={
+            name: max(window.closes_at for window in placed.table.windows[1:])
+            for name, placed in sorted(generation.pools.items())
+            if len(placed.table.windows) > 1
+        },
+    )
+
+
+def step(before: Records, generation: Generation, records: Records, origin: Origin) -> Step:
+    """The line of a generation.
+
+    Args:
+        before: the ledger's records of the generation before.
+        generation: the one that came into force.
+        records: its records.
+        origin: when and why.
+    """
+    changed = {place: r for place, r in records.items() if before.get(place) != r}
+    return Step(
+        at=origin.at,
+        now=origin.now,
+        number=generation.number,
+        revision=generation.revision,
+        digest=generation.digest,
+        release=generation.release,
+        seed=fingerprint(generation.hash_seed),
+        cause=origin.cause,
+        summary=origin.summary,
+        changed=_entries(changed),
+        removed=tuple((int(p.kind), p.id) for p in sorted(before.keys() - records.keys())),
+        stepped=origin.stepped,
+    )
+
+
+def _entries(records: Records) -> tuple[Entry, ...]:
+    return tuple(Entry(int(p.kind), p.id, records[p]) for p in sorted(records))
+
+
+def places(entries: Iterable[Entry]) -> dict[Place, Record]:
+    """The records of a line."""
+    return {Place(Kind(entry.kind), entry.id): entry.record for entry in entries}
+
+
+def summary(diff: Diff) -> Summary:
+    """What a difference says, within a bound."""
+    return Summary(
+        vips=_names(*diff.vips),
+        pools=_names(*diff.pools),
+        backends=_names(*diff.backends),
+        retired=diff.retired[:MOST_NAMES],
+        moved={pool: Moved(move.moved, move.minimum) for pool, move in diff.moves.items()},
+    )
+
+
+def _names(*lists: tuple[str, ...]) -> Names:
+    added, removed, changed = (each[:MOST_NAMES] for each in lists)
+    listed = len(added) + len(removed) + len(changed)
+    return Names(added, removed, changed, sum(map(len, lists)) - listed)
+
+
+def refused(rejections: Iterable[Rejection], at: Moment, number: int, revision: int) -> Refused:
+    """The line of what was refused, within a bound."""
+    listed = tuple(Refusal(r.key, r.field, r.reason, r.stage, r.revision) for r in rejections)
+    left_out = max(0, len(listed) - MOST_REFUSALS)
+    return Refused(at, number, revision, listed[:MOST_REFUSALS], left_out)
+
+
+def keys_cause(
+    before: Mapping[str, int], after: Mapping[str, int], without: Container[str] = ()
+) -> Cause:
+    """The keys that differ between two snapshots, given as mod revisions by key.
+
+    Args:
+        before: of the generation before.
+        after: of this one.
+        without: keys that had no part in it, as they are refused.
+    """
+    changed = [KeyChange(k, after[k]) for k in sorted(after) if before.get(k) != after[k]]
+    changed += [KeyChange(k, 0) for k in sorted(before.keys() - after.keys())]
+    changed = [change for change in changed if change.key not in without]
+    listed = tuple(changed[:MOST_NAMES])
+    return Cause("keys", keys=listed, left_out=len(changed) - len(listed))

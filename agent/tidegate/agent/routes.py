@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paths of the control socket: what each one asks or orders.
+
+    GET  /status    the status document, as in etcd, from the last turn of the loop
+    GET  /states    the generations that can be gone back to
+    POST /rollback  {"to": N | null, "reason": "", "on_behalf_of": ""}
+    POST /freeze    {"reason": "", "on_behalf_of": ""}
+    POST /thaw      the same
+
+Orders go through the mailbox to the loop, which alone changes the data plane. Questions are
+answered here, from values that the loop has left.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import msgspec
+
+from tidegate.agent.control_socket import Answer, Request, Routes
+from tidegate.agent.orders import (
+    Body,
+    Freeze,
+    Order,
+    Posted,
+    Rollback,
+    RollbackBody,
+    Signature,
+    Thaw,
+    refused,
+)
+from tidegate.agent.past import Past, State
+from tidegate.keyspace.status import StatusDocument, encode
+
+ANSWER_SECONDS: Final = 30.0
+"""A client waits this long for the loop, which may be publishing a large change."""
+
+_Body = TypeVar("_Body", bound=Body)
+
+
+class Desk:
+    """Takes what clients say to the loop, and shows what the loop has left.
+
+    Args:
+        post: hands an order to the loop; False if too many wait there.
+        past: read only.
+    """
+
+    def __init__(self, post: Callable[[Posted], bool], past: Past) -> None:
+        self._post = post
+        self._past = past
+        self.status: StatusDocument | None = None
+
+    def routes(self) -> Routes:
+        """What the control socket answers."""
+        return {
+            ("GET", "/status"): self._status,
+            ("GET", "/states"): self._states,
+            ("POST", "/rollback"): self._rollback,
+            ("POST", "/freeze"): lambda request: self._plain(request, Freeze),
+            ("POST", "/thaw"): lambda request: self._plain(request, Thaw),
+        }
+
+    def _status(self, _: Request) -> Answer:
+        if self.status is None:
+            return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
+        return Answer(HTTPStatus.OK, encode(self.status) + b"\n")
+
+    def _states(self, _: Request) -> Answer:
+        return Answer(HTTPStatus.OK, {"states": [described(s) for s in self._past.states]})
+
+    def _rollback(self, request: Request) -> Answer:
+        body = _read(request, RollbackBody)
+        if isinstance(body, Answer):
+            return body
+        return self._carry_out(Rollback(_signed(request, body), body.to))
+
+    def _plain(self, request: Request, kind: type[Freeze | Thaw]) -> Answer:
+        body = _read(request, Body)
+        if isinstance(body, Answer):
+            return body
+        return self._carry_out(kind(_signed(request, body)))
+
+    def _carry_out(self, order: Order) -> Answer:
+        posted = Posted(order)
+        if not self._post(posted):
+            return refused("too many orders are waiting", HTTPStatus.SERVICE_UNAVAILABLE)
+        try:
+            return posted.answer.result(ANSWER_SECONDS)
+        except TimeoutError:
+            if posted.answer.cancel():
+                sentence = f"the agent was busy for {ANSWER_SECONDS:g} s; nothing was done"
+                return refused(sentence, HTTPStatus.SERVICE_UNAVAILABLE)
+            sentence = "the agent is still at it: see its status"
+            return refused(sentence, HTTPStatus.GATEWAY_TIMEOUT)
+        except CancelledError:
+            return refused("the agent stops; nothing was done", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def described(state: State) -> dict[str, int | str]:
+    """A state that can be gone back to, as JSON."""
+    return {
+        "first": state.first,
+        "last": state.last,
+        "revision": state.desired.revision,
+        "digest": state.digest,
+    }
+
+
+def _read(request: Request, kind: type[_Body]) -> _Body | Answer:
+    try:
+        return msgspec.json.decode(request.body or b"{}", type=kind)
+    except msgspec.DecodeError as error:
+        return refused(f"the body is not understood: {error}", HTTPStatus.BAD_REQUEST)
+
+
+def _signed(request: Request, body: Body) -> Signature:
+    user = f"{request.user} for {body.on_behalf_of}" if body.on_behalf_of else request.user
+    return Signature(user, time.time(), body.reason)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the agent of this host, over its control socket: for `rollback`, `freeze`, `thaw`.
+
+Which socket: `--socket PATH`, else that of the agent's file (`-c`), else the default one.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from tidegate.errors import AgentError
+
+DEFAULT_SOCKET: Final = Path("/run/tidegate/agent.sock")
+_TIMEOUT: Final = 45.0
+"""s; the agent answers within 30."""
+EXIT_CODES: Final = "exit codes: 0 done; 1 the agent refused it; 2 the agent cannot be asked"
+
+
+def add_socket(command: argparse.ArgumentParser) -> None:
+    """Adds the options that name an agent."""
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="the agent's file, which has its socket"
+    )
+    where.add_argument(
+        "--socket", type=Path, metavar="PATH", help=f"the agent's socket ({DEFAULT_SOCKET})"
+    )
+
+
+def add_reason(command: argparse.ArgumentParser) -> None:
+    """Adds the option that says why."""
+    command.add_argument("--reason", default="", metavar="TEXT", help="why; the status shows it")
+
+
+def order(options: argparse.Namespace, path: str, **fields: object) -> dict[str, Any]:
+    """Posts an order and returns the agent's answer.
+
+    Raises:
+        AgentError: nobody answers. What the agent refuses is an answer with `error`.
+    """
+    speaks_for = os.environ.get("SUDO_USER", "")
+    body = {"reason": options.reason, "on_behalf_of": speaks_for[:100], **fields}
+    return ask(_path(options), "POST", path, json.dumps(body).encode())
+
+
+def ask(path: Path, method: str, where: str, body: bytes = b"") -> dict[str, Any]:
+    """One request to an agent's socket.
+
+    Raises:
+        AgentError: nobody answers, or what answers is no agent.
+    """
+    connection = _Connection(path)
+    try:
+        connection.request(method, where, body, {"Content-Type": "application/json"})
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    except OSError as error:
+        raise AgentError(
+            f"no agent answers on {path} ({error.strerror or error}): is it running? Another "
+            "socket is named by --socket, or by the agent's file with -c"
+        ) from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise AgentError(f"what answers on {path} is no agent: {error}") from error
+    finally:
+        connection.close()
+    return answer
+
+
+def _path(options: argparse.Namespace) -> Path:
+    if options.config is not None:
+        from tidegate.agent import config  # noqa: PLC0415 - takes pyroute2
+
+        return Path(config.read(options.config).control_socket)
+    return options.socket or DEFAULT_SOCKET
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connects to the socket in place of a host."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(str(self._path))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidegate history`: what was in force when, who changed it, what was refused, who had a flow.
+
+Arguments only: `history_show` prints, and the journal is read by `tidegate.agent.journal`. No agent
+has to run.
+"""
+
+import argparse
+import re
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from tidegate.model.values import Address
+
+_ABOUT: Final = """\
+Reads the journal of this host's generations: what changed, which keys at which revision, what was
+refused and why. No agent and no etcd is needed. Times are UTC: 12:03, 12:03:04 (the last time that
+it was so late), 2026-01-31T12:03:04Z, or 90s, 30m, 2h, 1d (ago).
+"""
+_EPILOG: Final = """\
+exit codes: 0 done; 1 nothing was found; 2 the journal cannot be read
+
+examples:
+  tidegate history
+  tidegate history -n 5 --key pools/web
+  tidegate history --since 2h --json | jq -r 'select(.type == "refused") | .refusals[].reason'
+  tidegate history owner --at 12:03:04 tcp 198.51.100.7:40000 192.0.2.10:443
+"""
+_OWNER_ABOUT: Final = """\
+Says which backend a flow belonged to at a time: the VIP, the slot of the flow hash, the pool, the
+owner of flows that began then, and, if the slot was in transition, the owner of older flows. The
+key of the flow hash is not in the journal: it is taken from the pins or from the agent's file.
+"""
+_AGO: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_AGENT_FILE: Final = Path("/etc/tidegate/agent.toml")
+
+
+class Endpoint(NamedTuple):
+    """An address with a port."""
+
+    address: "Address"
+    port: int
+
+
+def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `history` to the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    command = subparsers.add_parser(
+        "history",
+        help="what was in force when, and who changed it",
+        description=_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=raw,
+    )
+    _add_place(command)
+    command.add_argument(
+        "-n", type=int, default=20, metavar="N", help="the last N lines; 0 is all (20)"
+    )
+    command.add_argument("--key", metavar="KEY", help="only what concerns this key or those below")
+    command.add_argument("--since", type=moment, metavar="TIME", help="only what came later")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+    command.set_defaults(run=_run)
+    owner = command.add_subparsers(metavar="owner").add_parser(
+        "owner",
+        help="which backend had a flow",
+        description=_OWNER_ABOUT,
+        epilog=_EPILOG,
+        formatter_class=raw,
+    )
+    _add_place(owner)
+    owner.add_argument("--at", type=moment, required=True, metavar="TIME", help="when")
+    owner.add_argument("protocol", choices=("tcp", "udp"))
+    owner.add_argument("client", type=endpoint, metavar="CLIENT:PORT")
+    owner.add_argument("vip", type=endpoint, metavar="VIP:PORT", help="IPv6 as [ADDRESS]:PORT")
+    owner.add_argument("--json", action="store_true", help="one JSON object")
+    owner.set_defaults(run=_run_owner)
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=_AGENT_FILE,
+        metavar="FILE",
+        help=f"the agent's file ({_AGENT_FILE})",
+    )
+    command.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="where the journal is, without the file"
+    )
+
+
+def moment(text: str, now: datetime | None = None) -> datetime:
+    """A time as an operator writes it.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    now = now or datetime.now(UTC)
+    ago = re.fullmatch(r"(\d+)([smhd])", text)
+    if ago:
+        return now - timedelta(seconds=int(ago[1]) * _AGO[ago[2]])
+    if re.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?", text):
+        text = f"{now:%Y-%m-%d}T{text:0>5}" if text.count(":") == 1 else f"{now:%Y-%m-%d}T{text}"
+        found = _parsed(text)
+        return found if found <= now else found - timedelta(days=1)
+    return _parsed(text)
+
+
+def _parsed(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: write 12:03, 12:03:04, 2026-01-31T12:03:04Z or 2h"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def endpoint(text: str) -> Endpoint:
+    """An address with a port.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    host, _, port = text.rpartition(":")
+    try:
+        address, number = ip_address(host.removeprefix("[").removesuffix("]")), int(port)
+        number.to_bytes(2)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address with a port: write 192.0.2.10:443 or [2001:db8::1]:443"
+        ) from error
+    return Endpoint(address, number)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tidegate.cli import history_show  # noqa: PLC0415 - `tidegate --help` does without
+
+    return history_show.show_lines(options)
+
+
+def _run_owner(options: argparse.Namespace) -> int:
+    from tidegate.cli import history_show  # noqa: PLC0415 - the same
+
+    return history_show.show_owner(options)
