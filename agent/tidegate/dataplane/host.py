@@ -153,6 +153,7 @@ class DataPlane:
             raise DataplaneError(f"cannot put a new program in place: {error}") from error
         self._build = build
         self._ours = {bpf.object_id(fresh)}
+        reached(Step.PROGRAM_KEPT)
         if before >= 0:
             os.close(before)
         names = ",".join(sorted(each.name for each in build.features))

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two agents and one data plane: whatever sleeps, wakes or is taken away, one of them publishes.
+
+Real processes open the data plane on a veth of a namespace of the test's own, each told over a pipe
+what to publish. Replacing the program is killed at each of its steps in the same way.
+"""
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from crashes import SMALL, Packets, fork, link_loopback, open_maps, wait_gone
+from kernel import BUILD
+from roster import backend, desired, vip
+from tidegate.dataplane import host, maps, programs, tables
+from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.links import Gateways
+from tidegate.dataplane.steps import Step
+from tidegate.errors import DataplaneError, FenceError
+from tidegate.lab import netns
+from tidegate.model.values import Desired
+from tidegate.planner import plan
+
+pytestmark = pytest.mark.root
+
+NOW = 1_700_000_000
+PLAIN = desired([vip("web4", "192.0.2.1")], [backend("b1"), backend("b2")])
+CLAMPED = desired([vip("web4", "192.0.2.1", mss_clamp=1200)], [backend("b1"), backend("b3")])
+OF_PROGRAMS = [step for step in Step if step.name.startswith("PROGRAM_")]
+
+
+class Place:
+    """A namespace with an interface, and a folder for pins."""
+
+    def __init__(self) -> None:
+        self.name = f"tgtest-{secrets.token_hex(4)}"
+        self.pins = Path("/sys/fs/bpf") / self.name
+        netns.create(self.name)
+        with netns.entered(self.name), IPRoute() as link:
+            link.link("add", ifname="lb0", kind="veth", peer={"ifname": "peer0"})
+            for name in ("lb0", "peer0"):
+                link.link("set", index=link.link_lookup(ifname=name)[0], state="up")
+
+    def close(self) -> None:
+        """Takes everything away."""
+        with netns.entered(self.name), suppress(FileNotFoundError):
+            host.remove(self.pins, ["lb0"])
+        netns.remove(self.name)
+
+    def open(self, reached: Callable[[Step], None] = lambda _: None) -> host.DataPlane:
+        """The data plane, as an agent opens it; the thread must be in the namespace."""
+        settings = host.Settings(
+            self.pins, ["lb0"], "generic", BUILD, SMALL, Gateways(None, None), grace=0
+        )
+        return host.DataPlane(settings, reached)
+
+    def attached(self) -> int | None:
+        """Id of the program on the interface."""
+        with netns.entered(self.name):
+            on = programs.attached("lb0")
+        return on.program_id if on else None
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    built = Place()
+    yield built
+    built.close()
+
+
+def publish(plane: host.DataPlane, wanted: Desired) -> int:
+    """What the agent does with documents; returns the number in force."""
+    previous = plane.publisher.in_force
+    generation = plan(wanted, previous, NOW + previous.number)
+    plane.serve(previous, generation)
+    plane.publisher.publish(generation, 0.0)
+    plane.serve(generation)
+    plane.publisher.reap(1.0)
+    return plane.publisher.in_force.number
+
+
+class Agent:
+    """A process that has the data plane open and does what it is told, one answer a word."""
+
+    def __init__(self, place: Place) -> None:
+        self._orders, orders = os.pipe()
+        answers, self._answers = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(orders)
+            os.close(answers)
+            self._run(place)
+        os.close(self._orders)
+        os.close(self._answers)
+        self._to, self._from = os.fdopen(orders, "w"), os.fdopen(answers)
+        self.opened = self._from.readline().strip()
+
+    def _run(self, place: Place) -> None:
+        answers = os.fdopen(self._answers, "w")
+
+        def answer(text: object) -> None:
+            print(str(text).replace("\n", " "), file=answers, flush=True)
+
+        try:
+            with netns.entered(place.name):
+                try:
+                    plane = place.open()
+                except DataplaneError as error:
+                    answer(error)
+                    os._exit(1)
+                answer("open")
+                for line in os.fdopen(self._orders):
+                    work: dict[str, Callable[[], object]] = {
+                        "plain": lambda: publish(plane, PLAIN),
+                        "clamped": lambda: publish(plane, CLAMPED),
+                        "follow": plane.follow,
+                        "audit": lambda: plane.audit(deep=True),
+                        "close": plane.close,
+                    }
+                    try:
+                        answer(f"done {work[line.strip()]()}")
+                    except FenceError as error:
+                        answer(f"fence {error}")
+        finally:
+            os._exit(0)
+
+    def tell(self, order: str) -> str:
+        """Gives an order and returns the answer."""
+        print(order, file=self._to, flush=True)
+        return self._from.readline().strip()
+
+    def end(self) -> None:
+        """Kills it, and waits for it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._to.close()
+        self._from.close()
+
+
+@pytest.fixture
+def agents(place: Place) -> Iterator[Callable[[], Agent]]:
+    started: list[Agent] = []
+
+    def start() -> Agent:
+        started.append(Agent(place))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.end()
+
+
+def holds(place: Place) -> set[str]:
+    """Names of all pins."""
+    return {str(path.relative_to(place.pins)) for path in place.pins.rglob("*")}
+
+
+def test_a_second_agent_is_turned_away(place: Place, agents: Callable[[], Agent]) -> None:
+    """While the first one lives, also if it is stopped; when it is gone, the next one goes on."""
+    first = agents()
+    assert (first.opened, first.tell("plain")) == ("open", "done 1")
+    assert "another agent holds" in agents().opened
+    os.kill(first.pid, signal.SIGSTOP)
+    assert "another agent holds" in agents().opened
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.tell("clamped") == "done 2"
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+    second = agents()
+    assert (second.opened, second.tell("plain")) == ("open", "done 3")
+
+
+def test_an_agent_that_wakes_beside_a_new_data_plane_writes_nothing(
+    place: Place, agents: Callable[[], Agent]
+) -> None:
+    """It slept while everything was removed and made anew: each of its writes is refused."""
+    stale = agents()
+    assert stale.tell("plain") == "done 1"
+    os.kill(stale.pid, signal.SIGSTOP)
+    with netns.entered(place.name):
+        host.remove(place.pins, ["lb0"])
+    fresh = agents()
+    assert (fresh.opened, fresh.tell("plain")) == ("open", "done 1")
+    there, program = holds(place), place.attached()
+    os.kill(stale.pid, signal.SIGCONT)
+    for order in ("clamped", "follow", "audit"):
+        assert "another agent's now" in stale.tell(order)
+    assert stale.tell("close").startswith("done")
+    assert (holds(place), place.attached()) == (there, program)
+    assert fresh.tell("clamped") == "done 2"
+    assert fresh.tell("audit") == "done []"
+
+
+def test_an_agent_whose_data_plane_was_removed_does_not_make_it_again(
+    place: Place, agents: Callable[[], Agent]
+) -> None:
+    """Its folder is gone: it says so, and nothing comes back."""
+    left = agents()
+    assert left.tell("plain") == "done 1"
+    with netns.entered(place.name):
+        host.remove(place.pins, ["lb0"])
+    for order in ("clamped", "follow", "audit"):
+        assert "was removed while this agent ran" in left.tell(order)
+    assert left.tell("close").startswith("done")
+    assert (place.pins.exists(), place.attached()) == (False, None)
+
+
+def test_a_writer_without_the_lock_stops_the_one_who_has_it(place: Place) -> None:
+    """A number above ours in the ledger is somebody else's: nothing is written after it."""
+    with netns.entered(place.name):
+        plane = place.open()
+        publish(plane, PLAIN)
+        own, _ = maps.create_or_adopt(place.pins, SMALL)
+        other = host.Publisher(own, place.pins, grace=0)
+        other.publish(plan(CLAMPED, other.adopt(), NOW + 5), 0.0)
+        entries = maps.read_all("vips", own["vips"])
+        with pytest.raises(FenceError, match="generation 2 is in the kernel"):
+            publish(plane, CLAMPED)
+        with pytest.raises(FenceError, match="generation 2 is in the kernel"):
+            plane.audit(deep=True)
+        assert maps.read_all("vips", own["vips"]) == entries
+        other.close()
+        own.close()
+        plane.close()
+
+
+@pytest.mark.parametrize("hit", [1, 2])
+@pytest.mark.parametrize("step", OF_PROGRAMS, ids=lambda s: s.name)
+def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: int) -> None:
+    """At the start and at a change: packets go on, and the next start leaves one program."""
+
+    def work(reached: Callable[[Step], None]) -> None:
+        with netns.entered(place.name):
+            plane = place.open(reached)
+            publish(plane, CLAMPED)
+            plane.close()
+
+    with netns.entered(place.name):
+        plane = place.open()
+        publish(plane, PLAIN)
+        plane.close()
+        fds, _ = maps.create_or_adopt(place.pins, SMALL)
+        old = host.Publisher(fds, place.pins, grace=0)
+        in_force = old.adopt()
+        old.close()
+    vips = {"web4": in_force.vips["web4"].vip}
+    link_loopback(fds)
+    flows = packets_of(place, in_force).establish(vips)
+    died = fork(work, step, hit)
+    assert died.steps[step] == hit
+    assert place.attached() in host.pinned_programs(place.pins)
+    new = plan(CLAMPED, in_force, NOW)
+    assert_flows_stay(place, in_force, new, vips, flows)
+    fork(work, None)
+    assert host.pinned_programs(place.pins) == {place.attached()}
+    assert not (place.pins / "program-next").exists()
+    assert not (place.pins / "proof").exists()
+    assert_flows_stay(place, in_force, new, vips, flows)
+    pinned = {bpf.map_info(fd).id for fd in fds.values()}
+    in_use = pinned | set(tables.slots(fds["outer"]).values()) | open_maps()
+    fds.close()
+    assert wait_gone(died.map_ids - in_use) == set()
+
+
+def packets_of(place: Place, *rosters: object) -> Packets:
+    """Packets through the program that is pinned now."""
+    fd = bpf.open_pin(str(place.pins / "program"))
+    return Packets(fd, *rosters)  # type: ignore[arg-type]
+
+
+def assert_flows_stay(place: Place, *args: object) -> None:
+    """Every flow is where it was, through the program that is pinned."""
+    *rosters, vips, flows = args
+    assert packets_of(place, *rosters).established(vips) == flows  # type: ignore[arg-type]
