@@ -18,7 +18,7 @@ from tidegate.agent.journal.replay import Standing
 from tidegate.dataplane import ledger
 from tidegate.model.generation import NOTHING, Generation, Table
 from tidegate.model.values import Desired, Rejection, SourceRoute
-from tidegate.planner import plan
+from tidegate.planner import after_step, plan
 from tidegate.planner.diff import difference
 
 AT = "2026-01-31T12:00:00.000Z"
@@ -119,6 +119,22 @@ def test_every_generation_can_be_made_again(
         again = replay.rebuild(history, None)
         assert again is not None
         assert_same(again.generation, generation)
+
+
+def test_a_step_of_the_clock_moves_windows_in_the_journal_too() -> None:
+    """A window that lasts for as long as before ends at another second, and is made again so."""
+    two, one = web(backend("b1"), backend("b2"), window=100), web(backend("b1"), window=100)
+    first = plan(two, NOTHING, 1000)
+    second = plan(one, first, 1010)
+    third = plan(one, after_step(second, 5000), 6020)
+    summary = lines.summary(difference(second, third))
+    origin = lines.Origin(AT, 6020, lines.Cause("time"), summary, stepped=5000)
+    there = journal_of([(first, 1000), (second, 1010)])
+    there.append(lines.step(ledger.records(second), third, ledger.records(third), origin))
+    again = replay.rebuild(lambda: replay.standings(there), None)
+    assert again is not None
+    assert_same(again.generation, third)
+    assert [each.closes_at for each in third.pools["web"].table.windows[1:]] == [6110]
 
 
 def test_a_pool_with_routes_and_options_comes_back() -> None:
