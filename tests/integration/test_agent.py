@@ -266,7 +266,9 @@ def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: St
 
 def etcd_pid(lab: Lab) -> int:
     nodes = {node["name"]: node for node in lab.status()["nodes"]}
-    return next(p["pid"] for p in nodes["ctl"]["processes"] if p["command"].startswith("etcd"))
+    found = [p["pid"] for p in nodes["ctl"]["processes"] if p["command"].split(" ")[0] == "etcd"]
+    assert len(found) == 1, nodes  # etcdctl is there as well
+    return int(found[0])
 
 
 def wait_for_log(agent: AgentProcess, text: str) -> None:
