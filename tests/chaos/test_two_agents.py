@@ -5,11 +5,13 @@ Real processes open the data plane on a veth of a namespace of the test's own, e
 what to publish. Replacing the program is killed at each of its steps in the same way.
 """
 
+import ctypes
 import os
 import secrets
 import signal
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from tidegate.dataplane import host, maps, programs, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.steps import Step
-from tidegate.errors import DataplaneError, FenceError
+from tidegate.errors import CapabilityError, DataplaneError, FenceError
 from tidegate.lab import netns
 from tidegate.model.values import Desired
 from tidegate.planner import plan
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.root
 NOW = 1_700_000_000
 PLAIN = desired([vip("web4", "192.0.2.1")], [backend("b1"), backend("b2")])
 CLAMPED = desired([vip("web4", "192.0.2.1", mss_clamp=1200)], [backend("b1"), backend("b3")])
+CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
 OF_PROGRAMS = [step for step in Step if step.name.startswith("PROGRAM_")]
 
 
@@ -266,6 +269,45 @@ def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: in
     in_use = pinned | set(tables.slots(fds["outer"]).values()) | open_maps()
     fds.close()
     assert wait_gone(died.map_ids - in_use) == set()
+
+
+def test_a_refused_program_leaves_the_last_one(place: Place) -> None:
+    """The verifier refuses it for want of CAP_PERFMON: program, pins and generation stay."""
+
+    def work(_: Callable[[Step], None]) -> None:
+        with netns.entered(place.name):
+            plane = place.open()
+            publish(plane, PLAIN)
+            before = (place.attached(), holds(place), plane.publisher.in_force)
+            for _attempt in range(2):
+                with (
+                    without_capabilities(CAP_SYS_ADMIN, CAP_PERFMON),
+                    pytest.raises(CapabilityError, match="the verifier wants CAP_PERFMON"),
+                ):
+                    publish(plane, CLAMPED)
+                assert (place.attached(), holds(place), plane.publisher.in_force) == before
+            assert publish(plane, CLAMPED) == 2
+            assert place.attached() != before[0]
+            plane.close()
+
+    fork(work, None)
+
+
+@contextmanager
+def without_capabilities(*numbers: int) -> Iterator[None]:
+    """Takes capabilities from this thread's effective set (capset(2)) until the end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("<Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    assert libc.capget(header, data) == 0
+    words = list(struct.unpack("<6I", data.raw))  # effective, permitted, inheritable; twice
+    for number in numbers:
+        words[3 * (number // 32)] &= ~(1 << number % 32)
+    assert libc.capset(header, struct.pack("<6I", *words)) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, data.raw) == 0
 
 
 def packets_of(place: Place, *rosters: object) -> Packets:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from tidegate.agent.clock import StepWatch
 from tidegate.dataplane.host import DataPlane
-from tidegate.errors import CompileError, DataplaneError, GenerationRefused
+from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.keyspace.decode import shortened
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
@@ -215,7 +215,7 @@ class Control:
             # What the new generation needs must be there before it, what the old one needed after.
             self._plane.serve(previous, generation)
             self._publisher.publish(generation, time.monotonic())
-        except (GenerationRefused, CompileError) as error:
+        except (GenerationRefused, CompileError, CapabilityError) as error:
             return (_whole("build", str(error), desired.revision),)
         except DataplaneError as error:
             return (_whole("publish", f"{error}{self._put_back()}", desired.revision),)
@@ -235,7 +235,7 @@ class Control:
             self.applied(Applied(previous, generation, diff, desired, *how))
         try:
             self._plane.serve(generation)
-        except DataplaneError as error:
+        except (DataplaneError, CapabilityError) as error:
             reason = f"the generation is in force, but its program does more than it needs: {error}"
             return (_whole("build", reason, desired.revision),)
         return ()
@@ -255,9 +255,11 @@ class Control:
         if publisher.is_certain:
             return ""
         try:
-            generation = plan(self._last_good, publisher.in_force, int(self._clock()))
+            found = publisher.in_force
+            base = after_step(found, self._stepped) if self._stepped else found
+            generation = plan(self._last_good, base, int(self._clock()), self.fitness)
             publisher.publish(generation, time.monotonic())
-        except (GenerationRefused, DataplaneError) as error:
+        except (GenerationRefused, DataplaneError, CapabilityError) as error:
             return f"; going back failed too: {error}"
         return f"; generation {generation.number} is what was in force before"
 

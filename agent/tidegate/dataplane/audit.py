@@ -22,7 +22,7 @@ from tidegate.dataplane import layout, maps, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.ledger import Kind
 from tidegate.dataplane.mirror import KEYED, Loaded, Mirror
-from tidegate.errors import DataplaneError
+from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Generation, Table
 
@@ -75,7 +75,7 @@ def mended(differences: Iterable[Difference]) -> list[Finding]:
     for finding, mend in differences:
         try:
             mend()
-        except (OSError, DataplaneError) as error:
+        except (OSError, DataplaneError, CapabilityError) as error:
             found.append(finding._replace(failure=str(error)))
         else:
             found.append(finding)

@@ -148,7 +148,7 @@ class DataPlane:
             self.follow()
             reached(Step.PROGRAM_ATTACHED)
             (folder / _NEXT).rename(folder / _PROGRAM)
-        except (OSError, DataplaneError) as error:
+        except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
             raise DataplaneError(f"cannot put a new program in place: {error}") from error
         self._build = build

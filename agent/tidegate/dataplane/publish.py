@@ -44,12 +44,15 @@ from tidegate.dataplane.intent import NO_INTENT, Intent, intent
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.mirror import Loaded, Mirror
 from tidegate.dataplane.steps import Reached, Step, unwatched
-from tidegate.errors import DataplaneError
+from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
 
 log = logging.getLogger(__name__)
 
 _META: Final = Place(Kind.META, 0)
+
+_REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
+"""How the kernel says no."""
 
 _Records = dict[Place, ledger.Record]
 
@@ -136,14 +139,14 @@ class Publisher:
         before = dict(self.mirror.records)
         try:
             self._prepare(wanted, filled)
-        except (OSError, DataplaneError) as error:
+        except _REFUSALS as error:
             rest = self._undo(before, filled)
             raise _failure(generation, error, rest) from error
         try:
             self._swap(filled, now)
             self._write_vips(wanted)
             self._retire(wanted)
-        except (OSError, DataplaneError) as error:
+        except _REFUSALS as error:
             self._take_stock()
             rest = "each VIP is on its old or its new table"
             raise _failure(generation, error, rest) from error
@@ -229,7 +232,7 @@ class Publisher:
         try:
             self.mirror.load(strict=False)
             self.in_force = self._found()
-        except (OSError, DataplaneError) as error:
+        except _REFUSALS as error:
             log.warning("kernel_unread reason=%s", error)
             return
         self._is_lost = False
@@ -261,7 +264,7 @@ class Publisher:
             mirror.forget_others(records)
             mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
             mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
-        except (OSError, DataplaneError) as error:
+        except _REFUSALS as error:
             self._take_stock()
             return f"each VIP is on its old table, but not all is put back ({error})"
         return f"generation {last.number} stays in force"
