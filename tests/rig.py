@@ -140,11 +140,23 @@ class Rig:
         """Name of the member that leads."""
         for name in MEMBERS:
             with suppress(LabError):
-                command = ["etcdctl", "--command-timeout=1s", "-w", "json", "endpoint", "status"]
-                status = json.loads(self.lab.node(name).run(command).stdout)[0]["Status"]
+                status = self._member(name)
                 if status["leader"] == status["header"]["member_id"]:
                     return name
         raise AssertionError("no member says that it leads")
+
+    def lead(self, name: str) -> None:
+        """Make a member lead."""
+        leader = self.leader()
+        if leader != name:
+            member = self._member(name)["header"]["member_id"]
+            self.lab.node(leader).run(["etcdctl", "move-leader", f"{member:x}"])
+
+    def _member(self, name: str) -> dict[str, Any]:
+        """What a member says of itself, asked on its own node."""
+        command = ["etcdctl", "--command-timeout=1s", "-w", "json", "endpoint", "status"]
+        status: dict[str, Any] = json.loads(self.lab.node(name).run(command).stdout)[0]["Status"]
+        return status
 
     # the agent's word
 

@@ -250,6 +250,8 @@ class Driver:
             "changes_per_generation": count / generations,
             "lag_p50": float(np.percentile(lags, 50)),
             "lag_p99": float(np.percentile(lags, 99)),
+            "plan": _mean_milliseconds("plan", text),
+            "publish": _mean_milliseconds("publish", text),
             "log_lines": text.count("\n"),
             "log_bytes": len(text),
         }
@@ -260,10 +262,20 @@ def _seconds(text: str) -> float:
     return datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
 
 
+def _mean_milliseconds(work: str, text: str) -> float:
+    """Mean of a generation's times in the log, the first one left out."""
+    return float(np.mean([float(ms) for ms in re.findall(rf"{work}_ms=([0-9.]+)", text)[1:]]))
+
+
 def growth(report: Report) -> float:
-    """How much the agent's memory grew after the first changes: KiB, mean of the last samples."""
+    """How much the agent's memory grew after the first changes, in KiB.
+
+    It goes up and down with what is being planned, so medians are compared: of the first and of the
+    last quarter of what follows.
+    """
     after = report["memory"][_FIRST // _SAMPLE_EVERY - 1 :]
-    return float(np.mean(after[-4:]) - after[0])
+    quarter = max(1, len(after) // 4)
+    return float(np.median(after[-quarter:]) - np.median(after[:quarter]))
 
 
 if __name__ == "__main__":

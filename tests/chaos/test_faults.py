@@ -106,7 +106,8 @@ def test_the_leader_freezes(rig: Rig) -> None:
 
 def test_the_leader_is_cut_off(rig: Rig) -> None:
     """A member without a quorum is left for one that has it."""
-    leader = rig.leader()
+    leader = MEMBERS[1]  # the control system is on the first one's node
+    rig.lead(leader)
     with rig.churn() as churn:
         rig.lab.set_link(leader, up=False)
         try:
@@ -189,7 +190,7 @@ def test_all_members_die_at_once(rig: Rig) -> None:
 def test_the_agent_is_killed_again_and_again(rig: Rig) -> None:
     """SIGKILL at moments that no step of a publication is safe from; each start goes on."""
     with rig.churn() as churn:
-        for delay in (0.0, 0.3, 0.0, 0.6, 0.1, 0.9):
+        for delay in (0.0, 0.3, 0.0, 0.6, 0.1):
             rig.agent.kill()
             starts = rig.agent.log.read_text().count("start version")
             rig.agent.restart()

@@ -10,6 +10,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 def test_a_storm_of_changes_leaves_no_drift() -> None:
     """Each of 1,000 changes is in force or refused by name; the kernel holds what etcd asks for."""
-    report = soak(1000, 100)
+    report = soak(1000, 200)
     assert report["refused"] > 20
     assert report["generations"] < report["changes"]
