@@ -57,6 +57,9 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
         (GOOD + "[capacity]\nfragments = 1\n", "capacity.fragments"),
         (GOOD + "[capacity]\nevents = 1000000\n", "capacity.events: must be a power of two"),
         (GOOD + "[capacity]\nevents = 4096\n", "capacity.events"),
+        (GOOD + "[announce]\ntable = 254\n", "announce.table"),
+        (GOOD + "[announce]\nexabgp_pipe = 'pipe'\n", "announce.exabgp_pipe"),
+        ('ready_file = "ready"\n' + GOOD, "ready_file"),
     ],
 )
 def test_a_bad_file_names_its_key(tmp_path: Path, text: str, sentence: str) -> None:

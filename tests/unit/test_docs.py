@@ -86,7 +86,8 @@ def test_the_agents_file_shows_the_defaults(tmp_path: Path) -> None:
     uncommented = re.sub(r"^# (\w+ = )", r"\1", AGENT_FILE.read_text("utf-8"), flags=re.MULTILINE)
     path.write_text(uncommented, "utf-8")
     changed = config.changes(plain, config.read(path))
-    assert {*changed.reloadable, *changed.fixed} == {"host", "track", "gateway", "etcd"}
+    without = {"host", "track", "gateway", "etcd", "ready_stale_limit"}
+    assert {*changed.reloadable, *changed.fixed} == without
     etcd = config.read(path).etcd
     differing = {
         field

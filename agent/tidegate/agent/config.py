@@ -24,6 +24,8 @@ from tidegate.planner.guards import Limits
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LONGEST_SOCKET: Final = 90
 """Bytes; the kernel takes 107 (unix(7)), and the socket is first made under a longer name."""
+_OWN_TABLES: Final = (253, 254, 255)
+"""default, main and local: a blackhole there would take this host's own packets."""
 Name = Annotated[str, Meta(pattern=_NAME)]
 
 
@@ -79,6 +81,25 @@ class HealthTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     allow_exec: bool = False
 
 
+class AnnounceTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a routing daemon of this host learns which VIPs to announce; docs/announce.md.
+
+    Attributes:
+        table: of the kernel's routing tables; while ready it has one route for each VIP address. 0
+            announces nothing.
+        exabgp_pipe: named pipe that ExaBGP's process reads commands from; empty is none.
+        hold: seconds for which a host may be not ready before its routes go.
+        withdraw_on_stop: whether they go when the agent is told to end.
+        drain: seconds for which it then goes on, for routers to follow.
+    """
+
+    table: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] = 0
+    exabgp_pipe: str = ""
+    hold: Annotated[float, Meta(ge=0, le=3600)] = 3.0
+    withdraw_on_stop: bool = True
+    drain: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+
+
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that one agent is told; only `interfaces` and `encapsulation` have no default.
 
@@ -96,6 +117,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             back to.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
+        ready_file: is there while the host is ready; empty is none.
+        ready_stale_limit: seconds without etcd after which the host is not ready; none is never.
     """
 
     host: Name = msgspec.field(default_factory=socket.gethostname)
@@ -112,6 +135,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     audit_interval: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     probe_tunnel: bool = False
+    ready_file: str = ""
+    ready_stale_limit: Annotated[float, Meta(ge=0)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
     encapsulation: Encapsulation
@@ -120,6 +145,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     guards: Guards = Guards()
     health: HealthTable = HealthTable()
     journal: JournalTable = JournalTable()
+    announce: AnnounceTable = AnnounceTable()
 
     def build(self) -> Build:
         """What the balancer is compiled with."""
@@ -216,6 +242,7 @@ def _check(path: Path, config: AgentConfig) -> None:
         place: str = getattr(config, key)
         if not place.startswith("/"):
             raise ConfigError(f"{path}: {key}: must be an absolute path, got {place!r}")
+    _check_announce(path, config)
     if len(config.control_socket.encode()) > _LONGEST_SOCKET:
         raise ConfigError(
             f"{path}: control_socket: a socket's path has at most {_LONGEST_SOCKET} bytes, "
@@ -234,3 +261,15 @@ def _check(path: Path, config: AgentConfig) -> None:
         check_etcd(config.etcd)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_announce(path: Path, config: AgentConfig) -> None:
+    pipe = config.announce.exabgp_pipe
+    for key, place in (("ready_file", config.ready_file), ("announce.exabgp_pipe", pipe)):
+        if place and not place.startswith("/"):
+            raise ConfigError(f"{path}: {key}: must be an absolute path, got {place!r}")
+    if config.announce.table in _OWN_TABLES:
+        raise ConfigError(
+            f"{path}: announce.table: {config.announce.table} is one of the tables that the kernel "
+            "looks up for its own packets (253 to 255); give a number of its own, such as 84"
+        )

@@ -16,6 +16,7 @@ from typing import Final
 from tidegate import __version__
 from tidegate.agent import config as configuration
 from tidegate.agent import notify
+from tidegate.agent.announcer import Announcer
 from tidegate.agent.auditor import Auditor
 from tidegate.agent.chronicle import Chronicle
 from tidegate.agent.config import AgentConfig
@@ -25,6 +26,8 @@ from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
 from tidegate.agent.operator import Operator
 from tidegate.agent.orders import Posted
+from tidegate.agent.readiness import Condition, unready
+from tidegate.agent.ready_signs import ReadySigns
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
 from tidegate.agent.routes import Desk
@@ -102,6 +105,9 @@ class Agent:
         self._refusals = RefusalLog()
         self._retry_seconds = _RETRY_SECONDS
         self._applied: float | None = None
+        self._signs = ReadySigns(self._config.ready_file)
+        self._announcer = Announcer(self._config.announce, time.monotonic())
+        self._ends_at: float | None = None
         self._auditor = Auditor(self._plane, self._config.audit_interval, time.monotonic())
 
     def run(self) -> None:
@@ -123,7 +129,7 @@ class Agent:
         self._health.follow(in_force)
         self._open_door()
         self._report()
-        notify.notify("READY=1", f"STATUS=generation {in_force.number}")
+        notify.notify("READY=1")
         try:
             self._loop()
         finally:
@@ -143,12 +149,25 @@ class Agent:
         while True:
             self._mailbox.wait(min(self._pause(), watchdog or _IDLE_SECONDS))
             mail = self._mailbox.collect()
-            if Bell.STOP in mail.bells:
+            if Bell.STOP in mail.bells and self._is_over():
                 log.info("stop")
                 return
             self._handle(mail)
             if watchdog:
                 notify.notify("WATCHDOG=1")
+            if self._ends_at is not None and time.monotonic() >= self._ends_at:
+                log.info("stop: drained")
+                return
+
+    def _is_over(self) -> bool:
+        """Whether a signal to end ends it now: a second one does, or where nothing is to drain."""
+        seconds = self._announcer.drain_seconds
+        if self._ends_at is not None or seconds is None:
+            return True
+        log.info("stop: withdrawn, going on for %g s; another signal ends it", seconds)
+        self._ends_at = time.monotonic() + seconds
+        notify.notify("STOPPING=1")
+        return False
 
     def _handle(self, mail: Mail) -> None:
         now = time.monotonic()
@@ -231,7 +250,8 @@ class Agent:
         """Seconds until something is due."""
         now = time.monotonic()
         due = [self._links_due, self._meter.next_look]
-        due += [at for at in (self._retry_at, self._plane.publisher.next_reap) if at is not None]
+        reap, withdraw = self._plane.publisher.next_reap, self._announcer.next_look
+        due += [at for at in (self._retry_at, reap, withdraw, self._ends_at) if at is not None]
         moment = self._control.next_moment()
         judged = self._health.judgement.next_moment
         if judged is not None:
@@ -259,7 +279,31 @@ class Agent:
             log.info("reload changed=%s", ",".join(changes.reloadable) or "nothing")
         notify.notify("READY=1")
 
+    def _show_readiness(self) -> str:
+        """Tells files and routers; returns why the host is not ready, empty if it is."""
+        condition = Condition(
+            interfaces=self._config.interfaces,
+            attached=self._plane.modes,
+            links=self._plane.links,
+            damages=self._auditor.damages,
+            generation=self._plane.publisher.in_force.number,
+            etcd=self._follower.state,
+            stale_limit=self._config.ready_stale_limit,
+            is_stopping=self._ends_at is not None,
+        )
+        reason = unready(condition, time.time())
+        self._signs.show(reason, condition.generation)
+        self._announcer.look(
+            self._plane.publisher.in_force,
+            is_ready=not reason,
+            is_stopping=condition.is_stopping,
+            now=time.monotonic(),
+        )
+        return reason
+
     def _report(self) -> None:
+        reason = self._show_readiness()
+        problems = (self._chronicle.problem, self._door_fault, *self._announcer.problems)
         self._desk.status = describe(
             Facts(
                 config=self._config,
@@ -276,12 +320,14 @@ class Agent:
                 repairs=self._auditor.repairs,
                 started=self._started,
                 applied=self._applied,
-                warnings=tuple(filter(None, (self._chronicle.problem, self._door_fault))),
+                unready=reason,
+                warnings=tuple(filter(None, (*problems, self._signs.problem))),
             )
         )
         self._status.submit(self._desk.status)
 
     def _stop(self) -> None:
+        self._signs.show("The agent has ended.", self._plane.publisher.in_force.number)
         if self._door is not None:
             self._door.close()
         for posted in self._mailbox.collect().orders:

@@ -37,6 +37,7 @@ class Facts:
         overrides: those that have not expired.
         damages: what the audit found and could not put right.
         repairs: what it did put right since the start.
+        unready: why the host is not ready; empty if it is.
     """
 
     config: AgentConfig
@@ -51,6 +52,7 @@ class Facts:
     traffic: TrafficStatus | None
     damages: Sequence[Rejection]
     repairs: int
+    unready: str
     started: float
     applied: float | None
     warnings: tuple[str, ...] = ()
@@ -75,6 +77,8 @@ def describe(facts: Facts) -> StatusDocument:
         digest=generation.digest,
         state=state,
         reason=reason,
+        ready=not facts.unready,
+        ready_reason=facts.unready,
         freeze=facts.frozen,
         overrides=tuple(
             OverrideStatus(

@@ -2,6 +2,7 @@
 """The paths of the control socket: what each one asks or orders.
 
     GET  /status    the status document, as in etcd, from the last turn of the loop
+    GET  /ready     200 if the host is ready, else 503; docs/announce.md
     GET  /states    the generations that can be gone back to
     POST /rollback  {"to": N | null, "reason": "", "on_behalf_of": ""}
     POST /freeze    {"reason": "", "on_behalf_of": ""}
@@ -57,6 +58,7 @@ class Desk:
         """What the control socket answers."""
         return {
             ("GET", "/status"): self._status,
+            ("GET", "/ready"): self._ready,
             ("GET", "/states"): self._states,
             ("POST", "/rollback"): self._rollback,
             ("POST", "/freeze"): lambda request: self._plain(request, Freeze),
@@ -67,6 +69,12 @@ class Desk:
         if self.status is None:
             return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
         return Answer(HTTPStatus.OK, encode(self.status) + b"\n")
+
+    def _ready(self, _: Request) -> Answer:
+        if self.status is None:
+            return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
+        code = HTTPStatus.OK if self.status.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return Answer(code, {"ready": self.status.ready, "reason": self.status.ready_reason})
 
     def _states(self, _: Request) -> Answer:
         return Answer(HTTPStatus.OK, {"states": [described(s) for s in self._past.states]})

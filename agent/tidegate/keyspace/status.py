@@ -191,6 +191,23 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             examples=["", "1 refused: vips/shop: pool web is not in force."],
         ),
     ] = ""
+    ready: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether the host forwards as it should, so that routers may send it packets; a "
+                "stale host does, unless its file says otherwise."
+            ),
+            examples=[True],
+        ),
+    ] = False
+    ready_reason: Annotated[
+        str,
+        Meta(
+            description="Why it is not ready, as a sentence; empty if it is.",
+            examples=["", "eth0: the gateway's MAC address is not resolved yet"],
+        ),
+    ] = ""
     freeze: Annotated[
         str,
         Meta(

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for ExaBGP's process API, written to a named pipe: `announce route X next-hop self`.
+
+All that holds is said at each call, since a reader that was restarted knows nothing; to ExaBGP a
+route that it has already is no news. The pipe never makes the agent wait: what does not fit is
+said at the next call.
+"""
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from tidegate.model.values import Network
+
+log = logging.getLogger(__name__)
+
+
+class ExaBgpPipe:
+    """A named pipe; it is made if it is not there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._fd = -1
+        self._said: set[Network] = set()
+        self.problem = ""
+        """Why nothing can be said; empty if it can."""
+
+    def keep(self, wanted: frozenset[Network]) -> None:
+        """Withdraws what was said and is not wanted, and announces what is."""
+        gone = [network for network in sorted(self._said, key=str) if network not in wanted]
+        lines = [(network, f"withdraw route {network} next-hop self\n") for network in gone]
+        # What was not said yet comes first, lest it be what does not fit each time.
+        order = sorted(wanted, key=lambda network: (network in self._said, str(network)))
+        lines += [(network, f"announce route {network} next-hop self\n") for network in order]
+        try:
+            self._open()
+            for network, line in lines:
+                os.write(self._fd, line.encode())  # shorter than PIPE_BUF: whole or not at all
+                if network in wanted:
+                    self._said.add(network)
+                else:
+                    self._said.discard(network)
+            self.problem = ""
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                self._close()
+            fresh = f"announce.exabgp_pipe {self._path}: {error.strerror}; is ExaBGP running?"
+            if fresh != self.problem:
+                log.warning("%s", fresh)
+            self.problem = fresh
+
+    def _open(self) -> None:
+        if self._fd >= 0:
+            return
+        with suppress(FileExistsError):
+            os.mkfifo(self._path, 0o600)
+        # Without a reader this fails at once, in place of waiting for one.
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

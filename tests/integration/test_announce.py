@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts that are announced to a router by BIRD: whatever becomes of one, flows go on."""
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tidegate.lab import agents
+from tidegate.lab.control import Control, StatusWatch
+from tidegate.lab.plan import ROUTER, LabSpec
+from tidegate.lab.rack import Lab
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+LBS = ("lb1", "lb2")
+CHECK = {"type": "http", "interval": 0.5, "timeout": 0.4, "rise": 2, "fall": 3}
+ANNOUNCE = """
+[announce]
+table = 84
+hold = 1.0
+drain = 3.0
+"""
+TIMERS = "connect delay time 1; connect retry time 2; error wait time 1, 2;"
+"""Seconds; BIRD's own would have a test wait for minutes until a session is back."""
+HOST = """
+router id {address};
+protocol device {{ }}
+protocol kernel vips4 {{ kernel table 84; learn; ipv4 {{ import all; export none; }}; }}
+protocol kernel vips6 {{ kernel table 84; learn; ipv6 {{ import all; export none; }}; }}
+protocol bgp rack4 {{
+    local {address} as 65001;
+    neighbor {router} as 65000;
+    ipv4 {{ import none; export all; }};
+    {timers}
+}}
+protocol bgp rack6 {{
+    local {address6} as 65001;
+    neighbor {router6} as 65000;
+    ipv6 {{ import none; export all; }};
+    {timers}
+}}
+"""
+RACK = """
+router id 10.77.1.1;
+protocol device {{ }}
+protocol kernel kernel4 {{ merge paths yes; ipv4 {{ import none; export all; }}; }}
+protocol kernel kernel6 {{ merge paths yes; ipv6 {{ import none; export all; }}; }}
+{peers}
+"""
+PEER = """
+protocol bgp {lb}v{family} {{
+    local {router} as 65000;
+    neighbor {address} as 65001;
+    ipv{family} {{ import where net ~ [ {vips}+ ]; export none; }};
+    {timers}
+}}
+"""
+
+
+class Rack(NamedTuple):
+    """The lab with its router, and what the hosts say."""
+
+    lab: Lab
+    statuses: dict[str, StatusWatch]
+
+    def hops(self, family: int = 4) -> list[str]:
+        """The hosts that the router's kernel sends a VIP's packets to."""
+        vip = self.lab.vip4() if family == 4 else self.lab.vip6()
+        command = ["ip", f"-{family}", "-j", "route", "show", str(vip)]
+        routes: list[dict[str, Any]] = json.loads(self.lab.node(ROUTER).run(command).stdout)
+        found = [hop for route in routes for hop in route.get("nexthops", [route])]
+        return sorted(hop["dev"].removeprefix("to-") for hop in found)
+
+    def wait_for_hops(self, wanted: list[str], timeout: float = 40) -> float:
+        """Waits until both families go there; returns after how many seconds."""
+        began = time.monotonic()
+        wait(lambda: [self.hops(4), self.hops(6)], [wanted, wanted], timeout)
+        return time.monotonic() - began
+
+    def routes(self, lb: str) -> set[str]:
+        """VIPs in the table that a host's routing daemon reads."""
+        command = ["ip", "-j", "route", "show", "table", "84"]
+        found = [
+            *json.loads(self.lab.node(lb).run(command).stdout or "[]"),
+            *json.loads(self.lab.node(lb).run([command[0], "-6", *command[1:]]).stdout or "[]"),
+        ]
+        return {route["dst"] for route in found}
+
+    def ready(self, lb: str) -> tuple[int, dict[str, Any]]:
+        """What the control socket says."""
+        door = str(self.lab.folder(lb) / "agent.sock")
+        command = ["curl", "--silent", "--max-time", "5", "--write-out", "\n%{http_code}"]
+        command += ["--unix-socket", door, "http://localhost/ready"]
+        said = self.lab.node(lb).run(command, check=False).stdout  # 000: no agent answers
+        body, _, code = said.rpartition("\n")
+        return int(code), json.loads(body or "{}")
+
+
+def wait(found: Callable[[], object], wanted: object, timeout: float = 40) -> None:
+    deadline = time.monotonic() + timeout
+    while (last := found()) != wanted:
+        assert time.monotonic() < deadline, f"{last} is not {wanted}"
+        time.sleep(0.1)
+
+
+def start_bird(lab: Lab, node: str, text: str) -> None:
+    folder = lab.folder(node)
+    (folder / "bird.conf").write_text(text)
+    command = ["bird", "-f", "-c", str(folder / "bird.conf"), "-s", str(folder / "bird.ctl")]
+    bird = lab.node(node).daemon([*command, "-P", str(folder / "bird.pid")], folder / "bird.log")
+    lab._children.append(bird)  # ended with the lab
+
+
+def start_birds(lab: Lab) -> None:
+    peers = []
+    for lb in LBS:
+        station = lab.station(lb)
+        addresses = {"address": station.address4(), "address6": station.address6()}
+        routers = {"router": station.address4(1), "router6": station.address6(1)}
+        start_bird(lab, lb, HOST.format(**addresses, **routers, timers=TIMERS))
+        peers += [
+            PEER.format(
+                lb=lb,
+                family=4,
+                router=station.address4(1),
+                address=station.address4(),
+                vips="10.99.0.0/24",
+                timers=TIMERS,
+            ),
+            PEER.format(
+                lb=lb,
+                family=6,
+                router=station.address6(1),
+                address=station.address6(),
+                vips="fd99::/64",
+                timers=TIMERS,
+            ),
+        ]
+    router = lab.node(ROUTER)
+    router.run(["ip", "route", "del", "10.99.0.0/24"])  # from here on, only what is announced
+    router.run(["ip", "-6", "route", "del", "fd99::/64"])
+    start_bird(lab, ROUTER, RACK.format(peers="".join(peers)))
+
+
+@pytest.fixture(scope="module")
+def rack() -> Iterator[Rack]:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=2)) as lab:
+        start_birds(lab)
+        control = Control(lab)
+        control.put("pools/web", {"health": {"check": CHECK, "hold_down": 0}})
+        for number in range(1, 4):
+            address = str(lab.address(f"b{number}"))
+            control.put(f"pools/web/backends/b{number}", {"address": address})
+        for vip in (lab.vip4(), lab.vip6()):
+            document = {"address": str(vip), "port": 80, "protocol": "tcp", "pool": "web"}
+            control.put(f"vips/web{vip.version}", document)
+        statuses = {lb: StatusWatch(lab, lb) for lb in LBS}
+        for lb in LBS:
+            file = agents.config_path(lab.spec, lb)
+            first = f'ready_file = "{lab.folder(lb)}/ready"\n'
+            file.write_text(first + file.read_text() + ANNOUNCE)
+            lab.start_agent(lb)
+        rack = Rack(lab, statuses)
+        rack.wait_for_hops(["lb1", "lb2"])
+        yield rack
+        for status in statuses.values():
+            status.__exit__(None, None, None)
+
+
+@contextmanager
+def downloads(rack: Rack) -> Iterator[Callable[[], None]]:
+    """Long downloads over both families; what is given checks that each of them goes on."""
+    lab = rack.lab
+    files, children = [], []
+    for number in range(12):
+        url = f"http://{lab.vip4()}/download" if number % 2 else f"http://[{lab.vip6()}]/download"
+        file = lab.folder("client1") / f"download{number}"
+        file.unlink(missing_ok=True)
+        command = ["curl", "--silent", "--show-error", "--no-buffer", "-o", str(file), url]
+        children.append(lab.client(1).popen(command, stdin=subprocess.DEVNULL))
+        files.append(file)
+    wait(lambda: all(size(file) for file in files), wanted=True)
+
+    def go_on() -> None:
+        before = [size(file) for file in files]
+        wait(lambda: all(size(f) > s for f, s in zip(files, before, strict=True)), wanted=True)
+        assert [child.poll() for child in children] == [None] * len(children)
+
+    try:
+        yield go_on
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def test_a_ready_host_is_announced_and_its_probes_still_travel(rack: Rack) -> None:
+    """Its VIPs are in the table, are no addresses of its own, and backends are found healthy."""
+    vips = {str(rack.lab.vip4()), str(rack.lab.vip6())}
+    for lb in LBS:
+        assert rack.routes(lb) == vips
+        assert rack.ready(lb) == (200, {"ready": True, "reason": ""})
+        assert (rack.lab.folder(lb) / "ready").exists()
+        seen = rack.statuses[lb].wait("ready", lambda status: status["ready"])
+        assert seen.status["ready_reason"] == ""
+
+    def healthy() -> int:
+        found = rack.lab.etcdctl("get", "--prefix", "/tidegate/default/health/")
+        return found.count('"state":"healthy"')
+
+    wait(healthy, 6)
+
+
+def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
+    """The host withdraws, goes on until routers have followed, and comes back."""
+    with downloads(rack) as go_on:
+        agent = rack.lab.agents["lb1"]
+        agent.process.terminate()
+        took = rack.wait_for_hops(["lb2"])
+        assert agent.process.poll() is None, "it has to go on until the router has followed"
+        assert rack.ready("lb1") == (503, {"ready": False, "reason": "The agent is stopping."})
+        assert not (rack.lab.folder("lb1") / "ready").exists()
+        assert agent.process.wait(30) == 0
+        go_on()
+        agent.restart()
+        back = rack.wait_for_hops(["lb1", "lb2"])
+        go_on()
+    # For whoever runs it with -s: the figures are part of what it shows.
+    print(f"withdrawn after {took:.2f} s, announced {back:.2f} s after its start")  # noqa: T201
+
+
+def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> None:
+    """Without a way to its gateway it says so, and flows go on through the other host."""
+    lab = rack.lab
+    node, station = lab.node("lb2"), lab.station("lb2")
+    with downloads(rack) as go_on:
+        began = time.monotonic()
+        for family in ("-4", "-6"):
+            node.run(["ip", family, "route", "del", "default"])
+        rack.wait_for_hops(["lb1"])
+        took = time.monotonic() - began
+        code, said = rack.ready("lb2")
+        assert (code, said["ready"]) == (503, False)
+        assert "no default route" in said["reason"]
+        go_on()
+        for gateway in (station.address4(1), station.address6(1)):
+            node.run(["ip", f"-{gateway.version}", "route", "add", "default", "via", str(gateway)])
+        rack.wait_for_hops(["lb1", "lb2"])
+        go_on()
+    assert took >= 1.0
+    print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
+
+
+def test_a_killed_agent_leaves_its_host_announced(rack: Rack) -> None:
+    """The data plane forwards without it, and the next agent finds the routes as they were."""
+    with downloads(rack) as go_on:
+        agent = rack.lab.agents["lb1"]
+        agent.kill()
+        go_on()
+        assert rack.hops() == ["lb1", "lb2"]
+        agent.restart()
+        wait(lambda: agent.process.poll() is None and rack.ready("lb1")[0], 200)
+        assert rack.hops() == ["lb1", "lb2"]
+        go_on()
+    lines = agent.log.read_text().split("start version=")[-1]
+    assert "announce added" not in lines, "it had to find its routes"
+
+
+def test_flows_survive_a_pulled_cable(rack: Rack) -> None:
+    """A host that is gone all at once takes no established flow with it."""
+    with downloads(rack) as go_on:
+        rack.lab.set_link("lb2", up=False)
+        took = rack.wait_for_hops(["lb1"])
+        go_on()
+        rack.lab.set_link("lb2", up=True)
+        rack.wait_for_hops(["lb1", "lb2"])
+        go_on()
+    print(f"one host left in the router's table after {took:.2f} s")  # noqa: T201
