@@ -362,7 +362,7 @@ def test_a_gateway_that_changes_its_mac_is_followed(
 def test_the_service_manager_hears_of_ready_and_stop(
     lab: Lab, control: Control, tmp_path: Path
 ) -> None:
-    """READY once the data plane is up, STOPPING on SIGTERM, exit code 0."""
+    """READY once the data plane is up, STOPPING on SIGTERM, exit code 0, and between what it does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(20)
@@ -371,9 +371,13 @@ def test_the_service_manager_hears_of_ready_and_stop(
             agent = lab.start_agent("lb1")
         finally:
             del os.environ["NOTIFY_SOCKET"]
-        assert manager.recv(200).startswith(b"READY=1")
+        heard = []
+        while b"READY=1" not in heard:
+            heard.append(manager.recv(200))
         assert agent.terminate() == 0
-        assert manager.recv(200) == b"STOPPING=1"
+        while b"STOPPING=1" not in heard:
+            heard.append(manager.recv(200))
+    assert {line.partition(b"=")[0] for line in heard} == {b"STATUS", b"READY", b"STOPPING"}
 
 
 def test_remove_takes_the_data_plane_down(lab: Lab, agent: AgentProcess) -> None:
