@@ -362,7 +362,7 @@ def test_a_gateway_that_changes_its_mac_is_followed(
 def test_the_service_manager_hears_of_ready_and_stop(
     lab: Lab, control: Control, tmp_path: Path
 ) -> None:
-    """READY once the data plane is up, STOPPING on SIGTERM, exit code 0, and between what it does."""
+    """READY once the data plane is up, its status, STOPPING on SIGTERM, and exit code 0."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(20)
