@@ -2,6 +2,7 @@
 """deploy/etcd/roles.sh on a real etcd: each role may do its work, and nothing else."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,9 +81,14 @@ def secured() -> Iterator[EtcdServer]:
         yield etcd
 
 
-def settings(etcd: EtcdServer, user: str, folder: Path) -> EtcdSettings:
+def settings(
+    etcd: EtcdServer,
+    user: str,
+    folder: Path,
+    secret: str = "s3cret",  # noqa: S107 - a test's
+) -> EtcdSettings:
     password = folder / f"password-{user}"
-    password.write_text("s3cret\n", "utf-8")
+    password.write_text(secret + "\n", "utf-8")
     return EtcdSettings(endpoints=(etcd.endpoint,), user=user, password_file=str(password))
 
 
@@ -174,6 +180,29 @@ def test_an_agent_with_its_role_follows_and_reports(secured: EtcdServer, tmp_pat
     finally:
         writer.stop()
         assert follower.stop()
+
+
+def test_the_documented_steps_end_with_agents_that_may_report(
+    etcd: EtcdServer, tmp_path: Path
+) -> None:
+    """The commands of deploy/etcd/README.md, run in a clone, give lb1 its rights and no others."""
+    page = (ROLES.parent / "README.md").read_text("utf-8")
+    (script,) = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-euc", f"export ETCDCTL_ENDPOINTS=http://{etcd.endpoint}\n{script}"],
+        cwd=ROLES.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    connection = Etcd(settings(etcd, "lb1", tmp_path, "choose-another"))
+    try:
+        assert allowed(connection.put, f"{BASE}/status/lb1".encode(), b"{}")
+        assert not allowed(connection.put, f"{BASE}/status/lb2".encode(), b"{}")
+    finally:
+        connection.close()
 
 
 def test_the_script_can_be_run_again(etcd: EtcdServer) -> None:

@@ -17,6 +17,7 @@ from etcd_server import EtcdServer, Received
 from tidegate.errors import ConfigError
 from tidegate.keyspace import follow
 from tidegate.keyspace.client import Etcd
+from tidegate.keyspace.failures import CallFailed
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.keyspace.validate import validate
@@ -196,6 +197,43 @@ def test_client_certificates_work_and_strangers_do_not(
         assert stranger.snapshots.items == []
     finally:
         assert stranger.watch.stop()
+
+
+def test_a_certificates_name_is_the_user(tls_etcd: EtcdServer, authority: Path) -> None:
+    """Where etcd has users, one without a password logs in by the name in its certificate."""
+    ca, cert, key = (str(authority / name) for name in ("ca.pem", "client.pem", "client.key"))
+    access = (f"--cacert={ca}", f"--cert={cert}", f"--key={key}")
+    subprocess.run(
+        [ROLES, "--fleet", "edge", "lb1"],
+        env={
+            **os.environ,
+            "ETCDCTL_ENDPOINTS": f"https://{tls_etcd.endpoint}",
+            "ETCDCTL_CACERT": ca,
+            "ETCDCTL_CERT": cert,
+            "ETCDCTL_KEY": key,
+        },
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    for words in (
+        *(("user", "add", "root:r00t"), ("user", "grant-role", "root", "root")),
+        *(("user", "add", "client", "--no-password"), ("user", "grant-role", "client", ROLE)),
+        ("auth", "enable"),
+    ):
+        tls_etcd.ctl(*access, *words)
+    chosen = EtcdSettings(endpoints=(tls_etcd.endpoint,), ca=ca, cert=cert, key=key)
+    follower = Follower(chosen)
+    connection = Etcd(chosen)
+    try:
+        tls_etcd.ctl(*access, *ROOT, "put", PREFIX + "vips/a", "1")
+        follower.key("vips/a")
+        connection.put(b"/tidegate/edge/status/lb1", b"{}", connection.grant(60))
+        with pytest.raises(CallFailed, match="permission denied"):
+            connection.put(b"/tidegate/edge/status/lb2", b"{}")
+    finally:
+        connection.close()
+        assert follower.watch.stop()
 
 
 def test_a_flip_while_certificates_are_replaced_is_made_up_for(

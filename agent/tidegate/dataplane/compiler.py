@@ -102,7 +102,7 @@ def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
     except ImportError as error:
         raise CapabilityError(
             "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and "
-            "run from a virtual environment that sees the system's packages (python3 -m venv "
+            "run from a virtual environment of its Python (/usr/bin/python3 -m venv "
             f"--system-site-packages); the reason was: {error}"
         ) from error
     return bcc
