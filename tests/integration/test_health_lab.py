@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tidegate.dataplane.tunnel import attach_decap
+from tidegate.lab import netns
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
+from tidegate.lab.plan import NIC, LabSpec
 from tidegate.lab.rack import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -84,6 +86,24 @@ def answering(fleet: Fleet, requests: int = 24) -> set[str]:
     return {fleet.lab.client(1).run(command).stdout.strip() for _ in range(requests)}
 
 
+def mend_tunnel(lab: Lab) -> None:
+    with netns.entered(lab.node("b1").namespace):
+        attach_decap(NIC)
+
+
+def answers_to(lab: Lab, lb: str, backend: str, *, lost: bool) -> None:
+    """Whether what a backend sends to a load balancer itself, answers to probes, is lost."""
+    for family in (4, 6):
+        target = f"{lab.address(lb, family)}/{32 if family == 4 else 128}"
+        verb = "add" if lost else "del"
+        lab.node(backend).run(["ip", f"-{family}", "route", verb, "blackhole", target])
+
+
+def answers_to_all(lab: Lab, *, lost: bool) -> None:
+    for lb in LBS:
+        answers_to(lab, lb, "b1", lost=lost)
+
+
 Change = Callable[[Lab], object]
 
 FAILURES: dict[str, tuple[Change, Change]] = {
@@ -95,6 +115,14 @@ FAILURES: dict[str, tuple[Change, Change]] = {
     "VIP address removed": (
         lambda lab: lab.node("b1").run(["ip", "addr", "del", f"{lab.vip4()}/32", "dev", "lo"]),
         lambda lab: lab.node("b1").run(["ip", "addr", "add", f"{lab.vip4()}/32", "dev", "lo"]),
+    ),
+    "tunnel broken": (
+        lambda lab: lab.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"]),
+        mend_tunnel,
+    ),
+    "one-way loss": (
+        lambda lab: answers_to_all(lab, lost=True),
+        lambda lab: answers_to_all(lab, lost=False),
     ),
     "port closed": (
         lambda lab: lab.node("b1").run(
@@ -121,3 +149,41 @@ def test_a_failure_is_found_and_healed(fleet: Fleet, failure: str) -> None:
     assert "b1" in answering(fleet, 60)
     # For whoever runs it with -s: the figures are part of what it shows.
     print(f"{failure}: out after {found:.2f} s, back after {healed:.2f} s")  # noqa: T201
+
+
+def test_a_blind_host_says_so_and_takes_nothing_out(fleet: Fleet) -> None:
+    """A host that no answers reach is degraded, and no host takes a backend out for it."""
+    blind, seeing = fleet.statuses
+    began = time.monotonic()
+    for number in range(1, 5):
+        answers_to(fleet.lab, "lb1", f"b{number}", lost=True)
+    try:
+        blind.wait("blind", lambda s: s["health"]["blind"], timeout=20)
+        found = time.monotonic() - began
+        blind.wait("degraded", lambda s: "path is broken" in s["reason"], timeout=20)
+        fleet.unhealthy(0)
+        assert answering(fleet, 60) == {"b1", "b2", "b3", "b4"}
+        seeing.wait("not blind", lambda s: not s["health"]["blind"], timeout=20)
+    finally:
+        for number in range(1, 5):
+            answers_to(fleet.lab, "lb1", f"b{number}", lost=False)
+    fleet.wait("synced", lambda s: s["state"] == "synced", timeout=20)
+    print(f"half the agents blind: said after {found:.2f} s")  # noqa: T201
+
+
+def test_all_backends_dead_at_once_are_kept(fleet: Fleet) -> None:
+    """What fails everywhere at once is not believed: nothing is taken out, and hosts say so."""
+    began = time.monotonic()
+    for number in range(1, 5):
+        fleet.lab.stop_http(f"b{number}")
+    try:
+        fleet.wait("broken checker", lambda s: s["health"]["broken_checker"], timeout=20)
+        found = time.monotonic() - began
+        fleet.wait("degraded", lambda s: "failed at once" in s["reason"], timeout=20)
+        fleet.unhealthy(0)
+    finally:
+        for number in range(1, 5):
+            fleet.lab.start_http(f"b{number}")
+    fleet.wait("synced", lambda s: s["state"] == "synced", timeout=20)
+    assert answering(fleet, 60) == {"b1", "b2", "b3", "b4"}
+    print(f"all backends dead: said after {found:.2f} s")  # noqa: T201

@@ -89,7 +89,7 @@ def test_a_panic_keeps_all() -> None:
 def test_velocity_waits_and_says_until_when() -> None:
     """One a minute: the second goes a minute after the first."""
     found = judge(pool(most_per_minute=1, panic_percent=0), own("--++"), fleet("--++"), 920)
-    assert found == Judgement({B[0]: OUT}, next_moment=960)
+    assert found == Judgement({B[0]: OUT}, waiting=1, next_moment=960)
 
 
 def test_if_everything_fails_at_once_the_checker_is_broken() -> None:

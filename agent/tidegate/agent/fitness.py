@@ -30,12 +30,14 @@ class Judgement:
         fitness: what the planner takes; backends that are not in it are fit.
         panics: pools that keep unhealthy backends since too few are healthy.
         is_checker_broken: everything failed at once, which is not believed.
+        waiting: unhealthy backends that the limit per minute still keeps in.
         next_moment: wall-clock second at which time alone changes it, or None.
     """
 
     fitness: Mapping[BackendKey, Fitness]
     panics: tuple[str, ...] = ()
     is_checker_broken: bool = False
+    waiting: int = 0
     next_moment: int | None = None
 
 
@@ -109,7 +111,12 @@ def _limited(
             out |= {k for k in others if k in found and found[k].state == "unhealthy"}
         fitness |= {key: Fitness(is_out=True) for key in out}
         moments += ejection.waiting.values()
-    return Judgement(fitness, tuple(sorted(panics)), next_moment=min(moments, default=None))
+    return Judgement(
+        fitness,
+        tuple(sorted(panics)),
+        waiting=len(moments),
+        next_moment=min(moments, default=None),
+    )
 
 
 def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:

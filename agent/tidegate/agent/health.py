@@ -16,6 +16,7 @@ from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, opinion
 from tidegate.keyspace import paths, verdicts
 from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.status import HealthStatus
 from tidegate.keyspace.watch import Watch
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Rejection, Snapshot
@@ -107,10 +108,14 @@ class HealthDesk:
         _log_change(before, self.judgement)
         return True
 
-    @property
-    def is_blind(self) -> bool:
-        """Whether the fleet finds many backends alive that this host finds dead."""
-        return self._host in self._opinion.blind
+    def status(self) -> HealthStatus:
+        """What is not acted upon, for the status; blindness is the fleet's opinion of this host."""
+        return HealthStatus(
+            blind=self._host in self._opinion.blind,
+            broken_checker=self.judgement.is_checker_broken,
+            panics=self.judgement.panics,
+            waiting=self.judgement.waiting,
+        )
 
     def verdicts(self) -> Mapping[str, bytes]:
         """This host's verdicts by key; a standing is encoded once."""

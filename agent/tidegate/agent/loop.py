@@ -320,6 +320,7 @@ class Agent:
                 repairs=self._auditor.repairs,
                 started=self._started,
                 applied=self._applied,
+                health=self._health.status(),
                 unready=reason,
                 warnings=tuple(filter(None, (*problems, self._signs.problem))),
             )

@@ -12,6 +12,7 @@ from tidegate.dataplane.programs import XdpMode
 from tidegate.keyspace.paths import DEFAULT_TRACK
 from tidegate.keyspace.status import (
     BackendsStatus,
+    HealthStatus,
     InterfaceStatus,
     OverrideStatus,
     State,
@@ -37,6 +38,7 @@ class Facts:
         overrides: those that have not expired.
         damages: what the audit found and could not put right.
         repairs: what it did put right since the start.
+        health: what health checks do not act upon.
         unready: why the host is not ready; empty if it is.
     """
 
@@ -52,6 +54,7 @@ class Facts:
     traffic: TrafficStatus | None
     damages: Sequence[Rejection]
     repairs: int
+    health: HealthStatus
     unready: str
     started: float
     applied: float | None
@@ -102,6 +105,7 @@ def describe(facts: Facts) -> StatusDocument:
             "backends": Usage(used=len(generation.backends), limit=MAX_BACKENDS - 1),
         },
         backends=_backends(generation),
+        health=facts.health,
         traffic=facts.traffic,
         repairs=facts.repairs,
         started_at=rfc3339(facts.started),
@@ -132,7 +136,7 @@ def _state(facts: Facts) -> tuple[State, str]:
         return "stale", facts.etcd.reason
     if facts.view is None:
         return "starting", facts.etcd.reason
-    lacking = _lacking(facts)
+    lacking = _lacking(facts) or _disbelieved(facts.health)
     if lacking:
         return "degraded", lacking
     if facts.frozen:
@@ -140,6 +144,15 @@ def _state(facts: Facts) -> tuple[State, str]:
     if facts.outcome.rejections:
         return "degraded", f"{len(facts.outcome.rejections)} refused: {facts.outcome.rejections[0]}"
     return "synced", ""
+
+
+def _disbelieved(health: HealthStatus) -> str:
+    """Why this host's checks are not acted upon as a whole; empty if they are."""
+    if health.blind:
+        return "This host finds dead what the other hosts reach: its own path is broken."
+    if health.broken_checker:
+        return "All checked backends failed at once: the checks are not believed."
+    return ""
 
 
 def _lacking(facts: Facts) -> str:

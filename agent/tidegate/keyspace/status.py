@@ -123,6 +123,39 @@ class BackendsStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 0
 
 
+class HealthStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why health checks leave failed backends in, where they do."""
+
+    blind: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether the host finds many backends dead that the others reach; its verdicts "
+                "do not count."
+            ),
+            examples=[False],
+        ),
+    ] = False
+    broken_checker: Annotated[
+        bool,
+        Meta(description="Whether everything failed at once, so nothing is out.", examples=[False]),
+    ] = False
+    panics: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Pools that keep unhealthy backends, since too few are healthy.",
+            examples=[[], ["web"]],
+        ),
+    ] = ()
+    waiting: Annotated[
+        Count,
+        Meta(
+            description="Unhealthy backends that the limit per minute still keeps in.",
+            examples=[0],
+        ),
+    ] = 0
+
+
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How full one table of the data plane is."""
 
@@ -285,6 +318,10 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             examples=[{"total": 40, "serving": 38, "unhealthy": 1}],
         ),
     ] = BackendsStatus()
+    health: Annotated[
+        HealthStatus,
+        Meta(description="What checks do not act upon.", examples=[{"blind": False}]),
+    ] = HealthStatus()
     traffic: Annotated[
         TrafficStatus | None,
         Meta(
