@@ -6,6 +6,7 @@ It signals its own process only. Importable from tests as `etcd_server`.
 
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,16 +15,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback TCP port that was free a moment ago.
+
+    It is below the range that outgoing connections get theirs from (ip_local_port_range), since one
+    of those could take it before a server does.
+    """
+    while True:
+        port = random.randint(20000, 32000)  # noqa: S311 - no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class EtcdServer:
