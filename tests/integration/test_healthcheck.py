@@ -215,7 +215,7 @@ def test_offloads_of_the_sending_host_are_respected(
                 arrived = lab.tcp_counter(name, "InSegs") - segments
                 assert arrived >= 900_000 // 1560
                 assert probes.counters()[Reason.NONE] - before < arrived / 2
-        # A full segment that leaves alone, which timing decides, is no big one and is not cut. It is
+        # A full segment that leaves alone, as timing has it, is no big one and is not cut. It is
         # too long for the tunnel, and TCP has to send its bytes again.
         counted = probes.counters()
         assert set(counted) <= {Reason.NONE, Reason.TOO_BIG}
