@@ -158,3 +158,36 @@ class World:
         """What each host follows by its status."""
         self.settle()
         return {n: h.told.release for n, h in self.seen().hosts.items() if h.told}
+
+
+HOSTS = {
+    "lb1": '{"track":  "canary"}',
+    "lb2": None,
+    "lb3": '{ "freeze" : false, "reason":"x" }',
+    "lb4": None,
+    "lb5": "{}",
+    "lb6": None,
+}
+REFUSAL = {"key": "vips/a", "field": "port", "reason": "port is 0."}
+
+
+def world(**options: Any) -> World:
+    made = World(dict(HOSTS))
+    made.start(**options)
+    return made
+
+
+def moved(made: World) -> list[str]:
+    return [each.host for each in made.rollout.moved]
+
+
+def unchanged(made: World) -> None:
+    """All that was there before the rollout is as it was."""
+    assert made.host_values() == HOSTS
+    assert made.value("tracks/rollout-new") is None
+    assert json.loads(made.value("tracks/stable") or "") == {"release": "old"}
+    assert set(made.releases().values()) == {"old"}
+
+
+def failing(**status: Any) -> Any:
+    return lambda release: status if release == "new" else {}
