@@ -8,15 +8,14 @@ fresh agent's kernel holds, and no client has noticed anything.
 import json
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import kernel_contents
+from steady import Steady
 from tidegate.errors import LabError
 from tidegate.keyspace import paths
 from tidegate.lab.agents import FLEET, ROOT, AgentProcess, config_path
@@ -34,28 +33,21 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the last document being in force."""
 
 
-class Churn:
-    """Changes the roster again and again, from `with` to its end. Lost writes are tried anew.
-
-    Attributes:
-        written: how many changes etcd has confirmed.
-    """
+class Churn(Steady):
+    """Changes the roster again and again, from `with` to its end. Lost writes are tried anew."""
 
     def __init__(self, roster: Roster, seed: int) -> None:
+        super().__init__(0.05)
         self._roster = roster
         self._random = random.Random(seed)  # noqa: S311 - reproducible, not secret
-        self._stop = threading.Event()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run)
-        self.written = 0
 
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            with suppress(LabError):  # etcd is what is being ill-treated
-                self._change()
-                with self._changed:
-                    self.written += 1
-                    self._changed.notify_all()
+    def once(self, number: int) -> bool:  # noqa: ARG002 - all are alike
+        """One change."""
+        try:
+            self._change()
+        except LabError:  # etcd is what is being ill-treated
+            return False
+        return True
 
     def _change(self) -> None:
         """One random change that no established connection may notice."""
@@ -77,25 +69,6 @@ class Churn:
             case _:
                 weight = choose.randrange(50, 300)
                 roster.change(pool, SPARE, address=roster.address(SPARE, family), weight=weight)
-
-    def wait_for_more(self, count: int = 5) -> None:
-        """Wait until this many more changes are written."""
-        with self._changed:
-            wanted = self.written + count
-            assert self._changed.wait_for(lambda: self.written >= wanted, 30), "no write succeeds"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 class Rig:

@@ -7,17 +7,16 @@ mixture.
 """
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
 
 from etcd_cluster import EtcdCluster
 from etcd_server import Received
+from steady import Steady
 from tidegate.keyspace.follow import Follower, WatchState
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
@@ -30,59 +29,27 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the release that the cluster points to."""
 
 
-class Flips:
-    """Writes numbers and flips the pointer, through any member that answers.
-
-    Attributes:
-        number: the one that was written last and confirmed.
-    """
+class Flips(Steady):
+    """Writes numbers and flips the pointer, through any member that answers."""
 
     def __init__(self, cluster: EtcdCluster) -> None:
+        super().__init__(0.05)
         self._cluster = cluster
-        self._stop = threading.Event()
-        self._changed = threading.Condition()
-        self.number = 0
-        self._thread = threading.Thread(target=self._write)
 
-    def __enter__(self) -> Self:
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._write)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _write(self) -> None:
-        number = self.number
-        while not self._stop.wait(0.05):
-            number += 1
-            self.write(number)
-
-    def write(self, number: int) -> bool:
+    def once(self, number: int) -> bool:
         """One transaction; says whether it was confirmed. It may have happened all the same."""
         name = f"r{number % 2}"
         puts = "".join(f'put {FLEET}config/{name}/{key} "{number}"\n' for key in ("a", "b"))
         pointer = json.dumps(json.dumps({"release": name}))
         script = f"\n{puts}put {FLEET}tracks/stable {pointer}\n\n\n"
-        if self._cluster.ctl("txn", stdin=script.encode()).returncode != 0:
-            return False
-        with self._changed:
-            self.number = number
-            self._changed.notify_all()
-        return True
+        return self._cluster.ctl("txn", stdin=script.encode()).returncode == 0
 
-    def wait_for_more(self, count: int = 5) -> None:
-        """Wait until this many more have been confirmed."""
-        with self._changed:
-            wanted = self.number + count
-            assert self._changed.wait_for(lambda: self.number >= wanted, 30), "nothing is written"
+    def write(self, number: int) -> bool:
+        """The same outside of `with`."""
+        is_confirmed = self.once(number)
+        if is_confirmed:
+            self.note(number)
+        return is_confirmed
 
 
 class Host:

@@ -8,17 +8,16 @@ revision. After each fault the watch has to hold what the cluster holds within L
 import base64
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
 
 from etcd_cluster import DEBIAN, EtcdCluster, later_release
 from etcd_server import Received, free_port
+from steady import Steady
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.watch import Watch, WatchState
 
@@ -30,47 +29,16 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the same state on both sides."""
 
 
-class Writer:
-    """Writes pairs through any member that answers, from `with` to its end.
-
-    Attributes:
-        done: the number that was written last and confirmed.
-    """
+class Writer(Steady):
+    """Writes pairs through any member that answers, from `with` to its end."""
 
     def __init__(self, cluster: EtcdCluster) -> None:
+        super().__init__(0.03)
         self._cluster = cluster
-        self._stop = threading.Event()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._write)
-        self.done = 0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _write(self) -> None:
-        number = 0
-        while not self._stop.wait(0.03):
-            number += 1
-            if put_pair(self._cluster, str(number)):
-                with self._changed:
-                    self.done = number
-                    self._changed.notify_all()
-
-    def wait_for_more(self, count: int = 5) -> None:
-        """Wait until this many more have been written."""
-        with self._changed:
-            wanted = self.done + count
-            assert self._changed.wait_for(lambda: self.done >= wanted, 20), "nothing can be written"
+    def once(self, number: int) -> bool:
+        """One pair."""
+        return put_pair(self._cluster, str(number))
 
 
 def put_pair(cluster: EtcdCluster, text: str) -> bool:
