@@ -47,6 +47,9 @@ struct scratch {
 	struct packet packet;
 	struct choice choice;
 	struct fit fit;
+#if WITH_PREFIXES
+	struct vip vip;
+#endif
 };
 
 BPF_TABLE("percpu_array", u32, struct scratch, scratches, 1);
@@ -225,6 +228,13 @@ static __always_inline int handle(struct xdp_md *ctx)
 	STEP();
 	if (outcome == NOT_OURS)
 		return XDP_PASS;
+#if WITH_PREFIXES
+	/* Of two maps, so the verifier would look at all that follows once for each of them. */
+	if (vip) {
+		scratch->vip = *vip;
+		vip = &scratch->vip;
+	}
+#endif
 	if (vip)
 		id = vip->id;
 	counters = vip_counts.lookup(&id);

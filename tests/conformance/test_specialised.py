@@ -12,7 +12,7 @@ from fuzz_documents import desired
 from kernel import BUILD
 from tidegate.dataplane import programs
 from tidegate.model.decision import Decision
-from tidegate.model.features import features
+from tidegate.model.features import ALL_FEATURES, Feature, features
 from tidegate.spec import Verdict
 
 pytestmark = pytest.mark.root
@@ -40,3 +40,10 @@ def test_a_draining_backend_is_reached_as_before_when_its_pool_is_gone(both: Bot
         both.kernel.program = whole
     assert (after.verdict, after.decision) == (Verdict.TX, Decision.TRACKED)
     assert after.frame == before.frame
+
+
+@pytest.mark.parametrize("left_out", list(Feature), ids=lambda feature: feature.name)
+def test_no_set_of_features_is_too_much_for_the_verifier(both: Both, left_out: Feature) -> None:
+    """Less source can be more work for it: a program without any one feature loads as well."""
+    build = replace(BUILD, features=ALL_FEATURES - {left_out})
+    os.close(programs.load_balancer(programs.compile_balancer(build), both.kernel.maps))
