@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lab_etcd import etcd_pid
 from tidegate.lab import netns
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch
@@ -262,13 +263,6 @@ def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: St
     finally:
         os.kill(etcd, signal.SIGCONT)
     status.wait_applied(control.put("pools/web/backends/b1", backend(lab, "b1", weight=7)).revision)
-
-
-def etcd_pid(lab: Lab) -> int:
-    nodes = {node["name"]: node for node in lab.status()["nodes"]}
-    found = [p["pid"] for p in nodes["ctl"]["processes"] if p["command"].split(" ")[0] == "etcd"]
-    assert len(found) == 1, nodes  # etcdctl is there as well
-    return int(found[0])
 
 
 def wait_for_log(agent: AgentProcess, text: str) -> None:

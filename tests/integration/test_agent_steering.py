@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from lab_etcd import etcd_pid
 from tidegate.keyspace.status import rfc3339
 from tidegate.lab.agents import AgentProcess
 from tidegate.lab.control import StatusWatch
@@ -260,8 +261,3 @@ def test_a_restart_without_etcd_keeps_the_release(
 
 def backend(lab: Lab, name: str) -> dict[str, object]:
     return {"address": str(lab.address(name)), "weight": 7}
-
-
-def etcd_pid(lab: Lab) -> int:
-    nodes = {node["name"]: node for node in lab.status()["nodes"]}
-    return next(p["pid"] for p in nodes[CONTROL]["processes"] if p["command"].startswith("etcd"))

@@ -113,7 +113,9 @@ def fill(bench: Bench, name: str) -> list[bytes]:
     raise AssertionError(f"{name} is never full")
 
 
-@pytest.mark.parametrize("name", ["vips", "prefixes", "quic_servers", "ledger", "wide_ledger"])
+@pytest.mark.parametrize(
+    "name", ["vips", "prefixes", "routes", "quic_servers", "ledger", "wide_ledger"]
+)
 def test_a_full_map_is_a_refusal(bench: Bench, published: Publisher, name: str) -> None:
     """Nothing moves; what was there is in force and what filled the map is gone; then it works."""
     watch, before = Watch(bench), contents(bench.maps, bench.pins)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lab_etcd import etcd_pid
 from tidegate.cli.agent_socket import ask
 from tidegate.errors import AgentError
 from tidegate.lab.agents import AgentProcess, config_path
@@ -79,11 +80,6 @@ def backends(lab: Lab, count: int = 12) -> set[str]:
     return {lab.client(1).run(command).stdout.strip() for _ in range(count)}
 
 
-def etcd_pid(lab: Lab) -> int:
-    nodes = {node["name"]: node for node in lab.status()["nodes"]}
-    return next(p["pid"] for p in nodes["ctl"]["processes"] if p["command"].startswith("etcd"))
-
-
 def test_rollback_with_etcd_away(
     lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
@@ -135,6 +131,30 @@ def test_going_back_and_forth_over_a_restart(lab: Lab, agent: AgentProcess) -> N
     assert of_agent(lab)["digest"] == states[-2]["digest"] != digest
     assert tidegate(lab, "rollback").returncode == 0
     assert (of_agent(lab)["digest"], of_agent(lab)["generation"]) == (digest, number + 2)
+
+
+def test_health_checks_go_back_too(
+    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+) -> None:
+    """What is probed is what the generation in force wants, also after a rollback."""
+    checked = {"health": {"check": {"type": "tcp", "interval": 0.2, "timeout": 0.2}}}
+    status.wait_applied(control.put("pools/web", checked).revision)
+    wait_for_verdicts(lab, {"b1", "b2", "b3"})
+    status.wait_applied(control.delete("pools/web/backends/b3").revision)
+    wait_for_verdicts(lab, {"b1", "b2"})
+    assert tidegate(lab, "rollback").returncode == 0
+    wait_for_verdicts(lab, {"b1", "b2", "b3"})
+
+
+def wait_for_verdicts(lab: Lab, names: set[str], timeout: float = 15) -> None:
+    """Waits until the host has verdicts on these backends."""
+    prefix = "/tidegate/default/health/lb1/web/"
+    deadline = time.monotonic() + timeout
+    while set(lab.etcdctl("get", "--prefix", "--keys-only", prefix).split()) != {
+        prefix + name for name in names
+    }:
+        assert time.monotonic() < deadline, names
+        time.sleep(0.1)  # etcd is asked, as a person would
 
 
 def wait_for_states(lab: Lab) -> list[dict[str, Any]]:

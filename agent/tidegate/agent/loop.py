@@ -198,8 +198,7 @@ class Agent:
             for posted in mail.orders
             if posted.answer.set_running_or_notify_cancel()
         ]
-        if self._plane.publisher.in_force.number != before:
-            self._applied = time.time()
+        self._note(before)
         return answers
 
     def _look(self, now: float) -> None:
@@ -232,12 +231,17 @@ class Agent:
         if not outcome.failed:
             self._retry_seconds = _RETRY_SECONDS
         self._retry_at = time.monotonic() + self._retry_seconds if outcome.failed else None
-        if self._plane.publisher.in_force.number != before:
-            self._applied = time.time()
-            self._health.follow(self._plane.publisher.in_force)
+        self._note(before)
         self._refusals.tell(outcome.rejections, time.monotonic())
         in_force = self._plane.publisher.in_force
         self._chronicle.refused(outcome.rejections, in_force, outcome.revision)
+
+    def _note(self, before: int) -> None:
+        """Takes note of a generation that has come into force since the one of this number."""
+        in_force = self._plane.publisher.in_force
+        if in_force.number != before:
+            self._applied = time.time()
+            self._health.follow(in_force)
 
     def _follow_links(self, now: float) -> None:
         self._links_due = now + _LINK_REFRESH_SECONDS
