@@ -2,57 +2,33 @@
 """What the kernel refuses is a refusal: the last generation stays in force, whole, until it works.
 
 Real refusals that are provoked here: maps that are full (VIPs, networks, routes, server ids, and
-both maps of the ledger), and no descriptor for a new table (EMFILE, which takes the way of ENOMEM).
+both maps of the ledger), no memory for a new table (ENOMEM), and no descriptor for one (EMFILE).
 The array of backends cannot be full, since it has an element for each id. Elsewhere an OSError is
 raised at each step in turn, as the kernel would for want of memory, once and for good.
 """
 
 import errno
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
-from crashes import SMALL, Bench, Packets, contents, everything, no_descriptors, open_maps
-from roster import backend, generations, vip
+from crashes import SMALL, Bench, contents, everything, no_descriptors, open_maps
+from exhaustion import NEW, NOW, OLD, Watch, more
 from tidegate.dataplane import maps
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.publish import Publisher
 from tidegate.dataplane.steps import Step
 from tidegate.errors import DataplaneError
-from tidegate.model.values import Desired, Quic, SourceRoute
 from tidegate.planner import plan
 
 pytestmark = pytest.mark.root
 
-NOW = 1_700_000_000
-OLD = generations(everything(), now=NOW)[-1]
 
-
-def more() -> Desired:
-    """One more of everything: each keyed map needs room for it, and each table changes."""
-    base = everything()
-    routes = (SourceRoute(ip_network("10.0.0.0/8"), "web"),)
-    vips = [
-        vip("more", "192.0.2.77", source_routes=routes),
-        vip("more-net", "198.19.0.0/24"),
-        vip("more-quic", "192.0.2.78", 443, "udp", "api", quic=Quic(2)),
-    ]
-    servers = [
-        backend("b9", "203.0.113.9"),
-        backend("a9", "2001:db8:2::9", pool="api", quic_server_id=b"\x09\x09"),
-    ]
-    return replace(
-        base,
-        revision=2,
-        vips=base.vips | {v.name: v for v in vips},
-        backends=base.backends | {b.key: b for b in servers},
-    )
-
-
-NEW = plan(more(), OLD, NOW + 1)
 BEFORE_SWAP = [*Step][: [*Step].index(Step.TABLES_SWAPPED)]
 AFTER_SWAP = [
     step
@@ -73,24 +49,6 @@ def published(bench: Bench) -> Iterator[Publisher]:
     publisher = bench.start(OLD)
     yield publisher
     publisher.close()
-
-
-class Watch:
-    """Flows and tables of the VIPs that are there all the time."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.packets = Packets(bench.program, OLD, NEW)
-        self.vips = {name: placed.vip for name, placed in OLD.vips.items()}
-        self.flows = self.packets.establish(self.vips)
-        self.tables = self.look()
-
-    def look(self) -> dict[str, list[str | None]]:
-        """Where new flows go, by VIP."""
-        return {name: self.packets.table(service) for name, service in self.vips.items()}
-
-    def assert_nothing_moved(self) -> None:
-        """Every open flow is where it was."""
-        assert self.packets.established(self.vips) == self.flows
 
 
 def fill(bench: Bench, name: str) -> list[bytes]:
@@ -135,6 +93,23 @@ def test_a_full_map_is_a_refusal(bench: Bench, published: Publisher, name: str) 
     watch.assert_nothing_moved()
     assert published.in_force.digest == NEW.digest
     assert published.audit(deep=True) == []
+
+
+def test_no_memory_for_a_table_is_a_refusal() -> None:
+    """In a memory control group that is full, nothing changes; with memory, it works."""
+    folder = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, str(folder / "short_of_memory.py")],
+        env={**os.environ, "PYTHONMALLOC": "malloc"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "Cannot allocate memory" in found.pop("refused")
+    assert found == {"kept": True, "done": True, "audit": []}
 
 
 def test_no_room_for_a_table_is_a_refusal(bench: Bench, published: Publisher) -> None:
