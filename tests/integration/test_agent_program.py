@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that cannot be built: the agent refuses the change, and takes it when it can."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tidegate.bpf
+
+import tidegate
+from tidegate.lab.control import Control, StatusWatch
+from tidegate.lab.plan import LabSpec
+from tidegate.lab.rack import Lab
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that agents run from, whose C a test may break."""
+    copy = tmp_path / "tidegate"
+    shutil.copytree(Path(tidegate.__path__[0]), copy)
+    shutil.copytree(Path(tidegate.bpf.__path__[0]), copy / "bpf", symlinks=True)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return copy
+
+
+@pytest.fixture
+def lab(package: Path) -> Iterator[Lab]:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as built:
+        yield built
+
+
+def test_a_program_that_does_not_compile_is_a_refusal(lab: Lab, package: Path) -> None:
+    """The status names the step and the compiler's words, and the last generation stays."""
+    control = Control(lab)
+    control.put("pools/web", {})
+    control.put("pools/web/backends/b1", {"address": str(lab.address("b1"))})
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    first = control.put("vips/web", vip)
+    with StatusWatch(lab, "lb1") as status:
+        lab.start_agent("lb1")
+        before = status.wait_applied(first.revision, timeout=30).status
+        header = package / "bpf" / "quic.h"
+        whole = header.read_text()
+        # bcc 0.26 dies of some errors in syntax, and the agent with it; a wrong name it survives.
+        header.write_text(whole.replace("quic_servers.lookup", "no_such_function"))
+        quic = {**vip, "port": 443, "protocol": "udp", "quic": {"server_id_length": 8}}
+        written = control.put("vips/quic", quic)
+        refused = status.wait("a refusal", lambda s: bool(s["refusals"]), timeout=30).status
+        assert (refused["generation"], refused["digest"]) == (
+            *(before["generation"], before["digest"]),
+        )
+        assert refused["state"] == "degraded"
+        assert [each["stage"] for each in refused["refusals"]] == ["build"]
+        assert "balancer.c does not compile" in refused["refusals"][0]["reason"]
+        assert "quic.h" in refused["refusals"][0]["reason"]
+        url = f"http://{lab.vip4()}/"
+        curl = ["curl", "--silent", "--show-error", "--fail", "--max-time", "3", url]
+        assert lab.client(1).run(curl).stdout.strip() == "b1"
+        header.write_text(whole)
+        healed = status.wait(
+            "synced", lambda s: s["state"] == "synced" and s["revision"] >= written.revision, 40
+        ).status
+        assert healed["generation"] > before["generation"]
