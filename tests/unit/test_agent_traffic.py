@@ -9,7 +9,7 @@ import pytest
 from roster import backend, generations, web
 from tidegate.agent.report import _backends
 from tidegate.agent.traffic import INTERVAL, Meter, rates, steady
-from tidegate.keyspace.status import BackendsStatus, TrafficStatus
+from tidegate.keyspace.status_parts import BackendsStatus, TrafficStatus
 from tidegate.model.values import Fitness
 
 

@@ -16,7 +16,7 @@ from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, opinion
 from tidegate.keyspace import paths, verdicts
 from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.status import HealthStatus
+from tidegate.keyspace.status_parts import HealthStatus
 from tidegate.keyspace.watch import Watch
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Rejection, Snapshot

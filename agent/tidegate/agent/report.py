@@ -10,17 +10,14 @@ from tidegate.agent.control import Outcome
 from tidegate.dataplane.links import Link
 from tidegate.dataplane.programs import XdpMode
 from tidegate.keyspace.paths import DEFAULT_TRACK
-from tidegate.keyspace.status import (
+from tidegate.keyspace.status import State, StatusDocument, refusals, rfc3339
+from tidegate.keyspace.status_parts import (
     BackendsStatus,
     HealthStatus,
     InterfaceStatus,
     OverrideStatus,
-    State,
-    StatusDocument,
     TrafficStatus,
     Usage,
-    refusals,
-    rfc3339,
 )
 from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.keyspace.status import TrafficStatus
+from tidegate.keyspace.status_parts import TrafficStatus
 
 INTERVAL: Final = 5.0
 """Seconds between two looks at the counters."""
