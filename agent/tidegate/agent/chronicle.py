@@ -7,12 +7,15 @@ and not for each attempt, and goes on without a disk if there is none.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+import msgspec
 
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Applied, in_force_as_desired
+from tidegate.agent.fitness import Evidence
 from tidegate.agent.journal import files, lines, replay
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
@@ -22,13 +25,14 @@ from tidegate.errors import AgentError
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.keyspace.status import rfc3339
 from tidegate.model.generation import Generation
-from tidegate.model.values import Rejection, Snapshot
+from tidegate.model.values import FIT, BackendKey, Rejection, Snapshot
 from tidegate.planner.diff import Diff
 
 log = logging.getLogger(__name__)
 
 _PAUSE: Final = 10.0
 """s"""
+Witness: TypeAlias = Callable[[Sequence[BackendKey]], Sequence[Evidence]]
 
 
 class Chronicle:
@@ -37,11 +41,15 @@ class Chronicle:
     Args:
         in_force: as it was adopted.
         changed: called when `problem` changes.
+
+    Attributes:
+        evidence: tells of each backend what stands behind what health makes of it.
     """
 
     def __init__(
         self, config: AgentConfig, in_force: Generation, changed: Callable[[], None]
     ) -> None:
+        self.evidence: Witness = lambda keys: [Evidence() for _ in keys]
         self.past = Past(config.rollback_depth)
         self._keys: Mapping[str, int] | None = None
         self._refused: set[tuple[str, str, str, int]] = set()
@@ -136,6 +144,22 @@ class Chronicle:
             self._refused = {(r.key, r.field, r.stage, r.revision) for r in noted[-1].refusals}
 
     def _cause(self, applied: Applied) -> lines.Cause:
+        cause = self._cause_without_health(applied)
+        changed = changed_fitness(applied.previous, applied.generation)
+        if not changed:
+            return cause
+        listed = changed[: lines.MOST_VERDICTS]
+        backends = applied.generation.backends
+        verdicts = tuple(
+            lines.Verdict(str(key), backends[key].fitness.is_out, *evidence)
+            for key, evidence in zip(listed, self.evidence(listed), strict=True)
+        )
+        more = len(changed) - len(listed)
+        if cause.kind == "time":
+            return lines.Cause("health", verdicts=verdicts, verdicts_left_out=more)
+        return msgspec.structs.replace(cause, verdicts=verdicts, verdicts_left_out=more)
+
+    def _cause_without_health(self, applied: Applied) -> lines.Cause:
         if applied.order:
             return lines.Cause("rollback", what=applied.order)
         if applied.snapshot is not None:
@@ -153,15 +177,21 @@ def mod_revisions(snapshot: Snapshot) -> dict[str, int]:
     return {key: document.mod_revision for key, document in snapshot.documents.items()}
 
 
+def changed_fitness(before: Generation, after: Generation) -> list[BackendKey]:
+    """The backends that health has taken out, or has put back, between two generations."""
+    old = {key: placed.fitness for key, placed in before.backends.items()}
+    return sorted(
+        key for key, placed in after.backends.items() if placed.fitness != old.get(key, FIT)
+    )
+
+
 def by_time(diff: Diff) -> str:
     """What happened without a key that changed, in words."""
     parts = []
     if diff.retired:
         parts.append(f"drained for long enough: {', '.join(diff.retired[:20])}")
     if diff.backends.changed:
-        parts.append(
-            f"weights by time, health or deadlines: {', '.join(diff.backends.changed[:20])}"
-        )
+        parts.append(f"weights by time or deadlines: {', '.join(diff.backends.changed[:20])}")
     return "; ".join(parts) or "windows closed"
 
 

@@ -9,8 +9,8 @@ out stays out until its checks have decided: an agent that has just started does
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 from tidegate.health.limits import Limits, eject, is_checker_broken
 from tidegate.health.standing import Standing
@@ -32,6 +32,7 @@ class Judgement:
         is_checker_broken: everything failed at once, which is not believed.
         waiting: unhealthy backends that the limit per minute still keeps in.
         next_moment: wall-clock second at which time alone changes it, or None.
+        found: the word that counts for each backend that has one.
     """
 
     fitness: Mapping[BackendKey, Fitness]
@@ -39,6 +40,32 @@ class Judgement:
     is_checker_broken: bool = False
     waiting: int = 0
     next_moment: int | None = None
+    found: Mapping[BackendKey, Effective] = field(default_factory=dict, compare=False)
+
+
+class Evidence(NamedTuple):
+    """What stands behind what health makes of a backend.
+
+    Attributes:
+        state: what its voters think; empty if there are none.
+        votes: those who think so.
+        voters: all whose word counts; one in `local` mode, and without etcd.
+        reason: what this host itself found.
+    """
+
+    state: str = ""
+    votes: int = 0
+    voters: int = 0
+    reason: str = ""
+
+
+def evidence(effective: Effective | None, standing: Standing | None) -> Evidence:
+    """The word that counts, if there is one, and this host's own finding."""
+    reason = "" if standing is None else standing.reason
+    if effective is None:
+        return Evidence(reason=reason)
+    sides = {"healthy": effective.healthy, "unhealthy": effective.unhealthy}
+    return Evidence(effective.state, sides[effective.state], sum(sides.values()), reason)
 
 
 def judge(
@@ -74,7 +101,7 @@ def judge(
             interval = max(interval, health.check.interval)
     probed = {key: e for key, e in found.items() if key in own}
     if is_checker_broken(probed, _SPREAD * interval):
-        return Judgement(_fit(found), is_checker_broken=True)
+        return Judgement(_fit(found), is_checker_broken=True, found=found)
     judgement = _limited(generation, checked, by_pool, found, now)
     undecided = {
         key: generation.backends[key].fitness
@@ -85,7 +112,7 @@ def judge(
         and _is_undecided(own.get(key))
         and generation.backends[key].fitness.is_out
     }
-    return replace(judgement, fitness={**undecided, **judgement.fitness})
+    return replace(judgement, fitness={**undecided, **judgement.fitness}, found=found)
 
 
 def _limited(

@@ -8,9 +8,9 @@ findings alone: hosts may then differ, which is better than to keep what all of 
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from tidegate.agent.fitness import Judgement, judge
+from tidegate.agent.fitness import Evidence, Judgement, evidence, judge
 from tidegate.health.checker import Checker
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, opinion
@@ -116,6 +116,11 @@ class HealthDesk:
             panics=self.judgement.panics,
             waiting=self.judgement.waiting,
         )
+
+    def evidence(self, keys: Iterable[BackendKey]) -> list[Evidence]:
+        """For each of them: whose word made it what it is, and what this host itself found."""
+        found, standings = self.judgement.found, self._checker.standings()
+        return [evidence(found.get(key), standings.get(key)) for key in keys]
 
     def verdicts(self) -> Mapping[str, bytes]:
         """This host's verdicts by key; a standing is encoded once."""

@@ -99,6 +99,7 @@ class Agent:
             lambda: self._mailbox.ring(Bell.HEALTH),
             allow_exec=self._config.health.allow_exec,
         )
+        self._chronicle.evidence = self._health.evidence
         self._meter = Meter(self._plane.fates)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None

@@ -16,6 +16,7 @@ from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step
 from tidegate.cli.history import Endpoint
 from tidegate.dataplane.live import Live
 from tidegate.errors import AgentError
+from tidegate.keyspace.paths import backend_key
 from tidegate.model.values import Address
 from tidegate.spec import Settings
 
@@ -57,6 +58,9 @@ def _keys(line: Line) -> Iterator[str]:
     match line:
         case Step(cause=cause):
             yield from (change.key for change in cause.keys)
+            for verdict in cause.verdicts:
+                pool, _, name = verdict.backend.partition("/")
+                yield backend_key(pool, name)
         case Refused(refusals=refusals):
             yield from (refusal.key for refusal in refusals)
 
@@ -89,6 +93,16 @@ def _refusal(each: lines.Refusal) -> str:
     return f"{place} ({each.stage}): {each.reason}"
 
 
+def _verdict(each: lines.Verdict) -> str:
+    """A verdict for people."""
+    what = "out" if each.is_out else "in"
+    whose = f"{each.state} by {each.votes} of {each.voters} votes" if each.state else "no verdict"
+    if each.state == "unhealthy" and not each.is_out:
+        whose += ", and kept"
+    here = f"; this host: {each.reason}" if each.reason else ""
+    return f"{each.backend} {what}: {whose}{here}"
+
+
 def _details(step: Step) -> Iterator[str]:
     cause = step.cause
     if cause.keys:
@@ -98,8 +112,12 @@ def _details(step: Step) -> Iterator[str]:
         )
         more = len(cause.keys) - 20 + cause.left_out
         yield f"keys: {listed}" + (f" and {more} more" if more > 0 else "")
-    else:
+    elif cause.what:
         yield f"{cause.kind}: {cause.what}"
+    yield from (f"health: {_verdict(each)}" for each in cause.verdicts[:20])
+    unsaid = len(cause.verdicts[20:]) + cause.verdicts_left_out
+    if unsaid:
+        yield f"health: {unsaid} more"
     summary = step.summary
     for what, names in (
         ("VIPs", summary.vips),

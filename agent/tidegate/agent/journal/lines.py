@@ -27,6 +27,7 @@ FORMAT: Final = 1
 MOST_NAMES: Final = 1000
 """Names and keys that one line lists; how many more there were is counted."""
 MOST_REFUSALS: Final = 100
+MOST_VERDICTS: Final = 100
 
 Moment: TypeAlias = str
 """RFC 3339 in UTC, to milliseconds."""
@@ -39,18 +40,42 @@ class KeyChange(Struct, frozen=True, array_like=True):
     mod_revision: int
 
 
+class Verdict(Struct, frozen=True, omit_defaults=True):
+    """What health checks made of a backend, and whose word it was.
+
+    Attributes:
+        backend: as pool/backend.
+        is_out: whether it was taken out by it, or else joins.
+        state: what its voters think, `healthy` or `unhealthy`; empty: there is no verdict any more.
+        votes: of those whose word counts, those who think so.
+        voters: all whose word counts.
+        reason: what this host itself found.
+    """
+
+    backend: str
+    is_out: bool
+    state: str = ""
+    votes: int = 0
+    voters: int = 0
+    reason: str = ""
+
+
 class Cause(Struct, frozen=True, omit_defaults=True):
-    """Why there is a new generation: keys, time alone, an operator's order, or the agent's start.
+    """Why there is a new generation: keys, health, time alone, an order, or the agent's start.
 
     Attributes:
         what: of time and orders, in words.
         left_out: keys beyond those listed.
+        verdicts: that came into force with it, whatever else is the cause.
+        verdicts_left_out: those beyond the ones listed.
     """
 
-    kind: Literal["keys", "time", "rollback", "start"]
+    kind: Literal["keys", "health", "time", "rollback", "start"]
     what: str = ""
     keys: tuple[KeyChange, ...] = ()
     left_out: int = 0
+    verdicts: tuple[Verdict, ...] = ()
+    verdicts_left_out: int = 0
 
 
 class Names(Struct, frozen=True, omit_defaults=True):
