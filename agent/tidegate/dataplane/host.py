@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane import layout, links, maps, programs, readback
+from tidegate.dataplane import counters, links, maps, programs
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.audit import Difference, Finding, mended
 from tidegate.dataplane.fence import Fence
@@ -185,19 +185,15 @@ class DataPlane:
         return dict(self._links)
 
     def fates(self) -> npt.NDArray[np.uint64]:
-        """What became of the packets of each VIP id in use, as `readback.fates` has it.
+        """What became of the packets of each VIP id in use, as `counters.fates` has it.
 
         Raises:
             DataplaneError: the counters cannot be read.
         """
-        ids = [placed.identity.id for placed in self.publisher.in_force.vips.values()]
         try:
-            counts = readback.per_cpu(
-                self._maps["vip_counts"], layout.VIP_COUNTERS, max(ids, default=0) + 1
-            )
+            return counters.fates(counters.vip_totals(self._maps, self.publisher.in_force))
         except OSError as error:
             raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
-        return readback.fates(counts)
 
     def reload(self, gateways: Gateways, grace: float) -> None:
         """Takes over what may change while it runs."""

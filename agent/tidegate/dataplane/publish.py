@@ -36,7 +36,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from tidegate.dataplane import endpoints, ledger, tables
+from tidegate.dataplane import counters, endpoints, ledger, tables
 from tidegate.dataplane.audit import Finding, audit
 from tidegate.dataplane.fence import check_number
 from tidegate.dataplane.found import found_generation
@@ -242,6 +242,8 @@ class Publisher:
         generation = wanted.generation
         taken = msgspec.structs.replace(_meta(self.in_force, self.hold), attempt=generation.number)
         self.mirror.record({_META: taken})
+        # Before a record names the next owner of an id, so that it happens once, or to no effect.
+        counters.clear_reused(self.mirror.fds, self.in_force, generation)
         self.reached(Step.NUMBER_TAKEN)
         everything = list(generation.backends.values())
         changed = endpoints.changed(self.in_force, generation) if self.is_certain else everything

@@ -71,18 +71,6 @@ def vip_counters(counts: npt.NDArray[np.void]) -> dict[int, VipCounters]:
     }
 
 
-def fates(counts: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """What became of each VIP id's packets, from `vip_counts`: shape (ids, 3).
-
-    All packets, those that were dropped, and TCP packets without a SYN that no table of flows knew.
-    """
-    drops = counts["drops"].sum(axis=(1, 2))
-    decisions = counts["decisions"].sum(axis=1)
-    seen = counts["packets"].sum(axis=1) + counts["answered"].sum(axis=1) + drops
-    misses = decisions[:, Decision.FALLBACK] + decisions[:, Decision.CURRENT]
-    return np.stack((seen, drops, misses), axis=1)
-
-
 def _counter(kind: type[Any], counts: npt.NDArray[np.uint64]) -> Counter[Any]:
     return Counter({kind(i): int(n) for i, n in enumerate(counts.sum(axis=0)) if n})
 

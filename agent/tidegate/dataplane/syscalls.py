@@ -8,11 +8,14 @@ Every failure raises OSError with the kernel's errno; callers add what they were
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy.typing as npt
 
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 _ATTR_BYTES: Final = 144
@@ -165,6 +168,27 @@ def map_batches(
         count = struct.unpack_from("<I", buffer, 32)[0]
         yield keys.raw[: key_size * count], values.raw[: value_size * count], count
         cursor.raw, is_first = following.raw, False
+
+
+def array_values(fd: int, first: int, room: npt.NDArray[Any], count: int) -> None:
+    """Reads `count` values of an array of any kind into `room`, from the element `first` on.
+
+    `room` is contiguous and holds them exactly; of a per-CPU array, all CPUs' values of each.
+    """
+    keys = ctypes.create_string_buffer(4 * count)
+    # The kernel goes on after the element that the cursor names.
+    cursor = ctypes.create_string_buffer(max(0, first - 1).to_bytes(4, "little"), 4)
+    attr = struct.pack(
+        "<QQQQIIQQ",
+        *(_address(cursor) if first else 0, _address(cursor)),
+        *(_address(keys), room.ctypes.data, count, fd, 0, 0),
+    )
+    buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
+    with contextlib.suppress(FileNotFoundError):  # the last element of the map was among them
+        _call(_MAP_LOOKUP_BATCH, buffer)
+    found = struct.unpack_from("<I", buffer, 32)[0]
+    if found != count:
+        raise OSError(errno.ERANGE, f"the array has {first + found} elements, not {first + count}")
 
 
 def map_walk(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:

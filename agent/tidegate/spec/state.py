@@ -185,7 +185,8 @@ class State:
         return self.vip_counters.setdefault(vip, VipCounters())
 
     def install(self, generation: Generation) -> None:
-        """Puts a generation in force; flows, SYNs and counters stay."""
+        """Puts a generation in force; flows and SYNs stay, and counters of ids that keep owners."""
+        self._forget_counters(generation)
         pools = {name: placed.identity.id for name, placed in generation.pools.items()}
         exact: dict[Service, VipEntry] = {}
         networks: list[tuple[Network, Service, VipEntry]] = []
@@ -203,6 +204,19 @@ class State:
         self.networks = tuple(sorted(networks, key=lambda item: -item[0].prefixlen))
         self.tables = {placed.identity.id: placed.table for placed in generation.pools.values()}
         self._install_backends(generation, pools)
+
+    def _forget_counters(self, generation: Generation) -> None:
+        """Counters of an id begin anew with its next owner; those of its last one end then."""
+        vips = {entry.identity for entry in self.vips.values()}
+        vips |= {entry.identity for _, _, entry in self.networks}
+        backends = {(id_, entry.incarnation) for id_, entry in self.backends.items()}
+        for placed in generation.vips.values():
+            if placed.identity not in vips:
+                self.vip_counters.pop(placed.identity.id, None)
+        for backend in generation.backends.values():
+            if backend.identity not in backends:
+                self.backend_packets.pop(backend.identity.id, None)
+                self.backend_bytes.pop(backend.identity.id, None)
 
     def _install_backends(self, generation: Generation, pools: Mapping[str, int]) -> None:
         backends: dict[int, BackendEntry] = {}
