@@ -143,6 +143,35 @@ def test_a_transaction_of_a_release_and_its_pointer_is_seen_whole(etcd: EtcdServ
     assert not [t for t in threading.enumerate() if t.name in ended]
 
 
+def test_a_view_tells_what_has_arrived_and_in_whose_trace(etcd: EtcdServer) -> None:
+    """Every write once: of the release, of the host's own keys, and a flip with its release."""
+    contexts = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2, 3, 4)]
+
+    def pool(release: str, number: int) -> tuple[str, object]:
+        document = {release: "as `content` reads it", "traceparent": contexts[number]}
+        return f"config/{release}/pools/p{number}", document
+
+    with following(etcd) as seen:
+        first = seen.views.wait(lambda _: True)
+        assert first.arrivals.total == 0
+        before = time.time_ns()
+        revisions = [seen.put(pool("live", number)) for number in (0, 1)]
+        seen.put((CANARY, {"release": "r9", "traceparent": contexts[3]}))  # not this host's
+        seen.put(("config/live/pools/p0", None))
+        seen.put(pool("r2", 0), pool("r2", 1))
+        revisions.append(seen.put((STABLE, {"release": "r2", "traceparent": contexts[2]})))
+        seen.views.wait(lambda view: view.steering.release == "r2")
+        found = [view for view in seen.views.items if view.arrivals.total]
+    assert sum(view.arrivals.total for view in found) == 4
+    told = [origin for view in found for origin in view.arrivals.origins]
+    assert [(o.traceparent, o.revision) for o in told] == list(
+        zip(contexts, revisions, strict=False)
+    )
+    assert all(before <= origin.received <= time.time_ns() for origin in told)
+    assert found[-1].steering.release == "r2"
+    assert found[-1].arrivals.keys == (STABLE,)
+
+
 def test_only_one_release_is_watched_once_it_is_in_use(etcd: EtcdServer) -> None:
     """The watches of releases that were left end; the changes of theirs wake nobody."""
     with following(etcd) as seen:

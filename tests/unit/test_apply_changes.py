@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.keyspace.apply import MAX_BYTES, answers, difference, transactions
+from tidegate.keyspace.apply import MAX_BYTES, answers, difference, traced, transactions
 from tidegate.keyspace.rollout_fleet import observe
 from tidegate.model.values import Document, Snapshot
 
@@ -21,6 +21,18 @@ def test_only_what_differs_is_written() -> None:
     wanted = {"pools/a": b'{"a":1}', "pools/b": b'{"a":2}', "pools/d": b"{}", "pools/e": b"{}"}
     assert difference(there, wanted) == (("pools/e",), ("pools/b", "pools/d"), ("pools/c",))
     assert not difference(there, {key: document.value for key, document in there.items()})
+
+
+def test_a_trace_is_no_difference_and_is_written_with_what_differs() -> None:
+    """A release that was applied in a trace is as the files have it that it came from."""
+    context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    wanted = {"pools/a": b'{"a":1}', "pools/b": b'{"a":2, "traceparent": null}'}
+    written = traced(wanted, context)
+    assert json.loads(written["pools/a"]) == {"a": 1, "traceparent": context}
+    assert json.loads(written["pools/b"]) == {"a": 2, "traceparent": context}
+    there = {key: Document(value, 5) for key, value in written.items()}
+    assert not difference(there, wanted)
+    assert difference(there, {**wanted, "pools/a": b"{}"}).changed == ("pools/a",)
 
 
 def test_each_write_expects_what_was_read() -> None:

@@ -5,9 +5,12 @@ import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rollout_world import HOSTS, REFUSAL, World, failing, moved, world
 from tidegate.keyspace import rollout_orders as orders
+from tidegate.keyspace.rollout_writes import edit_put_back, moved_value, pointing
+from tidegate.model.rollout import MovedHost
 
 
 def test_an_edit_of_a_moved_host_pauses_and_is_kept() -> None:
@@ -21,6 +24,25 @@ def test_an_edit_of_a_moved_host_pauses_and_is_kept() -> None:
     made.make(orders.resume(made.rollout, made.seen(), "another", made.now))
     assert made.run().state == "done"
     assert json.loads(made.value("hosts/lb1") or "") == {"track": "canary", "reason": "mine"}
+
+
+def test_what_a_rollout_writes_carries_its_own_trace_alone() -> None:
+    """A trace context that was there before is of another write; documents are given back as is."""
+    other = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    own = "00-4bf92f3577b34da6a3ce929d0e0e4737-00f067aa0ba902b8-01"
+    before = json.dumps({"freeze": False, "track": "canary", "traceparent": other}).encode()
+    host = MovedHost(host="lb1", wave=0, track="canary", original=before.decode())
+    for context in (None, own):
+        document = replace(world().rollout, traceparent=context)
+        carried = {"traceparent": context} if context else {}
+        assert json.loads(moved_value(document, host) or b"") == {
+            "freeze": False,
+            "track": document.track,
+            **carried,
+        }
+        pointer = pointing(b'{"release": "old", "traceparent": "%s"}' % other.encode(), document)
+        assert json.loads(pointer) == {"release": document.release, **carried}
+    assert json.loads(edit_put_back(host, before) or b"") == {"freeze": False, "track": "canary"}
 
 
 def test_an_edit_survives_an_abort_too() -> None:

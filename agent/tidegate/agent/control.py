@@ -181,7 +181,7 @@ class Control:
         """What the documents ask for, what of them is refused, and the latest revision seen."""
         if self.view is None:
             return self._last_good, (), self.outcome.revision
-        steering, snapshot = self.view
+        steering, snapshot = self.view.steering, self.view.snapshot
         desired, rejections = validate(snapshot, self._last_good, self._memo)
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(desired, release=steering.release, pointer=steering.pointer)

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import Final
 
 from tidegate.agent.orders import Posted
+from tidegate.model.arrivals import joined
 from tidegate.model.values import View
 
 _MOST_ORDERS: Final = 16
@@ -58,7 +59,13 @@ class Mailbox:
         self._bells: dict[Bell, deque[None]] = {bell: deque(maxlen=1) for bell in Bell}
 
     def deliver(self, view: View) -> None:
-        """A new view replaces one that was not read yet."""
+        """A new view replaces one that was not read yet, but for what that one told of arrivals.
+
+        By one thread at a time.
+        """
+        with suppress(IndexError):
+            missed = self._view.pop()
+            view = view._replace(arrivals=joined(missed.arrivals, view.arrivals))
         self._view.append(view)
         self._wake_up()
 
@@ -84,7 +91,9 @@ class Mailbox:
         """Takes what is there. The wake-up is cleared first, so that none is lost."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        view = self._view.pop() if self._view else None
+        view = None
+        with suppress(IndexError):  # it may be taken back, for a newer one, at any moment
+            view = self._view.pop()
         rung = {bell for bell, queue in self._bells.items() if queue}
         for bell in rung:
             self._bells[bell].clear()

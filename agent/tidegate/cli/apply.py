@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tidegate.cli import store as where
+from tidegate.cli import trace
 from tidegate.cli.durations import duration
 from tidegate.cli.validate import FILES, REFUSED, add_files, show
 from tidegate.errors import ConfigError, KeyspaceError
@@ -70,6 +71,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         metavar="TIME",
         help="how long hosts may take to acknowledge (default 60s)",
     )
+    trace.add_option(command)
     where.add_options(command)
     command.set_defaults(run=_run)
 
@@ -86,6 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         return REFUSED
     if not documents.values:
         raise ConfigError("there are no documents in these files; a release is not emptied so")
+    context = trace.traceparent(options)
     with Store(where.fleet(options)) as store:
         current = store.read_release(options.release).documents
         changes = apply.difference(current, documents.values)
@@ -93,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
         _mention_rollout(store, options.release)
         if options.dry_run:
             return 0
-        revision = _write(store, options.release, changes, current, documents.values)
+        wanted = apply.traced(documents.values, context) if context else documents.values
+        revision = _write(store, options.release, changes, current, wanted)
         return _wait(store, options.release, revision, options.timeout)
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate.cli import store as where
+from tidegate.cli import trace
 from tidegate.cli.durations import duration
 from tidegate.errors import ConfigError, TidegateError
 
@@ -116,6 +117,7 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "misses=, unhealthy=: percentage points above the hosts that were not moved "
         f"(default {DEFAULT_CRITERIA})",
     )
+    trace.add_option(command)
 
 
 def _tell(line: str) -> None:
@@ -143,6 +145,7 @@ def _start(options: argparse.Namespace) -> int:
         started_by=who(),
         started_at=now,
         changed_at=now,
+        traceparent=trace.traceparent(options),
     )
     with Store(where.fleet(options)) as store:
         faults = _faults(store, document.release)

@@ -21,6 +21,7 @@ MAX_BYTES: Final = 1024 * 1024
 """Bytes of documents in one transaction; etcd takes requests of 1.5 MiB."""
 
 _SHOWN: Final = 20
+_TRACEPARENT: Final = "traceparent"
 
 
 class Changes(NamedTuple):
@@ -38,7 +39,10 @@ class Changes(NamedTuple):
 
 
 def difference(current: Mapping[str, Document], wanted: Mapping[str, bytes]) -> Changes:
-    """Say what is to be added, changed and deleted; how a document is laid out does not count."""
+    """Say what is to be added, changed and deleted.
+
+    How a document is laid out does not count, nor in whose trace it was written.
+    """
     return Changes(
         tuple(sorted((key for key in wanted if key not in current), key=_rank)),
         tuple(
@@ -70,9 +74,20 @@ def _is_same(current: bytes, wanted: bytes) -> bool:
 
 def _content(value: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
-        return msgspec.json.decode(value)
+        found = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return value
+    if isinstance(found, dict):
+        found.pop(_TRACEPARENT, None)
+    return found
+
+
+def traced(wanted: Mapping[str, bytes], traceparent: str) -> dict[str, bytes]:
+    """Documents, all of them good, with this trace context in place of any of their own."""
+    return {
+        key: msgspec.json.encode({**msgspec.json.decode(value), _TRACEPARENT: traceparent})
+        for key, value in wanted.items()
+    }
 
 
 def transactions(

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
+from tidegate.model import traceparent
 from tidegate.model.documents import SERVER_ID_PATTERN, TIME_PATTERN
 from tidegate.model.values import Stage
 
@@ -44,6 +45,8 @@ def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
         document: S = decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _faults(value, kind)
+    if b"traceparent" in value and (faults := _trace_faults(document)):
+        return faults
     # JSON lets a name appear twice, and readers differ in which one counts. A name that is seen
     # once, in a document without escapes and inner objects, cannot be there twice.
     if b"\\" not in value and value.count(b"{") == 1:
@@ -53,6 +56,12 @@ def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
         else:
             return document
     return _duplicates(value) or document
+
+
+def _trace_faults(document: Struct) -> list[Fault]:
+    text = getattr(document, "traceparent", None)
+    fault = traceparent.fault(text) if text else ""
+    return [Fault("traceparent", f"traceparent {fault}", "schema")] if fault else []
 
 
 def shown(value: object) -> str:
@@ -172,6 +181,8 @@ def _allowed_scalar(kind: inspect.IntType | inspect.StrType) -> str:  # noqa: PL
             return "a string of 1 to 15 bytes in hexadecimal"
         case inspect.StrType(pattern=pattern) if pattern == TIME_PATTERN:
             return "a time in UTC, such as 2026-01-31T12:00:00Z"
+        case inspect.StrType(pattern=pattern) if pattern == traceparent.PATTERN:
+            return "a W3C traceparent of version 00: 00-<32 hex digits>-<16>-<2>, in lower case"
         case inspect.StrType(min_length=low, max_length=high) if high:
             return f"a string of {low or 0} to {high} characters"
         case _:

@@ -21,17 +21,18 @@ Nothing here judges a release: an empty one is handed over, and the guards refus
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tidegate.keyspace import paths
+from tidegate.keyspace import arrivals, paths
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me, steer
 from tidegate.keyspace.watch import Watch
 from tidegate.keyspace.watch_loop import Phase, WatchState
 from tidegate.keyspace.watch_ranges import RangesWatch
-from tidegate.model.values import Rejection, Snapshot, Steering, View
+from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
+from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class Follower:
         self._live: _Followed | None = None
         self._coming: _Followed | None = None
         self._left: list[Watch] = []
+        self._steering_keys: Mapping[str, Document] | None = None
+        self._steered = NO_ARRIVALS
         self._stopped = False
         self._watch = RangesWatch(
             settings,
@@ -153,7 +156,16 @@ class Follower:
                     *(steering.track, steering.release, steering.revision),
                 )
             self._choose(steering)
+            self._note_arrivals(snapshot, steering.track)
             self._hand_over()
+
+    def _note_arrivals(self, snapshot: Snapshot, track: str) -> None:
+        """Remember what has arrived in the steering keys; tracks of others concern other hosts."""
+        before, self._steering_keys = self._steering_keys, snapshot.documents
+        if before is not None:
+            old, new = _heeded(before, track), _heeded(snapshot.documents, track)
+            found = arrivals.between(old, new, snapshot.revision, time.time_ns())
+            self._steered = joined(self._steered, found)
 
     def _choose(self, steering: Steering) -> None:
         """Make the release that is wanted the one in use, or the one to come."""
@@ -189,7 +201,7 @@ class Follower:
             if followed is self._coming:
                 self._promote()
             if followed is self._live:
-                self._hand_over()
+                self._hand_over(snapshot.arrivals)
 
     def _promote(self) -> None:
         """Put the release to come in the place of the one in use, if it has been read."""
@@ -205,14 +217,30 @@ class Follower:
         if followed is not None and followed.watch is not None and not followed.watch.stop(0):
             self._left.append(followed.watch)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, read: Arrivals = NO_ARRIVALS) -> None:
+        """Hand over a view, with what has arrived in the release.
+
+        What has arrived in the steering keys may be the flip that waits for its release to be
+        read: it is told with the view that has it.
+        """
         steering, live = self._steering, self._live
         if steering is None or live is None or live.snapshot is None or self._stopped:
             return
         named = replace(steering, release=live.release, pointer=live.pointer)
         if live.pointer and not live.snapshot.documents:
             named = replace(named, rejections=(*named.rejections, _empty(live, named.revision)))
-        self._deliver(View(named, live.snapshot))
+        if self._coming is None:
+            read, self._steered = joined(self._steered, read), NO_ARRIVALS
+        self._deliver(View(named, live.snapshot, read))
+
+
+def _heeded(documents: Mapping[str, Document], track: str) -> dict[str, Document]:
+    mine = paths.track_key(track)
+    return {
+        key: document
+        for key, document in documents.items()
+        if key == mine or not key.startswith(paths.TRACKS_PREFIX)
+    }
 
 
 def _empty(live: _Followed, revision: int) -> Rejection:

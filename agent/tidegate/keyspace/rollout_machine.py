@@ -184,11 +184,10 @@ def _flip(document: RolloutDocument, seen: Seen, now: float) -> Step:
     writes = [
         Write(
             track_key(track),
-            pointing(seen.tracks[track].key.value if track in seen.tracks else None, release),
+            pointing(seen.tracks[track].key.value if track in seen.tracks else None, document),
             seen.tracks[track].key.mod_revision if track in seen.tracks else 0,
         )
         for track in tracks
-        for release in (document.release,)
     ]
     changed = replace(document, state="restoring", changed_at=rfc3339(now))
     return Step(changed, tuple(writes), (f"{names(tracks)} now at {document.release}",))

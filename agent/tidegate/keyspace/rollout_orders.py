@@ -82,7 +82,7 @@ def start(document: RolloutDocument, seen: Seen) -> Step:
     left_out = [h.name for h in seen.hosts.values() if not _is_there(h)]
     if left_out:
         lines.append(f"left out, as they are frozen, absent or behind: {names(left_out)}")
-    value = pointing(None, document.release)
+    value = pointing(None, document)
     return Step(document, (Write(track_key(document.track), value, 0),), tuple(lines))
 
 

@@ -2,10 +2,11 @@
 """What a rollout writes to keys that are operators': hosts' documents, and the tracks' pointers.
 
 Documents are changed as objects, not as this version's structs, so that fields of later versions
-stay. What was there before is put back byte for byte.
+stay. The trace context is that of the rollout: one that was there was of another write. What was
+there before is put back byte for byte.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,20 +15,31 @@ from tidegate.keyspace.rollout_fleet import SeenHost
 from tidegate.keyspace.transaction import Write
 from tidegate.model.rollout import MovedHost, RolloutDocument
 
+_TRACEPARENT: Final = "traceparent"
 
-def with_track(original: bytes | None, track: str | None) -> bytes | None:
+
+def with_track(
+    original: bytes | None, track: str | None, traceparent: str | None = None
+) -> bytes | None:
     """A host's document with another track and all else as it was; None is no document."""
     fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
     fields.pop("track", None)
+    fields.pop(_TRACEPARENT, None)
     if track is not None:
-        fields = {"track": track, **fields}
+        fields = {"track": track, **fields, **_trace(traceparent)}
     return msgspec.json.encode(fields) if fields or original is not None else None
 
 
-def pointing(original: bytes | None, release: str) -> bytes:
-    """A track's document with another release and all else as it was."""
+def pointing(original: bytes | None, document: RolloutDocument) -> bytes:
+    """A track's document with the rollout's release and all else as it was."""
     fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
-    return msgspec.json.encode({**fields, "release": release})
+    fields.pop(_TRACEPARENT, None)
+    trace = _trace(document.traceparent)
+    return msgspec.json.encode({**fields, "release": document.release, **trace})
+
+
+def _trace(traceparent: str | None) -> dict[str, str]:
+    return {_TRACEPARENT: traceparent} if traceparent else {}
 
 
 def original_of(moved: MovedHost) -> bytes | None:
@@ -37,7 +49,7 @@ def original_of(moved: MovedHost) -> bytes | None:
 
 def moved_value(document: RolloutDocument, moved: MovedHost) -> bytes | None:
     """What the rollout writes for a host."""
-    return with_track(original_of(moved), document.track)
+    return with_track(original_of(moved), document.track, document.traceparent)
 
 
 def is_ours(document: RolloutDocument, moved: MovedHost, host: SeenHost | None) -> bool:

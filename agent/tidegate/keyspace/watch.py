@@ -35,10 +35,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from tidegate.keyspace import arrivals
 from tidegate.keyspace.listing import history_holds, read_prefix
 from tidegate.keyspace.paths import key_range
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.watch_loop import Next, WatchLoop, WatchState
+from tidegate.model.arrivals import NO_ARRIVALS, Written, gathered, joined
 from tidegate.model.values import Document, Snapshot
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class Watch(WatchLoop):
         self._documents: dict[str, Document] = {}
         self._delivered: Snapshot | None = None
         self._gathered: list[Any] = []
+        self._arrived = NO_ARRIVALS
 
     def _list(self) -> None:
         """Read the whole prefix and hand it over if it differs from what was handed over."""
@@ -93,6 +96,10 @@ class Watch(WatchLoop):
         self._list_at = time.monotonic() + self._settings.relist_interval
         last = self._delivered
         if last is None or history.revision < last.revision or documents != last.documents:
+            if last is not None:
+                self._arrived = arrivals.between(
+                    last.documents, documents, history.revision, time.time_ns()
+                )
             self._hand_over()
 
     def _check_history(self) -> bool:
@@ -128,6 +135,7 @@ class Watch(WatchLoop):
         events, self._gathered = self._gathered, []
         start = self._next
         cut = len(self._prefix)
+        found: list[Written] = []
         for event in events:
             revision = event.kv.mod_revision
             if revision < start:
@@ -135,13 +143,19 @@ class Watch(WatchLoop):
             key = event.kv.key[cut:].decode("utf-8", "backslashreplace")
             if event.type == event.DELETE:
                 self._documents.pop(key, None)
+                found.append(Written(key, revision))
             else:
-                self._documents[key] = Document(event.kv.value, revision, event.kv.create_revision)
+                value = event.kv.value
+                self._documents[key] = Document(value, revision, event.kv.create_revision)
+                found.append(Written(key, revision, arrivals.traceparent_of(value)))
             self._next = revision + 1
+        self._arrived = joined(self._arrived, gathered(found, time.time_ns()))
 
     def _hand_over(self) -> None:
-        snapshot = Snapshot(self._next - 1, MappingProxyType(dict(self._documents)))
+        documents = MappingProxyType(dict(self._documents))
+        snapshot = Snapshot(self._next - 1, documents, self._arrived)
         self._deliver(snapshot)
+        self._arrived = NO_ARRIVALS
         self._delivered = snapshot  # only now: if that failed, the next list hands it over again
 
     def _report_lost(self, listed: dict[str, Document]) -> None:

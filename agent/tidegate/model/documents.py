@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 from tidegate.model.checks import Health
+from tidegate.model.traceparent import Traceparent
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[int, Meta(ge=0, le=3600, extra_json_schema={"unit": "s"})]
@@ -202,6 +203,7 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             examples=[64],
         ),
     ] = 0
+    traceparent: Traceparent = None
 
 
 class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -286,6 +288,7 @@ class PoolDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=[None, {"check": {"type": "http", "path": "/healthz"}}],
         ),
     ] = None
+    traceparent: Traceparent = None
 
 
 class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -348,6 +351,7 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             examples=[None, "2026-01-31T12:30:00Z"],
         ),
     ] = None
+    traceparent: Traceparent = None
 
 
 class SettingsDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -364,3 +368,4 @@ class SettingsDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             examples=["3f9c1d0e-change-me"],
         ),
     ] = None
+    traceparent: Traceparent = None

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from tidegate.model.documents import Name, Time
 from tidegate.model.steering import Reason
+from tidegate.model.traceparent import Traceparent
 
 RolloutState = Literal[
     "moving",
@@ -206,3 +207,4 @@ class RolloutDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     changed_at: Annotated[
         Time, Meta(description="When its latest step was.", examples=["2026-01-31T12:00:20Z"])
     ]
+    traceparent: Traceparent = None

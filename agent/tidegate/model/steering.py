@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from tidegate.model.documents import Name, Time
+from tidegate.model.traceparent import Traceparent
 
 Guard = Literal["vips", "removal", "disruption"]
 Reason = Annotated[str, Meta(max_length=500)]
@@ -42,6 +43,7 @@ class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             examples=["live", "2026-01-31.2"],
         ),
     ]
+    traceparent: Traceparent = None
 
 
 class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +70,7 @@ class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=["replacing its switch"],
         ),
     ] = ""
+    traceparent: Traceparent = None
 
 
 class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +90,7 @@ class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             examples=["incident 4711"],
         ),
     ] = ""
+    traceparent: Traceparent = None
 
 
 class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +121,7 @@ class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     reason: Annotated[
         Reason, Meta(description="Why, for people.", examples=["moving web to another site"])
     ] = ""
+    traceparent: Traceparent = None
 
 
 class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

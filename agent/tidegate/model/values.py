@@ -2,10 +2,11 @@
 """What the operator wants: VIPs, pools, backends, steering, and what they were read from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
+from tidegate.model.arrivals import NO_ARRIVALS, Arrivals
 from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.steering import Guard
@@ -192,10 +193,15 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A prefix of etcd at one revision: documents by key relative to the prefix."""
+    """A prefix of etcd at one revision: documents by key relative to the prefix.
+
+    Attributes:
+        arrivals: what was written since the snapshot before; only of those that follow each other.
+    """
 
     revision: int
     documents: Mapping[str, Document]
+    arrivals: Arrivals = field(default=NO_ARRIVALS, compare=False)
 
 
 Stage = Literal["decode", "schema", "reference", "guard", "build", "publish", "verify"]
@@ -249,7 +255,12 @@ class Steering:
 
 
 class View(NamedTuple):
-    """Everything that a host follows: its steering, and the release that this names."""
+    """Everything that a host follows: its steering, and the release that this names.
+
+    Attributes:
+        arrivals: what was written since the view before, to keys that this host heeds.
+    """
 
     steering: Steering
     snapshot: Snapshot
+    arrivals: Arrivals = NO_ARRIVALS

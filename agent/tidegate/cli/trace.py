@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trace that a command's writes belong to: an option, or TRACEPARENT of the environment."""
+
+import argparse
+import os
+import sys
+from typing import Final
+
+from tidegate.errors import ConfigError
+
+_VARIABLE: Final = "TRACEPARENT"
+_FORM: Final = "00-<32 hexadecimal digits>-<16>-<2>, in lower case and no id of zeros"
+
+
+def add_option(command: argparse.ArgumentParser) -> None:
+    """Adds `--traceparent`."""
+    command.add_argument(
+        "--traceparent",
+        metavar="TEXT",
+        help="trace context (W3C) that is written into the documents, so that what the hosts do "
+        f"with them becomes part of that trace (default: that of {_VARIABLE} in the environment)",
+    )
+
+
+def traceparent(options: argparse.Namespace) -> str | None:
+    """The trace context to write; None for none.
+
+    Raises:
+        ConfigError: the option is none. A variable that is none is told of, and left out.
+    """
+    from tidegate.model.traceparent import is_valid  # noqa: PLC0415 - msgspec takes its time
+
+    given: str | None = options.traceparent
+    if given is not None:
+        if not is_valid(given):
+            raise ConfigError(f"--traceparent is {given!r}; it must be {_FORM}")
+        return given
+    found = os.environ.get(_VARIABLE)
+    if found and not is_valid(found):
+        print(f"note: {_VARIABLE} is left out: it is {found!r}, not {_FORM}", file=sys.stderr)
+        return None
+    return found or None
