@@ -37,6 +37,7 @@ _OFTEN: Final = {
     "quic": 0.6,
     "quic_server_id": 0.9,
     "syn_limit": 0.6,
+    "sorry_pool": 0.5,
 }
 
 
@@ -55,7 +56,7 @@ def draw(chance: random.Random, vips: int) -> Keys:
 
 
 def _mended(vip: dict[str, Any]) -> dict[str, Any]:
-    """The VIP without what most often gets it refused: client networks of the other family."""
+    """The VIP without what most often gets it refused, as client networks of the other family."""
     version = ip_network(vip["address"]).version
     if "deny" in vip:
         vip["deny"] = [each for each in vip["deny"] if ip_network(each).version == version]
@@ -64,6 +65,8 @@ def _mended(vip: dict[str, Any]) -> dict[str, Any]:
         vip["source_routes"] = {k: v for k, v in routes if ip_network(k).version == version}
     if vip["protocol"] == "tcp":
         vip.pop("quic", None)
+    if vip.get("sorry_pool") == vip["pool"]:
+        del vip["sorry_pool"]
     return vip
 
 
@@ -169,7 +172,7 @@ def _text(chance: random.Random, name: str, is_vip: bool) -> str:
         return chance.choice(VIPS4 + VIPS6)
     if name == "address":
         return chance.choice(["10.1.0.", "10.2.0.", "fd01::"]) + str(chance.randint(1, 9))
-    if name == "pool":
+    if name in {"pool", "sorry_pool"}:
         return chance.choice(POOLS)
     if name == "quic_server_id":
         return chance.randbytes(chance.choice(SERVER_ID_BYTES)).hex()

@@ -65,11 +65,13 @@ def every_option() -> Desired:
         source_routes=(SourceRoute(ip_network("2001:db8:2::/48"), "canary"),),
         deny=(ip_network("2001:db8:3::/48"),),
         flow_sampling=7,
+        sorry_pool="sorry",
     )
     drain = {"state": "drain", "starts_at": 900, "drain_deadline": 2000}
     servers = [
         backend("b1", weight=7, quic_server_id=b"12345678", **drain),
         backend("b2", pool="canary"),
+        backend("b3", pool="sorry"),
     ]
     options = {"encapsulation": "gue", "gue_port": 6081, "mtu": 1400}
     ramp = {
@@ -137,6 +139,7 @@ def test_the_ledger_tells_every_option() -> None:
     """No field of a VIP, a pool or a backend is lost on the way through the records."""
     generation = plan(every_option(), NOTHING, 1000)
     for placed in generation.vips.values():
+        assert placed.unserved == ("web",)
         assert all(getattr(placed.vip, f.name) != f.default for f in fields(Vip))
     for in_pool in generation.pools.values():
         assert all(getattr(in_pool.pool, f.name) != f.default for f in fields(Pool))
@@ -183,7 +186,9 @@ def test_the_longest_records_fit() -> None:
             SourceRoute(ip_network((2**128 - 1 - i, 128)), LONG) for i in range(MAX_VIP_ROUTES)
         ),
         flow_sampling=65536,
+        sorry_pool=LONG,
     )
+    unserved = (LONG,) * (MAX_VIP_ROUTES + 1)
     table = first_table(np.zeros(TABLE_SIZE, np.uint32), 1)
     wide = "\N{OLD PERSIAN NUMBER HUNDRED}"
     check = Check(
@@ -207,7 +212,7 @@ def test_the_longest_records_fit() -> None:
         number=2**64 - 1,
         revision=2**63 - 1,
         digest="",
-        vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst)},
+        vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst, unserved)},
         pools={LONG: PlacedPool(Identity(MAX_POOLS - 1, big), pool, table, b"")},
         backends={
             key: PlacedBackend(Identity(MAX_BACKENDS - 1, big), server, 65535, False, 2**40)  # noqa: FBT003 - reachable

@@ -50,6 +50,7 @@ def test_every_option_of_a_vip_arrives() -> None:
         "source_routes": {"198.51.100.0/24": "canary", "10.0.0.0/8": "web"},
         "deny": ["203.0.113.7/32", "203.0.113.0/30"],
         "flow_sampling": 64,
+        "sorry_pool": "canary",
     }
     desired, rejections = check(service(**options))
     assert rejections == ()
@@ -61,7 +62,7 @@ def test_every_option_of_a_vip_arrives() -> None:
             SourceRoute(ip_network("198.51.100.0/24"), "canary"),
         ),
         (ip_network("203.0.113.0/30"), ip_network("203.0.113.7/32")),
-        64,
+        *(64, "canary"),
     )
 
 

@@ -176,6 +176,7 @@ def test_what_was_read_back_is_confirmed_or_built_anew() -> None:
         {"source_routes": (SourceRoute(ip_network("10.0.0.0/8"), "web"),)},
         {"deny": (ip_network("10.0.0.0/8"),)},
         {"flow_sampling": 1},
+        {"sorry_pool": "web"},
     ],
 )
 def test_each_option_of_a_vip_makes_another_generation(change: dict[str, Any]) -> None:

@@ -61,10 +61,12 @@ def rosters(draw: st.DrawFn, now: int = START) -> Desired:
     }
     names = draw(st.sampled_from([["web"], ["web", "api"]]))
     servers = [b for pool in names for b in draw(backends(pool, now))]
-    vips = [
-        vip(name, f"10.99.0.{draw(st.integers(1, 2))}", port, pool=draw(st.sampled_from(names)))
-        for port, name in enumerate(draw(st.lists(st.sampled_from("abc"), unique=True)))
-    ]
+    vips = []
+    for port, name in enumerate(draw(st.lists(st.sampled_from("abc"), unique=True))):
+        address, pool = f"10.99.0.{draw(st.integers(1, 2))}", draw(st.sampled_from(names))
+        others = [each for each in names if each != pool]
+        sorry = draw(st.sampled_from([None, *others]))
+        vips.append(vip(name, address, port, pool=pool, sorry_pool=sorry))
     return Desired(
         1,
         {v.name: v for v in vips},
@@ -301,6 +303,22 @@ def test_a_diff_says_what_moved_within_its_bound(history: list[Step]) -> None:
             str(key) for key in had.keys() & has.keys() if had[key] != has[key]
         }
         assert diff.vips.added == tuple(sorted(after.vips.keys() - before.vips.keys()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(histories())
+def test_a_vip_is_on_its_sorry_pool_exactly_while_that_helps(history: list[Step]) -> None:
+    """Whatever came before: from the owners in the tables alone, and no table is made for it."""
+    for _, _, after in replay(history):
+        has_owners = {name: bool(p.table.current.any()) for name, p in after.pools.items()}
+        for placed in after.vips.values():
+            vip = placed.vip
+            helps = vip.sorry_pool is not None and has_owners[vip.sorry_pool]
+            wanted = vip.sorry_pool if helps and not has_owners[vip.pool] else vip.pool
+            assert placed.serving(vip.pool) == wanted
+        assert after.on_sorry_pool == tuple(
+            sorted(n for n, p in after.vips.items() if p.serving(p.vip.pool) != p.vip.pool)
+        )
 
 
 @settings(max_examples=25, deadline=None)

@@ -230,6 +230,8 @@ class Control:
                 *(generation.digest, diff, (planned - started) * 1e3),
                 (time.monotonic() - planned) * 1e3,
             )
+            if generation.on_sorry_pool != previous.on_sorry_pool:
+                log.warning("sorry vips=%s", ",".join(generation.on_sorry_pool) or "none")
             snapshot = self.view.snapshot if self.view and own else None
             how = (now, stepped, snapshot, self._refused, order)
             self.applied(Applied(previous, generation, diff, desired, *how))

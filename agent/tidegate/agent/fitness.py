@@ -125,9 +125,10 @@ def _limited(
     fitness = _fit(found)
     panics: list[str] = []
     moments: list[int] = []
+    replaceable = _replaceable(generation)
     for name, pool in checked.items():
         assert pool.health is not None  # noqa: S101 - that is what `checked` means
-        limits = Limits(pool.health.panic_percent, pool.health.most_per_minute)
+        limits = Limits(pool.health.panic_percent, pool.health.most_per_minute, name in replaceable)
         members = [key for key in by_pool[name] if _may_serve(generation, key)]
         ejection = eject(members, found, limits, now)
         out = set(ejection.out)
@@ -144,6 +145,18 @@ def _limited(
         waiting=len(moments),
         next_moment=min(moments, default=None),
     )
+
+
+def _replaceable(generation: Generation) -> set[str]:
+    """Pools that health may empty: each VIP that uses them has a sorry pool, which serves.
+
+    A sorry pool is none of them: nothing would serve in its place.
+    """
+    serving = {key.pool for key, placed in generation.backends.items() if placed.weight > 0}
+    vips = [placed.vip for placed in generation.vips.values()]
+    sorry = {vip.sorry_pool for vip in vips}
+    wanting = {pool for vip in vips if vip.sorry_pool not in serving for pool in vip.own_pools}
+    return {pool for vip in vips for pool in vip.own_pools} - wanting - sorry
 
 
 def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:

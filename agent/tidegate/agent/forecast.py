@@ -73,7 +73,10 @@ def _changed(before: Generation, after: Generation, diff: Diff) -> dict[str, tup
     """Which fields of each changed document differ."""
     found: dict[str, tuple[str, ...]] = {}
     for name in diff.vips.changed:
-        found[f"vips/{name}"] = _fields(before.vips[name].vip, after.vips[name].vip)
+        was, would_be = before.vips[name], after.vips[name]
+        found[f"vips/{name}"] = _fields(was.vip, would_be.vip)
+        if was.unserved != would_be.unserved:
+            found[f"vips/{name}"] += ("on_sorry_pool",)
     for name in diff.pools.changed:
         found[f"pools/{name}"] = _fields(before.pools[name].pool, after.pools[name].pool)
     keys = {str(key): key for key in after.backends}

@@ -102,6 +102,7 @@ def describe(facts: Facts) -> StatusDocument:
             "backends": Usage(used=len(generation.backends), limit=MAX_BACKENDS - 1),
         },
         backends=_backends(generation),
+        on_sorry_pool=generation.on_sorry_pool,
         health=facts.health,
         traffic=facts.traffic,
         repairs=facts.repairs,

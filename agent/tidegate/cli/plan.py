@@ -113,6 +113,7 @@ def _json(found: "Forecast") -> dict[str, Any]:
         "backends": found.diff.backends._asdict(),
         "fields": found.changed,
         "tables": {name: _table(found, name) for name in sorted(after.pools if after else ())},
+        "on_sorry_pool": after.on_sorry_pool if after else (),
         "flows": _flows(found),
         "refusals": found.refusals,
     }
@@ -165,6 +166,8 @@ def _lines(found: "Forecast", pins: Path) -> Iterator[str]:
         names: Names = getattr(found.diff, kind)
         yield f"{kind}: {_names(names)}"
         yield from _listed(found, kind, names)
+    if found.after is not None and found.after.on_sorry_pool:
+        yield f"on their sorry pool: {', '.join(found.after.on_sorry_pool)}"
     for pool in sorted(found.diff.moves):
         yield from _pool(found, pool)
     if found.flows is not None:

@@ -56,7 +56,7 @@ def routes(generation: Generation) -> Contents:
     for placed in generation.vips.values():
         id_ = placed.identity.id
         for route in placed.vip.source_routes:
-            pool = generation.pools[route.pool].identity.id
+            pool = generation.pools[placed.serving(route.pool)].identity.id
             found[route_key(id_, route.network)] = _one((pool, 0), layout.ROUTE)
         for network in placed.vip.deny:
             found[route_key(id_, network)] = _one((0, layout.ROUTE_DENY), layout.ROUTE)
@@ -116,7 +116,7 @@ def _entry(generation: Generation, placed: PlacedVip) -> bytes:
     return _one(
         (
             *placed.identity,
-            generation.pools[vip.pool].identity.id,
+            generation.pools[placed.serving(vip.pool)].identity.id,
             _flags(vip),
             vip_tag(vip),
             vip.udp_idle_timeout,
@@ -145,7 +145,7 @@ def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
     first = min(there, key=lambda placed: placed.identity.id)
     entry = np.zeros(1, layout.VIP)
     entry["id"], entry["incarnation"] = first.identity
-    entry["pool"] = generation.pools[first.vip.pool].identity.id
+    entry["pool"] = generation.pools[first.serving(first.vip.pool)].identity.id
     entry["flags"] = (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0) | (
         layout.VIP_PREFIX if first.vip.is_network else 0
     )

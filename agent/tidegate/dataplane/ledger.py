@@ -74,7 +74,7 @@ class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
 
 
 class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
-    """A VIP in force. `address` may have a prefix length; pools of routes are ids."""
+    """A VIP in force. `address` may have a prefix length; routes and `unserved` have pools' ids."""
 
     incarnation: int
     name: str
@@ -93,6 +93,8 @@ class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
     source_routes: tuple[tuple[bytes, int], ...] = ()
     deny: tuple[bytes, ...] = ()
     flow_sampling: int = 0
+    sorry_pool: str | None = None
+    unserved: tuple[int, ...] = ()
 
 
 class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
@@ -241,12 +243,15 @@ def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
         tuple((packed_network(r.network), pool_ids[r.pool]) for r in vip.source_routes),
         tuple(packed_network(network) for network in vip.deny),
         vip.flow_sampling,
+        vip.sorry_pool,
+        tuple(pool_ids[pool] for pool in placed.unserved),
     )
 
 
 def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
-    """The VIP of a record; None if a source route's pool is not there."""
-    if not all(pool in pool_names for _, pool in record.source_routes):
+    """The VIP of a record; None if a pool that it names by id is not there."""
+    named = {pool for _, pool in record.source_routes}.union(record.unserved)
+    if not named <= pool_names.keys():
         return None
     return Vip(
         record.name,
@@ -268,6 +273,7 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
         ),
         tuple(unpacked_network(network) for network in record.deny),
         record.flow_sampling,
+        record.sorry_pool,
     )
 
 
@@ -354,7 +360,9 @@ def contents(found: Mapping[Place, Record]) -> Contents:
             case VipRecord():
                 vip = _vip(record, pool_names)
                 if vip is not None:
-                    vips[vip.name] = PlacedVip(Identity(place.id, record.incarnation), vip)
+                    unserved = sorted(pool_names[id_] for id_ in record.unserved)
+                    identity = Identity(place.id, record.incarnation)
+                    vips[vip.name] = PlacedVip(identity, vip, tuple(unserved))
             case PoolRecord():
                 pools[record.name] = _placed_pool(place.id, record)
             case BackendRecord():

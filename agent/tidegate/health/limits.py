@@ -5,7 +5,8 @@ Pure functions of what the fleet thinks and of the wall clock, so that all hosts
 backends. Three rules, for each pool:
 
 * **Panic.** If fewer than a set share of the backends are healthy, all are kept: either the checks
-  are wrong, or the few that are left would fall under the load of all.
+  are wrong, or the few that are left would fall under the load of all. Where that share is 0, all
+  may be out if a sorry pool serves in their place, and else not the last ones.
 * **Velocity.** Health alone takes out at most a set number within a minute. Backends that failed
   earlier go first, the others in turn, a minute after the one whose place they take. All of that
   follows from the times in the verdicts, with no memory.
@@ -30,10 +31,12 @@ class Limits:
     Attributes:
         panic_percent: share of healthy backends below which all are kept, 0 to 100.
         most_per_minute: backends that may be taken out within a minute.
+        may_empty: whether all backends may be out, since somebody else serves then.
     """
 
     panic_percent: int = 50
     most_per_minute: int = 10
+    may_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ def eject(
         if (found := health.get(key)) is not None and found.state == "unhealthy"
     )
     healthy = len(members) - len(failed)
-    if failed and (healthy == 0 or 100 * healthy < limits.panic_percent * len(members)):
+    is_emptied = healthy == 0 and not limits.may_empty
+    if failed and (is_emptied or 100 * healthy < limits.panic_percent * len(members)):
         return Ejection(frozenset(), {}, panic=True)
     moments: list[int] = []
     for place, (since, _) in enumerate(failed):

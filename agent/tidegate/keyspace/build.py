@@ -34,6 +34,9 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
     if isinstance(network, str):
         return [_fault("address", f"address {network}")]
     faults = _quic_faults(document)
+    if document.sorry_pool == document.pool:
+        reason = "is the pool that it would stand in for; it must be another one."
+        faults.append(_fault("sorry_pool", f"sorry_pool {reason}"))
     routes = _clients("source_routes", document.source_routes, network, faults)
     deny = _clients("deny", document.deny, network, faults)
     faults += [
@@ -66,6 +69,7 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
         tuple(SourceRoute(client, pools[routes[client]]) for client in sorted(routes)),
         tuple(sorted(deny)),
         document.flow_sampling,
+        document.sorry_pool,
     )
 
 

@@ -184,6 +184,16 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             examples=[{"total": 40, "serving": 38, "unhealthy": 1}],
         ),
     ] = BackendsStatus()
+    on_sorry_pool: Annotated[
+        tuple[Name, ...],
+        Meta(
+            description=(
+                "VIPs whose sorry pool serves in place of a pool of theirs that has nobody who "
+                "takes new flows."
+            ),
+            examples=[[], ["shop-https"]],
+        ),
+    ] = ()
     health: Annotated[
         HealthStatus,
         Meta(description="What checks do not act upon.", examples=[{"blind": False}]),

@@ -132,12 +132,19 @@ def _require_pools(work: _Work) -> None:
         missing = [pool for pool in vip.pools if pool not in work.pools and pool not in held]
         if missing:
             pool = missing[0]
-            place = "pool" if pool == vip.pool else "source_routes"
+            place = _place(vip, pool)
             document = work.snapshot.documents.get(pool_key(pool))
             what = "does not exist" if document is None else "is refused itself"
-            verb = "is" if place == "pool" else "names the pool"
+            verb = "names the pool" if place == "source_routes" else "is"
             reason = f"{place} {verb} {shown(pool)}, which {what}; it must be a pool in force."
             _demote(work, name, place, reason)
+
+
+def _place(vip: Vip, pool: str) -> str:
+    """The field that names a pool, the first one if several do."""
+    if pool == vip.pool:
+        return "pool"
+    return "source_routes" if pool in vip.own_pools else "sorry_pool"
 
 
 def _uses(vip: Vip | None, pool: str) -> bool:

@@ -110,6 +110,16 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ]
     protocol: Annotated[Protocol, Meta(description="Transport protocol.", examples=["tcp"])]
     pool: Annotated[Name, Meta(description="Name of the pool that serves it.", examples=["web"])]
+    sorry_pool: Annotated[
+        Name | None,
+        Meta(
+            description=(
+                "Pool of last resort: it serves while `pool` (or a source route's, for its "
+                "clients) has no backend that takes new flows. null is none."
+            ),
+            examples=["sorry"],
+        ),
+    ] = None
     tracking: Annotated[
         Tracking,
         Meta(

@@ -63,10 +63,21 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlacedVip:
-    """A VIP with its id."""
+    """A VIP with its id.
+
+    Attributes:
+        unserved: its pools of which no backend takes new flows, while its sorry pool has one that
+            does; sorted.
+    """
 
     identity: Identity
     vip: Vip
+    unserved: tuple[str, ...] = ()
+
+    def serving(self, pool: str) -> str:
+        """The pool whose table serves in place of one of its pools, most often that pool itself."""
+        sorry = self.vip.sorry_pool
+        return sorry if sorry is not None and pool in self.unserved else pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,11 @@ class Generation:
     release: str = ""
     pointer: str = ""
     parts: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def on_sorry_pool(self) -> tuple[str, ...]:
+        """VIPs that their sorry pool serves, for some of their clients at least; sorted."""
+        return tuple(sorted(name for name, placed in self.vips.items() if placed.unserved))
 
 
 NOTHING = Generation(number=0, revision=0, digest="", vips={}, pools={}, backends={})

@@ -60,6 +60,7 @@ class Vip:
         source_routes: sorted.
         deny: client networks that are refused, sorted.
         flow_sampling: flows of 65536 whose events are reported.
+        sorry_pool: what serves in place of a pool that has nobody who does; None is nothing.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Vip:
     source_routes: tuple[SourceRoute, ...] = ()
     deny: tuple[Network, ...] = ()
     flow_sampling: int = 0
+    sorry_pool: str | None = None
 
     @property
     def address(self) -> Address:
@@ -92,6 +94,12 @@ class Vip:
     @property
     def pools(self) -> tuple[str, ...]:
         """Every pool that its packets may go to."""
+        sorry = () if self.sorry_pool is None else (self.sorry_pool,)
+        return (*self.own_pools, *sorry)
+
+    @property
+    def own_pools(self) -> tuple[str, ...]:
+        """The pools that serve it as long as they can: all but its sorry pool."""
         return (self.pool, *(route.pool for route in self.source_routes))
 
 

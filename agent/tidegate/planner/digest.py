@@ -35,8 +35,8 @@ def generation_digest(
     """Hash (hex) of VIPs, pools, their current tables, the backends with a key, and the seed."""
     lines = [f"hash_seed {hash_seed!a}"]
     for name in sorted(vips):
-        vip = vips[name].vip
-        lines.append(f"vip {_text(vip, _VIP)} {vip.network}")
+        vip, unserved = vips[name].vip, vips[name].unserved
+        lines.append(f"vip {_text(vip, _VIP)} {vip.network} {unserved}")
     for name in sorted(pools):
         placed = pools[name]
         lines.append(f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()} {parts[name].hex()}")

@@ -78,7 +78,7 @@ def plan(
     backends = _place_backends(desired, previous, now, fitness)
     touched = _touched(previous.backends, backends)
     pools = _place_pools(desired.pools, backends, previous, number, now, touched)
-    vips = _place_vips(desired.vips, previous, now)
+    vips = _place_vips(desired.vips, backends, previous, now)
     freed = FreedIds(
         _freed(previous.freed.vips, previous.vips, vips, now),
         _freed(previous.freed.pools, previous.pools, pools, now),
@@ -267,7 +267,12 @@ def current_table(pool: str, backends: Mapping[BackendKey, PlacedBackend]) -> Sl
     return _current(_serving(backends, (pool,))[pool])
 
 
-def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> dict[str, PlacedVip]:
+def _place_vips(
+    wanted: Mapping[str, Vip],
+    backends: Mapping[BackendKey, PlacedBackend],
+    previous: Generation,
+    now: int,
+) -> dict[str, PlacedVip]:
     before = previous.vips
     allocator = Allocator(
         "VIP",
@@ -276,13 +281,14 @@ def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> di
         MAX_VIPS,
         now,
     )
+    serving = {key.pool for key, backend in backends.items() if backend.weight > 0}
     placed: dict[str, PlacedVip] = {}
     for name in sorted(wanted):
         vip = wanted[name]
-        old = before.get(name)
+        old, unserved = before.get(name), _unserved(vip, serving)
         if old is None:
             identity = allocator.allocate()
-        elif old.vip is vip:
+        elif old.vip is vip and old.unserved == unserved:
             placed[name] = old
             continue
         elif _service(old.vip) == _service(vip):
@@ -290,8 +296,18 @@ def _place_vips(wanted: Mapping[str, Vip], previous: Generation, now: int) -> di
         else:
             # Entries of its flows to the old address must not catch flows to the new one.
             identity = Identity(old.identity.id, old.identity.incarnation + 1)
-        placed[name] = PlacedVip(identity, vip)
+        placed[name] = PlacedVip(identity, vip, unserved)
     return placed
+
+
+def _unserved(vip: Vip, serving: Container[str]) -> tuple[str, ...]:
+    """Its pools in whose place its sorry pool serves, if that serves itself.
+
+    It follows from the backends' weights alone, so all hosts come to the same.
+    """
+    if vip.sorry_pool is None or vip.sorry_pool not in serving:
+        return ()
+    return tuple(sorted({pool for pool in vip.own_pools if pool not in serving}))
 
 
 def _service(vip: Vip) -> tuple[object, ...]:

@@ -119,6 +119,7 @@ def _pools(
             key_ = f"pools/{pool}/backends"
             yield _Refused("removal", pool, key_, what + _above(left, percent))
     yield from _moved_vips(desired, previous, had, now)
+    yield from _lost_resorts(desired, previous, had, now)
 
 
 def _moved_vips(
@@ -135,6 +136,21 @@ def _moved_vips(
         if had[old] and not serving[new]:
             what = f"the pool {new}, which it would get, has no serving backend; {old} has"
             yield _Refused("removal", new, f"vips/{name}", what)
+
+
+def _lost_resorts(
+    desired: Desired, previous: Generation, had: Mapping[str, int], now: int
+) -> Iterable[_Refused]:
+    """VIPs that are on their sorry pool, and would have nobody in its place."""
+    for name, placed in sorted(previous.vips.items()):
+        wanted, sorry = desired.vips.get(name), placed.vip.sorry_pool
+        is_on_it = sorry is not None and placed.vip.pool in placed.unserved and had[sorry] > 0
+        if wanted is None or not is_on_it or wanted.sorry_pool == sorry:
+            continue
+        pools = filter(None, (wanted.pool, wanted.sorry_pool))
+        if not any(_serving(pool, desired, previous, now) for pool in pools):
+            what = f"its sorry pool {sorry} serves it, and nobody would in its place"
+            yield _Refused("removal", wanted.pool, f"vips/{name}", what)
 
 
 def _leaves(placed: PlacedBackend, desired: Desired, now: int) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tidegate.model.address import packed, unpacked
 from tidegate.model.decision import Decision, EventKind, Reason
-from tidegate.model.generation import Generation, Identity, Table
+from tidegate.model.generation import Generation, Identity, PlacedVip, Table
 from tidegate.model.tag import PROTOCOLS, vip_tag
 from tidegate.model.values import Address, Network, Vip
 from tidegate.spec.limit import Bucket
@@ -192,9 +192,8 @@ class State:
         networks: list[tuple[Network, Service, VipEntry]] = []
         for placed in sorted(generation.vips.values(), key=lambda placed: placed.identity.id):
             vip = placed.vip
-            entry = VipEntry(
-                placed.identity, pools[vip.pool], vip_tag(vip), vip, routes=_routes(vip, pools)
-            )
+            pool, routes = pools[placed.serving(vip.pool)], _routes(placed, pools)
+            entry = VipEntry(placed.identity, pool, vip_tag(vip), vip, routes=routes)
             if vip.is_network:
                 networks.append((vip.network, _service(vip), entry))
             else:
@@ -247,8 +246,11 @@ def _service(vip: Vip) -> Service:
     return Service(packed(vip.address), vip.port, PROTOCOLS[vip.protocol])
 
 
-def _routes(vip: Vip, pools: Mapping[str, int]) -> tuple[Route, ...]:
-    routes = [Route(route.network, pools[route.pool]) for route in vip.source_routes]
+def _routes(placed: PlacedVip, pools: Mapping[str, int]) -> tuple[Route, ...]:
+    vip = placed.vip
+    routes = [
+        Route(route.network, pools[placed.serving(route.pool)]) for route in vip.source_routes
+    ]
     routes += [Route(network, None) for network in vip.deny]
     return tuple(sorted(routes, key=lambda route: -route.network.prefixlen))
 
