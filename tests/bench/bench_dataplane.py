@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from frames import ip4, ip6, tcp, udp
 from kernel import BUILD, Kernel
 from roster import backend, generations, web
-from tidegate.dataplane import compiler
+from tidegate.dataplane import compiler, loader
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.programs import Build
 from tidegate.model.features import Feature
@@ -42,7 +42,7 @@ def cost(frame: bytes, program: int | None) -> float:
     jumps = bpf.map_create(PROG_ARRAY, "next", 4, 4, 1)
     if program is not None:
         bpf.map_update(jumps, bytes(4), struct.pack("<I", program))
-    restore = compiler.load(compiled, {"next": jumps})
+    restore = loader.load(compiled, {"next": jumps})
     runs = [bpf.run(restore, frame, repeat=REPEAT).duration for _ in range(RUNS)]
     os.close(restore)
     os.close(jumps)

@@ -13,7 +13,8 @@ from scapy.layers.inet6 import IPv6ExtHdrDestOpt
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import compile_program, load
+from tidegate.dataplane.compiler import compile_program
+from tidegate.dataplane.loader import load
 from tidegate.dataplane.tunnel import Decap, compile_decap
 from tidegate.spec.balancer import Verdict
 from tidegate.spec.decap import ANYTHING, Accept, Outcome, process

@@ -19,7 +19,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from frames import ETHER, ip4, ip6, tcp, udp
 from kernel import BUILD, LINK, Kernel, model
 from roster import backend, desired, generations, vip
-from tidegate.dataplane import compiler
+from tidegate.dataplane import loader
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.probes import Probes
 from tidegate.errors import CompileError
@@ -375,6 +375,6 @@ def test_mutated_and_cut_frames(both: Both) -> None:
 def test_the_limits_on_a_program_hold_for_it_too(both: Both) -> None:
     """What tc runs may take no more work and stack than what the driver runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "MOST_VERIFIED", 100)
+        patch.setattr(loader, "MOST_VERIFIED", 100)
         with pytest.raises(CompileError, match=r"healthcheck takes the verifier [\d,]+ instr"):
             Probes(BUILD, both.kernel.maps)

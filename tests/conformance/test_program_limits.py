@@ -9,7 +9,8 @@ from scapy.layers.inet import ICMP, IP, TCP
 from frames import CLIENT4, ETHER, VIP4, ip4, tcp
 from kernel import Kernel
 from roster import backend, generations, web
-from tidegate.dataplane.compiler import MOST_STACK, compile_text, load
+from tidegate.dataplane.compiler import compile_text
+from tidegate.dataplane.loader import MOST_STACK, load
 from tidegate.errors import CompileError
 
 pytestmark = pytest.mark.root

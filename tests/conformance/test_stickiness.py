@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from frames import ip4, tcp
 from kernel import BUILD, Kernel, model
 from roster import backend, desired, generations, vip
-from tidegate.dataplane import compiler, maps, programs
-from tidegate.dataplane.compiler import CompileError
+from tidegate.dataplane import loader, maps, programs
+from tidegate.errors import CompileError
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired
 from tidegate.planner import plan
@@ -157,7 +157,7 @@ def test_the_whole_program_is_within_its_limits() -> None:
     program = programs.compile_balancer(BUILD)
     fds = maps.create(maps.few(maps.shapes(maps.Capacity(1024, 1024, 1024)), 16))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "MOST_VERIFIED", 1000)
+        patch.setattr(loader, "MOST_VERIFIED", 1000)
         with pytest.raises(CompileError, match=r"takes the verifier [\d,]+ instructions"):
             programs.load_balancer(program, fds)
     programs.load_balancer(program, fds)

@@ -13,7 +13,7 @@ from pyroute2 import IPRoute
 
 from kernel import BUILD
 from roster import backend, desired, generations, vip
-from tidegate.dataplane import compiler, host, maps, programs
+from tidegate.dataplane import host, loader, maps, programs
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.proof import prove
 from tidegate.errors import CompileError, DataplaneError
@@ -129,7 +129,7 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
             plane.publisher.publish(simple, 0.0)
             running = programs.attached("lb0")
             pinned = host.pinned_programs(settings.pins)
-            patch.setattr(compiler, "MOST_VERIFIED", 1000)
+            patch.setattr(loader, "MOST_VERIFIED", 1000)
             with pytest.raises(CompileError, match="takes the verifier"):
                 plane.serve(simple, clamped)
             assert programs.attached("lb0") == running

@@ -1,52 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the C of bpf/ with bcc, and loads what comes out against maps of our choice.
+"""Compiles the C of bpf/ with bcc, in a process of its own.
+
+bcc brings all of clang. In the agent's process it would keep 110 MiB of memory for good, and an
+error in it would end the agent: bcc 0.26 dies of a segmentation fault of some errors in syntax. So
+a child compiles, gives back bytecode, and ends however it does; a program that kills the compiler
+is refused like one that does not compile. What comes back is loaded by `loader`.
 
 bcc would create a map for each table that a program declares. We let it, one element each, take the
-bytecode, and put the descriptors of our own maps where it has those of bcc's. So a program can be
-built before, and loaded beside, the one that runs, over the same pinned maps, and all of this needs
-no more than CAP_BPF and CAP_NET_ADMIN (bcc's own way of reusing a pinned map opens it by id, which
-the kernel grants to CAP_SYS_ADMIN alone).
+bytecode, and later put the descriptors of our own maps where it has those of bcc's. So a program
+can be built before, and loaded beside, the one that runs, over the same pinned maps, and all of
+this needs no more than CAP_BPF and CAP_NET_ADMIN (bcc's own way of reusing a pinned map opens it by
+id, which the kernel grants to CAP_SYS_ADMIN alone).
 """
 
-import ctypes
-import errno
-import os
 import re
-import struct
-import sysconfig
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import IntEnum
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from functools import cache
-from importlib.resources import as_file, files
-from io import StringIO
-from tempfile import TemporaryFile
-from typing import Any, Final
+from importlib.resources import files
+from typing import Final
 
-from tidegate.errors import CapabilityError, CompileError, DataplaneError, TidegateError
+import msgspec
 
+from tidegate.errors import CapabilityError, CompileError, DataplaneError
+
+LONGEST_COMPILATION: Final = 60.0
+"""Seconds; the largest program takes 1 s of a slow core."""
+NO_BCC: Final = 3
+"""Exit code of the compiling process where bcc cannot be imported."""
 _INCLUDE: Final = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
-_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
-_LOG_STATES, _LOG_SUMMARY = 1, 4
-
-MOST_VERIFIED: Final = 150_000
-"""Instructions that the verifier may look at; the kernel's own limit is a million."""
-
-MOST_STACK: Final = 480
-"""Bytes; the kernel's own limit is 512."""
-_WARNINGS: Final = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function")
 
 
-class Kind(IntEnum):
-    """Where a program runs: `enum bpf_prog_type` of include/uapi/linux/bpf.h."""
+class Leaf(msgspec.Struct, frozen=True):
+    """Layout of a table's key and value: sizes in bytes, field names with their offsets."""
 
-    SCHED_CLS = 3
-    XDP = 6
+    key_size: int
+    size: int
+    key_fields: tuple[tuple[str, int], ...]
+    fields: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(msgspec.Struct, frozen=True, kw_only=True):
     """A compiled program that is not loaded yet.
 
     Attributes:
@@ -58,17 +54,15 @@ class Program:
     name: str
     code: bytes
     tables: Mapping[int, str]
-    leaves: Mapping[str, "Leaf"]
+    leaves: Mapping[str, Leaf]
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """Layout of a table's key and value: sizes in bytes, field names with their offsets."""
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the compiling process is asked: C text, its program function, macros and values."""
 
-    key_size: int
-    size: int
-    key_fields: tuple[tuple[str, int], ...]
-    fields: tuple[tuple[str, int], ...]
+    program: str
+    text: str
+    constants: tuple[tuple[str, str], ...]
 
 
 def source(name: str) -> str:
@@ -91,23 +85,6 @@ def source(name: str) -> str:
     return expand(name)
 
 
-def _fields(ctype: Any) -> tuple[tuple[str, int], ...]:  # noqa: ANN401 - ctypes has no such type
-    names = getattr(ctype, "_fields_", ())
-    return tuple((field[0], getattr(ctype, field[0]).offset) for field in names)
-
-
-def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
-    try:
-        import bcc  # noqa: PLC0415 - takes 60 ms, and most commands do without
-    except ImportError as error:
-        raise CapabilityError(
-            "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and "
-            "run from a virtual environment of its Python (/usr/bin/python3 -m venv "
-            f"--system-site-packages); the reason was: {error}"
-        ) from error
-    return bcc
-
-
 @cache
 def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -> Program:
     """Compiles bpf/<program>.c, whose program function has the same name.
@@ -117,162 +94,42 @@ def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -
         constants: macros and their values.
 
     Raises:
-        CompileError: with the compiler's messages; warnings count as errors.
+        CompileError: with the compiler's messages; warnings count as errors, and so does a compiler
+            that dies.
         CapabilityError: bcc is not installed, or BPF maps may not be created.
+        DataplaneError: no process can be started.
     """
     return compile_text(program, source(f"{program}.c"), constants)
 
 
 def compile_text(program: str, text: str, constants: tuple[tuple[str, str], ...]) -> Program:
     """Compiles C text that has a program function of this name; raises as `compile_program`."""
-    bcc = _import_bcc()
-    triplet = sysconfig.get_config_var("MULTIARCH") or ""
-    flags = [
-        *_WARNINGS,
-        *(f"-D{key}={value}" for key, value in constants),
-        "-I/usr/include",
-        f"-I/usr/include/{triplet}",
-    ]
-    with as_file(files("tidegate.bpf").joinpath("shim")) as shim:
-        os.environ["BCC_KERNEL_SOURCE"] = str(shim)
-        module, messages = _quietly(bcc, text, flags)
-    if module is None:
-        raise CompileError(f"{program}.c does not compile:\n{messages}", messages)
+    request = Request(program=program, text=text, constants=constants)
+    # -P: whatever folder the agent is in, nothing is imported from there.
+    command = (sys.executable, "-P", "-m", "tidegate.dataplane.bcc_process")
     try:
-        tables = {name: module[name.encode()] for name in _table_names(bcc, module)}
-        leaves = {
-            name: Leaf(
-                ctypes.sizeof(table.Key),
-                ctypes.sizeof(leaf),
-                _fields(table.Key),
-                _fields(leaf),
-            )
-            for name, table in tables.items()
-            # In a per-CPU table bcc calls one CPU's value sLeaf, and Leaf the array of them all.
-            for leaf in [getattr(table, "sLeaf", table.Leaf)]
-        }
-        descriptors = {table.map_fd: name for name, table in tables.items()}
-        return Program(program, module.dump_func(program.encode()), descriptors, leaves)
-    finally:
-        module.cleanup()
-
-
-def _table_names(bcc: Any, module: Any) -> list[str]:  # noqa: ANN401
-    lib = bcc.libbcc.lib
-    lib.bpf_table_name.restype = ctypes.c_char_p  # bcc itself never calls these two
-    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
-    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
-    return [
-        lib.bpf_table_name(module.module, index).decode()
-        for index in range(lib.bpf_num_tables(module.module))
-    ]
-
-
-def _quietly(bcc: Any, text: str, flags: list[str]) -> tuple[Any, str]:  # noqa: ANN401
-    """Runs bcc and returns the module or None, and what the compiler said."""
-    with _captured() as messages:
-        try:
-            module = bcc.BPF(text=text.encode(), cflags=flags)
-        except Exception as error:
-            if type(error) is not Exception:  # bcc raises the bare class, with our source in it
-                raise
-            module = None
-    return module, messages.getvalue()
-
-
-@contextmanager
-def _captured() -> Iterator[StringIO]:
-    """Catches what C code writes to descriptor 2; it is complete when the block ends."""
-    messages = StringIO()
-    saved = os.dup(2)
-    with TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield messages
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            messages.write(sink.read().decode(errors="replace"))
-
-
-def load(program: Program, maps: Mapping[str, int], kind: Kind = Kind.XDP) -> int:
-    """Loads a program over these maps (table name to descriptor) and returns its descriptor.
-
-    What tc runs (`SCHED_CLS`) has the limits of what the driver runs.
-
-    Raises:
-        CompileError: with the verifier's log; also for a program that it takes more work or stack
-            to verify than ours may (MOST_VERIFIED, MOST_STACK).
-        CapabilityError: not root, and a capability is missing.
-        DataplaneError: a table that the program uses has no map.
-    """
-    code = bytearray(program.code)
-    for at in range(0, len(code), 8):
-        if code[at] == _LD_IMM64 and code[at + 1] >> 4 == _PSEUDO_MAP_FD:
-            table = program.tables[struct.unpack_from("<i", code, at + 4)[0]]
-            if table not in maps:
-                raise DataplaneError(
-                    f"program {program.name} uses map {table!r}, which is not there"
-                )
-            struct.pack_into("<i", code, at + 4, maps[table])
-    # The log of every state takes five times as long as the verification: it is asked for only
-    # when there is something to explain.
-    fd, number, log = _load(program.name, bytes(code), kind, _LOG_SUMMARY)
-    if fd < 0 and number == errno.EPERM:
-        raise CapabilityError(
-            f"may not load BPF program {program.name}: run as root, or with CAP_BPF, CAP_NET_ADMIN "
-            "and CAP_PERFMON"
+        done = subprocess.run(
+            command,
+            input=msgspec.json.encode(request),
+            capture_output=True,
+            check=False,
+            timeout=LONGEST_COMPILATION,
         )
-    if fd < 0:
-        _, number, log = _load(program.name, bytes(code), kind, _LOG_STATES)
-        raise _refused(program.name, number, log)
-    effort = Effort.of(log)
-    if effort.instructions > MOST_VERIFIED or effort.stack > MOST_STACK:
-        os.close(fd)
-        raise CompileError(
-            f"program {program.name} takes the verifier {effort.instructions:,} instructions and "
-            f"{effort.stack} bytes of stack; {MOST_VERIFIED:,} and {MOST_STACK} are allowed",
-            log,
-        )
-    return fd
+    except subprocess.TimeoutExpired as error:
+        sentence = f"the compiler took longer than {LONGEST_COMPILATION:g} s"
+        raise _failure(program, sentence, error.stderr or b"") from error
+    except OSError as error:
+        raise DataplaneError(f"cannot start the compiler: {error.strerror}") from error
+    if done.returncode == NO_BCC:
+        raise CapabilityError(done.stderr.decode(errors="replace").strip())
+    if done.returncode < 0:
+        sentence = f"the compiler was ended by a signal ({signal.strsignal(-done.returncode)})"
+        raise _failure(program, sentence, done.stderr)
+    if done.returncode > 0:
+        raise _failure(program, "", done.stderr)
+    return msgspec.json.decode(done.stdout, type=Program)
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What the verifier says of a program that it took: instructions looked at, bytes of stack."""
-
-    instructions: int
-    stack: int
-
-    @classmethod
-    def of(cls, log: str) -> "Effort":
-        """Reads the summary at the end of a log; a kernel that does not say counts as 0."""
-        processed = re.search(r"^processed (\d+) insns", log, re.MULTILINE)
-        stack = re.search(r"^stack depth (\d+)", log, re.MULTILINE)
-        return cls(int(processed[1]) if processed else 0, int(stack[1]) if stack else 0)
-
-
-def _load(name: str, code: bytes, kind: Kind, log_level: int) -> tuple[int, int, str]:
-    """Descriptor or -1, errno, and the verifier's log."""
-    lib = _import_bcc().libbcc.lib
-    instructions = ctypes.create_string_buffer(code, len(code))
-    log = ctypes.create_string_buffer(1 << 20)
-    with _captured():  # libbcc would print the log too
-        fd: int = lib.bcc_prog_load(
-            *(kind, name.encode(), instructions, len(code), b"GPL", 0, log_level, log, len(log))
-        )
-        number = ctypes.get_errno()
-    return fd, number, log.value.decode(errors="replace")
-
-
-def _refused(name: str, number: int, log: str) -> TidegateError:
-    if "prohibited for !root" in log:
-        return CapabilityError(
-            f"the verifier wants CAP_PERFMON for program {name}, whose packet offsets are not "
-            "constants: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
-        )
-    tail = "\n".join(log.splitlines()[-12:])
-    return CompileError(
-        f"the kernel refused program {name} ({os.strerror(number)}); its log: {tail}", log
-    )
+def _failure(program: str, sentence: str, messages: bytes) -> CompileError:
+    said = "\n".join(filter(None, (sentence, messages.decode(errors="replace"))))
+    return CompileError(f"{program}.c does not compile:\n{said}", said)

@@ -19,7 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tidegate.dataplane import layout, maps
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import Kind, compile_program, load
+from tidegate.dataplane.compiler import compile_program
+from tidegate.dataplane.loader import Kind, load
 from tidegate.dataplane.programs import Build, interface_index
 from tidegate.dataplane.tunnel import Counted, create_map, named, read_totals
 from tidegate.errors import CapabilityError, DataplaneError

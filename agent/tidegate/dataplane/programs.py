@@ -19,7 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tidegate.dataplane import layout, maps
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import Program, compile_program, load
+from tidegate.dataplane.compiler import Program, compile_program
+from tidegate.dataplane.loader import load
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.features import ALL_FEATURES, Feature

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """bpf(2) for the commands that libbcc does not offer or offers without what we need.
 
-libbcc cannot create a map of maps from a descriptor, pin, open a pin or test-run. The attribute
-layouts are the kernel's UAPI (include/uapi/linux/bpf.h, `union bpf_attr`), which does not change.
+libbcc cannot create a map of maps from a descriptor, pin, open a pin or test-run; and to load a
+program it would bring all of clang into the process. The attribute layouts are the kernel's UAPI
+(include/uapi/linux/bpf.h, `union bpf_attr`), which does not change.
 Every failure raises OSError with the kernel's errno; callers add what they were doing.
 """
 
@@ -19,8 +20,12 @@ import numpy.typing as npt
 
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 _ATTR_BYTES: Final = 144
+_INSTRUCTION: Final = 8
+_LOG_BYTES: Final = 1 << 24
+"""More than any verifier's log of ours; the kernel takes part of a longer one, and ENOSPC."""
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
+_PROG_LOAD = 5
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
 
@@ -243,6 +248,32 @@ def map_info(fd: int) -> MapInfo:
     info = ctypes.create_string_buffer(88)
     _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
     return MapInfo(*struct.unpack_from("<IIIIII", info.raw))
+
+
+class Loaded(NamedTuple):
+    """What came of loading a program: its descriptor or -1, the kernel's errno, its log."""
+
+    fd: int
+    errno: int
+    log: str
+
+
+def program_load(kind: int, name: str, code: bytes, log_level: int) -> Loaded:
+    """Loads a program of licence GPL. The name is cut to 15 bytes; a refusal is no exception."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(b"GPL")
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    attr = struct.pack(
+        "<IIQQIIQII16s",
+        *(kind, len(code) // _INSTRUCTION, _address(instructions), _address(licence)),
+        *(log_level, len(log), _address(log), 0, 0, name.encode()[:15]),
+    )
+    fd, number = -1, 0
+    try:
+        fd, _ = _bpf(_PROG_LOAD, attr)
+    except OSError as error:
+        number = error.errno or 0
+    return Loaded(fd, number, log.value.decode(errors="replace"))
 
 
 class Run(NamedTuple):

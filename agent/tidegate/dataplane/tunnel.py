@@ -18,8 +18,9 @@ import numpy as np
 
 from tidegate.dataplane import maps, programs
 from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import Program, compile_program, load
+from tidegate.dataplane.compiler import Program, compile_program
 from tidegate.dataplane.enums import enum_text
+from tidegate.dataplane.loader import load
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.values import Address
 from tidegate.spec.decap import ANYTHING, Accept, Outcome
