@@ -29,11 +29,10 @@ def main() -> int:
     try:
         import bcc  # noqa: PLC0415 - its absence is an answer
     except ImportError as error:
-        print(
+        sys.stderr.write(
             "cannot import bcc: install Debian's python3-bpfcc (apt install python3-bpfcc), and "
             "run from a virtual environment of its Python (/usr/bin/python3 -m venv "
-            f"--system-site-packages); the reason was: {error}",
-            file=sys.stderr,
+            f"--system-site-packages); the reason was: {error}\n"
         )
         return NO_BCC
     module = _compile(bcc, request)
