@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from exabgp_daemon import ExaBgp
 from tidegate.lab import agents
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import ROUTER, LabSpec
@@ -69,6 +70,12 @@ class Rack(NamedTuple):
 
     lab: Lab
     statuses: dict[str, StatusWatch]
+    exabgp: ExaBgp
+
+    @property
+    def vips(self) -> set[str]:
+        """All of them."""
+        return {str(self.lab.vip4()), str(self.lab.vip6())}
 
     def hops(self, family: int = 4) -> list[str]:
         """The hosts that the router's kernel sends a VIP's packets to."""
@@ -118,8 +125,8 @@ def start_bird(lab: Lab, node: str, text: str) -> None:
     lab._children.append(bird)  # ended with the lab
 
 
-def start_birds(lab: Lab) -> None:
-    peers = []
+def start_birds(lab: Lab, more: str) -> None:
+    peers = [more]
     for lb in LBS:
         station = lab.station(lb)
         addresses = {"address": station.address4(), "address6": station.address6()}
@@ -152,7 +159,9 @@ def start_birds(lab: Lab) -> None:
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
     with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=2)) as lab:
-        start_birds(lab)
+        exabgp = ExaBgp(lab, "lb1")
+        start_birds(lab, exabgp.peers(TIMERS))
+        exabgp.start()
         control = Control(lab)
         control.put("pools/web", {"health": {"check": CHECK, "hold_down": 0}})
         for number in range(1, 4):
@@ -165,9 +174,10 @@ def rack() -> Iterator[Rack]:
         for lb in LBS:
             file = agents.config_path(lab.spec, lb)
             first = f'ready_file = "{lab.folder(lb)}/ready"\n'
-            file.write_text(first + file.read_text() + ANNOUNCE)
+            pipe = f'exabgp_pipe = "{exabgp.pipe}"\n' if lb == "lb1" else ""
+            file.write_text(first + file.read_text() + ANNOUNCE + pipe)
             lab.start_agent(lb)
-        rack = Rack(lab, statuses)
+        rack = Rack(lab, statuses, exabgp)
         rack.wait_for_hops(["lb1", "lb2"])
         yield rack
         for status in statuses.values():
@@ -207,9 +217,8 @@ def size(file: Path) -> int:
 
 def test_a_ready_host_is_announced_and_its_probes_still_travel(rack: Rack) -> None:
     """Its VIPs are in the table, are no addresses of its own, and backends are found healthy."""
-    vips = {str(rack.lab.vip4()), str(rack.lab.vip6())}
     for lb in LBS:
-        assert rack.routes(lb) == vips
+        assert rack.routes(lb) == rack.vips
         assert rack.ready(lb) == (200, {"ready": True, "reason": ""})
         assert (rack.lab.folder(lb) / "ready").exists()
         seen = rack.statuses[lb].wait("ready", lambda status: status["ready"])
@@ -228,6 +237,7 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
         agent = rack.lab.agents["lb1"]
         agent.process.terminate()
         took = rack.wait_for_hops(["lb2"])
+        wait(rack.exabgp.heard, set())
         assert agent.process.poll() is None, "it has to go on until the router has followed"
         assert rack.ready("lb1") == (503, {"ready": False, "reason": "The agent is stopping."})
         assert not (rack.lab.folder("lb1") / "ready").exists()
@@ -235,6 +245,7 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
         go_on()
         agent.restart()
         back = rack.wait_for_hops(["lb1", "lb2"])
+        wait(rack.exabgp.heard, rack.vips)
         go_on()
     # For whoever runs it with -s: the figures are part of what it shows.
     print(f"withdrawn after {took:.2f} s, announced {back:.2f} s after its start")  # noqa: T201
@@ -243,23 +254,42 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
 def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> None:
     """Without a way to its gateway it says so, and flows go on through the other host."""
     lab = rack.lab
-    node, station = lab.node("lb2"), lab.station("lb2")
+    node, station = lab.node("lb1"), lab.station("lb1")
     with downloads(rack) as go_on:
         began = time.monotonic()
         for family in ("-4", "-6"):
             node.run(["ip", family, "route", "del", "default"])
-        rack.wait_for_hops(["lb1"])
+        rack.wait_for_hops(["lb2"])
         took = time.monotonic() - began
-        code, said = rack.ready("lb2")
+        wait(rack.exabgp.heard, set())
+        code, said = rack.ready("lb1")
         assert (code, said["ready"]) == (503, False)
         assert "no default route" in said["reason"]
         go_on()
         for gateway in (station.address4(1), station.address6(1)):
             node.run(["ip", f"-{gateway.version}", "route", "add", "default", "via", str(gateway)])
         rack.wait_for_hops(["lb1", "lb2"])
+        wait(rack.exabgp.heard, rack.vips)
         go_on()
     assert took >= 1.0
     print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
+
+
+def test_exabgp_may_go_and_come_back(rack: Rack) -> None:
+    """The agent goes on without it and says so; a new one has all routes, told once more."""
+    wait(rack.exabgp.heard, rack.vips)
+    rack.exabgp.kill()
+    wait(rack.exabgp.heard, set())
+    status = rack.statuses["lb1"]
+    status.wait("no reader", lambda s: any("is ExaBGP running?" in w for w in s["warnings"]), 20)
+    assert rack.ready("lb1")[0] == 200
+    assert rack.hops() == ["lb1", "lb2"], "the table goes on without the pipe"
+    rack.exabgp.start()
+    began = time.monotonic()
+    wait(rack.exabgp.heard, rack.vips)
+    took = time.monotonic() - began
+    status.wait("a reader", lambda s: not s["warnings"], 20)
+    print(f"told to a new ExaBGP, and by it to the router, {took:.2f} s after its start")  # noqa: T201
 
 
 def test_a_killed_agent_leaves_its_host_announced(rack: Rack) -> None:

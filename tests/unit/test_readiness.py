@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from roster import backend, web
 from tidegate.agent.announcer import Announcer
 from tidegate.agent.config import AnnounceTable
 from tidegate.agent.exabgp import ExaBgpPipe
@@ -21,6 +22,7 @@ from tidegate.dataplane.programs import Attachment
 from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.generation import Generation
 from tidegate.model.values import Network, Rejection
+from tidegate.planner import plan
 
 NOTHING = Generation(0, 0, "", {}, {}, {})
 NOW = 1_700_000_000.0
@@ -125,6 +127,41 @@ def test_a_pipe_that_is_full_keeps_nobody_waiting(tmp_path: Path) -> None:
         heard.update(read(reader))
     os.close(reader)
     assert heard == {f"announce route {each} next-hop self" for each in many}
+
+
+def test_a_reader_that_went_is_missed_at_once(tmp_path: Path) -> None:
+    """And one that comes hears within a second, not with the next round of all routes."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    announcer = Announcer(AnnounceTable(exabgp_pipe=str(path)), now=100.0)
+    generation = plan(web(backend("b1")), NOTHING, 1000)
+
+    def look(now: float) -> float | None:
+        announcer.look(generation, is_ready=True, is_stopping=False, now=now)
+        return announcer.next_look
+
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert look(101.0) == 116.0
+    said = read(reader)
+    assert said
+    assert look(102.0) == 116.0
+    os.close(reader)
+    assert look(103.0) == 104.0
+    assert "is ExaBGP running?" in announcer.problems[0]
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert look(104.0) == 119.0
+    assert read(reader) == said
+    os.close(reader)
+
+
+def test_what_is_no_pipe_is_not_written_to(tmp_path: Path) -> None:
+    """A file of that name would only grow."""
+    path = tmp_path / "pipe"
+    path.write_text("")
+    pipe = ExaBgpPipe(str(path))
+    pipe.keep(frozenset({NET}))
+    assert "not a named pipe" in pipe.problem
+    assert path.read_text() == ""
 
 
 def test_routes_outlast_a_moment_of_not_being_ready() -> None:

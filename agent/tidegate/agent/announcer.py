@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 15.0
 """What somebody else has removed is put back after this long at most."""
+RETRY_SECONDS: Final = 1.0
+"""A reader that comes back to the pipe hears of the routes after this long at most."""
 
 
 class Announcer:
@@ -37,6 +39,8 @@ class Announcer:
         self._unready_since: float | None = now
         self._wanted: frozenset[Network] | None = None
         self._due = now
+        self._told: frozenset[Network] | None = None
+        self._tell_due = now
         self._fault = ""
         self.next_look: float | None = None
         """Monotonic second at which time alone asks for a look; None if it does not."""
@@ -70,16 +74,16 @@ class Announcer:
             self._bring(frozenset(), now)
         elif is_ready:
             self._bring(frozenset(each.vip.network for each in generation.vips.values()), now)
-        self.next_look = self._due if is_ready or is_stopping or now >= ends else ends
+        moments = [self._due] if self._settings.table else []
+        moments += [self._tell_due] if self._pipe is not None else []
+        self.next_look = min(moments) if is_ready or is_stopping or now >= ends else ends
 
     def _bring(self, wanted: frozenset[Network], now: float) -> None:
-        if wanted == self._wanted and now < self._due:
+        if self._pipe is not None:
+            self._tell(self._pipe, wanted, now)
+        if not self._settings.table or (wanted == self._wanted and now < self._due):
             return
         self._wanted, self._due = wanted, now + AGAIN_SECONDS
-        if self._pipe is not None:
-            self._pipe.keep(wanted)
-        if not self._settings.table:
-            return
         try:
             added, removed = keep_routes(self._settings.table, wanted)
         except DataplaneError as error:
@@ -90,3 +94,10 @@ class Announcer:
         self._fault = ""
         if added or removed:
             log.info("announce added=%d removed=%d routes=%d", added, removed, len(wanted))
+
+    def _tell(self, pipe: ExaBgpPipe, wanted: frozenset[Network], now: float) -> None:
+        if wanted == self._told and now < self._tell_due and not pipe.has_lost_reader():
+            return
+        pipe.keep(wanted)
+        self._told = wanted
+        self._tell_due = now + (RETRY_SECONDS if pipe.problem else AGAIN_SECONDS)

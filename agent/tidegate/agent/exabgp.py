@@ -4,10 +4,16 @@
 All that holds is said at each call, since a reader that was restarted knows nothing; to ExaBGP a
 route that it has already is no news. The pipe never makes the agent wait: what does not fit is
 said at the next call.
+
+ExaBGP has to be told not to acknowledge commands (docs/announce.md): it writes to a process that
+reads nothing, and once that pipe is full it waits for ever.
 """
 
+import errno
 import logging
 import os
+import select
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,13 +56,25 @@ class ExaBgpPipe:
                 log.warning("%s", fresh)
             self.problem = fresh
 
+    def has_lost_reader(self) -> bool:
+        """Whether the one that read is gone, and nobody else reads; false if none was there."""
+        if self._fd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._fd, 0)
+        return bool(poller.poll(0))
+
     def _open(self) -> None:
         if self._fd >= 0:
             return
         with suppress(FileExistsError):
             os.mkfifo(self._path, 0o600)
         # Without a reader this fails at once, in place of waiting for one.
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a named pipe")
+        self._fd = fd
 
     def _close(self) -> None:
         if self._fd >= 0:
