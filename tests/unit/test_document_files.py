@@ -237,7 +237,9 @@ def test_validate_says_every_fault(tmp_path: Path) -> None:
     assert code == 3
     lines = out.splitlines()
     assert lines[0].startswith(f"{tmp_path}/a.yaml:5: vips/www: port: port is 70000; it must be")
-    assert lines[-1] == "3 documents, 1 faults"
+    assert lines[-1] == "3 documents, 1 fault"
+    one = json.dumps({"pools/web": {}})
+    assert run("-f", "-", given=one)[1] == "1 document is good\n"
     assert "notes.txt" in err
     code, out, _ = run("-f", str(tmp_path), "--json")
     found = json.loads(out)

@@ -192,6 +192,8 @@ def by_time(diff: Diff) -> str:
         parts.append(f"drained for long enough: {', '.join(diff.retired[:20])}")
     if diff.backends.changed:
         parts.append(f"weights by time or deadlines: {', '.join(diff.backends.changed[:20])}")
+    if diff.vips.changed:  # by time or health alone: documents would have been told as keys
+        parts.append(f"to or from their sorry pool: {', '.join(diff.vips.changed[:20])}")
     return "; ".join(parts) or "windows closed"
 
 

@@ -218,23 +218,14 @@ class Control:
         except (GenerationRefused, CompileError, CapabilityError) as error:
             return (_whole("build", str(error), desired.revision),)
         except DataplaneError as error:
-            return (_whole("publish", f"{error}{self._put_back()}", desired.revision),)
+            return (_whole("publish", f"{error}{self._put_back(previous)}", desired.revision),)
         own = desired is not self._last_good and not order
         stepped, self._stepped = self._stepped, 0
         self._last_good = desired
         if generation.number != previous.number:
-            log.info(
-                "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f "
-                "publish_ms=%.1f",
-                *(generation.number, generation.release or "unknown", generation.revision),
-                *(generation.digest, diff, (planned - started) * 1e3),
-                (time.monotonic() - planned) * 1e3,
-            )
-            if generation.on_sorry_pool != previous.on_sorry_pool:
-                log.warning("sorry vips=%s", ",".join(generation.on_sorry_pool) or "none")
             snapshot = self.view.snapshot if self.view and own else None
             how = (now, stepped, snapshot, self._refused, order)
-            self.applied(Applied(previous, generation, diff, desired, *how))
+            self._tell(Applied(previous, generation, diff, desired, *how), started, planned)
         try:
             self._plane.serve(generation)
         except (DataplaneError, CapabilityError) as error:
@@ -242,13 +233,32 @@ class Control:
             return (_whole("build", reason, desired.revision),)
         return ()
 
+    def _tell(self, applied: Applied, started: float, planned: float) -> None:
+        """Logs a generation that has come into force, and says it to those who listen.
+
+        Args:
+            applied: the generation.
+            started: monotonic clock, s, when planning began.
+            planned: the same, when publishing began.
+        """
+        generation = applied.generation
+        log.info(
+            "generation number=%d release=%s revision=%d digest=%s %s plan_ms=%.1f publish_ms=%.1f",
+            *(generation.number, generation.release or "unknown", generation.revision),
+            *(generation.digest, applied.diff, (planned - started) * 1e3),
+            (time.monotonic() - planned) * 1e3,
+        )
+        if generation.on_sorry_pool != applied.previous.on_sorry_pool:
+            log.warning("sorry vips=%s", ",".join(generation.on_sorry_pool) or "none")
+        self.applied(applied)
+
     def _check(self, diff: Diff, desired: Desired, now: int) -> tuple[Rejection, ...]:
         """The guard over tables; what is in force already is not held up by it."""
         if desired is self._last_good:
             return ()
         return guards.disruption_refusals(diff, desired.revision, self.overrides, now)
 
-    def _put_back(self) -> str:
+    def _put_back(self, last: Generation) -> str:
         """Brings the last good documents back where a failure left a mixture; says what came of it.
 
         They are planned over what was found in force, so that no flow that began meanwhile moves.
@@ -256,13 +266,18 @@ class Control:
         publisher = self._publisher
         if publisher.is_certain:
             return ""
+        found, started, now = publisher.in_force, time.monotonic(), int(self._clock())
         try:
-            found = publisher.in_force
-            base = after_step(found, self._stepped) if self._stepped else found
-            generation = plan(self._last_good, base, int(self._clock()), self.fitness)
-            publisher.publish(generation, time.monotonic())
+            base = after_step(found, self._stepped, last) if self._stepped else found
+            generation = plan(self._last_good, base, now, self.fitness)
+            diff, planned = difference(found, generation), time.monotonic()
+            publisher.publish(generation, planned)
         except (GenerationRefused, DataplaneError, CapabilityError) as error:
             return f"; going back failed too: {error}"
+        stepped, self._stepped = self._stepped, 0
+        # No key changed and no time passed that would explain it: it is an order of its own.
+        how = (now, stepped, None, self._refused, "put back, as publishing had failed half way")
+        self._tell(Applied(found, generation, diff, self._last_good, *how), started, planned)
         return f"; generation {generation.number} is what was in force before"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tidegate.cli import store as where
 from tidegate.cli import trace
 from tidegate.cli.durations import duration
-from tidegate.cli.validate import FILES, REFUSED, add_files, show
+from tidegate.cli.validate import FILES, REFUSED, add_files, counted, show
 from tidegate.errors import ConfigError, KeyspaceError
 from tidegate.keyspace.paths import ROLLOUT_KEY
 
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     faults = documents.check().faults
     show(faults, documents)
     if faults:
-        print(f"nothing was written: {len(faults)} faults", file=sys.stderr)
+        print(f"nothing was written: {counted(len(faults), 'fault')}", file=sys.stderr)
         return REFUSED
     if not documents.values:
         raise ConfigError("there are no documents in these files; a release is not emptied so")

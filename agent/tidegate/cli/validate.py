@@ -99,5 +99,13 @@ def _run(options: argparse.Namespace) -> int:
         return REFUSED if faults else 0
     show(faults, documents)
     count = len(documents.values)
-    print(f"{count} documents, {len(faults)} faults" if faults else f"{count} documents are good")
+    if faults:
+        print(f"{counted(count, 'document')}, {counted(len(faults), 'fault')}")
+    else:
+        print(f"{counted(count, 'document')} {'is' if count == 1 else 'are'} good")
     return REFUSED if faults else 0
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, in words."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

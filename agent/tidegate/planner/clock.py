@@ -12,23 +12,34 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tidegate.model.generation import Freed, FreedIds, Generation, PlacedPool, Window
+from tidegate.model.values import BackendKey
 
 
-def after_step(generation: Generation, seconds: int) -> Generation:
+def after_step(generation: Generation, seconds: int, last: Generation | None = None) -> Generation:
     """The generation with its own moments moved by a step of the clock.
 
     It has the next number if it has any windows or draining backends, for their tables and records
     have to be written anew.
+
+    Args:
+        generation: what is in force.
+        seconds: how far the clock was stepped.
+        last: what was in force before an attempt that failed half way, if this is what it left.
+            What the attempt wrote has moved already; what is as it was before is moved now.
     """
     number = generation.number + 1
-    pools = {name: _pool(placed, seconds, number) for name, placed in generation.pools.items()}
+    was = generation if last is None else last
+    pools = {
+        name: _pool(placed, seconds, number) if _is_table_of(was, name, placed) else placed
+        for name, placed in generation.pools.items()
+    }
     backends = {
-        key: placed
-        if placed.retire_at is None
-        else replace(placed, retire_at=placed.retire_at + seconds)
+        key: replace(placed, retire_at=placed.retire_at + seconds)
+        if placed.retire_at is not None and _retires(was, key) == placed.retire_at
+        else placed
         for key, placed in generation.backends.items()
     }
-    freed = generation.freed
+    freed, old = generation.freed, was.freed
     same = pools == generation.pools and backends == generation.backends
     return replace(
         generation,
@@ -36,9 +47,9 @@ def after_step(generation: Generation, seconds: int) -> Generation:
         pools=pools,
         backends=backends,
         freed=FreedIds(
-            _freed(freed.vips, seconds),
-            _freed(freed.pools, seconds),
-            _freed(freed.backends, seconds),
+            _freed(freed.vips, old.vips, seconds),
+            _freed(freed.pools, old.pools, seconds),
+            _freed(freed.backends, old.backends, seconds),
         ),
     )
 
@@ -51,5 +62,18 @@ def _pool(placed: PlacedPool, seconds: int, number: int) -> PlacedPool:
     return replace(placed, table=replace(placed.table, generation=number, windows=moved))
 
 
-def _freed(freed: Mapping[int, Freed], seconds: int) -> dict[int, Freed]:
-    return {id_: last._replace(at=last.at + seconds) for id_, last in freed.items()}
+def _is_table_of(was: Generation, pool: str, placed: PlacedPool) -> bool:
+    before = was.pools.get(pool)
+    return before is not None and before.table.generation == placed.table.generation
+
+
+def _retires(was: Generation, key: BackendKey) -> int | None:
+    before = was.backends.get(key)
+    return before.retire_at if before else None
+
+
+def _freed(freed: Mapping[int, Freed], was: Mapping[int, Freed], seconds: int) -> dict[int, Freed]:
+    return {
+        id_: rest._replace(at=rest.at + seconds) if was.get(id_) == rest else rest
+        for id_, rest in freed.items()
+    }

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VIP's last resort on a real agent: clients, status, journal and `tidegate plan`."""
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tidegate.keyspace.status import rfc3339
+from tidegate.lab.agents import config_path
+from tidegate.lab.control import Control, StatusWatch
+from tidegate.lab.plan import LabSpec
+from tidegate.lab.rack import Lab
+
+pytestmark = pytest.mark.root
+
+FAR = rfc3339(4_000_000_000)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
+        yield built
+
+
+def documents(lab: Lab, state: str) -> dict[str, dict[str, Any]]:
+    """Two backends in this state, and a third one in the sorry pool."""
+    there = {name: {"address": str(lab.address(name))} for name in ("b1", "b2", "b3")}
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    return {
+        "pools/web": {},
+        "pools/sorry": {},
+        "pools/web/backends/b1": there["b1"] | {"state": state},
+        "pools/web/backends/b2": there["b2"] | {"state": state},
+        "pools/sorry/backends/b3": there["b3"],
+        "vips/www": vip | {"sorry_pool": "sorry"},
+    }
+
+
+def put(lab: Lab, state: str, kind: str = "") -> int:
+    """Writes these documents, or those of one kind; returns the last revision."""
+    there = documents(lab, state).items()
+    return [Control(lab).put(key, each).revision for key, each in there if key.startswith(kind)][-1]
+
+
+def servers(lab: Lab) -> set[str]:
+    """Who answers a client, in some connections."""
+    command = ["curl", "--silent", "--show-error", "--max-time", "20", "-H", "Connection: close"]
+    return {*lab.client(1).run([*command, *[f"http://{lab.vip4()}/"] * 24]).stdout.split()}
+
+
+def planned(lab: Lab, state: str) -> dict[str, Any]:
+    """What `tidegate plan` says of these documents on the host."""
+    command = [sys.executable, "-m", "tidegate.cli.main", "plan", "-f", "-", "--json"]
+    where = ["-c", str(config_path(lab.spec, "lb1"))]
+    text = json.dumps(documents(lab, state))
+    answer = lab.node("lb1").run([*command, *where], text=text, check=False)
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
+
+
+def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: Lab) -> None:
+    """All of the pool disabled: b3 answers, the status says so; then b1 and b2 again."""
+    put(lab, "active")
+    lab.start_agent("lb1")
+    with StatusWatch(lab, "lb1") as status:
+        seen = status.wait("synced", lambda s: s["state"] == "synced", timeout=20).status
+        assert seen["on_sorry_pool"] == []
+        assert servers(lab) == {"b1", "b2"}
+        plan = planned(lab, "disabled")
+        assert plan["on_sorry_pool"] == ["www"]
+        assert plan["fields"]["vips/www"] == ["on_sorry_pool"]
+        lift = {"guard": "removal", "pool": "web", "expires_at": FAR}
+        lab.etcdctl("put", "/tidegate/default/overrides/out", json.dumps(lift))
+        out = status.wait_applied(put(lab, "disabled", "pools/web/")).status
+        assert (out["on_sorry_pool"], out["state"]) == (["www"], "synced")
+        assert servers(lab) == {"b3"}
+        lab.agents["lb1"].kill()  # what is pinned says who is on its sorry pool
+        assert servers(lab) == {"b3"}
+        lab.agents["lb1"].restart()
+        again = status.wait("a new start", lambda s: s["started_at"] != out["started_at"]).status
+        assert again["on_sorry_pool"] == ["www"]
+        assert again["generation"] == out["generation"]
+        back = status.wait_applied(put(lab, "active", "pools/web/")).status
+        assert (back["on_sorry_pool"], back["digest"]) == ([], seen["digest"])
+        assert servers(lab) == {"b1", "b2"}
+    log = lab.agents["lb1"].log.read_text()
+    assert "sorry vips=www" in log
+    assert "sorry vips=none" in log
