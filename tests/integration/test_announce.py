@@ -173,7 +173,7 @@ def rack() -> Iterator[Rack]:
         statuses = {lb: StatusWatch(lab, lb) for lb in LBS}
         for lb in LBS:
             file = agents.config_path(lab.spec, lb)
-            first = f'ready_file = "{lab.folder(lb)}/ready"\n'
+            first = f'ready_file = "{lab.folder(lb)}/ready"\nready_when_blind = false\n'
             pipe = f'exabgp_pipe = "{exabgp.pipe}"\n' if lb == "lb1" else ""
             file.write_text(first + file.read_text() + ANNOUNCE + pipe)
             lab.start_agent(lb)
@@ -273,6 +273,40 @@ def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> Non
         go_on()
     assert took >= 1.0
     print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
+
+
+def answers_to_lb1(lab: Lab, verb: str) -> None:
+    """Whether backends' answers to the first host's probes are lost: `add` loses them."""
+    target = f"{lab.address('lb1')}/32"
+    for number in (1, 2, 3):
+        lab.node(f"b{number}").run(["ip", "route", verb, "blackhole", target])
+
+
+def test_a_blind_host_stands_back_while_most_hosts_see(rack: Rack) -> None:
+    """One of two hosts stays; one of three is withdrawn, until the third is blind as well."""
+    lab, status = rack.lab, rack.statuses["lb1"]
+    third = "/tidegate/default/health/lb3/web/b{}"
+    moment = '"since": "2026-01-31T12:00:00Z"'
+    with downloads(rack) as go_on:
+        answers_to_lb1(lab, "add")
+        try:
+            status.wait("degraded", lambda s: "path is broken" in s["reason"], 20)
+            assert rack.ready("lb1")[0] == 200
+            for number in (1, 2, 3):
+                passed = f'{{"state": "healthy", "code": "passed", {moment}}}'
+                lab.etcdctl("put", third.format(number), passed)
+            rack.wait_for_hops(["lb2"])
+            assert "ready_when_blind" in rack.ready("lb1")[1]["reason"]
+            go_on()
+            for number in (1, 2, 3):
+                failed = f'{{"state": "unhealthy", "code": "timeout", {moment}}}'
+                lab.etcdctl("put", third.format(number), failed)
+            rack.wait_for_hops(["lb1", "lb2"])
+            go_on()
+        finally:
+            answers_to_lb1(lab, "del")
+            lab.etcdctl("del", "--prefix", third.format(""))
+    status.wait("synced", lambda s: s["state"] == "synced", 20)
 
 
 def test_exabgp_may_go_and_come_back(rack: Rack) -> None:

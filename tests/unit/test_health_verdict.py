@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.health.limits import Ejection, Limits, eject, is_checker_broken
-from tidegate.health.verdict import Effective, opinion
+from tidegate.health.verdict import Effective, can_be_spared, opinion
 from tidegate.model.health import Vote
 from tidegate.model.values import BackendKey
 
@@ -166,3 +166,33 @@ def test_a_broken_checker_is_not_believed(
 ) -> None:
     """All of two or more backends failing within one interval says more of the checks."""
     assert is_checker_broken(health, 3.0) == broken
+
+
+def spared(*hosts: str) -> str:
+    """The hosts that may leave their traffic to the others."""
+    cast = votes(*hosts)
+    blind = opinion(cast).blind
+    return " ".join(host for host in cast if can_be_spared(host, cast, blind))
+
+
+def test_a_blind_host_is_spared_if_most_hosts_see() -> None:
+    """Not with two hosts, where one is half, and not for hosts that check something else."""
+    assert spared("++++", "++++", "----") == "h3"
+    assert spared("++++", "----") == ""
+    assert spared("----????", "++++????", "????++++", "????++++") == ""
+
+
+def test_no_fleet_is_spared_as_a_whole() -> None:
+    """All find all dead, or each half the other half's dead: everybody stays."""
+    assert spared("----", "----", "----") == ""
+    assert spared("++++", "++++", "----", "----") == ""
+
+
+@given(st.lists(st.text("+-?", min_size=6, max_size=6), min_size=1, max_size=7))
+def test_those_that_are_spared_are_fewer_than_half(hosts: list[str]) -> None:
+    """Of the hosts that judge anything in common with one of them; whatever they find."""
+    cast = votes(*hosts)
+    gone = set(spared(*hosts).split())
+    for host in gone:
+        peers = [name for name, each in cast.items() if cast[host].keys() & each.keys()]
+        assert 2 * len(gone.intersection(peers)) < len(peers)

@@ -70,6 +70,7 @@ def test_a_host_that_forwards_rightly_is_ready(condition: Condition) -> None:
         (but(links={"eth0": replace(WIRED, gateway4=None, gateway4_mac=None)}), "no default"),
         (but(etcd=ALONE, stale_limit=59.0), "ready_stale_limit .59 s.: nobody answers"),
         (but(etcd=WatchState("fatal", "no user", NOW - 9), stale_limit=0.0), "no user"),
+        (but(stands_back=True), "ready_when_blind is false"),
     ],
 )
 def test_a_host_that_does_not_says_why(condition: Condition, sentence: str) -> None:

@@ -118,6 +118,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
         ready_file: is there while the host is ready; empty is none.
+        ready_when_blind: whether a host stays ready that finds many backends dead which most hosts
+            reach; docs/announce.md.
         ready_stale_limit: seconds without etcd after which the host is not ready; none is never.
     """
 
@@ -136,6 +138,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     audit_interval: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     probe_tunnel: bool = False
     ready_file: str = ""
+    ready_when_blind: bool = True
     ready_stale_limit: Annotated[float, Meta(ge=0)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from tidegate.agent.fitness import Evidence, Judgement, evidence, judge
 from tidegate.health.checker import Checker
 from tidegate.health.standing import Standing
-from tidegate.health.verdict import Opinion, opinion
+from tidegate.health.verdict import Opinion, can_be_spared, opinion
 from tidegate.keyspace import paths, verdicts
 from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.status_parts import HealthStatus
@@ -58,6 +58,7 @@ class HealthDesk:
         self._opinion = _NOTHING
         self._judged: Generation | None = None
         self._was_alone = False
+        self._can_be_spared = False
         self._encoded: dict[BackendKey, tuple[Standing, bytes]] = {}
         self.judgement = Judgement({})
         self.fitness: Mapping[BackendKey, Fitness] | None = None
@@ -100,6 +101,7 @@ class HealthDesk:
         if latest is not None and latest is not self._read:
             votes, self.rejections = verdicts.votes(latest)
             self._opinion, self._read = opinion(votes), latest
+            self._can_be_spared = can_be_spared(self._host, votes, self._opinion.blind)
         before = self.judgement
         known = self._read is not None or is_alone or not _wants_fleet(generation)
         opinions = None if is_alone else self._opinion
@@ -116,6 +118,11 @@ class HealthDesk:
             panics=self.judgement.panics,
             waiting=self.judgement.waiting,
         )
+
+    @property
+    def can_be_spared(self) -> bool:
+        """Whether this host is blind, and most hosts are not; false while etcd is away."""
+        return self._can_be_spared and not self._was_alone
 
     def evidence(self, keys: Iterable[BackendKey]) -> list[Evidence]:
         """For each of them: whose word made it what it is, and what this host itself found."""

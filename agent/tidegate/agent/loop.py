@@ -295,6 +295,7 @@ class Agent:
             etcd=self._follower.state,
             stale_limit=self._config.ready_stale_limit,
             is_stopping=self._ends_at is not None,
+            stands_back=self._health.can_be_spared and not self._config.ready_when_blind,
         )
         reason = unready(condition, time.time())
         self._signs.show(reason, condition.generation)

@@ -25,6 +25,8 @@ class Condition:
         generation: number of the one in force.
         stale_limit: seconds without etcd after which a host is not ready; None is never.
         is_stopping: the agent has been told to end.
+        stands_back: its health checks find dead what others reach, most hosts do reach it, and the
+            agent's file wants such a host to be not ready.
     """
 
     interfaces: Sequence[str]
@@ -35,6 +37,7 @@ class Condition:
     etcd: WatchState
     stale_limit: float | None = None
     is_stopping: bool = False
+    stands_back: bool = False
 
 
 def unready(condition: Condition, now: float) -> str:
@@ -54,7 +57,7 @@ def unready(condition: Condition, now: float) -> str:
     if condition.damages:
         return condition.damages[0].reason
     lacking = [link.missing() for link in condition.links.values()]
-    return "; ".join(filter(None, lacking)) or _stale(condition, now)
+    return "; ".join(filter(None, lacking)) or _stale(condition, now) or _blind(condition)
 
 
 def _stale(condition: Condition, now: float) -> str:
@@ -62,3 +65,9 @@ def _stale(condition: Condition, now: float) -> str:
     if limit is None or etcd.phase not in ("stale", "fatal") or now - etcd.since <= limit:
         return ""
     return f"No contact with etcd for longer than ready_stale_limit ({limit:g} s): {etcd.reason}"
+
+
+def _blind(condition: Condition) -> str:
+    if not condition.stands_back:
+        return ""
+    return "This host finds dead what most hosts reach, and ready_when_blind is false."

@@ -69,6 +69,25 @@ def opinion(votes: Votes) -> Opinion:
     )
 
 
+def can_be_spared(host: str, votes: Votes, blind: Collection[str]) -> bool:
+    """Whether a blind host may leave its traffic to the others: most hosts see what it does not.
+
+    Those who count are the host itself and all who judge any backend that it judges, and more than
+    half of them must see. Blind hosts alone are spared, and they are not among those who see, so
+    one that is gone makes no other go; and if blindness spreads to half of them, all come back.
+
+    Args:
+        host: the one that asks.
+        votes: of all hosts.
+        blind: the hosts that are blind by these votes.
+    """
+    if host not in blind:
+        return False
+    mine = votes[host].keys()
+    peers = [name for name, cast in votes.items() if not mine.isdisjoint(cast.keys())]
+    return 2 * sum(name not in blind for name in peers) > len(peers)
+
+
 def _by_backend(votes: Votes) -> dict[BackendKey, list[Vote]]:
     found: defaultdict[BackendKey, list[Vote]] = defaultdict(list)
     for cast in votes.values():
