@@ -6,7 +6,8 @@ TidegateError
 ├── CapabilityError    something the host lacks: root, a capability, a package, a kernel feature
 ├── KeyspaceError      etcd said no for good: permission, authentication, an invalid request
 ├── DataplaneError     the kernel refused a map, a program or an attachment
-│   └── CompileError   the BPF compiler or the verifier refused a program; carries its log
+│   ├── CompileError   the BPF compiler or the verifier refused a program; carries its log
+│   └── RingTaken      somebody else reads the events
 ├── FenceError         the data plane is another agent's now: this one must not write
 ├── AgentError         the agent's own files: its control socket or its journal; or it said no
 ├── GenerationRefused  a guard refused a generation; the last one stays in force
@@ -42,6 +43,10 @@ class CompileError(DataplaneError):
     def __init__(self, message: str, log: str) -> None:
         super().__init__(message)
         self.log = log
+
+
+class RingTaken(DataplaneError):  # noqa: N818 - it may be meant to be so
+    """The ring buffer of events has a reader; there may be one at a time."""
 
 
 class FenceError(TidegateError):

@@ -57,16 +57,41 @@ def ask(path: Path, method: str, where: str, body: bytes = b"") -> dict[str, Any
     try:
         connection.request(method, where, body, {"Content-Type": "application/json"})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
-    except OSError as error:
-        raise AgentError(
-            f"no agent answers on {path} ({error.strerror or error}): is it running? Another "
-            "socket is named by --socket, or by the agent's file with -c"
-        ) from error
-    except (http.client.HTTPException, ValueError) as error:
-        raise AgentError(f"what answers on {path} is no agent: {error}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _unanswered(path, error) from error
     finally:
         connection.close()
     return answer
+
+
+def fetch(path: Path, where: str) -> bytes:
+    """What an agent has under a path that it does not answer in JSON.
+
+    Raises:
+        AgentError: nobody answers, or the agent has nothing there; the text says why.
+    """
+    connection = _Connection(path)
+    try:
+        connection.request("GET", where)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status == http.client.OK:
+            return body
+        sentence: str = json.loads(body)["error"]
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        raise _unanswered(path, error) from error
+    finally:
+        connection.close()
+    raise AgentError(f"the agent on {path}: {sentence}")
+
+
+def _unanswered(path: Path, error: Exception) -> AgentError:
+    if isinstance(error, OSError):
+        return AgentError(
+            f"no agent answers on {path} ({error.strerror or error}): is it running? Another "
+            "socket is named by --socket, or by the agent's file with -c"
+        )
+    return AgentError(f"what answers on {path} is no agent: {error}")
 
 
 def _path(options: argparse.Namespace) -> Path:

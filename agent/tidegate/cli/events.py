@@ -9,20 +9,25 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tidegate.errors import AgentError, RingTaken
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from tidegate.dataplane.live_events import LiveEvents
+    from tidegate.agent.config import AgentConfig
+    from tidegate.dataplane.live_events import LiveEvents, Source
 
 _ABOUT = """\
 Prints the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted,
 moved, finished, reset, dropped, flood. It begins with those that nobody has taken yet, and goes on
 until it is interrupted. It needs no agent. Whoever takes an event takes it from everybody else, so
-there is one reader at a time.
+there is one reader at a time; an agent that traces flows is that reader, and hands on what comes
+from then on if its file is named.
 """
 _EPILOG = """\
 exit codes: 0 as many as were asked for; 2 wrong usage or host, or another reader; 130 interrupted
@@ -69,7 +74,9 @@ def _run(options: argparse.Namespace) -> int:
     from tidegate.dataplane.live_events import LiveEvents  # noqa: PLC0415 - takes numpy
 
     try:
-        with LiveEvents(options.pin_dir or _pin_dir(options.config)) as live:
+        with ExitStack() as undo:
+            pins = options.pin_dir or _config(options).pin_dir
+            live = undo.enter_context(LiveEvents(Path(pins), _source(options, Path(pins), undo)))
             if not live.samples:
                 _say("no VIP has flow_sampling above 0, so nothing is told until one has")
             for event in islice(_all(live), options.n):
@@ -80,10 +87,26 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pin_dir(path: Path) -> Path:
+def _config(options: argparse.Namespace) -> "AgentConfig":
     from tidegate.agent import config  # noqa: PLC0415 - takes pyroute2
 
-    return Path(config.read(path).pin_dir)
+    return config.read(options.config)
+
+
+def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "Source":
+    """The ring buffer; where the agent has it, the agent."""
+    from tidegate.cli.agent_events import AgentEvents  # noqa: PLC0415 - takes numpy
+    from tidegate.dataplane.live_events import Ring  # noqa: PLC0415 - takes numpy
+
+    try:
+        return undo.enter_context(Ring(pins))
+    except RingTaken as taken:
+        if options.pin_dir:
+            raise RingTaken(f"{taken}. If it is the agent, name its file with -c") from taken
+        try:
+            return AgentEvents(Path(_config(options).control_socket))
+        except AgentError as error:
+            raise RingTaken(f"{taken}, and it is not the agent ({error})") from error
 
 
 def _all(live: "LiveEvents") -> Iterator[dict[str, Any]]:

@@ -3,38 +3,50 @@
 
 Needs no agent: ring buffer, counters and the ledger with the names are all pinned. A ring buffer
 has one reader, since whoever takes an event takes it from everybody else; a lock on a folder beside
-the pins sees to that. What a record is, and how it is taken, is `events`.
+the pins sees to that. An agent that traces flows is that reader, and hands on what it reads. What a
+record is, and how it is taken, is `events`.
 """
 
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane import events, ledger, ledger_bytes
 from tidegate.dataplane import syscalls as bpf
-from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.errors import CapabilityError, DataplaneError, RingTaken
 from tidegate.model.address import unpacked
 from tidegate.model.generation import Identity
 from tidegate.model.tag import PROTOCOLS
 from tidegate.spec.state import Event
 
-_MAPS: Final = ("events", "event_counts", "ledger", "wide_ledger")
+_RING: Final = ("events", "event_counts")
+_LEDGERS: Final = ("ledger", "wide_ledger")
 _LOCK: Final = "events-reader"
 _PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 _SECOND: Final = 1_000_000_000
 
 
-class LiveEvents:
-    """The one reader of a data plane's events, from `with` to its end.
+class Source(Protocol):
+    """Where events come from."""
+
+    def read(self, wait: float) -> npt.NDArray[np.void]:
+        """The events that there are, oldest first; waits this many seconds for the first one."""
+
+    def lost(self) -> int:
+        """Events that were lost since the last call, or since the source was opened."""
+
+
+class Ring:
+    """The one reader of a data plane's ring buffer, from `with` to its end.
 
     Args:
         pins: the folder of its pins.
@@ -47,16 +59,58 @@ class LiveEvents:
         """Opens the pins.
 
         Raises:
-            DataplaneError: nothing is pinned there, or it has a reader.
+            RingTaken: it has a reader.
+            DataplaneError: nothing is pinned there.
             CapabilityError: not allowed.
         """
         with ExitStack() as undo:
-            self._maps = {name: _open(self._pins / name) for name in _MAPS}
-            for fd in self._maps.values():
-                undo.callback(os.close, fd)
+            ring, self._counts = _opened(self._pins, _RING, undo)
             undo.callback(os.close, _lock(self._pins / _LOCK))
-            self._reader = undo.enter_context(events.Reader(self._maps["events"]))
-            self._counted = events.counts(self._maps["event_counts"])
+            self._reader = undo.enter_context(events.Reader(ring))
+            self._counted = events.counts(self._counts)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def read(self, wait: float) -> npt.NDArray[np.void]:
+        """See `events.Reader.read`."""
+        return self._reader.read(wait)
+
+    def lost(self) -> int:
+        """Events that the kernel did not tell since the last call, or since the reader began."""
+        before, self._counted = self._counted, events.counts(self._counts)
+        return self._counted.lost - before.lost
+
+
+class LiveEvents:
+    """Events with the names that they had, from `with` to its end.
+
+    Args:
+        pins: the folder of the data plane's pins.
+        source: where the events come from.
+    """
+
+    def __init__(self, pins: Path, source: Source) -> None:
+        self._pins = pins
+        self._source = source
+
+    def __enter__(self) -> Self:
+        """Opens the pins.
+
+        Raises:
+            DataplaneError: nothing is pinned there.
+            CapabilityError: not allowed.
+        """
+        with ExitStack() as undo:
+            ledgers = _opened(self._pins, _LEDGERS, undo)
+            self._ledgers = dict(zip(_LEDGERS, ledgers, strict=True))
             self._read_names()
             self._undo = undo.pop_all()
         return self
@@ -70,23 +124,22 @@ class LiveEvents:
         self._undo.close()
 
     def _read_names(self) -> None:
-        found = ledger.contents(ledger_bytes.read(self._maps))
+        found = ledger.contents(ledger_bytes.read(self._ledgers))
         self._vips = {p.identity: n for n, p in found.vips.items()}
         self._backends = {p.identity: k for k, p in found.backends.items()}
         self.samples = any(placed.vip.flow_sampling for placed in found.vips.values())
 
     def lost(self) -> int:
-        """Events that were lost since the last call, or since the reader began."""
-        before, self._counted = self._counted, events.counts(self._maps["event_counts"])
-        return self._counted.lost - before.lost
+        """Events that were lost since the last call, or since the source was opened."""
+        return self._source.lost()
 
     def read(self, wait: float) -> Iterator[dict[str, Any]]:
-        """The events that there are, oldest first; raises as `events.Reader.read`.
+        """The events that there are, oldest first; raises as the source does.
 
         Args:
             wait: seconds to wait for the first one.
         """
-        records = self._reader.read(wait)
+        records = self._source.read(wait)
         told = list(events.named(records))
         if any(event.vip not in self._vips for event in told) or any(
             event.backend and event.backend not in self._backends for event in told
@@ -129,6 +182,15 @@ def _wall_clock(records: npt.NDArray[np.void]) -> Iterator[str]:
         yield f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06}Z"
 
 
+def _opened(pins: Path, names: Sequence[str], undo: ExitStack) -> list[int]:
+    """Descriptors of pinned maps, which end with `undo`."""
+    found = []
+    for name in names:
+        found.append(_open(pins / name))
+        undo.callback(os.close, found[-1])
+    return found
+
+
 def _open(path: Path) -> int:
     try:
         return bpf.open_pin(str(path))
@@ -148,7 +210,7 @@ def _lock(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(fd)
-        raise DataplaneError(
+        raise RingTaken(
             f"another process reads the events of {path.parent}; there may be one reader at a time"
         ) from error
     return fd
