@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
 from etcd_server import Received, free_port
 from tidegate.health.engine import Engine, Target
+from tidegate.health.handshakes import Handshake
 from tidegate.health.result import Result
-from tidegate.health.tcp import Destination, connect
+from tidegate.health.tcp import Destination
 
 Reports = Received[tuple[str, Result, float]]
 
@@ -39,7 +41,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 
 def tcp(address: str, port: int, interval: float = 0.05, timeout: float = 0.04) -> Target:
-    return Target(partial(connect, Destination(address, port), timeout), interval)
+    return Target(Handshake(Destination(address, port), timeout), interval)
 
 
 def first(reports: Reports, key: str = "a") -> Result:
@@ -77,7 +79,7 @@ def test_no_answer_is_a_timeout(engine: Engine[str], reports: Reports) -> None:
 def test_a_source_that_is_not_ours_is_an_error(engine: Engine[str], reports: Reports) -> None:
     """A source address that the host does not have is named by the system's words."""
     destination = Destination("127.0.0.1", free_port(), source="192.0.2.1")
-    engine.probe({"a": Target(partial(connect, destination, 0.04), 0.05)})
+    engine.probe({"a": Target(Handshake(destination, 0.04), 0.05)})
     result = first(reports)
     assert (result.code, result.reason) == ("error", "Cannot assign requested address.")
 
@@ -172,3 +174,62 @@ def wait_until(holds: Callable[[], bool], timeout: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_socket_that_passed_is_used_again(engine: Engine[str], reports: Reports) -> None:
+    """Each handshake is a connection of its own, reset at its end, from another port each time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        engine.probe({"a": tcp(*server.getsockname()[:2])})
+        peers = []
+        for _ in range(5):
+            connection, peer = server.accept()
+            with connection, pytest.raises(ConnectionResetError):
+                connection.recv(1)
+            peers.append(peer)
+    assert len(set(peers)) == len(peers)
+    assert first(reports).passed
+
+
+def test_a_listener_that_comes_and_goes_is_seen(engine: Engine[str], reports: Reports) -> None:
+    """A failed handshake does not fail the next one, nor does a passed one pass it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address, port = server.getsockname()[:2]
+        engine.probe({"a": tcp(address, port)})
+        reports.wait(lambda report: report[1].passed)
+    reports.wait(lambda report: report[1].code == "refused")
+    seen = len(reports.items)
+    with socket.create_server((address, port)):
+        wait_until(lambda: any(result.passed for _, result, _ in reports.items[seen:]))
+
+
+def test_a_pause_is_not_made_up_for(engine: Engine[str], reports: Reports) -> None:
+    """After a pause of some intervals each target goes on at its moments; none is probed twice."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        address, port = server.getsockname()[:2]
+        engine.probe({str(i): tcp(address, port, interval=0.5, timeout=0.4) for i in range(200)})
+        wait_until(lambda: engine.started >= 200)
+        engine._loop.call_soon_threadsafe(time.sleep, 1.8)
+        wait_until(lambda: engine.missed > 0)
+        began = engine.started
+        wait_until(lambda: engine.started >= began + 400)
+    moments: dict[str, list[float]] = {}
+    for key, result, moment in reports.items:
+        assert result.passed, result
+        moments.setdefault(key, []).append(moment - result.seconds)
+    steps = [b - a for of_one in moments.values() for a, b in pairwise(of_one)]
+    assert max(steps) > 1.5
+    assert min(steps) > 0.2
+    assert max(engine.lateness()) <= 0.3
+
+
+def test_answers_that_came_during_a_pause_are_in_time(
+    engine: Engine[str], reports: Reports, listener: tuple[str, int]
+) -> None:
+    """A loop that is held up for longer than the timeout takes no answer for a missing one."""
+    engine.probe({"a": tcp(*listener, interval=0.1, timeout=0.05)})
+    first(reports)
+    begun = engine.started
+    while engine.started < begun + 20:
+        engine._loop.call_soon_threadsafe(time.sleep, 0.07)
+        time.sleep(0.09)
+    assert {result.code for _, result, _ in reports.items} == {"passed"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from roster import VIP4, VIP6, backend, desired, vip, web
+from tidegate.health.handshakes import Handshake
 from tidegate.health.standing import Rules
 from tidegate.health.targets import Plan, Probe, targets
 from tidegate.health.tcp import Destination
@@ -28,24 +29,24 @@ def wanted(what: Desired, *, allow_exec: bool = False) -> Plan:
     return targets(plan(what, NOTHING, 1000), allow_exec=allow_exec)
 
 
-def probe(found: Plan, key: BackendKey = B1) -> Probe:
+def to(found: Plan, key: BackendKey = B1) -> Destination:
     made = found.targets[key].probe
-    assert isinstance(made, Probe)
-    return made
+    assert isinstance(made, Probe | Handshake)
+    return made.destination if isinstance(made, Probe) else made.to
 
 
 def test_a_backend_is_probed_once_through_the_first_vip() -> None:
     """Four VIPs share the pool; each backend has one probe, with its own mark."""
     found = wanted(web(backend("b1"), backend("b2"), **checked(type="tcp")))
     assert set(found.targets) == {B1, B2}
-    assert probe(found).destination == Destination(VIP4, 80, mark_of(1))
-    assert probe(found, B2).destination == Destination(VIP4, 80, mark_of(2))
+    assert to(found) == Destination(VIP4, 80, mark_of(1))
+    assert to(found, B2) == Destination(VIP4, 80, mark_of(2))
 
 
 def test_the_protocol_of_the_check_chooses_the_vip() -> None:
     """A datagram goes to a UDP VIP: what is for no VIP would not take the tunnel."""
     found = wanted(web(backend("b1"), **checked(type="dns", query="www.example")))
-    assert probe(found).destination.port == 53
+    assert to(found).port == 53
     only_tcp = desired([vip("a", VIP4)], [backend("b1")], **checked(type="udp"))
     assert wanted(only_tcp).unprobed == {
         B1: "No VIP of protocol udp uses the pool web, so its check has no way."
@@ -57,7 +58,7 @@ def test_a_port_of_its_own_must_be_a_vips() -> None:
     other = vip("admin", VIP4, 8080, pool="admin")
     check = checked(type="tcp", port=8080)
     with_it = desired([vip("a", VIP4), other], [backend("b1")], **check)
-    assert probe(wanted(with_it)).destination.port == 8080
+    assert to(wanted(with_it)).port == 8080
     without = wanted(desired([vip("a", VIP4)], [backend("b1")], **check))
     assert "No VIP has the address of a and port 8080" in without.unprobed[B1]
 
@@ -68,13 +69,13 @@ def test_a_vip_with_any_port_wants_the_check_to_name_one() -> None:
     found = wanted(desired(any_port, [backend("b1")], **checked(type="tcp")))
     assert "must name one" in found.unprobed[B1]
     named = wanted(desired(any_port, [backend("b1")], **checked(type="tcp", port=22)))
-    assert probe(named).destination.port == 22
+    assert to(named).port == 22
 
 
 def test_a_network_is_probed_at_its_first_address() -> None:
     """Any address of a VIP that is a network leads to the same backends."""
     found = wanted(desired([vip("a", "10.99.1.0/24")], [backend("b1")], **checked(type="tcp")))
-    assert probe(found).destination.address == "10.99.1.0"
+    assert to(found).address == "10.99.1.0"
 
 
 @pytest.mark.parametrize(("address", "source"), [(VIP4, "10.0.0.9"), (VIP6, "fd00::9")])
@@ -82,7 +83,7 @@ def test_the_source_is_of_the_vips_family(address: str, source: str) -> None:
     """Of two sources the one that can reach the VIP is used."""
     check = checked(type="tcp", source4="10.0.0.9", source6="fd00::9")
     found = wanted(desired([vip("a", address)], [backend("b1")], **check))
-    assert probe(found).destination.source == source
+    assert to(found).source == source
 
 
 def test_programs_are_run_only_where_the_agent_allows_it() -> None:

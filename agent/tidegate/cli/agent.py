@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,9 @@ def _run(options: argparse.Namespace) -> int:
         format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
     )
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    # Each backend with a TCP check has a socket, and the usual soft limit is 1,024.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     Agent(options.config).run()
     return 0
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tidegate.health.engine import Engine
 from tidegate.health.result import Result
@@ -52,16 +52,16 @@ class Checker:
         self._lock = threading.Lock()
         self._rules: Mapping[BackendKey, Rules] = {}
         self._standings: dict[BackendKey, Standing] = {}
-        self._counts = Counts()
-        self._engine: Engine[BackendKey] = Engine(self._take)
+        self._passed = self._failed = 0
+        self.engine: Engine[BackendKey] = Engine(self._take)
 
     def start(self) -> None:
         """Starts probing; once."""
-        self._engine.start()
+        self.engine.start()
 
     def stop(self) -> bool:
         """Ends it; returns whether all ended in time."""
-        return self._engine.stop()
+        return self.engine.stop()
 
     def follow(self, generation: Generation) -> None:
         """Probes what this generation wants; what it has in common with the last one goes on."""
@@ -77,7 +77,7 @@ class Checker:
             }
             self._rules = plan.rules
             differs = before != self._standings
-        self._engine.probe(plan.targets)
+        self.engine.probe(plan.targets)
         if differs:
             self._changed()
 
@@ -89,7 +89,7 @@ class Checker:
     @property
     def counts(self) -> Counts:
         """Probes since the start."""
-        return self._counts
+        return Counts(self._passed, self._failed)
 
     def _take(self, key: BackendKey, result: Result) -> None:
         """One more result, on the engine's thread."""
@@ -98,13 +98,13 @@ class Checker:
             if before is None or rules is None:
                 return  # its generation has gone meanwhile
             now = after(before, result, rules, self._clock())
-            if now != before:
+            if now is not before:
                 self._standings[key] = now
         if result.passed:
-            self._counts = replace(self._counts, passed=self._counts.passed + 1)
+            self._passed += 1
         else:
-            self._counts = replace(self._counts, failed=self._counts.failed + 1)
-        if (before.state, before.code) != (now.state, now.code):
+            self._failed += 1
+        if now is not before and (before.state, before.code) != (now.state, now.code):
             if before.state != now.state:
                 log.log(
                     logging.WARNING if now.state == "unhealthy" else logging.INFO,

@@ -2,27 +2,34 @@
 """Runs probes, thousands of them, each at its own moments, in one asyncio loop on its own thread.
 
 A target's n-th probe is due at `start + phase + n * interval`, counted from the engine's start and
-never from the end of the probe before, so moments do not drift, however long probes take. The phase
-is a hash of the target's key: targets are spread over the interval, and adding one moves no other.
-Jitter is added to each moment anew, so it does not add up either.
+never from the end of the probe before, so moments do not drift, however long probes take. Phases
+follow each other by the golden ratio: any number of targets that come together is spread evenly
+over the interval, and adding one moves no other. Jitter is added to each moment anew, so it does
+not add up either.
 
-One heap holds the next moment of every target, and one timer waits for the earliest: a timer for
-each target would cost the loop more than most probes. What a probe does, and what its results mean,
-is not known here.
+Time is cut into ticks. A wheel holds the targets of each tick, one timer waits for the first tick
+that has any, and what is due begins together: a timer and a turn of the loop for each probe would
+cost more than the probe. For the same reason TCP handshakes are no coroutines (`handshakes`).
+
+After a pause (the process was stopped, or another thread kept the interpreter) there is no burst:
+a moment that is more than half an interval ago is left out, since the next one is nearer, and of
+what is left no more begins at once than `_MOST_AT_ONCE`. What a probe does, and what its results
+mean, is not known here.
 """
 
 import asyncio
 import heapq
 import logging
+import math
 import random
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
+from tidegate.health.handshakes import Handshake, Handshakes, Line
 from tidegate.health.result import Result
 
 log = logging.getLogger(__name__)
@@ -30,10 +37,15 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 
 _TICK: Final = 0.005
-"""Seconds between two looks at the heap: probes that begin together wake the loop once."""
+"""Seconds of a tick."""
+
+_MOST_AT_ONCE: Final = 100
+"""Probes that begin in one turn of the loop: 20,000 a second, 5 ms of work at most."""
 
 _RECENT: Final = 10_000
 """Probes whose lateness is remembered."""
+
+_GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +53,37 @@ class Target:
     """What is probed, and when.
 
     Attributes:
-        probe: begins one probe, which ends by itself in less than the interval, and does not raise
-            for a failure.
+        probe: a TCP handshake, or what begins any other probe, which ends by itself in less than
+            the interval, and does not raise for a failure.
         interval: seconds between two probes.
         jitter: share of the interval by which a probe may be later, 0 to 1.
     """
 
-    probe: Callable[[], Awaitable[Result]]
+    probe: Handshake | Callable[[], Awaitable[Result]]
     interval: float
     jitter: float = 0.0
 
 
-@dataclass(slots=True)
-class _Scheduled:
+@dataclass(slots=True, eq=False)
+class _Scheduled(Generic[K]):
     """A target with its place in time."""
 
+    key: K
     target: Target
     start: float
+    line: Line | None = None
     number: int = 0
+    moment: float = 0.0
+    """When the next probe is due on the loop's clock, with its jitter."""
     is_running: bool = False
     is_gone: bool = False
 
-    def due(self) -> float:
-        """The next probe's moment on the loop's clock, without jitter."""
-        return self.start + self.number * self.target.interval
+    def settle(self) -> None:
+        """Computes the next moment. It does not come before that of the last probe."""
+        interval = self.target.interval
+        self.moment = self.start + self.number * interval
+        if self.target.jitter:
+            self.moment += random.uniform(0, self.target.jitter * interval)  # noqa: S311
 
 
 class Engine(Generic[K]):
@@ -78,9 +97,13 @@ class Engine(Generic[K]):
         self._report = report
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="tidegate-health", daemon=True)
-        self._targets: dict[K, _Scheduled] = {}
-        self._heap: list[tuple[float, int, K, _Scheduled]] = []
-        self._sequence = 0
+        self._targets: dict[K, _Scheduled[K]] = {}
+        self._handshakes = Handshakes(self._loop)
+        self._wheel: dict[int, list[_Scheduled[K]]] = {}
+        self._ticks: list[int] = []
+        """Heap of the ticks that are in the wheel."""
+        self._overdue: deque[_Scheduled[K]] = deque()
+        self._known = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Future[Result]] = set()
         self._lateness: deque[float] = deque(maxlen=_RECENT)
@@ -88,6 +111,8 @@ class Engine(Generic[K]):
         """Probes begun."""
         self.skipped = 0
         """Probes that were due while the one before was still running."""
+        self.missed = 0
+        """Probes that were left out after a pause."""
 
     def start(self) -> None:
         """Starts the thread; once."""
@@ -117,75 +142,102 @@ class Engine(Generic[K]):
             for future in running:
                 future.cancel()
             self._loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
+            self._handshakes.close()
             self._loop.close()
 
     def _take(self, targets: dict[K, Target]) -> None:
         for key in [key for key in self._targets if self._targets[key].target != targets.get(key)]:
-            self._targets.pop(key).is_gone = True
+            gone = self._targets.pop(key)
+            gone.is_gone = True
+            if gone.line is not None:
+                self._handshakes.drop(gone.line)
         now = self._loop.time()
         for key in targets.keys() - self._targets.keys():
-            target = targets[key]
-            scheduled = _Scheduled(target, now + _phase(key) * target.interval)
-            self._targets[key] = scheduled
-            self._push(key, scheduled)
+            self._add(key, targets[key], now)
         self._set_timer()
 
-    def _push(self, key: K, scheduled: _Scheduled) -> None:
-        jitter = scheduled.target.jitter * scheduled.target.interval
-        # The next interval's moment must not come before this one's.
-        moment = scheduled.due() + (random.uniform(0, jitter) if jitter else 0.0)  # noqa: S311
-        self._sequence += 1
-        heapq.heappush(self._heap, (moment, self._sequence, key, scheduled))
+    def _add(self, key: K, target: Target, now: float) -> None:
+        self._known += 1
+        phase = self._known * _GOLDEN % 1.0
+        scheduled = self._targets[key] = _Scheduled(key, target, now + phase * target.interval)
+        if isinstance(target.probe, Handshake):
+            scheduled.line = Line(target.probe, partial(self._finish, scheduled))
+        scheduled.settle()
+        self._slot(scheduled.moment).append(scheduled)
+
+    def _slot(self, moment: float) -> list[_Scheduled[K]]:
+        """The targets of the first tick that is not before this moment."""
+        tick = math.ceil(moment / _TICK)
+        slot = self._wheel.get(tick)
+        if slot is None:
+            slot = self._wheel[tick] = []
+            heapq.heappush(self._ticks, tick)
+        return slot
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._heap and self._heap[0][3].is_gone:
-            heapq.heappop(self._heap)
-        if self._heap:
-            moment = max(self._heap[0][0], self._loop.time() + _TICK)
-            self._timer = self._loop.call_at(moment, self._begin_due)
+        if self._ticks or self._overdue:
+            moment = self._ticks[0] * _TICK if not self._overdue else self._loop.time() + _TICK
+            self._timer = self._loop.call_at(moment, self._turn)
 
-    def _begin_due(self) -> None:
+    def _turn(self) -> None:
+        """Begins what is due, and ends what has waited for too long."""
         now = self._loop.time()
-        while self._heap and self._heap[0][0] <= now:
-            moment, _, key, scheduled = heapq.heappop(self._heap)
-            if scheduled.is_gone:
-                continue
-            if scheduled.is_running:
-                self.skipped += 1
-            else:
-                self._begin(key, scheduled)
-                self._lateness.append(self._loop.time() - moment)
-            scheduled.number += 1
-            # After a pause of the whole process: what was missed is not made up for.
-            behind = int((now - scheduled.due()) // scheduled.target.interval)
-            scheduled.number += max(0, behind)
-            self._push(key, scheduled)
+        while self._ticks and self._ticks[0] * _TICK <= now:
+            self._overdue.extend(self._wheel.pop(heapq.heappop(self._ticks)))
+        began = 0
+        while self._overdue and began < _MOST_AT_ONCE:
+            began += self._begin_due(self._overdue.popleft())
+        self._handshakes.expire()
         self._set_timer()
 
-    def _begin(self, key: K, scheduled: _Scheduled) -> None:
+    def _begin_due(self, scheduled: _Scheduled[K]) -> bool:
+        """Begins a probe, if it shall; sees to the next one."""
+        if scheduled.is_gone:
+            return False
+        late = self._loop.time() - scheduled.moment
+        interval = scheduled.target.interval
+        begins = not scheduled.is_running and late <= max(interval / 2, _TICK)
+        if begins:
+            self._begin(scheduled)
+            self._lateness.append(late)
+        elif scheduled.is_running:
+            self.skipped += 1
+        else:
+            self.missed += 1
+        # The next moment that is not past, or this one's follower if that is later.
+        scheduled.number += 1 + max(0, int(late // interval))
+        scheduled.settle()
+        self._slot(scheduled.moment).append(scheduled)
+        return begins
+
+    def _begin(self, scheduled: _Scheduled[K]) -> None:
         scheduled.is_running = True
         self.started += 1
-        future = asyncio.ensure_future(scheduled.target.probe(), loop=self._loop)
-        self._running.add(future)
-        future.add_done_callback(partial(self._end, key, scheduled))
+        probe = scheduled.target.probe
+        if scheduled.line is not None:
+            # Somebody must look at the clock when its limit has passed.
+            self._slot(self._loop.time() + scheduled.line.handshake.limit)
+            self._handshakes.begin(scheduled.line)
+        elif not isinstance(probe, Handshake):
+            future = asyncio.ensure_future(probe(), loop=self._loop)
+            self._running.add(future)
+            future.add_done_callback(partial(self._end, scheduled))
 
-    def _end(self, key: K, scheduled: _Scheduled, future: "asyncio.Future[Result]") -> None:
+    def _end(self, scheduled: _Scheduled[K], future: "asyncio.Future[Result]") -> None:
         self._running.discard(future)
-        scheduled.is_running = False
-        if scheduled.is_gone or future.cancelled():
+        if future.cancelled():
             return
         error = future.exception()
         if error is not None:
-            log.error("the probe of %s failed by itself", key, exc_info=error)
-            self._report(key, Result("error", f"A fault in the agent: {error!r}.", 0.0))
+            log.error("the probe of %s failed by itself", scheduled.key, exc_info=error)
+            self._finish(scheduled, Result("error", f"A fault in the agent: {error!r}.", 0.0))
         else:
-            self._report(key, future.result())
+            self._finish(scheduled, future.result())
 
-
-def _phase(key: Hashable) -> float:
-    """A number from 0 to 1 that depends on the key alone."""
-    digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+    def _finish(self, scheduled: _Scheduled[K], result: Result) -> None:
+        scheduled.is_running = False
+        if not scheduled.is_gone:
+            self._report(scheduled.key, result)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one probe found out."""
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Code: TypeAlias = Literal[
     "passed",
@@ -16,8 +15,7 @@ Code: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """One probe's outcome.
 
     Attributes:

@@ -73,6 +73,8 @@ def _passed(before: Standing, rules: Rules, now: float) -> Standing:
     if before.state == "healthy":
         forgiven = now - before.since >= _MEMORY * max(_hold(before.failures, rules), 1.0)
         failures = 0 if forgiven else before.failures
+        if (before.streak, before.passing_since, before.failures) == (0, passing, failures):
+            return before  # as nearly always: nothing to copy
         return replace(before, streak=0, passing_since=passing, failures=failures)
     streak = before.streak + 1 if before.passing_since is not None else 1
     missing = rules.rise - streak

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from tidegate.health import command, datagram, grpc_health, http, tcp
+from tidegate.health import command, datagram, grpc_health, http
 from tidegate.health.engine import Target
+from tidegate.health.handshakes import Handshake
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules
 from tidegate.health.tcp import Destination
@@ -28,7 +29,7 @@ _IPV6: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One probe that can be begun again and again. Equal probes are one."""
+    """A probe by a coroutine, to be begun again and again. Equal probes are one."""
 
     destination: Destination
     check: Check
@@ -39,8 +40,6 @@ class Probe:
         to, check, limit = self.destination, self.check, self.check.timeout
         host = check.host or to.address
         match check.type:
-            case "tcp":
-                return tcp.connect(to, limit)
             case "http" | "https":
                 ask = http.Ask(
                     host=host,
@@ -60,6 +59,8 @@ class Probe:
                 return grpc_health.check(to, service, limit)
             case "exec":
                 return command.run(to, check.command, self.backend, limit)
+            case "tcp":
+                raise AssertionError("a handshake is not a coroutine: see Handshake")
 
 
 class Plan(NamedTuple):
@@ -100,11 +101,14 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
         if isinstance(way, str):
             unprobed[key] = way
             continue
-        wanted[key] = Target(
-            Probe(_to(way, placed), check, str(key)), check.interval, check.jitter_percent / 100
-        )
+        probe = _probe(_to(way, placed), check, key)
+        wanted[key] = Target(probe, check.interval, check.jitter_percent / 100)
         rules[key] = Rules(check.rise, check.fall, float(health.hold_down))
     return Plan(wanted, rules, unprobed)
+
+
+def _probe(to: Destination, check: Check, key: BackendKey) -> Probe | Handshake:
+    return Handshake(to, check.timeout) if check.type == "tcp" else Probe(to, check, str(key))
 
 
 def _to(way: Destination, placed: PlacedBackend) -> Destination:
