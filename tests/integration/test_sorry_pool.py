@@ -20,7 +20,10 @@ pytestmark = pytest.mark.root
 FAR = rfc3339(4_000_000_000)
 
 
-@pytest.fixture
+CHECK = {"type": "http", "interval": 0.3, "timeout": 0.25, "rise": 2, "fall": 2}
+
+
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
         yield built
@@ -90,3 +93,24 @@ def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: La
     log = lab.agents["lb1"].log.read_text()
     assert "sorry vips=www" in log
     assert "sorry vips=none" in log
+
+
+def test_an_outage_that_checks_find_is_one(lab: Lab) -> None:
+    """With no panic share, both servers killed: b3 answers; one of them back is enough."""
+    if "lb1" not in lab.agents:
+        lab.start_agent("lb1")
+    put(lab, "active")
+    control = Control(lab)
+    control.put("pools/sorry", {"health": {"check": {**CHECK, "type": "tcp"}}})
+    web = {"check": CHECK, "hold_down": 0, "panic_percent": 0}
+    with StatusWatch(lab, "lb1") as status:
+        status.wait_applied(control.put("pools/web", {"health": web}).revision, timeout=20)
+        assert servers(lab) == {"b1", "b2"}
+        for name in ("b1", "b2"):
+            lab.stop_http(name)
+        out = status.wait("an outage", lambda s: s["on_sorry_pool"] == ["www"], timeout=20).status
+        assert (out["backends"]["unhealthy"], out["health"]["panics"]) == (2, [])
+        assert servers(lab) == {"b3"}
+        lab.start_http("b1")
+        status.wait("its end", lambda s: s["on_sorry_pool"] == [], timeout=20)
+        assert servers(lab) == {"b1"}
