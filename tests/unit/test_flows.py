@@ -178,6 +178,17 @@ def test_one_flow_cannot_take_all_the_time() -> None:
     assert len(flow.happenings) + flow.untold <= 80
 
 
+def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
+    """Drops are counted together, but not across what parts flows."""
+    told = [
+        *(Told(PROMOTED), Told(DROPPED, 0.1, backend=0), Told(NEW, 0.2)),
+        *(Told(DROPPED, 0.3, backend=0), Told(DROPPED, 0.4, backend=0)),
+    ]
+    flows = Flows(Limits(), 0)
+    over = flows.take(records(told), SECOND) + flows.stop()
+    assert [flow.drops for flow in over] == [1, 2]
+
+
 # Whatever the order
 
 

@@ -160,15 +160,20 @@ def _mixed(words: list[npt.NDArray[Any]]) -> Keys:
 def _once(records: Records, keys: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
     """The rows to keep, and for each row how often it happened.
 
-    Of one flow's drops for one reason the first and the last are kept. All else is kept, for its
-    order matters.
+    Of one flow's drops for one reason, with no other event between them, the first and the last are
+    kept. All else is kept, for its order matters.
     """
     times = np.ones(len(records), np.int64)
     dropped = np.flatnonzero(records["kind"] == EventKind.DROPPED)
     if not len(dropped):
         return np.arange(len(records)), times
     told = records[dropped]
-    same = _mixed([keys[dropped], told["reason"].astype(np.uint64), told["backend"]])
+    by_flow = np.argsort(keys, kind="stable")
+    others = np.zeros(len(records), np.uint64)
+    others[by_flow] = np.cumsum(records["kind"][by_flow] != EventKind.DROPPED)
+    same = _mixed(
+        [keys[dropped], others[dropped], told["reason"].astype(np.uint64), told["backend"]]
+    )
     _, first, counts = np.unique(same, return_index=True, return_counts=True)
     last = len(same) - 1 - np.unique(same[::-1], return_index=True)[1]
     is_kept = np.ones(len(records), np.bool_)
