@@ -2,8 +2,10 @@
 """Two hosts that are announced to a router by BIRD: whatever becomes of one, flows go on."""
 
 import json
+import re
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -273,6 +275,32 @@ def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> Non
         go_on()
     assert took >= 1.0
     print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
+
+
+def test_an_operator_sees_who_took_a_backend_out_and_why(rack: Rack) -> None:
+    """`health` says what is the case now, `history` what was: votes, and the host's own finding."""
+
+    def say(*words: str) -> str:
+        file = str(agents.config_path(rack.lab.spec, "lb1"))
+        command = [sys.executable, "-m", "tidegate.cli.main", *words, "-c", file]
+        return rack.lab.node("lb1").run(command, check=False).stdout
+
+    status = rack.statuses["lb1"]
+    rack.lab.stop_http("b1")
+    try:
+        status.wait("out", lambda s: s["backends"]["unhealthy"] == 1, 20)
+        wait(lambda: "2 of 2 votes" in say("health", "web", "--bad"), wanted=True)
+        shown = say("health", "web", "--bad")
+        assert re.search(
+            r"^  b1 +unhealthy +refused .*2 of 2 votes +3 checks in a row", shown, re.MULTILINE
+        )
+        assert re.search(r"^      lb2: unhealthy, refused, ", shown, re.MULTILINE)
+        told = say("history")
+        assert re.search(r"health: web/b1 out: unhealthy by 2 of 2 votes; this host: 3 ", told)
+    finally:
+        rack.lab.start_http("b1")
+    status.wait("in", lambda s: s["backends"]["unhealthy"] == 0, 20)
+    wait(lambda: "health: web/b1 in: healthy by" in say("history"), wanted=True)
 
 
 def answers_to_lb1(lab: Lab, verb: str) -> None:

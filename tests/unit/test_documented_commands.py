@@ -13,7 +13,7 @@ from tidegate.cli.main import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GROUPS = ("apply", "override", "rollout", "validate", "plan")
+GROUPS = ("apply", "health", "override", "rollout", "validate", "plan")
 
 
 def commands(text: str) -> list[str]:

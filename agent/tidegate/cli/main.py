@@ -30,6 +30,7 @@ _GROUPS: Final = {
     "decap": "a backend's end of the tunnel",
     "apply": "write files of documents to etcd, and wait for the hosts",
     "override": "lift a guard for a while",
+    "health": "every backend's state, and which host says so",
     "rollout": "bring a release to a fleet in waves",
     "events": "what happens to sampled flows, live",
     "simulate": "what would the balancer do with this capture",

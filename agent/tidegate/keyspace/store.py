@@ -87,10 +87,18 @@ class Store:
         Raises:
             ConfigError: the release's name is not a name.
         """
-        settings = self.fleet.etcd
-        prefix = paths.release_prefix(settings.root, self.fleet.name, release).encode()
+        root, name = self.fleet.etcd.root, self.fleet.name
+        return self._read_below(paths.release_prefix(root, name, release))
+
+    def read_verdicts(self) -> Snapshot:
+        """Read what all hosts think of backends; keys are `<host>/<pool>/<backend>`."""
+        return self._read_below(paths.verdict_prefix(self.fleet.etcd.root, self.fleet.name))
+
+    def _read_below(self, prefix: str) -> Snapshot:
         documents, history = self._patiently(
-            lambda: read_prefix(self._etcd, prefix, settings.page_size, self._stop.is_set)
+            lambda: read_prefix(
+                self._etcd, prefix.encode(), self.fleet.etcd.page_size, self._stop.is_set
+            )
         )
         return Snapshot(history.revision, documents)
 

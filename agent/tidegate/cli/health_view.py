@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tidegate health` says, made of documents, statuses and verdicts: values, no I/O.
+
+The opinion is computed as the agents do. What an agent then does with it (panic, velocity) is not
+computed again: hosts say it in their statuses. Those are read leniently, since some hosts of a
+fleet may be of another version.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.health.verdict import Effective, opinion
+from tidegate.keyspace import verdicts as told_verdicts
+from tidegate.keyspace.decode import decode
+from tidegate.keyspace.status import rfc3339
+from tidegate.model.steering import VerdictDocument
+from tidegate.model.values import Backend, BackendKey, Desired, Pool, Snapshot
+
+_PARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one host has found; `counts` is false if the host is blind."""
+
+    host: str
+    state: str
+    code: str
+    reason: str
+    since: str
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A backend: what counts, and what each host says.
+
+    Attributes:
+        since: RFC 3339; empty if nobody has said anything.
+        votes: those who find it in that state.
+        voters: all whose word counts.
+    """
+
+    backend: str
+    state: str
+    code: str
+    reason: str
+    since: str
+    votes: int
+    voters: int
+    hosts: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRows:
+    """A pool: whose word counts (`none` without checks), and its backends."""
+
+    pool: str
+    mode: str
+    backends: tuple[Row, ...]
+
+
+class ToldHealth(Struct, frozen=True, kw_only=True):
+    """Of a status's health, what counts here."""
+
+    blind: bool = False
+    broken_checker: bool = False
+    panics: tuple[str, ...] = ()
+    waiting: int = 0
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """Of a host's status, what counts here."""
+
+    host: str = ""
+    state: str = "unknown"
+    reason: str = ""
+    ready: bool = False
+    ready_reason: str = ""
+    generation_release: str = ""
+    health: ToldHealth = ToldHealth()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that is shown.
+
+    Attributes:
+        refused: documents and verdicts that cannot be used.
+    """
+
+    release: str
+    revision: int
+    pools: tuple[PoolRows, ...]
+    hosts: tuple[Told, ...]
+    blind: tuple[str, ...]
+    refused: tuple[str, ...]
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether somebody has to look."""
+        unhealthy = any(row.state == "unhealthy" for pool in self.pools for row in pool.backends)
+        return unhealthy or bool(self.blind) or any(map(is_unwell, self.hosts))
+
+    def only(self, pools: tuple[PoolRows, ...]) -> "Report":
+        """The same with these pools alone."""
+        return replace(self, pools=pools)
+
+
+def is_unwell(host: Told) -> bool:
+    """Whether a host is not ready, or does not act on its checks."""
+    return not host.ready or host.health.broken_checker or bool(host.health.panics)
+
+
+def release_of(statuses: Snapshot) -> str:
+    """The release that most hosts have in force; `live` if there are none."""
+    found = Counter(filter(None, (told.generation_release for told in _told(statuses))))
+    return max(found, key=lambda name: (found[name], name), default="live")
+
+
+def view(
+    release: str,
+    desired: Desired,
+    statuses: Snapshot,
+    verdicts: Snapshot,
+    refused: tuple[str, ...] = (),
+) -> Report:
+    """What the fleet thinks of a release's backends."""
+    votes, rejections = told_verdicts.votes(verdicts)
+    thought = opinion(votes)
+    said = _said(verdicts, thought.blind)
+    rows: dict[str, list[Row]] = {name: [] for name in sorted(desired.pools)}
+    for key, backend in sorted(desired.backends.items()):
+        effective, found = thought.backends.get(key), said.get(key, ())
+        rows[key.pool].append(_row(backend, desired.pools[key.pool], effective, found))
+    pools = [PoolRows(name, _mode(desired.pools[name]), tuple(each)) for name, each in rows.items()]
+    return Report(
+        release,
+        verdicts.revision,
+        tuple(pools),
+        _told(statuses),
+        tuple(sorted(thought.blind)),
+        (*refused, *map(str, rejections)),
+    )
+
+
+def _told(statuses: Snapshot) -> tuple[Told, ...]:
+    found = []
+    for key, document in sorted(statuses.documents.items()):
+        name = key.rpartition("/")[2]
+        try:
+            told = msgspec.json.decode(document.value, type=Told)
+        except msgspec.DecodeError as error:
+            told = Told(ready_reason=f"Its status cannot be read: {error}.")
+        found.append(msgspec.structs.replace(told, host=name))
+    return tuple(found)
+
+
+def _said(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tuple[Said, ...]]:
+    found: dict[BackendKey, tuple[Said, ...]] = {}
+    for name, document in sorted(verdicts.documents.items()):
+        parts = name.split("/")
+        verdict = decode(document.value, VerdictDocument)
+        if len(parts) != _PARTS or not isinstance(verdict, VerdictDocument):
+            continue  # `votes` has named it
+        host, key = parts[0], BackendKey(parts[1], parts[2])
+        how = (verdict.state, verdict.code, verdict.reason, verdict.since)
+        found[key] = (*found.get(key, ()), Said(host, *how, counts=host not in blind))
+    return found
+
+
+def _mode(pool: Pool) -> str:
+    return "none" if pool.health is None else pool.health.mode
+
+
+def _row(backend: Backend, pool: Pool, effective: Effective | None, said: tuple[Said, ...]) -> Row:
+    votes = voters = 0
+    since = ""
+    state, code, reason = _by_document(backend, pool) or _undecided(said)
+    if effective is not None:
+        sides = {"healthy": effective.healthy, "unhealthy": effective.unhealthy}
+        votes, voters, since = sides[effective.state], sum(sides.values()), rfc3339(effective.since)
+        if _by_document(backend, pool) is None:
+            state = effective.state
+            last = max(
+                (each for each in said if each.counts and each.state == state),
+                key=lambda each: (each.since, each.host),
+            )
+            code, reason = last.code, last.reason
+    return Row(backend.name, state, code, reason, since, votes, voters, said)
+
+
+def _by_document(backend: Backend, pool: Pool) -> tuple[str, str, str] | None:
+    """State, code and reason where documents decide them."""
+    if backend.state == "drain":
+        return "draining", "draining", "Its document says drain."
+    if backend.state != "active":
+        return "unused", "not-used", f"Its document says {backend.state}."
+    if pool.health is None:
+        return "unused", "no-check", "Its pool has no health."
+    return None
+
+
+def _undecided(said: tuple[Said, ...]) -> tuple[str, str, str]:
+    for state in ("initial", "unused"):
+        for each in said:
+            if each.state == state:
+                return state, each.code, each.reason
+    return "initial", "checking", "No host has said anything whose word counts."
