@@ -1,93 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of the agent's middle on a real data plane, where the kernel refuses half of one."""
 
-import errno
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from documents import WEB, Contents, snapshot, vip
-from kernel import BUILD
-from tidegate.agent.chronicle import Chronicle
-from tidegate.agent.config import AgentConfig, Encapsulation
-from tidegate.agent.control import Applied, Control
-from tidegate.agent.journal import files, lines, replay
-from tidegate.dataplane import host, maps
-from tidegate.dataplane.links import Gateways
-from tidegate.dataplane.steps import Step
-from tidegate.model.values import Steering, View
-from tidegate.planner.guards import Limits
+from documents import WEB, vip
+from middle import Middle
+from tidegate.agent.journal import lines, replay
 
 pytestmark = pytest.mark.root
 
-SMALL = maps.Capacity(flows=8192, syns=1024, fragments=1024)
 MORE = WEB | {"pools/web/backends/b": {"address": "198.51.100.2"}, "vips/other": vip(last=2)}
-
-
-@dataclass
-class Middle:
-    """A control over a data plane without interfaces, and the journal of what came into force."""
-
-    folder: Path
-    pins: Path = field(default_factory=lambda: Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}"))
-    refusals: int = 0
-    """How often the kernel refuses the next step of its kind."""
-    ahead: float = 0
-    """s by which its wall clock was stepped."""
-    heard: list[Applied] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        settings = host.Settings(
-            self.pins, [], "generic", BUILD, SMALL, Gateways(None, None), grace=0
-        )
-        sources = Encapsulation(source4=IPv4Network("10.0.0.1"), source6=IPv6Network("fd00::/64"))
-        config = AgentConfig(
-            interfaces=("eth0",), encapsulation=sources, state_dir=str(self.folder)
-        )
-        self.plane = host.DataPlane(settings, self._reached)
-        self.control = Control(self.plane, Limits(), lambda: time.time() + self.ahead)
-        self.control.applied = self._hear
-        self._config = config
-        self._open_chronicle()
-
-    def _open_chronicle(self) -> None:
-        self.chronicle = Chronicle(self._config, self.plane.publisher.in_force, lambda: None)
-
-    def _hear(self, applied: Applied) -> None:
-        self.heard.append(applied)
-        self.chronicle.applied(applied)
-
-    def _reached(self, step: Step) -> None:
-        """Raises what the kernel would, between the tables and the VIPs' entries."""
-        if step is Step.TABLES_SWAPPED and self.refusals:
-            self.refusals -= 1
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    def want(self, contents: Contents, revision: int) -> list[str]:
-        """One step to these documents; returns what it refused, as sentences."""
-        steering = Steering(revision, "stable", "live")
-        self.control.take(View(steering, snapshot(contents, revision)))
-        return [rejection.reason for rejection in self.control.step().rejections]
-
-    def journal(self) -> list[lines.Line]:
-        """All lines that are due by now; another chronicle writes what comes after."""
-        self.chronicle.close()
-        self._open_chronicle()
-        there = files.read_all(files.folder_of(self.folder))
-        return [line for file in there for line in file.lines]
-
-    def close(self) -> None:
-        """Takes everything away."""
-        self.chronicle.close()
-        self.plane.close()
-        shutil.rmtree(self.pins)
 
 
 @pytest.fixture

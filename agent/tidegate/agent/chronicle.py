@@ -43,6 +43,7 @@ class Chronicle:
         changed: called when `problem` changes.
 
     Attributes:
+        cause: of the latest generation.
         evidence: tells of each backend what stands behind what health makes of it.
     """
 
@@ -51,6 +52,7 @@ class Chronicle:
     ) -> None:
         self.evidence: Witness = lambda keys: [Evidence() for _ in keys]
         self.past = Past(config.rollback_depth)
+        self.cause = lines.Cause("start")
         self._keys: Mapping[str, int] | None = None
         self._refused: set[tuple[str, str, str, int]] = set()
         self._noted_at = float("-inf")
@@ -79,7 +81,7 @@ class Chronicle:
         """A generation came into force."""
         generation = applied.generation
         self.past.remember(generation.number, generation.digest, applied.desired)
-        cause = self._cause(applied)
+        self.cause = cause = self._cause(applied)
         if applied.order:
             self._keys = None  # told by the revision of the documents that are in force now
         elif applied.snapshot is not None:

@@ -39,6 +39,8 @@ from tidegate.planner.guards import Limits
 log = logging.getLogger(__name__)
 
 _KEYSPACE: Final = "keyspace"
+AGAIN: Final = "again"
+"""Mark at which the work on what is wanted ends, and that on what stays in force begins."""
 _LONGEST_REASON: Final = 2000
 
 
@@ -89,6 +91,7 @@ class Control:
 
     Attributes:
         applied: hears of each generation that comes into force.
+        mark: hears of each stage that has ended, by name (docs/telemetry.md).
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Control:
         self.fitness: Mapping[BackendKey, Fitness] | None = None
         """What health makes of backends; None while it is not known, which leaves each as it is."""
         self.applied: Callable[[Applied], None] = lambda _: None
+        self.mark: Callable[[str], None] = lambda _: None
         self.outcome = Outcome(publisher.in_force.revision)
 
     def take(self, view: View) -> None:
@@ -164,6 +168,7 @@ class Control:
         self._looked = self._clock()
         now = int(self._looked)
         desired, rejections, revision = self._wanted()
+        self.mark("validate")
         refused: tuple[Rejection, ...] = ()
         # A host that has nothing in force has nothing to keep: frozen like that it would drop
         # its share of the fleet's traffic, so it takes what there is, once.
@@ -171,6 +176,7 @@ class Control:
         if not kept:
             refused = self._guard(desired, now) or self._apply(desired, now)
         if kept or any(rejection.stage in ("guard", "build") for rejection in refused):
+            self.mark(AGAIN)
             again = self._apply(self._last_good, now)  # time goes on for what stays in force
             refused += tuple(rejection for rejection in again if rejection not in refused)
         failed = any(rejection.stage != "guard" for rejection in refused)
@@ -198,7 +204,9 @@ class Control:
 
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
-        return guards.refusals(desired, in_force, self.limits, self.overrides, now)
+        refused = guards.refusals(desired, in_force, self.limits, self.overrides, now)
+        self.mark("guard")
+        return refused
 
     def _apply(self, desired: Desired, now: int, order: str = "") -> tuple[Rejection, ...]:
         """Plans and publishes; why it may not, or could not, be."""
@@ -208,16 +216,21 @@ class Control:
             base = after_step(previous, self._stepped) if self._stepped else previous
             generation = plan(desired, base, now, self.fitness)
             diff = difference(previous, generation)
+            self.mark("plan")
             refused = () if order else self._check(diff, desired, now)
+            self.mark("disruption")
             if refused:
                 return refused
             planned = time.monotonic()
             # What the new generation needs must be there before it, what the old one needed after.
             self._plane.serve(previous, generation)
+            self.mark("program")
             self._publisher.publish(generation, time.monotonic())
         except (GenerationRefused, CompileError, CapabilityError) as error:
+            self.mark("build")
             return (_whole("build", str(error), desired.revision),)
         except DataplaneError as error:
+            self.mark("publish")
             return (_whole("publish", f"{error}{self._put_back(previous)}", desired.revision),)
         own = desired is not self._last_good and not order
         stepped, self._stepped = self._stepped, 0
@@ -251,6 +264,7 @@ class Control:
         if generation.on_sorry_pool != applied.previous.on_sorry_pool:
             log.warning("sorry vips=%s", ",".join(generation.on_sorry_pool) or "none")
         self.applied(applied)
+        self.mark("journal")
 
     def _check(self, diff: Diff, desired: Desired, now: int) -> tuple[Rejection, ...]:
         """The guard over tables; what is in force already is not held up by it."""
@@ -266,6 +280,7 @@ class Control:
         publisher = self._publisher
         if publisher.is_certain:
             return ""
+        self.mark(AGAIN)
         found, started, now = publisher.in_force, time.monotonic(), int(self._clock())
         try:
             base = after_step(found, self._stepped, last) if self._stepped else found

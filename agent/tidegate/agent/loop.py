@@ -18,9 +18,10 @@ from tidegate.agent import config as configuration
 from tidegate.agent import notify
 from tidegate.agent.announcer import Announcer
 from tidegate.agent.auditor import Auditor
+from tidegate.agent.change_trace import ChangeTraces
 from tidegate.agent.chronicle import Chronicle
 from tidegate.agent.config import AgentConfig
-from tidegate.agent.control import Control
+from tidegate.agent.control import Applied, Control
 from tidegate.agent.control_socket import Answer, ControlSocket
 from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
@@ -82,7 +83,10 @@ class Agent:
         self._chronicle = Chronicle(
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
-        self._control.applied = self._chronicle.applied
+        self._traces = ChangeTraces(None)
+        self._control.applied = self._applied_one
+        self._control.mark = self._traces.mark
+        self._plane.publisher.reached = self._traces.reached
         self._operator = Operator(
             self._control, self._plane.publisher, self._chronicle.past, self._chronicle.ordered
         )
@@ -90,7 +94,9 @@ class Agent:
         self._door: ControlSocket | None = None
         self._door_fault = ""
         self._status = StatusWriter(
-            etcd, paths.status_key(etcd.root, self._config.fleet, self._config.host)
+            etcd,
+            paths.status_key(etcd.root, self._config.fleet, self._config.host),
+            on_written=self._traces.acknowledged,
         )
         self._health = HealthDesk(
             etcd,
@@ -186,6 +192,7 @@ class Agent:
             self._step()
         self._plane.publisher.reap(now)
         self._auditor.look(time.monotonic())
+        self._traces.look(now)
         self._look(now)
         self._report()
         for posted, answer in answers:
@@ -195,7 +202,7 @@ class Agent:
         """Carries out orders; they are answered when what follows from them is in force."""
         before = self._plane.publisher.in_force.number
         answers = [
-            (posted, self._operator.carry_out(posted.order))
+            (posted, self._traces.ordered(posted.order, self._operator.carry_out))
             for posted in mail.orders
             if posted.answer.set_running_or_notify_cancel()
         ]
@@ -210,6 +217,7 @@ class Agent:
 
     def _take(self, view: View) -> None:
         frozen = self._control.frozen
+        self._traces.received(view)
         self._control.take(view)
         if self._control.frozen != frozen:
             log.warning("frozen reason=%s", self._control.frozen or "no more")
@@ -227,6 +235,7 @@ class Agent:
 
     def _step(self) -> None:
         before = self._plane.publisher.in_force.number
+        self._traces.begin()
         outcome = self._control.step()
         self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
         if not outcome.failed:
@@ -235,7 +244,13 @@ class Agent:
         self._note(before)
         self._refusals.tell(outcome.rejections, time.monotonic())
         in_force = self._plane.publisher.in_force
+        kept = self._control.frozen if before else ""
+        self._traces.end(outcome, self._control.view, in_force, kept)
         self._chronicle.refused(outcome.rejections, in_force, outcome.revision)
+
+    def _applied_one(self, applied: Applied) -> None:
+        self._chronicle.applied(applied)
+        self._traces.applied(applied, self._chronicle.cause.kind)
 
     def _note(self, before: int) -> None:
         """Takes note of a generation that has come into force since the one of this number."""
@@ -256,7 +271,8 @@ class Agent:
         now = time.monotonic()
         due = [self._links_due, self._meter.next_look]
         reap, withdraw = self._plane.publisher.next_reap, self._announcer.next_look
-        due += [at for at in (self._retry_at, reap, withdraw, self._ends_at) if at is not None]
+        known = (self._retry_at, reap, withdraw, self._ends_at, self._traces.next_look)
+        due += [at for at in known if at is not None]
         moment = self._control.next_moment()
         judged = self._health.judgement.next_moment
         if judged is not None:
@@ -342,6 +358,7 @@ class Agent:
         self._follower.stop()
         self._health.stop()
         self._status.stop()
+        self._traces.close()
         self._links.stop()
         self._chronicle.close()
         self._plane.close()

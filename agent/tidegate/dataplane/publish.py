@@ -299,7 +299,7 @@ class Publisher:
                 continue
             pool_id = placed.identity.id
             pin = tables.pin_path(self.mirror.pins, pool_id, placed.table.generation)
-            filled[pool_id] = Loaded(tables.fill(placed.table), pin)
+            filled[pool_id] = Loaded(tables.fill(placed.table, self.reached), pin)
             self.reached(Step.TABLE_FILLED)
             tables.pin(filled[pool_id].fd, pin)
             self.reached(Step.TABLE_PINNED)

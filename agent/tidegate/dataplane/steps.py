@@ -18,6 +18,7 @@ class Step(Enum):
     ENTRIES_STAGED = "backends' entries are written, changed addresses where no packet looks"
     ENTRIES_SELECTED = "changed addresses are selected"
     QUIC_WRITTEN = "QUIC server ids are written"
+    TABLE_WRITTEN = "a pool's new table is written, and not read back"
     TABLE_FILLED = "a pool's new table is filled and read back"
     TABLE_PINNED = "a pool's new table is pinned"
     TABLES_SWAPPED = "the outer map points to the new tables"

@@ -14,6 +14,7 @@ import numpy as np
 
 from tidegate.dataplane import layout, maps
 from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.steps import Reached, Step, unwatched
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_POOLS
 from tidegate.model.generation import Table, Window
@@ -58,8 +59,12 @@ def decode(blob: bytes) -> Table:
     return table
 
 
-def fill(table: Table) -> int:
+def fill(table: Table, reached: Reached = unwatched) -> int:
     """A new inner map with this table in it, read back and compared; returns its descriptor.
+
+    Args:
+        table: the table.
+        reached: told when it is written, before it is read back.
 
     Raises:
         DataplaneError: no memory, or what was read back is not what was written.
@@ -68,6 +73,7 @@ def fill(table: Table) -> int:
     blob = encode(table)
     try:
         bpf.map_update(fd, _FIRST, memoryview(blob))
+        reached(Step.TABLE_WRITTEN)
         again = bpf.map_lookup(fd, _FIRST, len(blob))
     except OSError as error:
         os.close(fd)

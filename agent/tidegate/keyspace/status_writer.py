@@ -39,6 +39,7 @@ class StatusWriter:
         settings: EtcdSettings,
         key: str,
         on_error: Callable[[str], None] = lambda _reason: None,
+        on_written: Callable[[StatusDocument], None] = lambda _status: None,
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -47,6 +48,7 @@ class StatusWriter:
             key: the status key, as `paths.status_key` gives it.
             on_error: gets a sentence when writing fails, and an empty one when it works again; on
                 the writer's thread.
+            on_written: gets each status that etcd has taken, on the writer's thread.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -54,6 +56,8 @@ class StatusWriter:
         self._settings = settings
         self._key = key
         self._on_error = on_error
+        self._on_written = on_written
+        self._status: StatusDocument | None = None
         self._etcd = Etcd(settings)
         self._stop = threading.Event()
         self._changed = threading.Condition()
@@ -73,6 +77,7 @@ class StatusWriter:
         value = encode(document)
         with self._changed:
             self._latest[self._key] = value
+            self._status = document
             self._changed.notify()
 
     def judge(self, verdicts: Mapping[str, bytes]) -> None:
@@ -143,7 +148,8 @@ class StatusWriter:
     def _step(self) -> None:
         """Renew or replace the lease if that is due; write what is new."""
         with self._changed:
-            latest = dict(self._latest)
+            latest, status = dict(self._latest), self._status
+        is_new = latest.get(self._key) != self._written.get(self._key)
         try:
             if self._lease and time.monotonic() >= self._renew_at:
                 self._etcd.keep_alive(self._lease)
@@ -158,6 +164,14 @@ class StatusWriter:
                 raise
             self._lease = 0
             raise CallFailed(Verdict.TRANSIENT, failure.reason) from failure
+        if is_new and status is not None:
+            self._tell(status)
+
+    def _tell(self, status: StatusDocument) -> None:
+        try:
+            self._on_written(status)
+        except Exception:
+            log.exception("the receiver of statuses that were written failed")
 
     def _write(self, latest: dict[str, bytes]) -> None:
         """Write the difference between `latest` and what is written, in batches."""
