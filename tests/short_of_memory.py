@@ -60,8 +60,20 @@ def take_memory() -> None:
     del blocks
 
 
+def rehearse() -> None:
+    """Publishes the same on other maps: what code touches for the first time is memory as well."""
+    bench = Bench()
+    publisher = bench.start(OLD)
+    try:
+        publisher.publish(NEW, 0.0)
+    finally:
+        publisher.close()
+        bench.close()
+
+
 def main() -> int:
     """Runs it."""
+    rehearse()
     bench = Bench()
     publisher = bench.start(OLD)
     group = Group()

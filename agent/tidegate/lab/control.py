@@ -106,7 +106,7 @@ class StatusWatch:
         return self.latest.status
 
     def wait(
-        self, what: str, accept: Callable[[dict[str, Any]], bool], timeout: float = 10
+        self, what: str, accept: Callable[[dict[str, Any]], bool], timeout: float = 30
     ) -> Seen:
         """Returns the first status from here on, the latest included, that is accepted.
 
@@ -124,7 +124,7 @@ class StatusWatch:
                 ) from error
         return self.latest
 
-    def wait_applied(self, revision: int, timeout: float = 10) -> Seen:
+    def wait_applied(self, revision: int, timeout: float = 30) -> Seen:
         """Returns the status that says that a revision is in force.
 
         Raises:
