@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What telemetry costs the agent; each part has a module of its own beside this one."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import flow_throughput
+
+if __name__ == "__main__":
+    flow_throughput.main()
