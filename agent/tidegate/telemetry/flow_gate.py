@@ -38,13 +38,13 @@ class Limits(NamedTuple):
     """How much may come of events.
 
     Attributes:
-        flows_per_second: flows whose span is begun.
+        flows_per_second: flows that are taken up.
         open_flows: flows that are followed at one time.
         idle: seconds without an event after which a flow is taken to be over.
     """
 
     flows_per_second: int = 1000
-    open_flows: int = 65_536
+    open_flows: int = 16_384
     idle: float = 300.0
 
 
