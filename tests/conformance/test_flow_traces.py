@@ -220,7 +220,7 @@ source6 = "fd54::/64"
 def test_the_command_is_served_by_the_agent_that_reads(tmp_path: Path) -> None:
     """`tidegate events` prints what comes, and the agent's spans lack nothing of it."""
     socket = tmp_path / "agent.sock"
-    with host() as lb, closing(ControlSocket(socket, {("GET", "/events"): lb.traces.tap.answer})):
+    with host() as lb, closing(ControlSocket(socket, lb.traces.routes())):
         config = tmp_path / "agent.toml"
         config.write_text(CONFIG.format(pins=lb.kernel.pins, socket=socket))
         wait_until((lb.kernel.pins / "events-reader").exists)
@@ -229,7 +229,7 @@ def test_the_command_is_served_by_the_agent_that_reads(tmp_path: Path) -> None:
             [*command, "-c", str(config)], stdout=subprocess.PIPE, text=True
         ) as reader:
             assert reader.stdout is not None
-            wait_until(lambda: lb.traces.tap._asked > 0)
+            wait_until(lambda: lb.traces._tap._asked > 0)
             for flags in ("S", "A", "FA"):
                 lb.kernel.run(tcp(flags))
             told = [json.loads(line) for line in reader.stdout]

@@ -104,7 +104,7 @@ class ChangeTraces:
     ) -> None:
         self._sink = sink
         self._observe = observe
-        self._has_samples = has_samples
+        self.has_samples = has_samples
         self._clock = clock
         self._arrived = NO_ARRIVALS
         self._owed = NO_ARRIVALS
@@ -302,7 +302,7 @@ class ChangeTraces:
             revision,
             time.monotonic() + LIMIT,
             for_status=made is not None or is_new,
-            for_packet=made is not None and has_swap and self._has_samples(in_force),
+            for_packet=made is not None and has_swap and self.has_samples(in_force),
         )
         with self._lock:
             self._meet(waiting)

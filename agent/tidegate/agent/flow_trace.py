@@ -23,6 +23,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.agent.change_trace import ChangeTraces
+from tidegate.agent.config import AgentConfig
+from tidegate.agent.control_socket import Routes
 from tidegate.agent.flow_names import FlowNames
 from tidegate.agent.flow_tap import FlowTap
 from tidegate.dataplane.live_events import Ring
@@ -72,7 +75,8 @@ class FlowTraces:
     Args:
         pins: folder of the data plane's pins.
         limits: how many flows.
-        sink: takes the spans.
+        sink: takes the spans; None has none made, and leaves the ring buffer alone, as a limit of
+            no flows does.
         generation: in force.
         change_of: context of the change trace of a generation, if it has one; called in the thread.
         first_packet: told, in the thread, the generation of an event and its time (ns since 1970),
@@ -83,13 +87,13 @@ class FlowTraces:
         self,
         pins: Path,
         limits: Limits,
-        sink: Sink,
+        sink: Sink | None,
         generation: Generation,
         change_of: Callable[[int], Context | None] = lambda _: None,
         first_packet: Callable[[int, int], None] = lambda _number, _at: None,
     ) -> None:
         self._pins = pins
-        self._sink = sink
+        self._sink = sink if limits.flows_per_second else None
         self._names = FlowNames(generation, change_of)
         self._first_packet = first_packet
         self._newest = 0
@@ -101,13 +105,27 @@ class FlowTraces:
         self._fault = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flow-traces", daemon=True)
-        self.tap = FlowTap()
+        self._tap = FlowTap()
         self.counts = FlowCounts()
         """As of the last look; may be read from any thread."""
 
+    @property
+    def is_active(self) -> bool:
+        """Whether flows are traced."""
+        return self._sink is not None
+
     def start(self) -> None:
         """Begins to read."""
-        self._thread.start()
+        if self.is_active:
+            self._thread.start()
+
+    def routes(self) -> Routes:
+        """What the control socket answers for it."""
+        return {("GET", "/events"): self._tap.answer} if self.is_active else {}
+
+    def has_samples(self, generation: Generation) -> bool:
+        """Whether packets of this generation will be told of, if any come."""
+        return self.is_active and any(p.vip.flow_sampling for p in generation.vips.values())
 
     def stop(self) -> None:
         """Hands the sink what is known of open flows, and ends."""
@@ -117,8 +135,9 @@ class FlowTraces:
 
     def follow(self, previous: Generation, generation: Generation) -> None:
         """A generation came into force; called by the agent's loop."""
-        with self._guard:
-            self._came.append((previous, generation))
+        if self.is_active:
+            with self._guard:
+                self._came.append((previous, generation))
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -155,7 +174,7 @@ class FlowTraces:
         now = time.monotonic_ns()
         offset = time.time_ns() - now
         self._events += len(records)
-        self.tap.put(records, self._lost)
+        self._tap.put(records, self._lost)
         self._announce(records, offset)
         over = self._flows.take(records, now)
         self._learn()  # after the events, before their names
@@ -180,6 +199,8 @@ class FlowTraces:
                 self._first_packet(number, at + offset)
 
     def _tell(self, over: list[Flow], offset: int) -> None:
+        if self._sink is None:
+            return
         for flow in over:
             self._sink.emit(span_of(flow, self._names.naming, self._roots, offset))
         self._spans += len(over)
@@ -195,6 +216,16 @@ class FlowTraces:
             flows.followed,
             self._spans,
         )
+
+
+def flow_traces(
+    config: AgentConfig, sink: Sink | None, in_force: Generation, changes: ChangeTraces
+) -> FlowTraces:
+    """Traces of the flows of an agent's data plane, linked to the changes that moved them."""
+    return FlowTraces(
+        *(Path(config.pin_dir), Limits(), sink, in_force),
+        *(changes.context_of, changes.first_packet),
+    )
 
 
 def _events(flow: Flow) -> int:

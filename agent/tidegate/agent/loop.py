@@ -23,6 +23,7 @@ from tidegate.agent.chronicle import Chronicle
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Applied, Control
 from tidegate.agent.control_socket import Answer, ControlSocket
+from tidegate.agent.flow_trace import flow_traces
 from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
 from tidegate.agent.operator import Operator
@@ -84,6 +85,8 @@ class Agent:
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
         self._traces = ChangeTraces(None)
+        self._flows = flow_traces(self._config, None, in_force, self._traces)
+        self._traces.has_samples = self._flows.has_samples
         self._control.applied = self._applied_one
         self._control.mark = self._traces.mark
         self._plane.publisher.reached = self._traces.reached
@@ -134,6 +137,7 @@ class Agent:
         self._follower.start()
         self._health.start()
         self._health.follow(in_force)
+        self._flows.start()
         self._open_door()
         self._report()
         notify.notify("READY=1")
@@ -146,7 +150,9 @@ class Agent:
     def _open_door(self) -> None:
         """Makes the control socket; without one the agent does all else."""
         try:
-            self._door = ControlSocket(Path(self._config.control_socket), self._desk.routes())
+            self._door = ControlSocket(
+                Path(self._config.control_socket), {**self._desk.routes(), **self._flows.routes()}
+            )
         except AgentError as error:
             self._door_fault = str(error)
             log.warning("%s", error)
@@ -251,6 +257,7 @@ class Agent:
     def _applied_one(self, applied: Applied) -> None:
         self._chronicle.applied(applied)
         self._traces.applied(applied, self._chronicle.cause.kind)
+        self._flows.follow(applied.previous, applied.generation)
 
     def _note(self, before: int) -> None:
         """Takes note of a generation that has come into force since the one of this number."""
@@ -358,6 +365,7 @@ class Agent:
         self._follower.stop()
         self._health.stop()
         self._status.stop()
+        self._flows.stop()
         self._traces.close()
         self._links.stop()
         self._chronicle.close()
