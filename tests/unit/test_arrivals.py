@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from documents import WEB, check, snapshot
@@ -38,6 +38,7 @@ writes = st.lists(
 
 
 @given(writes, st.integers(0, 60))
+@example([Written(key, number) for number, key in enumerate([*["k0"] * 8, "k1"], 1)], 1)
 def test_it_does_not_matter_how_writes_are_coalesced(found: list[Written], cut: int) -> None:
     """Together or in two parts: the same number, keys and traces, the latest trace last."""
     whole = gathered(found, 7)

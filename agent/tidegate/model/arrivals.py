@@ -67,7 +67,7 @@ def gathered(writes: Iterable[Written], received: int) -> Arrivals:
     origins: dict[str, Origin] = {}
     for key, revision, traceparent in writes:
         count += 1
-        if count <= MOST_KEYS:
+        if len(keys) < MOST_KEYS:
             keys = _some(keys, (key,))
         if traceparent:
             origin = Origin(traceparent, revision, received, (key,), 1)
