@@ -149,6 +149,15 @@ def test_more_flows_than_the_rate_are_counted_and_left_out_whole() -> None:
     assert (flows.refused, flows.dropped["rate"]) == (80, 80)
 
 
+def test_ports_that_are_used_again_at_once_do_not_pass_the_rate() -> None:
+    """A flow that follows on another is one more; if it may not begin, all of it is left out."""
+    flows = Flows(Limits(flows_per_second=3), 0)
+    told = [Told(kind, i / 1000) for i, kind in enumerate([NEW, PROMOTED, FINISHED] * 6)]
+    over = flows.take(records(told), 0) + flows.stop()
+    assert [kinds(flow) for flow in over] == [[NEW, PROMOTED, FINISHED]] * 3
+    assert (flows.refused, flows.dropped) == (3, {"rate": 9})
+
+
 def test_hosts_that_are_too_busy_choose_the_same_flows() -> None:
     """The order of arrival does not matter, so a flow that shifts is not told of by half."""
     first, second = (Flows(Limits(flows_per_second=10), 0) for _ in range(2))

@@ -115,6 +115,14 @@ class Gate:
         self._events.left -= len(keep)
         return Admitted(keys[keep], records[keep], times[keep])
 
+    def take_up(self, now: int) -> bool:
+        """Whether one more flow may begin: one that has the key of a flow that was admitted."""
+        if self._flows.refill(now) < 1:
+            self.refused += 1
+            return False
+        self._flows.left -= 1
+        return True
+
     def _of_admitted(
         self,
         keys: Keys,

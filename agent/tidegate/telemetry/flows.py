@@ -175,6 +175,8 @@ class Flows:
         self._gate = Gate(limits, now)
         self._known = _Known({}, {})
         self._told: dict[int, int] = {}
+        self._refused: set[int] = set()
+        """Keys in this batch of which the last flow was not taken up."""
 
     @property
     def dropped(self) -> Counter[str]:
@@ -209,6 +211,7 @@ class Flows:
             admitted = self._gate.admit(records, self._known, room, now)
             columns = (admitted.records[name].tolist() for name in COLUMNS)
             rows = zip(admitted.keys.tolist(), admitted.times.tolist(), *columns, strict=True)
+            self._refused.clear()
             for key, times, *row in rows:
                 over += self._one(key, times, row, now)
         over += self._due(now)
@@ -238,11 +241,17 @@ class Flows:
             flow.end = flow.end or ("replaced" if of.protocol == PROTOCOLS["tcp"] else "idle")
             yield flow
             flow = None
+            self._known.pop(key)
+            self._refused.add(key)
+        if key in self._refused:
+            if not (begins and self._gate.take_up(now)):
+                self.dropped["rate"] += times
+                return
+            self._refused.remove(key)
         if flow is None and not begins and self._told.get(key, now) > now:
             self.dropped["late"] += times
             return
         if flow is None:
-            self._known.pop(key)
             flow = Flow(of, Identity(vip, vip_use), slot, at, at)
         flow.add(event)
         self._known.file(key, flow, now)
