@@ -237,6 +237,7 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
     """The host withdraws, goes on until routers have followed, and comes back."""
     with downloads(rack) as go_on:
         agent = rack.lab.agents["lb1"]
+        began = time.monotonic()
         agent.process.terminate()
         took = rack.wait_for_hops(["lb2"])
         wait(rack.exabgp.heard, set())
@@ -244,6 +245,7 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
         assert rack.ready("lb1") == (503, {"ready": False, "reason": "The agent is stopping."})
         assert not (rack.lab.folder("lb1") / "ready").exists()
         assert agent.process.wait(30) == 0
+        assert time.monotonic() - began >= 3.0, "it has to drain"
         go_on()
         agent.restart()
         back = rack.wait_for_hops(["lb1", "lb2"])
@@ -251,6 +253,20 @@ def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
         go_on()
     # For whoever runs it with -s: the figures are part of what it shows.
     print(f"withdrawn after {took:.2f} s, announced {back:.2f} s after its start")  # noqa: T201
+
+
+def test_a_second_signal_ends_it_at_once(rack: Rack) -> None:
+    """Whoever has no time to drain need not kill it; its routes are gone as well."""
+    agent = rack.lab.agents["lb2"]
+    agent.process.terminate()
+    rack.wait_for_hops(["lb1"])
+    agent.process.terminate()
+    assert agent.process.wait(30) == 0
+    assert rack.routes("lb2") == set()
+    last = [line for line in agent.log.read_text().splitlines() if " stop" in line][-1]
+    assert last.endswith("agent.loop stop"), "it has not drained"
+    agent.restart()
+    rack.wait_for_hops(["lb1", "lb2"])
 
 
 def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> None:
@@ -292,11 +308,13 @@ def test_an_operator_sees_who_took_a_backend_out_and_why(rack: Rack) -> None:
         wait(lambda: "2 of 2 votes" in say("health", "web", "--bad"), wanted=True)
         shown = say("health", "web", "--bad")
         assert re.search(
-            r"^  b1 +unhealthy +refused .*2 of 2 votes +3 checks in a row", shown, re.MULTILINE
+            r"^  b1 +unhealthy +refused .*2 of 2 votes .*Connection refused", shown, re.MULTILINE
         )
         assert re.search(r"^      lb2: unhealthy, refused, ", shown, re.MULTILINE)
         told = say("history")
-        assert re.search(r"health: web/b1 out: unhealthy by 2 of 2 votes; this host: 3 ", told)
+        assert re.search(
+            r"health: web/b1 out: unhealthy by 2 of 2 votes; this host: .*refused", told
+        )
     finally:
         rack.lab.start_http("b1")
     status.wait("in", lambda s: s["backends"]["unhealthy"] == 0, 20)
