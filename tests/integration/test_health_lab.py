@@ -1,89 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failures as clients would meet them, found and acted on by two real load balancers."""
+"""Failures of a backend as clients would meet them, found and acted on by two load balancers.
 
-import secrets
+Long-lived flows to every backend run meanwhile. Those on a backend that fails break or move; no
+other may. What was measured is a table in pytest's summary.
+"""
+
+import os
+import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import pytest
 
+from health_rack import (
+    Fleet,
+    Status,
+    answers_to,
+    assert_others_untouched,
+    measured,
+    packets_to,
+    rack,
+    web,
+)
+from lab_etcd import etcd_pid
+from long_flows import Newcomers
 from tidegate.dataplane.tunnel import attach_decap
 from tidegate.lab import netns
-from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import NIC, LabSpec
+from tidegate.lab.plan import NIC, ROUTER
 from tidegate.lab.rack import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-CHECK = {"type": "http", "interval": 0.3, "timeout": 0.25, "rise": 2, "fall": 2}
-HEALTH = {"check": CHECK, "hold_down": 0, "panic_percent": 30}
 LBS = ("lb1", "lb2")
+ALL = ("b1", "b2", "b3", "b4")
+CHECK = {
+    "type": "http",
+    "interval": 0.3,
+    "timeout": 0.25,
+    "rise": 2,
+    "fall": 2,
+    "packet_size": 1500,
+}
+HEALTH = {"check": CHECK, "hold_down": 0, "panic_percent": 30}
 
+QUICK = """\
+idle_probe = 0.5
+silence_limit = 1
+stale_after = 1.5
+call_timeout = 1
+backoff_max = 0.5
+status_ttl = 3
+"""
+"""Of the agents' files: an etcd that is away is soon noticed, and verdicts go with their lease."""
 
-class Fleet(NamedTuple):
-    """A rack with two agents that have everything in force."""
-
-    lab: Lab
-    control: Control
-    statuses: tuple[StatusWatch, ...]
-
-    def wait(self, what: str, wanted: Callable[[dict[str, Any]], bool], timeout: float) -> float:
-        """Waits until both statuses are as wanted; returns after how many seconds."""
-        began = time.monotonic()
-        for status in self.statuses:
-            status.wait(what, wanted, timeout=timeout)
-        return time.monotonic() - began
-
-    def unhealthy(self, count: int, timeout: float = 20) -> float:
-        """Waits until both hosts have taken this many backends out."""
-        return self.wait(
-            f"{count} unhealthy", lambda s: s["backends"]["unhealthy"] == count, timeout
-        )
+Change = Callable[[Lab], object]
+Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=4, lbs=2)) as lab:
-        control = Control(lab)
-        control.put("pools/web", {"health": HEALTH})
-        for number in range(1, 5):
-            address = str(lab.address(f"b{number}", 6 if number == 4 else 4))
-            control.put(f"pools/web/backends/b{number}", {"address": address})
-        for vip in (lab.vip4(), lab.vip6()):
-            document = {"address": str(vip), "port": 80, "protocol": "tcp", "pool": "web"}
-            written = control.put(f"vips/web{vip.version}", document)
-        statuses = tuple(StatusWatch(lab, lb) for lb in LBS)
-        for lb, status in zip(LBS, statuses, strict=True):
-            status.__enter__()
-            lab.start_agent(lb)
-            status.wait_applied(written.revision, timeout=30)
-        fleet = Fleet(lab, control, statuses)
-        wait_for_verdicts(fleet, {"healthy": 8})
-        yield fleet
-        for status in statuses:
-            status.__exit__(None, None, None)
+    pools = {"web": {"health": HEALTH}}
+    with rack({"backends": 4, "lbs": 2}, pools, web, {"b4": 6}, QUICK) as found:
+        found.wait_for_states({"healthy": 8})
+        yield found
 
 
-def verdicts(fleet: Fleet) -> Counter[str]:
-    """States of the verdicts of all hosts."""
-    found = fleet.lab.etcdctl("get", "--prefix", "/tidegate/default/health/")
-    return Counter(part.split('"')[1] for part in found.split('"state":')[1:])
+def on_b1(*command: str) -> Change:
+    """Runs a command on b1."""
+    return lambda lab: lab.node("b1").run(command)
 
 
-def wait_for_verdicts(fleet: Fleet, wanted: dict[str, int], timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while dict(verdicts(fleet)) != wanted:
-        assert time.monotonic() < deadline, verdicts(fleet)
-        time.sleep(0.1)  # etcd is asked, as a person would
+def signal_http(number: signal.Signals) -> Change:
+    """Sends a signal to all of b1's nginx."""
 
+    def change(lab: Lab) -> None:
+        nodes = {node["name"]: node for node in lab.status()["nodes"]}
+        for process in nodes["b1"]["processes"]:
+            if process["command"].startswith("nginx"):
+                os.kill(process["pid"], number)
 
-def answering(fleet: Fleet, requests: int = 24) -> set[str]:
-    """The backends that answer a client's requests, none of which may fail."""
-    url = f"http://{fleet.lab.vip4()}/"
-    command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "3", url]
-    return {fleet.lab.client(1).run(command).stdout.strip() for _ in range(requests)}
+    return change
 
 
 def mend_tunnel(lab: Lab) -> None:
@@ -91,107 +87,191 @@ def mend_tunnel(lab: Lab) -> None:
         attach_decap(NIC)
 
 
-def answers_to(lab: Lab, lb: str, backend: str, *, lost: bool) -> None:
-    """Whether what a backend sends to a load balancer itself, answers to probes, is lost."""
-    for family in (4, 6):
-        target = f"{lab.address(lb, family)}/{32 if family == 4 else 128}"
-        verb = "add" if lost else "del"
-        lab.node(backend).run(["ip", f"-{family}", "route", verb, "blackhole", target])
+def mtu(size: int) -> Change:
+    """Sets the MTU of the router's link to b1."""
+    command = ["ip", "link", "set", "dev", "to-b1", "mtu", str(size)]
+    return lambda lab: lab.node(ROUTER).run(command)
 
 
-def answers_to_all(lab: Lab, *, lost: bool) -> None:
+def lose_answers(lab: Lab, *, lost: bool) -> None:
     for lb in LBS:
-        answers_to(lab, lb, "b1", lost=lost)
+        answers_to(lab, lb, ["b1"], lost=lost)
 
 
-Change = Callable[[Lab], object]
+def address(verb: str) -> Change:
+    """Adds or removes the IPv4 VIP on b1."""
+    return lambda lab: lab.node("b1").run(["ip", "addr", verb, f"{lab.vip4()}/32", "dev", "lo"])
+
+
+_CLOSED = ("ipproto", "tcp", "sport", "80", "prohibit")
 
 FAILURES: dict[str, tuple[Change, Change]] = {
     "process killed": (lambda lab: lab.stop_http("b1"), lambda lab: lab.start_http("b1")),
+    "process hangs": (signal_http(signal.SIGSTOP), signal_http(signal.SIGCONT)),
     "link down": (
         lambda lab: lab.set_link("b1", up=False),
         lambda lab: lab.set_link("b1", up=True),
     ),
-    "VIP address removed": (
-        lambda lab: lab.node("b1").run(["ip", "addr", "del", f"{lab.vip4()}/32", "dev", "lo"]),
-        lambda lab: lab.node("b1").run(["ip", "addr", "add", f"{lab.vip4()}/32", "dev", "lo"]),
+    "VIP address removed": (address("del"), address("add")),
+    "port closed": (on_b1("ip", "rule", "add", *_CLOSED), on_b1("ip", "rule", "del", *_CLOSED)),
+    "tunnel broken": (on_b1("ip", "link", "set", "dev", NIC, "xdp", "off"), mend_tunnel),
+    "MTU hole": (mtu(1400), mtu(1600)),
+    "answers lost": (
+        lambda lab: lose_answers(lab, lost=True),
+        lambda lab: lose_answers(lab, lost=False),
     ),
-    "tunnel broken": (
-        lambda lab: lab.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"]),
-        mend_tunnel,
-    ),
-    "one-way loss": (
-        lambda lab: answers_to_all(lab, lost=True),
-        lambda lab: answers_to_all(lab, lost=False),
-    ),
-    "port closed": (
-        lambda lab: lab.node("b1").run(
-            ["ip", "rule", "add", "ipproto", "tcp", "sport", "80", "prohibit"]
-        ),
-        lambda lab: lab.node("b1").run(
-            ["ip", "rule", "del", "ipproto", "tcp", "sport", "80", "prohibit"]
-        ),
+    "requests lost": (
+        lambda lab: packets_to(lab, "b1", lost=True),
+        lambda lab: packets_to(lab, "b1", lost=False),
     ),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_is_found_and_healed(fleet: Fleet, failure: str) -> None:
+def test_a_failure_is_found_and_healed(fleet: Fleet, failure: str, record_property: Record) -> None:
     """Both hosts take the backend out, no client meets it, and it returns when it is mended."""
     fail, mend = FAILURES[failure]
-    fail(fleet.lab)
-    found = fleet.unhealthy(1)
-    try:
-        assert answering(fleet) == {"b2", "b3", "b4"}
-    finally:
-        mend(fleet.lab)
-    healed = fleet.unhealthy(0)
-    assert "b1" in answering(fleet, 60)
-    # For whoever runs it with -s: the figures are part of what it shows.
-    print(f"{failure}: out after {found:.2f} s, back after {healed:.2f} s")  # noqa: T201
+    with fleet.flows() as flows:
+        flows.fails_now()
+        fail(fleet.lab)
+        try:
+            found_at = fleet.unhealthy(1)
+            assert fleet.answering() == {"b2", "b3", "b4"}
+            flows.settle(["b1"])
+            flows.ended(["b1"])
+        finally:
+            mend(fleet.lab)
+        mended = time.monotonic()
+        back = fleet.unhealthy(0) - mended
+        fleet.hears("b1")
+        flows.settle(["b1"])
+        moved = flows.outcome("udp", ["b1"])
+        assert moved.moved == moved.flows > 0
+        assert_others_untouched(flows, ["b1"])
+        record_property("health", measured(failure, flows, ["b1"], found_at, back))
 
 
-def test_a_blind_host_says_so_and_takes_nothing_out(fleet: Fleet) -> None:
-    """A host that no answers reach is degraded, and no host takes a backend out for it."""
+def test_a_blind_host_says_so_and_takes_nothing_out(fleet: Fleet, record_property: Record) -> None:
+    """A host that no answers reach is degraded, and no flow moves or breaks for it."""
     blind, seeing = fleet.statuses
-    began = time.monotonic()
-    for number in range(1, 5):
-        answers_to(fleet.lab, "lb1", f"b{number}", lost=True)
-    try:
-        blind.wait("blind", lambda s: s["health"]["blind"], timeout=20)
-        found = time.monotonic() - began
-        blind.wait("degraded", lambda s: "path is broken" in s["reason"], timeout=20)
-        fleet.unhealthy(0)
-        assert answering(fleet, 60) == {"b1", "b2", "b3", "b4"}
-        seeing.wait("not blind", lambda s: not s["health"]["blind"], timeout=20)
-    finally:
-        for number in range(1, 5):
-            answers_to(fleet.lab, "lb1", f"b{number}", lost=False)
-    fleet.wait("synced", lambda s: s["state"] == "synced", timeout=20)
-    print(f"half the agents blind: said after {found:.2f} s")  # noqa: T201
+    with fleet.flows() as flows:
+        flows.fails_now()
+        answers_to(fleet.lab, "lb1", ALL, lost=True)
+        try:
+            found_at = blind.wait("blind", lambda s: s["health"]["blind"], timeout=20).at
+            blind.wait("degraded", lambda s: "path is broken" in s["reason"], timeout=20)
+            fleet.unhealthy(0)
+            assert fleet.answering(60) == set(ALL)
+            seeing.wait("not blind", lambda s: not s["health"]["blind"], timeout=20)
+        finally:
+            answers_to(fleet.lab, "lb1", ALL, lost=False)
+        mended = time.monotonic()
+        fleet.wait_for_states({"healthy": 8})
+        back = blind.wait("synced", lambda s: s["state"] == "synced", timeout=20).at - mended
+        flows.settle()
+        assert_others_untouched(flows, ())
+        record_property("health", measured("one of two blind", flows, (), found_at, back))
 
 
-def keeps_the_dead(status: dict[str, Any]) -> bool:
+def keeps_the_dead(status: Status) -> bool:
     health = status["health"]
     return bool(health["broken_checker"] or health["panics"] == ["web"])
 
 
-def test_all_backends_dead_are_kept(fleet: Fleet) -> None:
+def test_all_backends_dead_are_kept(fleet: Fleet, record_property: Record) -> None:
     """With all backends dead nothing stays out, and both hosts say why.
 
     Which reason they give depends on how far apart the failures were found: a broken checker
     within two intervals, a panic of the pool beyond that.
     """
-    began = time.monotonic()
-    for number in range(1, 5):
-        fleet.lab.stop_http(f"b{number}")
-    try:
-        fleet.wait("all kept", keeps_the_dead, timeout=20)
-        found = time.monotonic() - began
-        fleet.unhealthy(0)
-    finally:
-        for number in range(1, 5):
-            fleet.lab.start_http(f"b{number}")
-    fleet.wait("synced", lambda s: s["state"] == "synced", timeout=20)
-    assert answering(fleet, 60) == {"b1", "b2", "b3", "b4"}
-    print(f"all backends dead: said after {found:.2f} s")  # noqa: T201
+    with fleet.flows() as flows:
+        flows.fails_now()
+        for name in ALL:
+            fleet.lab.stop_http(name)
+        try:
+            found_at = fleet.wait("all kept", keeps_the_dead)
+            fleet.unhealthy(0)
+            flows.settle(ALL)
+        finally:
+            for name in ALL:
+                fleet.lab.start_http(name)
+        mended = time.monotonic()
+        fleet.wait_for_states({"healthy": 8})
+        back = (
+            fleet.wait(
+                "all back", lambda s: s["state"] == "synced" and not s["backends"]["unhealthy"]
+            )
+            - mended
+        )
+        assert fleet.answering(60) == set(ALL)
+        row = measured("all dead (kept)", flows, ALL, found_at, back)
+        record_property("health", row)
+
+
+def test_an_agent_that_starts_again_leaves_the_dead_out(
+    fleet: Fleet, record_property: Record
+) -> None:
+    """A backend that is dead gets nothing at all while an agent ends and another one starts."""
+    told, other = fleet.statuses
+    with fleet.flows() as flows, Newcomers(fleet.lab) as newcomers:
+        flows.fails_now()
+        fleet.lab.stop_http("b1")
+        try:
+            found_at = fleet.unhealthy(1)
+            flows.moved(["b1"])
+            out = time.monotonic()
+            before = told.current()["started_at"]
+            fleet.lab.agents["lb1"].terminate()
+            fleet.lab.agents["lb1"].restart()
+            counts: list[int] = []
+
+            def knows(status: Status) -> bool:
+                if status["started_at"] == before:
+                    return False
+                counts.append(status["backends"]["unhealthy"])
+                return bool(status["state"] == "synced")
+
+            told.wait("another agent", knows, timeout=60)
+            fleet.wait_for_states({"healthy": 6, "unhealthy": 2})
+            newcomers.wait_for_more(50)
+            assert newcomers.since(out).keys() == {"b2", "b3", "b4"}
+            assert set(counts) == {1}
+        finally:
+            fleet.lab.start_http("b1")
+        mended = time.monotonic()
+        back = fleet.unhealthy(0) - mended
+        fleet.hears("b1")
+        flows.settle(["b1"])
+        assert_others_untouched(flows, ["b1"])
+        assert other.current()["state"] == "synced"
+        record_property("health", measured("agent restarted", flows, ["b1"], found_at, back))
+
+
+def test_without_etcd_a_host_goes_by_its_own_findings(
+    fleet: Fleet, record_property: Record
+) -> None:
+    """A backend that dies while etcd is away is out, and stays out when etcd comes back."""
+    etcd = etcd_pid(fleet.lab)
+    with fleet.flows() as flows, Newcomers(fleet.lab) as newcomers:
+        os.kill(etcd, signal.SIGSTOP)
+        try:
+            flows.fails_now()
+            fleet.lab.stop_http("b1")
+            flows.moved(["b1"])
+            out = newcomers.gone("b1")
+            newcomers.wait_for_more(200)  # longer than the verdicts' lease lasts
+        finally:
+            os.kill(etcd, signal.SIGCONT)
+        try:
+            fleet.wait_for_states({"healthy": 6, "unhealthy": 2})
+            fleet.unhealthy(1)
+            newcomers.wait_for_more(300)  # longer than a host goes on by itself
+            assert newcomers.gone("b1", 1) == out
+        finally:
+            fleet.lab.start_http("b1")
+        mended = time.monotonic()
+        back = fleet.unhealthy(0) - mended
+        fleet.hears("b1")
+        flows.settle(["b1"])
+        assert_others_untouched(flows, ["b1"])
+        record_property("health", measured("killed, etcd away", flows, ["b1"], out, back))

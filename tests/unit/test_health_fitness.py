@@ -53,6 +53,22 @@ def test_the_fleets_opinion_counts_by_default() -> None:
     assert judge(pool(), own("++++"), fleet("-+++"), 1000) == Judgement({B[0]: OUT})
 
 
+def test_what_was_out_stays_out_while_nobodys_word_is_known() -> None:
+    """Verdicts that went with their leases let no backend in, whatever this host itself finds."""
+    generation = pool()
+    out = plan(
+        web(*(backend(name) for name in NAMES), health=generation.pools["web"].pool.health),
+        generation,
+        1001,
+        fitness={B[0]: OUT},
+    )
+    for found in ("-+++", "++++", ""):
+        assert judge(out, own(found), NOBODY, 1002).fitness == {B[0]: OUT}
+    assert judge(out, own("++++"), fleet("++++"), 1002).fitness == {}
+    unused = {B[0]: Standing("unused", "no-check", "No VIP.", 900.0)}
+    assert judge(out, unused, NOBODY, 1002).fitness == {}
+
+
 def test_a_local_pool_takes_this_hosts_word() -> None:
     """The fleet may think what it likes."""
     assert judge(pool("local"), own("-+++"), fleet("++++"), 1000).fitness == {B[0]: OUT}

@@ -4,7 +4,8 @@
 Each pool says whose finding counts. In `fleet` it is the opinion that all hosts compute equally; in
 `local` this host's own; in `external` what a control system has written, which is an opinion too.
 Then the limits of the pool have their say. A backend without any finding is fit, but one that was
-out stays out until its checks have decided: an agent that has just started does not know better.
+out stays out until whoever counts has decided: an agent that has just started does not know better,
+nor does a fleet whose verdicts went with their leases while etcd was away.
 """
 
 from collections import defaultdict
@@ -109,7 +110,7 @@ def judge(
         if pool.health is not None and pool.health.check is not None
         for key in by_pool[name]
         if key not in found
-        and _is_undecided(own.get(key))
+        and not _is_unused(own.get(key))
         and generation.backends[key].fitness.is_out
     }
     return replace(judgement, fitness={**undecided, **judgement.fitness}, found=found)
@@ -168,8 +169,9 @@ def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
     }
 
 
-def _is_undecided(standing: Standing | None) -> bool:
-    return standing is None or standing.state == "initial"
+def _is_unused(standing: Standing | None) -> bool:
+    """Whether nobody will ever decide, since the check cannot be made."""
+    return standing is not None and standing.state == "unused"
 
 
 def _may_serve(generation: Generation, key: BackendKey) -> bool:

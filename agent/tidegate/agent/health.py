@@ -4,11 +4,15 @@
 Backends are probed as the generation in force wants it, also while etcd is away. What this host
 finds is written as verdicts; what all hosts find is read as verdicts, this host's own among them,
 so that all judge by the same data. Without any contact to etcd for a while a host goes by its own
-findings alone: hosts may then differ, which is better than to keep what all of them see dead.
+findings alone: hosts may then differ, which is better than to keep what all of them see dead. It
+does so for a little longer when contact is back: what is read then are verdicts from before, or
+none, until every host has written what it found meanwhile.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from math import ceil
 
 from tidegate.agent.fitness import Evidence, Judgement, evidence, judge
 from tidegate.health.checker import Checker
@@ -59,6 +63,7 @@ class HealthDesk:
         self._judged: Generation | None = None
         self._was_alone = False
         self._can_be_spared = False
+        self._alone_until: int | None = None
         self._encoded: dict[BackendKey, tuple[Standing, bytes]] = {}
         self.judgement = Judgement({})
         self.fitness: Mapping[BackendKey, Fitness] | None = None
@@ -92,6 +97,7 @@ class HealthDesk:
             rung: `wake` was called since the last time.
             is_alone: there has been no contact with etcd for a while.
         """
+        is_alone = self._goes_alone(now, lost=is_alone)
         moment = self.judgement.next_moment
         same = self._judged is generation and self._was_alone == is_alone
         if same and not rung and (moment is None or now < moment):
@@ -106,9 +112,20 @@ class HealthDesk:
         known = self._read is not None or is_alone or not _wants_fleet(generation)
         opinions = None if is_alone else self._opinion
         self.judgement = judge(generation, self._checker.standings(), opinions, now)
+        moments = filter(None, (self.judgement.next_moment, self._alone_until))
+        self.judgement = replace(self.judgement, next_moment=min(moments, default=None))
         self.fitness = self.judgement.fitness if known else None
         _log_change(before, self.judgement)
         return True
+
+    def _goes_alone(self, now: int, *, lost: bool) -> bool:
+        """Whether only this host's findings count: without contact, and until all have written."""
+        if lost:
+            # Each host needs up to a wait and a call to find that etcd is back, and again to write.
+            self._alone_until = now + ceil(2 * (self._etcd.backoff_max + self._etcd.call_timeout))
+        elif self._alone_until is not None and now >= self._alone_until:
+            self._alone_until = None
+        return self._alone_until is not None
 
     def status(self) -> HealthStatus:
         """What is not acted upon, for the status; blindness is the fleet's opinion of this host."""

@@ -12,6 +12,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 
+from tidegate.health.padding import forbid_fragments, padded, room
 from tidegate.health.result import Result
 from tidegate.health.stream import CheckError
 from tidegate.health.tcp import Destination, failed, marked
@@ -24,7 +25,7 @@ async def ask(destination: Destination, send: bytes, expect: bytes, limit: float
         if expect not in answer:
             raise CheckError("mismatch", f"The answer does not contain {expect!r}.")
 
-    return await _exchange(destination, send, check, limit)
+    return await _exchange(destination, padded(send, room(destination)), check, limit)
 
 
 async def resolve(destination: Destination, name: str, kind: str, limit: float) -> Result:
@@ -36,7 +37,14 @@ async def resolve(destination: Destination, name: str, kind: str, limit: float) 
         kind: record type, such as `A`.
         limit: seconds.
     """
-    query = dns.message.make_query(name, dns.rdatatype.from_text(kind), id=secrets.randbits(16))
+    # Padded by an option of EDNS (RFC 7830), which servers that do not know it ignore.
+    size = room(destination)
+    query = dns.message.make_query(
+        *(name, dns.rdatatype.from_text(kind)),
+        id=secrets.randbits(16),
+        use_edns=0 if size else None,
+        pad=size,
+    )
 
     def check(answer: bytes) -> None:
         try:
@@ -51,7 +59,7 @@ async def resolve(destination: Destination, name: str, kind: str, limit: float) 
         if not response.answer and not response.flags & dns.flags.TC:
             raise CheckError("mismatch", f"The answer to {name} {kind} has no records.")
 
-    return await _exchange(destination, query.to_wire(), check, limit)
+    return await _exchange(destination, query.to_wire(max_size=65535), check, limit)
 
 
 async def _exchange(
@@ -63,6 +71,8 @@ async def _exchange(
         with marked(destination, socket.SOCK_DGRAM) as sock:
             # Connected: answers of others do not arrive, and ICMP errors do.
             sock.connect((destination.address, destination.port))
+            if destination.packet_size is not None:
+                forbid_fragments(sock)
             async with asyncio.timeout(limit):
                 await loop.sock_sendall(sock, send)
                 check(await loop.sock_recv(sock, 65535))

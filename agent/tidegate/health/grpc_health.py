@@ -24,6 +24,7 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
+from tidegate.health.padding import padded_frames
 from tidegate.health.result import Result
 from tidegate.health.stream import CheckError, Stream, judged, tls_context
 from tidegate.health.tcp import Destination
@@ -82,6 +83,7 @@ async def _call(stream: Stream, ask: Ask) -> _Answer:
     connection.send_headers(number, list(headers.items()))
     message = health_pb2.HealthCheckRequest(service=ask.service).SerializeToString()
     connection.send_data(number, _PREFIX.pack(0, len(message)) + message, end_stream=True)
+    stream.send(padded_frames(connection.data_to_send(), stream.full))
     answer = _Answer()
     while not answer.is_whole:
         stream.send(connection.data_to_send())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import h11
 
+from tidegate.health.padding import padded_head
 from tidegate.health.result import Result
 from tidegate.health.stream import CheckError, Stream, judged, tls_context
 from tidegate.health.tcp import Destination
@@ -46,10 +47,7 @@ async def get(destination: Destination, ask: Ask, limit: float) -> Result:
 
 async def _exchange(stream: Stream, ask: Ask) -> None:
     connection = h11.Connection(our_role=h11.CLIENT)
-    headers = [("Host", ask.host), ("User-Agent", _AGENT), ("Connection", "close")]
-    request = h11.Request(method="GET", target=ask.path, headers=headers)
-    stream.send(connection.send(request) or b"")
-    stream.send(connection.send(h11.EndOfMessage()) or b"")
+    stream.send(padded_head(_head(connection, ask), stream.full))
     wanted, body = ask.body.encode(), b""
     while True:
         try:
@@ -72,6 +70,12 @@ async def _exchange(stream: Stream, ask: Ask) -> None:
             return
         if wanted and wanted in body:
             return
+
+
+def _head(connection: h11.Connection, ask: Ask) -> bytes:
+    headers = [("Host", ask.host), ("User-Agent", _AGENT), ("Connection", "close")]
+    request = h11.Request(method="GET", target=ask.path, headers=headers)
+    return (connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b"")
 
 
 def _check_status(code: int, ask: Ask) -> None:

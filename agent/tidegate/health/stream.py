@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Final, TypeVar
 
+from tidegate.health.padding import full_segment, limit_segments
 from tidegate.health.result import Code, Result
 from tidegate.health.tcp import RESET_ON_CLOSE, Destination, failed, marked
 
@@ -38,14 +39,19 @@ class Stream:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.doing = "the handshake"
+        self.full = 0
+        """Bytes to which the request is to be padded, so that it fills one packet; 0 is any."""
 
     async def open(self, context: ssl.SSLContext | None, server_name: str) -> None:
         """Connects, and shakes hands over TLS if there is a context."""
         sock = marked(self._destination, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            limit_segments(sock, self._destination.packet_size)
             address = (self._destination.address, self._destination.port)
             await asyncio.get_running_loop().sock_connect(sock, address)
+            if self._destination.packet_size is not None:
+                self.full = full_segment(sock, is_tls=context is not None)
             self.doing = "the TLS handshake" if context else "the request"
             self._reader, self._writer = await asyncio.open_connection(
                 sock=sock, ssl=context, server_hostname=server_name if context else None

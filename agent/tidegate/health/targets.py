@@ -7,7 +7,7 @@ the tunnel (bpf/healthcheck.c), so such a check is not made, and the reason is t
 """
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from tidegate.health import command, datagram, grpc_health, http
@@ -112,7 +112,7 @@ def _probe(to: Destination, check: Check, key: BackendKey) -> Probe | Handshake:
 
 
 def _to(way: Destination, placed: PlacedBackend) -> Destination:
-    return Destination(way.address, way.port, mark_of(placed.identity.id), way.source)
+    return replace(way, mark=mark_of(placed.identity.id))
 
 
 def _way(check: Check, pool: str, vips: list[Vip], *, allow_exec: bool) -> Destination | str:
@@ -127,7 +127,7 @@ def _way(check: Check, pool: str, vips: list[Vip], *, allow_exec: bool) -> Desti
         port = check.port or vip.port
         if port and _has_vip(vips, vip, port):
             source = check.source6 if vip.network.version == _IPV6 else check.source4
-            return Destination(str(vip.address), port, 0, source)
+            return Destination(str(vip.address), port, 0, source, check.packet_size)
     if check.port is None:
         return f"The VIP {using[0].name} has any port, so the check of {pool} must name one."
     return f"No VIP has the address of {using[0].name} and port {check.port}, which is probed."

@@ -33,12 +33,14 @@ class Destination:
     Attributes:
         mark: socket mark that names the backend; 0 sends it as any packet.
         source: address that it comes from; None leaves it to the routes.
+        packet_size: bytes of the IP packet that asks, before it is encapsulated; None is any.
     """
 
     address: str
     port: int
     mark: int = 0
     source: str | None = None
+    packet_size: int | None = None
 
     @property
     def family(self) -> socket.AddressFamily:

@@ -14,11 +14,11 @@ Text = Annotated[str, Meta(max_length=255)]
 
 FIELDS: Final[dict[CheckType, tuple[str, ...]]] = {
     "tcp": (),
-    "http": ("host", "path", "status", "body"),
-    "https": ("host", "path", "status", "body", "verify"),
-    "udp": ("send", "expect"),
-    "dns": ("query", "query_type"),
-    "grpc": ("host", "service", "tls", "verify"),
+    "http": ("host", "path", "status", "body", "packet_size"),
+    "https": ("host", "path", "status", "body", "verify", "packet_size"),
+    "udp": ("send", "expect", "packet_size"),
+    "dns": ("query", "query_type", "packet_size"),
+    "grpc": ("host", "service", "tls", "verify", "packet_size"),
     "exec": ("command",),
 }
 """Fields that only some types have."""
@@ -171,6 +171,18 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             description="grpc: service; empty is the server as a whole.", examples=["", "shop.Cart"]
         ),
     ] = ""
+    packet_size: Annotated[
+        Annotated[int, Meta(ge=576, le=9216)] | None,
+        Meta(
+            description=(
+                "http, https, udp, dns, grpc: size of the IP packet that asks, before it is "
+                "encapsulated; what is asked is padded to it. With the size of a full packet of "
+                "clients, a way that loses large packets is found. null pads nothing."
+            ),
+            extra_json_schema={"unit": "By"},
+            examples=[None, 1500],
+        ),
+    ] = None
     command: Annotated[
         tuple[Annotated[str, Meta(max_length=100)], ...],
         Meta(
