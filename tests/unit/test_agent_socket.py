@@ -165,7 +165,7 @@ def test_an_order_waits_for_the_loop(path: Path) -> None:
         order.answer.set_result(Answer(HTTPStatus.OK, {"done": True}))
         return True
 
-    with closing(ControlSocket(path, Desk(post, Past(3)).routes())):
+    with closing(ControlSocket(path, Desk(post, Past(3), bytes).routes())):
         body = json.dumps({"to": 7, "reason": "why", "on_behalf_of": "eve"}).encode()
         assert ask(path, "POST", "/rollback", body) == {"done": True}
         bad = ask(path, "POST", "/rollback", b'{"too": 7}')
@@ -178,7 +178,7 @@ def test_an_order_waits_for_the_loop(path: Path) -> None:
 
 def test_a_loop_that_is_full_says_so(path: Path) -> None:
     """The order is not kept for later, when nobody expects it any more."""
-    with closing(ControlSocket(path, Desk(lambda _: False, Past(3)).routes())):
+    with closing(ControlSocket(path, Desk(lambda _: False, Past(3), bytes).routes())):
         assert "too many" in ask(path, "POST", "/freeze")["error"]
 
 

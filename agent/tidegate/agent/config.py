@@ -20,6 +20,8 @@ from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.settings import check as check_etcd
 from tidegate.model.documents import Percent
 from tidegate.planner.guards import Limits
+from tidegate.telemetry import endpoint
+from tidegate.telemetry.settings import TelemetrySettings
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LONGEST_SOCKET: Final = 90
@@ -149,6 +151,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     health: HealthTable = HealthTable()
     journal: JournalTable = JournalTable()
     announce: AnnounceTable = AnnounceTable()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     def build(self) -> Build:
         """What the balancer is compiled with."""
@@ -262,6 +265,7 @@ def _check(path: Path, config: AgentConfig) -> None:
         )
     try:
         check_etcd(config.etcd)
+        endpoint.place(config.telemetry.prometheus)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

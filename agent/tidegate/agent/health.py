@@ -71,6 +71,11 @@ class HealthDesk:
         self.rejections: tuple[Rejection, ...] = ()
         """Verdicts that cannot be read."""
 
+    @property
+    def checks(self) -> Checker:
+        """This host's own, for the metrics."""
+        return self._checker
+
     def start(self) -> None:
         """Starts probing; once."""
         self._checker.start()

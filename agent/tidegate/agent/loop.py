@@ -26,6 +26,7 @@ from tidegate.agent.control_socket import Answer, ControlSocket
 from tidegate.agent.flow_trace import flow_traces
 from tidegate.agent.health import HealthDesk
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
+from tidegate.agent.meters import Meters, Sources
 from tidegate.agent.operator import Operator
 from tidegate.agent.orders import Posted
 from tidegate.agent.readiness import Condition, unready
@@ -42,6 +43,7 @@ from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status_writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.model.values import View
+from tidegate.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,6 @@ class Agent:
         self._operator = Operator(
             self._control, self._plane.publisher, self._chronicle.past, self._chronicle.ordered
         )
-        self._desk = Desk(self._mailbox.post, self._chronicle.past)
         self._door: ControlSocket | None = None
         self._door_fault = ""
         self._status = StatusWriter(
@@ -110,6 +111,12 @@ class Agent:
         )
         self._chronicle.evidence = self._health.evidence
         self._meter = Meter(self._plane.fates)
+        self._meters = Meters(
+            Sources(self._plane.metering, self._health.checks, self._follower),
+            Recorder({"service.name": "tidegate", "service.instance.id": self._config.host}),
+            self._config.telemetry,
+        )
+        self._desk = Desk(self._mailbox.post, self._chronicle.past, self._meters.text)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._refusals = RefusalLog()
@@ -138,6 +145,7 @@ class Agent:
         self._health.start()
         self._health.follow(in_force)
         self._flows.start()
+        self._meters.start()
         self._open_door()
         self._report()
         notify.notify("READY=1")
@@ -332,28 +340,31 @@ class Agent:
 
     def _report(self) -> None:
         reason = self._show_readiness()
-        problems = (self._chronicle.problem, self._door_fault, *self._announcer.problems)
-        self._desk.status = describe(
-            Facts(
-                config=self._config,
-                generation=self._plane.publisher.in_force,
-                outcome=self._control.outcome,
-                view=self._control.view,
-                frozen=self._control.frozen,
-                overrides=self._control.overrides,
-                etcd=self._follower.state,
-                links=self._plane.links,
-                modes=self._plane.modes,
-                traffic=self._meter.traffic,
-                damages=self._auditor.damages,
-                repairs=self._auditor.repairs,
-                started=self._started,
-                applied=self._applied,
-                health=self._health.status(),
-                unready=reason,
-                warnings=tuple(filter(None, (*problems, self._signs.problem))),
-            )
+        problems = (
+            *(self._chronicle.problem, self._door_fault),
+            *(*self._announcer.problems, *self._meters.problems),
         )
+        facts = Facts(
+            config=self._config,
+            generation=self._plane.publisher.in_force,
+            outcome=self._control.outcome,
+            view=self._control.view,
+            frozen=self._control.frozen,
+            overrides=self._control.overrides,
+            etcd=self._follower.state,
+            links=self._plane.links,
+            modes=self._plane.modes,
+            traffic=self._meter.traffic,
+            damages=self._auditor.damages,
+            repairs=self._auditor.repairs,
+            started=self._started,
+            applied=self._applied,
+            health=self._health.status(),
+            unready=reason,
+            warnings=tuple(filter(None, (*problems, self._signs.problem))),
+        )
+        self._desk.status = describe(facts)
+        self._meters.leave(facts, self._desk.status)
         self._status.submit(self._desk.status)
 
     def _stop(self) -> None:
@@ -362,6 +373,7 @@ class Agent:
             self._door.close()
         for posted in self._mailbox.collect().orders:
             posted.answer.cancel()
+        self._meters.close()
         self._follower.stop()
         self._health.stop()
         self._status.stop()

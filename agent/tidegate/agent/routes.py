@@ -3,6 +3,7 @@
 
     GET  /status    the status document, as in etcd, from the last turn of the loop
     GET  /ready     200 if the host is ready, else 503; docs/announce.md
+    GET  /metrics   metrics as Prometheus' text, read when asked for
     GET  /states    the generations that can be gone back to
     POST /rollback  {"to": N | null, "reason": "", "on_behalf_of": ""}
     POST /freeze    {"reason": "", "on_behalf_of": ""}
@@ -33,7 +34,9 @@ from tidegate.agent.orders import (
     refused,
 )
 from tidegate.agent.past import Past, State
+from tidegate.errors import DataplaneError
 from tidegate.keyspace.status import StatusDocument, encode
+from tidegate.telemetry.exposition import CONTENT_TYPE
 
 ANSWER_SECONDS: Final = 30.0
 """A client waits this long for the loop, which may be publishing a large change."""
@@ -47,11 +50,15 @@ class Desk:
     Args:
         post: hands an order to the loop; False if too many wait there.
         past: read only.
+        metrics: makes Prometheus' text.
     """
 
-    def __init__(self, post: Callable[[Posted], bool], past: Past) -> None:
+    def __init__(
+        self, post: Callable[[Posted], bool], past: Past, metrics: Callable[[], bytes]
+    ) -> None:
         self._post = post
         self._past = past
+        self._text = metrics
         self.status: StatusDocument | None = None
 
     def routes(self) -> Routes:
@@ -59,6 +66,7 @@ class Desk:
         return {
             ("GET", "/status"): self._status,
             ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
             ("GET", "/states"): self._states,
             ("POST", "/rollback"): self._rollback,
             ("POST", "/freeze"): lambda request: self._plain(request, Freeze),
@@ -75,6 +83,12 @@ class Desk:
             return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
         code = HTTPStatus.OK if self.status.ready else HTTPStatus.SERVICE_UNAVAILABLE
         return Answer(code, {"ready": self.status.ready, "reason": self.status.ready_reason})
+
+    def _metrics(self, _: Request) -> Answer:
+        try:
+            return Answer(HTTPStatus.OK, self._text(), CONTENT_TYPE)
+        except DataplaneError as error:
+            return refused(str(error), HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _states(self, _: Request) -> Answer:
         return Answer(HTTPStatus.OK, {"states": [described(s) for s in self._past.states]})

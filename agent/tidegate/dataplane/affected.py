@@ -49,7 +49,7 @@ class Affected:
         return sum(sum(each.values()) for each in (self.lost_vip, self.lost_backend))
 
 
-class _State(NamedTuple):
+class Uses(NamedTuple):
     """A generation by ids: the incarnation of each that packets may follow, 0 for none."""
 
     vips: _Incarnations
@@ -84,6 +84,24 @@ class _State(NamedTuple):
             )
         return state
 
+    def follow(self, flows: Flows, now: int) -> npt.NDArray[np.bool_]:
+        """Which of these entries are tracked flows at this moment of the monotonic clock, ns."""
+        entry = flows.entry
+        vip, backend = vip_ids(flows), entry["backend"]
+        is_tracked: npt.NDArray[np.bool_] = self.tracking[vip] == entry["vip_incarnation"]
+        is_tracked &= self.backends[backend] == entry["backend_incarnation"]
+        idle = self.idle[vip]
+        # Clocks: an entry may be younger than `now`, which is not a long time ago.
+        age = (np.uint64(now) - entry["seen"]).astype(np.int64)
+        is_tracked &= (idle == 0) | (age <= idle.astype(np.int64))
+        return is_tracked
+
+
+def vip_ids(flows: Flows) -> npt.NDArray[np.uint32]:
+    """The VIP's id of each entry; the rest of the word tells addresses of a network apart."""
+    ids: npt.NDArray[np.uint32] = flows.vip & np.uint32(MAX_VIPS - 1)
+    return ids
+
 
 def affected(flows: Iterable[Flows], before: Generation, after: Generation, now: int) -> Affected:
     """Counts flows by what becomes of them.
@@ -94,18 +112,14 @@ def affected(flows: Iterable[Flows], before: Generation, after: Generation, now:
         after: the one that would follow.
         now: monotonic clock, ns, as the packet path's.
     """
-    old, new = _State.of(before), _State.of(after)
+    old, new = Uses.of(before), Uses.of(after)
     found = Affected()
     by_vip = {kind: np.zeros(MAX_VIPS, np.int64) for kind in ("lost_vip", "forgotten")}
     by_backend = {kind: np.zeros(MAX_BACKENDS, np.int64) for kind in ("lost_backend", "leaving")}
     for part in flows:
-        vip, backend = part.vip & np.uint32(MAX_VIPS - 1), part.entry["backend"]
+        vip, backend = vip_ids(part), part.entry["backend"]
         use, incarnation = part.entry["vip_incarnation"], part.entry["backend_incarnation"]
-        idle = old.idle[vip]
-        # Clocks: an entry may be younger than `now`, which is not a long time ago.
-        age = (np.uint64(now) - part.entry["seen"]).astype(np.int64)
-        is_tracked = (old.tracking[vip] == use) & (old.backends[backend] == incarnation)
-        is_tracked &= (idle == 0) | (age <= idle.astype(np.int64))
+        is_tracked = old.follow(part, now)
         has_vip, is_followed = new.vips[vip] == use, new.tracking[vip] == use
         stays = is_tracked & is_followed & (new.backends[backend] == incarnation)
         found.tracked += int(np.count_nonzero(is_tracked))

@@ -59,8 +59,11 @@ def read(fds: Mapping[str, int], generation: Generation) -> Totals:
 
 
 def vip_totals(fds: Mapping[str, int], generation: Generation) -> npt.NDArray[np.void]:
-    """The counters of a generation's VIPs by id; raises OSError."""
-    return _sums(fds["vip_counts"], layout.VIP_COUNTERS, _ids(generation.vips))
+    """The counters of a generation's VIPs alone, by id; raises as `read`."""
+    try:
+        return _sums(fds["vip_counts"], layout.VIP_COUNTERS, _ids(generation.vips))
+    except OSError as error:
+        raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
 
 
 def _ids(placed: Mapping[Any, Any]) -> int:

@@ -24,6 +24,7 @@ from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.audit import Difference, Finding, mended
 from tidegate.dataplane.fence import Fence
 from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.metering import Metering
 from tidegate.dataplane.probes import Probes, detach_probes
 from tidegate.dataplane.proof import prove
 from tidegate.dataplane.publish import Publisher
@@ -95,6 +96,7 @@ class DataPlane:
             reached=reached,
             fence=self._fence.check,
         )
+        self.metering = Metering(self._maps, self.publisher, settings.capacity, self._pins)
         self._default = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -155,6 +157,7 @@ class DataPlane:
         self._ours = {bpf.object_id(fresh)}
         reached(Step.PROGRAM_KEPT)
         if before >= 0:
+            self.metering.take_times(before)
             os.close(before)
         names = ",".join(sorted(each.name for each in build.features))
         log.info("program id=%d features=%s", bpf.object_id(fresh), names)
@@ -187,13 +190,13 @@ class DataPlane:
     def fates(self) -> npt.NDArray[np.uint64]:
         """What became of the packets of each VIP id in use, as `counters.fates` has it.
 
+        The metering also takes note of the program's running time, if that is measured.
+
         Raises:
             DataplaneError: the counters cannot be read.
         """
-        try:
-            return counters.fates(counters.vip_totals(self._maps, self.publisher.in_force))
-        except OSError as error:
-            raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
+        self.metering.take_times(self._program)
+        return counters.fates(self.metering.vips())
 
     def reload(self, gateways: Gateways, grace: float) -> None:
         """Takes over what may change while it runs."""
@@ -292,6 +295,7 @@ class DataPlane:
 
     def close(self) -> None:
         """Closes descriptors; pins and attachments stay, so packets go on."""
+        self.metering.close()
         self.publisher.close()
         self._maps.close()
         if self._probes is not None:

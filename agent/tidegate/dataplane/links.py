@@ -51,6 +51,7 @@ class Link:
     Attributes:
         mtu: largest IP packet that it carries, bytes.
         program: the XDP program that is on it.
+        queues: that it receives on; each can be another CPU's.
     """
 
     interface: str
@@ -62,6 +63,7 @@ class Link:
     gateway4_mac: bytes | None
     gateway6_mac: bytes | None
     program: Attachment | None
+    queues: int = 1
 
     def __str__(self) -> str:
         mac4 = self.gateway4_mac.hex(":") if self.gateway4_mac else "none"
@@ -104,6 +106,7 @@ def read(interface: str, gateways: Gateways) -> Link:
             _neighbour(netlink, index, hop4),
             _neighbour(netlink, index, hop6),
             attachment(link),
+            link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
         )
 
 

@@ -28,6 +28,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 
 _PROG_LOAD = 5
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
+_ENABLE_STATS: Final = 32
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
 RINGBUF: Final = 27
@@ -274,6 +275,28 @@ def program_load(kind: int, name: str, code: bytes, log_level: int) -> Loaded:
     except OSError as error:
         number = error.errno or 0
     return Loaded(fd, number, log.value.decode(errors="replace"))
+
+
+class ProgramTime(NamedTuple):
+    """How often a program ran, and ns it took, over all CPUs, while statistics were on."""
+
+    id: int
+    nanoseconds: int
+    runs: int
+
+
+def program_time(fd: int) -> ProgramTime:
+    """What the kernel's statistics say of a program; zero where they were never on."""
+    info = ctypes.create_string_buffer(224)
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
+    return ProgramTime(
+        int.from_bytes(info.raw[4:8], "little"), *struct.unpack_from("<QQ", info, 192)
+    )
+
+
+def enable_stats() -> int:
+    """Turns on run-time statistics of all programs of the host until the descriptor is closed."""
+    return _bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
 
 
 class Run(NamedTuple):

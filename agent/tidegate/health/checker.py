@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tidegate.health.engine import Engine
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
+from tidegate.health.tally import PoolTally, Tally
 from tidegate.health.targets import targets
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey
@@ -53,6 +54,7 @@ class Checker:
         self._rules: Mapping[BackendKey, Rules] = {}
         self._standings: dict[BackendKey, Standing] = {}
         self._passed = self._failed = 0
+        self._tally = Tally()
         self.engine: Engine[BackendKey] = Engine(self._take)
 
     def start(self) -> None:
@@ -76,6 +78,7 @@ class Checker:
                 for key, reason in plan.unprobed.items()
             }
             self._rules = plan.rules
+            self._tally.keep({key.pool for key in plan.targets})
             differs = before != self._standings
         self.engine.probe(plan.targets)
         if differs:
@@ -85,6 +88,11 @@ class Checker:
         """What this host thinks now."""
         with self._lock:
             return dict(self._standings)
+
+    def tallies(self) -> Mapping[str, PoolTally]:
+        """Probes by pool, as of now."""
+        with self._lock:
+            return self._tally.pools()
 
     @property
     def counts(self) -> Counts:
@@ -100,6 +108,7 @@ class Checker:
             now = after(before, result, rules, self._clock())
             if now is not before:
                 self._standings[key] = now
+            self._tally.add(key.pool, result)
         if result.passed:
             self._passed += 1
         else:
