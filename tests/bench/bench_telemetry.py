@@ -7,6 +7,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import flow_throughput
+import scrape_cost
 
 if __name__ == "__main__":
+    code = scrape_cost.main()
     flow_throughput.main()
+    sys.exit(code)

@@ -170,6 +170,7 @@ def test_the_rest_of_the_host_is_told(site: Site) -> None:
     assert at(found, "tidegate_backend_healthy", pool="web", backend="b1") == 1
     count = at(found, "tidegate_health_probe_duration_seconds_count", pool="web")
     assert count == total(found, "tidegate_health_probes_total")
+    assert at(found, "tidegate_change_duration_seconds_count", stage="swap") >= 1
     per_run = total(found, "tidegate_program_time_seconds_total") / total(
         found, "tidegate_program_runs_total"
     )
@@ -203,7 +204,8 @@ def query(site: Site, expression: str) -> list[dict[str, Any]]:
     """What Prometheus on the LB host answers."""
     url = "http://127.0.0.1:9090/api/v1/query"
     answer = site.lab.node("lb1").run(
-        ["curl", "--silent", "--get", url, "--data-urlencode", f"query={expression}"], check=False
+        ["curl", "--silent", "--fail", "--get", url, "--data-urlencode", f"query={expression}"],
+        check=False,
     )
     found: list[dict[str, Any]] = (
         json.loads(answer.stdout)["data"]["result"] if answer.returncode == 0 else []

@@ -118,47 +118,58 @@ def of_program(times: Times, began: int) -> list[Family]:
     ]
 
 
-def of_checks(
-    standings: Mapping[BackendKey, Standing],
-    tallies: Mapping[str, PoolTally],
-    now: float,
-    began: int,
-) -> list[Family]:
-    """What this host's checks find, and how they went.
+class CheckPoints:
+    """What this host's checks find, and how they went; the backends' names are kept.
 
     Args:
-        standings: of each backend in force.
-        tallies: by pool.
-        now: wall clock, s.
         began: when the agent started, ns since 1970.
     """
-    found = Counter((key.pool, standing.state) for key, standing in standings.items())
-    pools = sorted({key.pool for key in standings})
-    checked = [(key, each) for key, each in standings.items() if each.state != "unused"]
-    backends = Series((names.POOL, names.BACKEND), [(k.pool, k.name) for k, _ in checked])
-    outcomes = {(p, code): n for p, t in sorted(tallies.items()) for code, n in t.by_code.items()}
-    ages = [max(0.0, now - each.since) for _, each in checked]
-    return [
-        Points(
-            names.POOL_BACKENDS,
-            Series((names.POOL, names.HEALTH_STATE), [(p, s) for p in pools for s in _HEALTH]),
-            [found[p, s] for p in pools for s in _HEALTH],
-        ),
-        Points(names.BACKEND_HEALTHY, backends, [int(s.state == "healthy") for _, s in checked]),
-        Points(names.BACKEND_STATE_AGE, backends, ages),
-        Points(
-            names.PROBES,
-            Series((names.POOL, names.PROBE_OUTCOME), list(outcomes), began),
-            list(outcomes.values()),
-        ),
-        Spread(
-            names.PROBE_DURATION,
-            Series((names.POOL,), [(pool,) for pool in tallies], began),
-            BOUNDS,
-            [tuple(each.by_duration) for each in tallies.values()],
-            [each.seconds for each in tallies.values()],
-        ),
-    ]
+
+    def __init__(self, began: int) -> None:
+        self._began = began
+        self._backends = Series((names.POOL, names.BACKEND), [])
+
+    def points(
+        self,
+        standings: Mapping[BackendKey, Standing],
+        tallies: Mapping[str, PoolTally],
+        now: float,
+    ) -> list[Family]:
+        """All of them.
+
+        Args:
+            standings: of each backend in force.
+            tallies: by pool.
+            now: wall clock, s.
+        """
+        found = Counter([(key.pool, standing.state) for key, standing in standings.items()])
+        pools = sorted({key.pool for key in standings})
+        states = Series((names.POOL, names.HEALTH_STATE), [(p, s) for p in pools for s in _HEALTH])
+        checked = {key: each for key, each in standings.items() if each.state != "unused"}
+        if self._backends.rows != [*checked]:
+            self._backends = Series((names.POOL, names.BACKEND), [*checked])
+        healthy = [int(each.state == "healthy") for each in checked.values()]
+        ages = [max(0.0, now - each.since) for each in checked.values()]
+        return [
+            Points(names.POOL_BACKENDS, states, [found[p, s] for p in pools for s in _HEALTH]),
+            Points(names.BACKEND_HEALTHY, self._backends, healthy),
+            Points(names.BACKEND_STATE_AGE, self._backends, ages),
+            *self._probes(tallies),
+        ]
+
+    def _probes(self, tallies: Mapping[str, PoolTally]) -> list[Family]:
+        outcomes = {(p, code): n for p, t in tallies.items() for code, n in t.by_code.items()}
+        of_probes = Series((names.POOL, names.PROBE_OUTCOME), [*outcomes], self._began)
+        return [
+            Points(names.PROBES, of_probes, [*outcomes.values()]),
+            Spread(
+                names.PROBE_DURATION,
+                Series((names.POOL,), [(pool,) for pool in tallies], self._began),
+                BOUNDS,
+                [tuple(each.by_duration) for each in tallies.values()],
+                [each.seconds for each in tallies.values()],
+            ),
+        ]
 
 
 def _one(what: Instrument, value: float, began: int = 0) -> Points:

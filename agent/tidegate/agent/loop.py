@@ -86,7 +86,8 @@ class Agent:
         self._chronicle = Chronicle(
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
-        self._traces = ChangeTraces(None)
+        recorder = Recorder({"service.name": "tidegate", "service.instance.id": self._config.host})
+        self._traces = ChangeTraces(None, recorder.observe)
         self._flows = flow_traces(self._config, None, in_force, self._traces)
         self._traces.has_samples = self._flows.has_samples
         self._control.applied = self._applied_one
@@ -113,8 +114,7 @@ class Agent:
         self._meter = Meter(self._plane.fates)
         self._meters = Meters(
             Sources(self._plane.metering, self._health.checks, self._follower),
-            Recorder({"service.name": "tidegate", "service.instance.id": self._config.host}),
-            self._config.telemetry,
+            *(recorder, self._config.telemetry),
         )
         self._desk = Desk(self._mailbox.post, self._chronicle.past, self._meters.text)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS

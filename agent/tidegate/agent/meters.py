@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tidegate.agent import host_points
-from tidegate.agent.host_points import Left, StateClock
+from tidegate.agent.host_points import CheckPoints, Left, StateClock
 from tidegate.agent.packet_points import PacketPoints
 from tidegate.agent.report import Facts
 from tidegate.dataplane.metering import Census, Metering
@@ -86,6 +86,7 @@ class Meters:
         self._recorder = recorder
         self._began = time.time_ns()
         self._packets = PacketPoints(sources.metering.began, time.time_ns)
+        self._checks = CheckPoints(self._began)
         self._states = StateClock(time.monotonic())
         self._left: Left | None = None
         self._census: Census | None = None
@@ -153,9 +154,7 @@ class Meters:
         if left is not None:
             contact = self._sources.etcd.last_contact
             families += host_points.of_host(left, contact, time.monotonic(), self._began)
-        families += host_points.of_checks(
-            checks.standings(), checks.tallies(), time.time(), self._began
-        )
+        families += self._checks.points(checks.standings(), checks.tallies(), time.time())
         families.append(Points(names.METRICS_TIME, Series((), ALONE, self._began), [self._cpu]))
         return families
 

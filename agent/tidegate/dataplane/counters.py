@@ -6,8 +6,8 @@ core's cache takes, so its values are summed while they are near, and a host wit
 more memory than one with two. Nothing here loops over ids or CPUs.
 
 Every read sums all that it reads. To look first at what has changed since the last time would mean
-to keep every CPU's value and to read both, old and new: it takes longer than the sum itself
-(`./dev bench telemetry`), and cannot save the kernel's copying, which takes longest.
+to keep every CPU's value and to read both, old and new: that takes about as long as the sum itself
+(`./dev bench telemetry`), and cannot save the kernel's copying.
 
 Counters belong to a use of an id: they are zeroed before an id has its next owner, so an owner is
 never told its predecessor's packets, also by an agent that starts later.

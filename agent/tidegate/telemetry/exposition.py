@@ -55,10 +55,20 @@ def _numbers(points: Points) -> str:
 
 def _template(instrument: Instrument, series: Series) -> str:
     """A line for each point with a gap, after the metric's head. `%r` writes a number in full."""
-    name = metric_name(instrument)
-    keys = [label_name(key) for key in series.keys]
-    lines = (f"{name}{_braced(keys, row)}".replace("%", "%%") + " %r\n" for row in series.rows)
-    return _head(instrument).replace("%", "%%") + "".join(lines)
+    name = metric_name(instrument).replace("%", "%%")
+    if not series.labels:
+        series.labels[:] = _labels(series)
+    lines = "".join([f"{name}{labels} %r\n" for labels in series.labels])
+    return _head(instrument).replace("%", "%%") + lines
+
+
+def _labels(series: Series) -> list[str]:
+    """The labels of each point, with percent signs doubled; each word is escaped once."""
+    words = {word for row in series.rows for word in row}
+    known = {word: _escaped(str(word)).replace("%", "%%") for word in words}
+    pairs = ",".join(f'{label_name(key)}="%s"' for key in series.keys)
+    pattern = f"{{{pairs}}}" if pairs else ""
+    return [pattern % tuple([known[word] for word in row]) for row in series.rows]
 
 
 def _head(instrument: Instrument) -> str:

@@ -23,6 +23,7 @@ class Series:
         keys: of the attributes.
         rows: their values, one row for each point.
         began: ns since 1970 when each point began to count; one for all, or one for each.
+        labels: of each point as Prometheus has them (`exposition`).
         templates: text of Prometheus by metric, with a gap for each value (`exposition`).
         attributes: of each point as OTLP has them (`metrics_data`).
     """
@@ -30,6 +31,7 @@ class Series:
     keys: tuple[Attribute, ...]
     rows: Sequence[tuple[Word, ...]]
     began: int | Sequence[int] = 0
+    labels: list[str] = field(default_factory=list)
     templates: dict[str, str] = field(default_factory=dict)
     attributes: list[dict[str, Word]] = field(default_factory=list)
 
