@@ -3,8 +3,9 @@
 
 200 VIPs and 2,000 backends, in real maps; one backend gets another weight, so one table is built
 anew. Beside it the same without a memo: every document is read again, and since none is the object
-that it was, everything is compared by its content. The median of several runs; compare figures of
-one run only.
+that it was, everything is compared by its content. And the same with a trace: `publish` then notes
+moments, and `trace` is what making the spans of a change takes, all of it after the change. The
+median of several runs; compare figures of one run only.
 """
 
 import json
@@ -16,19 +17,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tidegate.agent.change_trace import ChangeTraces
+from tidegate.agent.control import Applied, Outcome
 from tidegate.dataplane import host, maps
 from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane.steps import unwatched
 from tidegate.keyspace.readings import Memo
 from tidegate.keyspace.validate import validate
+from tidegate.model.arrivals import Written, gathered
 from tidegate.model.features import features
-from tidegate.model.values import EMPTY, Desired, Document, Snapshot
+from tidegate.model.values import EMPTY, Desired, Document, Snapshot, Steering, View
 from tidegate.planner import guards, plan
 from tidegate.planner.diff import difference
+from tidegate.telemetry.span import Span
 
 _T = TypeVar("_T")
 
 VIPS, BACKENDS, RUNS = 200, 2000, 20
 CHANGED = "pools/p3/backends/b203"
+CONTEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+ARRIVED = gathered([Written(CHANGED, 9000, CONTEXT)], 1)
 
 
 def release(backends: int) -> dict[str, Document]:
@@ -59,11 +67,13 @@ class Steps:
 
     def __init__(self) -> None:
         self._times: dict[str, list[float]] = {}
+        self.mark: Callable[[str], None] = lambda _: None
 
     def __call__(self, name: str, step: Callable[[], _T]) -> _T:
         """Does one step."""
         start = time.thread_time()
         result = step()
+        self.mark(name)
         self._times.setdefault(name, []).append(1e3 * (time.thread_time() - start))
         return result
 
@@ -73,6 +83,25 @@ class Steps:
         return {**found, "all": sum(found.values())}
 
 
+class Nowhere:
+    """A sink that counts spans, and sends them nowhere."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def emit(self, _: Span) -> None:
+        """Counts it."""
+        self.count += 1
+
+
+def trace(traces: ChangeTraces, applied: Applied) -> None:
+    """What is left to do for a trace once a change is over, with nothing more to wait for."""
+    traces.applied(applied, "keys")
+    generation = applied.generation
+    traces.end(Outcome(generation.revision), None, generation, "")
+    traces.close()
+
+
 def change(
     steps: Steps,
     snapshot: Snapshot,
@@ -80,29 +109,39 @@ def change(
     memo: Memo | None,
     publisher: Publisher,
     now: int,
+    traces: ChangeTraces | None,
 ) -> Desired:
     """What an agent does for one snapshot."""
     before = publisher.in_force
+    if traces is not None:
+        traces.received(View(Steering(now, "stable", "live"), snapshot, ARRIVED))
+        traces.begin()
+        steps.mark = traces.mark
     desired, _ = steps("validate", lambda: validate(snapshot, last, memo))
-    steps("guards", lambda: guards.refusals(desired, before, guards.Limits(), (), now))
+    steps("guard", lambda: guards.refusals(desired, before, guards.Limits(), (), now))
     after = steps("plan", lambda: plan(desired, before, now))
-    steps("difference", lambda: difference(before, after))
+    diff = steps("difference", lambda: difference(before, after))
     steps("features", lambda: features(before) | features(after))
     steps("publish", lambda: publisher.publish(after, float(now)))
     publisher.reap(float("inf"))
+    if traces is not None:
+        applied = Applied(before, after, diff, desired, now, 0, snapshot, frozenset(), "")
+        steps("trace", lambda: trace(traces, applied))
     return desired
 
 
-def measure(memo: Memo | None) -> dict[str, float]:
+def measure(memo: Memo | None, traces: ChangeTraces | None = None) -> dict[str, float]:
     """Figures of a change."""
     documents, steps = release(BACKENDS), Steps()
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
     host.make_folder(pins)
     fds = maps.create(maps.shapes(maps.Capacity(1 << 16, 1 << 13, 1 << 12)))
-    publisher, last = Publisher(fds, pins, grace=0), EMPTY
+    reached = unwatched if traces is None else traces.reached
+    publisher, last = Publisher(fds, pins, grace=0, reached=reached), EMPTY
     try:
         for run in range(RUNS + 1):
-            last = change(steps, changed(documents, run), last, memo, publisher, 1000 + run)
+            snapshot = changed(documents, run)
+            last = change(steps, snapshot, last, memo, publisher, 1000 + run, traces)
             if run == 0:  # the first one fills everything
                 steps = Steps()
     finally:
@@ -127,11 +166,17 @@ def validation(count: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints both columns and their ratio."""
-    anew, shared = measure(None), measure(Memo())
-    print(f"{'CPU ms':12s} {'anew':>8s} {'with memo':>10s} {'ratio':>7s}")
-    for name, value in shared.items():
-        print(f"{name:12s} {anew[name]:8.2f} {value:10.2f} {anew[name] / value:6.1f}x")
+    """Prints the columns, and what they are to each other."""
+    anew, shared, sink = measure(None), measure(Memo()), Nowhere()
+    traced = measure(Memo(), ChangeTraces(sink))
+    print(f"{'CPU ms':12s} {'anew':>8s} {'with memo':>10s} {'ratio':>7s} {'traced':>8s}")
+    for name, value in traced.items():
+        known = ""
+        if name in shared:
+            known = f"{anew[name]:8.2f} {shared[name]:10.2f} {anew[name] / shared[name]:6.1f}x"
+        print(f"{name:12s} {known:27s} {value:8.2f}")
+    share, count = traced["trace"] / traced["all"], sink.count / (RUNS + 1)
+    print(f"the trace of a change, {count:.0f} spans, takes {share:.1%} of what all of it takes")
     read, again = validation(10_000)
     print(f"validation of 10,000 documents, one changed: {read:.1f} ms, with a memo {again:.1f} ms")
 
