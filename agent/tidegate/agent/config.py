@@ -22,6 +22,7 @@ from tidegate.model.documents import Percent
 from tidegate.planner.guards import Limits
 from tidegate.telemetry import endpoint
 from tidegate.telemetry.settings import TelemetrySettings
+from tidegate.telemetry.settings import check as check_telemetry
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LONGEST_SOCKET: Final = 90
@@ -266,6 +267,7 @@ def _check(path: Path, config: AgentConfig) -> None:
     try:
         check_etcd(config.etcd)
         endpoint.place(config.telemetry.prometheus)
+        check_telemetry(config.telemetry)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -223,7 +223,7 @@ def flow_traces(
 ) -> FlowTraces:
     """Traces of the flows of an agent's data plane, linked to the changes that moved them."""
     return FlowTraces(
-        *(Path(config.pin_dir), Limits(), sink, in_force),
+        *(Path(config.pin_dir), config.telemetry.flows.limits(), sink, in_force),
         *(changes.context_of, changes.first_packet),
     )
 

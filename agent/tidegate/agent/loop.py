@@ -20,7 +20,6 @@ from tidegate.agent.announcer import Announcer
 from tidegate.agent.auditor import Auditor
 from tidegate.agent.change_trace import ChangeTraces
 from tidegate.agent.chronicle import Chronicle
-from tidegate.agent.config import AgentConfig
 from tidegate.agent.control import Applied, Control
 from tidegate.agent.control_socket import Answer, ControlSocket
 from tidegate.agent.flow_trace import flow_traces
@@ -29,13 +28,15 @@ from tidegate.agent.mailbox import Bell, Mail, Mailbox
 from tidegate.agent.meters import Meters, Sources
 from tidegate.agent.operator import Operator
 from tidegate.agent.orders import Posted
+from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.readiness import Condition, unready
 from tidegate.agent.ready_signs import ReadySigns
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
 from tidegate.agent.routes import Desk
+from tidegate.agent.telemetry import Telemetry
 from tidegate.agent.traffic import Meter
-from tidegate.dataplane.host import DataPlane, Settings
+from tidegate.dataplane.host import DataPlane
 from tidegate.dataplane.links import LinkWatch
 from tidegate.errors import AgentError, ConfigError, DataplaneError
 from tidegate.keyspace import paths
@@ -71,7 +72,7 @@ class Agent:
         self._mailbox = Mailbox()
         # Before the links are first read, so that no change falls between.
         self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
-        self._plane = DataPlane(_settings(self._config))
+        self._plane = DataPlane(plane_settings(self._config))
         self._control = Control(self._plane, self._config.limits())
         etcd = self._config.etcd
         in_force = self._plane.publisher.in_force
@@ -87,8 +88,9 @@ class Agent:
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
         recorder = Recorder({"service.name": "tidegate", "service.instance.id": self._config.host})
-        self._traces = ChangeTraces(None, recorder.observe)
-        self._flows = flow_traces(self._config, None, in_force, self._traces)
+        self._telemetry = Telemetry(self._config)
+        self._traces = ChangeTraces(self._telemetry.sink, recorder.observe)
+        self._flows = flow_traces(self._config, self._telemetry.sink, in_force, self._traces)
         self._traces.has_samples = self._flows.has_samples
         self._control.applied = self._applied_one
         self._control.mark = self._traces.mark
@@ -342,7 +344,7 @@ class Agent:
         reason = self._show_readiness()
         problems = (
             *(self._chronicle.problem, self._door_fault),
-            *(*self._announcer.problems, *self._meters.problems),
+            *(*self._announcer.problems, *self._meters.problems, *self._telemetry.problems),
         )
         facts = Facts(
             config=self._config,
@@ -382,19 +384,7 @@ class Agent:
         self._links.stop()
         self._chronicle.close()
         self._plane.close()
+        self._telemetry.close()
         left = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         if left:
             log.debug("threads left at stop: %s", ", ".join(left))
-
-
-def _settings(config: AgentConfig) -> Settings:
-    return Settings(
-        pins=Path(config.pin_dir),
-        interfaces=config.interfaces,
-        mode=config.xdp_mode,
-        build=config.build(),
-        capacity=config.table_capacity(),
-        gateways=config.gateways(),
-        grace=config.grace_delay,
-        probe_tunnel=config.probe_tunnel,
-    )
