@@ -32,7 +32,7 @@ IDLE_SECONDS: Final = 5.0
 
 
 class PrometheusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where Prometheus may scrape; docs/telemetry.md.
+    """Where Prometheus may scrape; docs/metrics.md.
 
     Attributes:
         listen: address and port, such as `127.0.0.1:9470` or `[::1]:9470`; empty is nowhere.

@@ -3,7 +3,7 @@
 
 Attributes have few values: names of VIPs, pools and backends of the generation in force, and words
 of closed lists. A name's points end when its VIP or backend leaves the generation. No address, port
-or text that somebody else wrote is ever an attribute. docs/telemetry.md says how many points that
+or text that somebody else wrote is ever an attribute. docs/metrics.md says how many points that
 makes.
 """
 
