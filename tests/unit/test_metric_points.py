@@ -22,6 +22,7 @@ from tidegate.telemetry.endpoint import Place, PrometheusSettings, place
 from tidegate.telemetry.exposition import rendered
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.points import ALONE, Family, Points, Series, Spread
+from tidegate.telemetry.recorder import Recorder
 
 NUMBERS = [each for each in names.INSTRUMENTS if each.kind in ("counter", "gauge")]
 WORDS = st.text(max_size=8) | st.sampled_from(['a"b', "a\\nb", "a\nb", "50%", "%d%s", "ä"])
@@ -219,3 +220,20 @@ def test_another_address_takes_a_word() -> None:
         with pytest.raises(ConfigError, match="allow_remote"):
             place(PrometheusSettings(listen=listen))
         assert place(PrometheusSettings(listen=listen, allow_remote=True)) is not None
+
+
+def test_what_is_recorded_and_lost_is_served() -> None:
+    """A stage's duration is in its histogram, and telemetry's own losses are counted by reason."""
+    recorder = Recorder({"service.name": "tidegate"}, lambda: {("traces", "queue-full"): 7})
+    recorder.observe("swap", 0.003)
+    found = samples(recorder.text())
+    recorder.close()
+    stage = ("tidegate_stage", "swap")
+    name = "tidegate_change_duration_seconds"
+    assert found[f"{name}_count", (stage,)] == 1
+    below = {
+        dict(labels)["le"]: v for (each, labels), v in found.items() if each == f"{name}_bucket"
+    }
+    assert (below["0.002"], below["0.005"]) == (0, 1)
+    lost = (("tidegate_telemetry_reason", "queue-full"), ("tidegate_telemetry_signal", "traces"))
+    assert found["tidegate_telemetry_dropped_total", lost] == 7

@@ -87,8 +87,9 @@ class Agent:
         self._chronicle = Chronicle(
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
-        recorder = Recorder({"service.name": "tidegate", "service.instance.id": self._config.host})
         self._telemetry = Telemetry(self._config)
+        me = {"service.name": "tidegate", "service.instance.id": self._config.host}
+        recorder = Recorder(me, self._telemetry.losses)
         self._traces = ChangeTraces(self._telemetry.sink, recorder.observe)
         self._flows = flow_traces(self._config, self._telemetry.sink, in_force, self._traces)
         self._traces.has_samples = self._flows.has_samples

@@ -5,6 +5,7 @@ A record that is logged while a change is under way carries the ids of its trace
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from tidegate.agent.config import AgentConfig
@@ -41,6 +42,11 @@ class Telemetry:
     def problems(self) -> tuple[str, ...]:
         """What is wrong now, for the status."""
         return self._pipeline.faults.problems
+
+    def losses(self) -> Mapping[tuple[str, str], int]:
+        """What was not sent, by signal and reason, for the metrics."""
+        tallies = self._pipeline.tallies().items()
+        return {(signal, why): n for signal, tally in tallies for why, n in tally.lost.items()}
 
     def close(self) -> None:
         """Sends what is left, within the bound that the file sets."""

@@ -88,7 +88,7 @@ VERSION: Final = Attribute(
     is_standard=True,
 )
 SIGNAL: Final = Attribute(
-    *("tidegate.telemetry.signal", "string", "`spans`, `points` or `logs`.", "spans"),
+    *("tidegate.telemetry.signal", "string", "`traces` or `logs`.", "traces"),
 )
 LOSS: Final = Attribute(
     *("tidegate.telemetry.reason", "string"),
