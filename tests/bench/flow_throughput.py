@@ -3,8 +3,9 @@
 
 First arrays of events, as the ring buffer of a host with many CPUs would give them, at several
 rates; beside them a loop that wants to wake every 5 ms, as the agent's loop shares the interpreter
-with the reader. Then the real program: two processes offer it packets of sampled flows, and the
-agent's reader handles what comes. CPU is that of the reader alone.
+with the reader. Then 50,000 events/s with their spans sent over gRPC to a receiver in a process of
+its own. Then the real program: two processes offer it packets of sampled flows, and the agent's
+reader handles what comes. CPU is that of the reader, and of the exporter where there is one.
 """
 
 import os
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from flow_events import Told, records
 from frames import ip4, tcp
 from kernel import Kernel
+from otlp_receiver import Receiver
 from roster import VIP4, backend, desired, vip
 from tidegate.agent.flow_names import FlowNames
 from tidegate.agent.flow_trace import FlowTraces
@@ -33,6 +35,9 @@ from tidegate.planner import plan
 from tidegate.telemetry.flow_gate import Limits
 from tidegate.telemetry.flow_spans import Roots, span_of
 from tidegate.telemetry.flows import Flows
+from tidegate.telemetry.pipeline import Pipeline
+from tidegate.telemetry.sdk import Identity
+from tidegate.telemetry.settings import TelemetrySettings
 from tidegate.telemetry.span import Span
 
 SECONDS: Final = 5
@@ -111,6 +116,44 @@ def arrays() -> None:
         )
 
 
+def export() -> None:
+    """Prints what a rate costs with the export of its spans."""
+    rate = 50_000
+    size = rate // LOOKS
+    flows, roots, names = Flows(Limits(), 0), Roots(), FlowNames(NOTHING, lambda _: None)
+    batches = [batch(i * size, size, rate) for i in range(SECONDS * LOOKS)]
+    command = [sys.executable, __file__, "receive"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as receiver:
+        assert receiver.stdout is not None
+        endpoint = receiver.stdout.readline().strip()
+        pipeline = Pipeline(TelemetrySettings(endpoint=endpoint), Identity("bench", "lb1"))
+        used, begin, spans = time.process_time(), time.monotonic(), 0
+        for i, events in enumerate(batches):
+            time.sleep(max(0.0, begin + i / LOOKS - time.monotonic()))
+            for flow in flows.take(events, (i + 1) * 1_000_000_000 // LOOKS):
+                pipeline.emit(span_of(flow, names.naming, roots, 0))
+                spans += 1
+        pipeline.close()
+        seconds, used = time.monotonic() - begin, time.process_time() - used
+        received = int(receiver.communicate("")[0])
+    print(
+        f"export: {rate:,} events/s, {spans:,} spans made and {received:,} received in "
+        f"{seconds:.1f} s; {used / seconds:.1%} of a core"
+    )
+    if received != spans:
+        raise SystemExit(1)
+
+
+def receive() -> None:
+    """Takes spans until standard input ends; prints where it is, and at the end how many came."""
+    with Receiver() as receiver:
+        print(receiver.endpoint, flush=True)
+        sys.stdin.read()
+        print(len(receiver.received.spans))
+
+
 def offer(pin: str, cpu: int) -> None:
     """Sends packets of sampled flows through the program; prints how many events they make."""
     os.sched_setaffinity(0, {cpu})
@@ -159,14 +202,17 @@ def program() -> None:
 
 
 def main() -> None:
-    """Both parts."""
+    """All parts."""
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     arrays()
+    export()
     program()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["receive"]:
+        receive()
+    elif len(sys.argv) > 1:
         offer(sys.argv[1], int(sys.argv[2]))
     else:
         main()
