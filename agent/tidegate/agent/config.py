@@ -21,6 +21,7 @@ from tidegate.keyspace.settings import check as check_etcd
 from tidegate.model.documents import Percent
 from tidegate.planner.guards import Limits
 from tidegate.telemetry import endpoint
+from tidegate.telemetry.lines import Format
 from tidegate.telemetry.settings import TelemetrySettings
 from tidegate.telemetry.settings import check as check_telemetry
 
@@ -123,6 +124,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         ready_file: is there while the host is ready; empty is none.
         ready_when_blind: whether a host stays ready that finds many backends dead which most hosts
             reach; docs/announce.md.
+        log_format: of lines on stderr: key=value, or JSON.
         ready_stale_limit: seconds without etcd after which the host is not ready; none is never.
     """
 
@@ -144,6 +146,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ready_when_blind: bool = True
     ready_stale_limit: Annotated[float, Meta(ge=0)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Format = "text"
     etcd: EtcdSettings = msgspec.field(default_factory=EtcdSettings)
     encapsulation: Encapsulation
     gateway: GatewayTable = GatewayTable()

@@ -44,6 +44,7 @@ from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status_writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.model.values import View
+from tidegate.telemetry import lines
 from tidegate.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Agent:
         """
         self._path = path
         self._config = configuration.read(path)
+        lines.use(self._config.log_format)
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._started = time.time()
         self._mailbox = Mailbox()

@@ -10,6 +10,7 @@ from typing import Final
 
 from tidegate.agent.config import AgentConfig
 from tidegate.telemetry.current import CURRENT
+from tidegate.telemetry.lines import Repeats
 from tidegate.telemetry.names.logs import LOGGER
 from tidegate.telemetry.pipeline import Pipeline
 from tidegate.telemetry.sdk import Identity, Line
@@ -61,6 +62,7 @@ class _Handler(logging.Handler):
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
         self._pipeline = pipeline
+        self.addFilter(Repeats())
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

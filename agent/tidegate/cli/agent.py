@@ -4,7 +4,6 @@
 import argparse
 import logging
 import resource
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,12 +42,9 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from tidegate.agent.loop import Agent  # noqa: PLC0415 - takes bcc, grpc and pyroute2
+    from tidegate.telemetry import lines  # noqa: PLC0415
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-    )
+    lines.set_up()
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
     # Each backend with a TCP check has a socket, and the usual soft limit is 1,024.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
