@@ -169,12 +169,12 @@ def seconds(value: float | None) -> str:
 
 def measured(
     failure: str, flows: Flows, victims: Iterable[str], found_at: float, back: float | None = None
-) -> Row:
-    """The row of a failure, whose flows have settled."""
+) -> tuple[str, ...]:
+    """The `Row` of a failure, whose flows have settled; plain, as it goes to another process."""
     mine = list(victims)
     tcp, udp = (flows.outcome(kind, mine) for kind in ("tcp", "udp"))
     rest = [flows.outcome(kind, mine, others=True) for kind in ("tcp", "udp")]
-    return Row(
+    row = Row(
         failure,
         seconds(found_at - flows.failed_at),
         seconds(udp.action),
@@ -184,6 +184,7 @@ def measured(
         f" of {sum(o.flows for o in rest)}",
         seconds(back),
     )
+    return tuple(row)
 
 
 def assert_others_untouched(flows: Flows, victims: Iterable[str]) -> None:

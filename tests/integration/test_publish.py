@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from roster import backend, desired, generations, vip, web
-from tidegate.dataplane import entries, host, layout, maps
+from tidegate.dataplane import entries, host, layout, maps, tables
 from tidegate.dataplane import syscalls as bpf
 from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane.steps import Step
+from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIP_ROUTES
 from tidegate.model.generation import Generation
-from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute, SynLimit
+from tidegate.model.values import BackendKey, Desired, Fitness, Quic, SourceRoute, SynLimit
 from tidegate.planner import plan
 
 pytestmark = pytest.mark.root
@@ -205,3 +207,90 @@ def test_as_many_routes_as_a_vip_may_have(kernel: maps.Maps, pins: Path) -> None
     again = Publisher(kernel, pins, grace=0)
     assert again.adopt().vips == generation.vips
     again.close()
+
+
+def flags(kernel: maps.Maps, generation: Generation, name: str) -> int:
+    return int(entry(kernel, generation, name)["flags"])
+
+
+def out(wanted: Desired, before: Generation, *names: str) -> Generation:
+    """The next generation while health takes these backends out."""
+    fitness = {BackendKey("web", name): Fitness(is_out=True) for name in names}
+    return plan(wanted, before, 1000, fitness)
+
+
+def test_a_flag_is_set_before_the_tables_and_stays(kernel: maps.Maps, pins: Path) -> None:
+    """A flag ahead of its generation is there at each step, and an audit expects it."""
+    wanted = web(backend("b1"), backend("b2"), backend("b3"))
+    seen: list[tuple[Step, int]] = []
+    publisher = Publisher(
+        kernel, pins, 0, reached=lambda step: seen.append((step, flags(kernel, first, "b1")))
+    )
+    (first,) = generations(wanted)
+    publisher.publish(first, 0)
+    seen.clear()
+    slots = tables.slots(kernel["outer"])
+    assert publisher.quarantine([BackendKey("web", "b1")]) == 1
+    assert publisher.quarantine([BackendKey("web", "b1")]) == 0
+    assert (flags(kernel, first, "b1"), flags(kernel, first, "b2")) == (layout.QUARANTINED, 0)
+    assert tables.slots(kernel["outer"]) == slots
+    assert publisher.audit(deep=True) == []
+    publisher.publish(out(wanted, first, "b1"), 0)
+    assert Step.TABLES_SWAPPED in dict(seen)
+    assert {flag for _, flag in seen} == {layout.QUARANTINED}
+    assert publisher.audit(deep=True) == []
+    publisher.close()
+
+
+def test_a_flag_whose_verdict_is_taken_back_goes(kernel: maps.Maps, pins: Path) -> None:
+    """When the next generation is the one in force, the flag and its record are as before."""
+    wanted = web(backend("b1"), backend("b2"))
+    (first,) = generations(wanted)
+    publisher = Publisher(kernel, pins, 0)
+    publisher.publish(first, 0)
+    publisher.quarantine([BackendKey("web", "b1")])
+    publisher.publish(plan(wanted, first, 1000, {}), 0)
+    assert publisher.in_force.number == first.number
+    assert flags(kernel, first, "b1") == 0
+    publisher.close()
+    again = Publisher(kernel, pins, 0)
+    assert again.adopt().backends[BackendKey("web", "b1")].reachable
+    again.close()
+
+
+def test_a_start_after_a_flag_keeps_the_backend_out(kernel: maps.Maps, pins: Path) -> None:
+    """What an agent flagged before it ended, without a generation, its next start finds out."""
+    wanted = web(backend("b1"), backend("b2"))
+    (first,) = generations(wanted)
+    publisher = Publisher(kernel, pins, 0)
+    publisher.publish(first, 0)
+    publisher.quarantine([BackendKey("web", "b1")])
+    publisher.close()
+    again = Publisher(kernel, pins, 0)
+    found = again.adopt()
+    assert not found.backends[BackendKey("web", "b1")].reachable
+    again.publish(plan(wanted, found, 1000, None), 0)
+    assert again.in_force.number == first.number + 1
+    assert flags(kernel, first, "b1") == layout.QUARANTINED
+    again.publish(plan(wanted, again.in_force, 1001, {}), 0)
+    assert flags(kernel, first, "b1") == 0
+    again.close()
+
+
+def test_what_is_put_back_keeps_the_flag(kernel: maps.Maps, pins: Path) -> None:
+    """A generation that the kernel refuses goes, and the flag that was ahead of it stays."""
+    wanted = web(backend("b1"), backend("b2"))
+    (first,) = generations(wanted)
+    publisher = Publisher(kernel, pins, 0)
+    publisher.publish(first, 0)
+    publisher.quarantine([BackendKey("web", "b1")])
+    (pins / "tables").rename(pins / "away")
+    with pytest.raises(DataplaneError):
+        publisher.publish(out(wanted, first, "b1"), 0)
+    (pins / "away").rename(pins / "tables")
+    assert publisher.in_force.number == first.number
+    assert flags(kernel, first, "b1") == layout.QUARANTINED
+    assert publisher.audit(deep=True) == []
+    publisher.publish(out(wanted, first, "b1"), 0)
+    assert publisher.audit(deep=True) == []
+    publisher.close()

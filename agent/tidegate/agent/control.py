@@ -183,6 +183,14 @@ class Control:
         self.outcome = Outcome(revision, (*rejections, *refused), failed=failed)
         return self.outcome
 
+    def hasten(self) -> None:
+        """Flags backends that health has taken out; the step that follows does all the rest."""
+        out = (key for key, fit in (self.fitness or {}).items() if fit.is_out)
+        try:
+            self._publisher.quarantine(out)
+        except DataplaneError as error:
+            log.warning("quarantine %s; the next step tries again", error)
+
     def _wanted(self) -> tuple[Desired, tuple[Rejection, ...], int]:
         """What the documents ask for, what of them is refused, and the latest revision seen."""
         if self.view is None:

@@ -248,8 +248,9 @@ class Agent:
         in_force = self._plane.publisher.in_force
         if not self._health.judge(in_force, int(time.time()), rung=rung, is_alone=is_alone):
             return False
-        self._status.judge(self._health.verdicts())
         self._control.fitness = self._health.fitness
+        self._control.hasten()
+        self._status.judge(self._health.verdicts())
         return self._control.fitness != before
 
     def _step(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.dataplane import entries, ledger
-from tidegate.dataplane.ledger import Place
+from tidegate.dataplane.ledger import MetaRecord, Place
 from tidegate.model.generation import NOTHING, Generation
 
 
@@ -39,6 +39,19 @@ def intent(generation: Generation, last: Intent = NO_INTENT) -> Intent:
         }
     servers = entries.quic_servers(generation)
     return Intent(generation, records, {**of_vips, "quic_servers": servers})
+
+
+def meta(generation: Generation, hold: str) -> MetaRecord:
+    """The meta record of a generation that is in force, complete; `hold` is no part of it."""
+    return MetaRecord(
+        generation.number,
+        generation.revision,
+        generation.hash_seed,
+        generation.release,
+        generation.pointer,
+        attempt=generation.number,
+        hold=hold,
+    )
 
 
 def _lead_alike(one: Generation, other: Generation) -> bool:

@@ -10,7 +10,7 @@ record names the pools of its source routes by id, as a hundred names would not 
 recorded before their VIPs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, TypeAlias
@@ -275,6 +275,11 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
         record.flow_sampling,
         record.sorry_pool,
     )
+
+
+def of_backends(placed: Iterable[PlacedBackend]) -> dict[Place, Record]:
+    """The records of these backends alone."""
+    return {Place(Kind.BACKEND, one.identity.id): _backend_record(one) for one in placed}
 
 
 def _backend_record(placed: PlacedBackend) -> BackendRecord:

@@ -12,7 +12,7 @@ Why this order. A table must not name a backend without an entry (1 before 3), a
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
 still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
 record names its pools. The flag that quarantines a backend is in its entry, so it takes effect in
-step 1, before any table is rebuilt. A crash after a step leaves each VIP on its old or its new
+step 1, before any table is rebuilt (`quarantine`: sooner). A crash leaves a VIP on its old or new
 table. The next start reads the kernel, plans from what it finds, and thereby finishes or discards
 the rest: a backend with an entry and no slot is as good as one that was just added. The number is
 written first, so that no two attempts ever have the same one.
@@ -29,7 +29,7 @@ first generation after a start is compared in full, though it may have the numbe
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -37,15 +37,17 @@ import msgspec
 import numpy as np
 
 from tidegate.dataplane import counters, endpoints, ledger, tables
+from tidegate.dataplane.ahead import Ahead
 from tidegate.dataplane.audit import Finding, audit
 from tidegate.dataplane.fence import check_number
 from tidegate.dataplane.found import found_generation
-from tidegate.dataplane.intent import NO_INTENT, Intent, intent
+from tidegate.dataplane.intent import NO_INTENT, Intent, intent, meta
 from tidegate.dataplane.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.mirror import Loaded, Mirror
 from tidegate.dataplane.steps import Reached, Step, unwatched
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
+from tidegate.model.values import BackendKey
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class Publisher:
         self.reached = reached
         self._fence = fence
         self._retired: list[_Retired] = []
+        self._ahead = Ahead(self.mirror)
         self._intent = NO_INTENT
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as we know."""
@@ -106,8 +109,8 @@ class Publisher:
         self.mirror.load(strict=True)
         self.mirror.load_tables()
         self.in_force = self._found()
-        meta = self.mirror.records.get(_META)
-        self.hold = meta.hold if isinstance(meta, MetaRecord) else ""
+        kept = self.mirror.records.get(_META)
+        self.hold = kept.hold if isinstance(kept, MetaRecord) else ""
         self.is_certain = False
         return self.in_force
 
@@ -123,7 +126,7 @@ class Publisher:
             DataplaneError: the kernel refused a step. `in_force` is what is in force: the last
                 generation, or a mixture in which each VIP is on its old or its new table.
         """
-        if generation.number == self.in_force.number and self.is_certain:
+        if generation.number == self.in_force.number and self.is_certain and not self._ahead:
             self._note_origin(generation)
             self.in_force = generation  # a new revision that no packet can tell from the last one
             return
@@ -152,6 +155,22 @@ class Publisher:
             raise _failure(generation, error, rest) from error
         self.in_force = generation
         self.is_certain = True
+        self._ahead.settle()
+
+    def quarantine(self, keys: Iterable[BackendKey]) -> int:
+        """Flags backends ahead of their generation (`ahead`); says how many were not flagged.
+
+        Raises:
+            FenceError, DataplaneError: as in `publish`.
+        """
+        if self._is_lost:
+            return 0
+        self.check()
+        try:
+            return self._ahead.flag(keys, self.in_force)
+        except OSError as error:
+            self._take_stock()
+            raise DataplaneError(f"backends cannot be flagged: {error}") from error
 
     def check(self) -> None:
         """Makes sure that nobody else writes to these maps.
@@ -160,9 +179,9 @@ class Publisher:
             FenceError: somebody does.
         """
         self._fence()
-        meta = self.mirror.records.get(_META)
-        if isinstance(meta, MetaRecord):
-            check_number(self.mirror.fds, meta)
+        taken = self.mirror.records.get(_META)
+        if isinstance(taken, MetaRecord):
+            check_number(self.mirror.fds, taken)
 
     def audit(self, *, deep: bool) -> list[Finding]:
         """Compares the kernel with the generation in force, and puts right what differs.
@@ -191,9 +210,9 @@ class Publisher:
         """
         self.check()
         before = self.mirror.records.get(_META)
-        meta = before if isinstance(before, MetaRecord) else MetaRecord(0, 0)
+        known = before if isinstance(before, MetaRecord) else MetaRecord(0, 0)
         try:
-            self.mirror.record({_META: msgspec.structs.replace(meta, hold=reason)})
+            self.mirror.record({_META: msgspec.structs.replace(known, hold=reason)})
         except OSError as error:
             raise DataplaneError(f"the ledger cannot be written: {error}") from error
         self.hold = reason
@@ -232,6 +251,7 @@ class Publisher:
         try:
             self.mirror.load(strict=False)
             self.in_force = self._found()
+            self._ahead.settle()
         except _REFUSALS as error:
             log.warning("kernel_unread reason=%s", error)
             return
@@ -240,13 +260,13 @@ class Publisher:
     def _prepare(self, wanted: Intent, filled: dict[int, Loaded]) -> None:
         """Steps 1 and 2: what no table and no VIP in force leads to."""
         generation = wanted.generation
-        taken = msgspec.structs.replace(_meta(self.in_force, self.hold), attempt=generation.number)
+        taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
         self.mirror.record({_META: taken})
         # Before a record names the next owner of an id, so that it happens once, or to no effect.
         counters.clear_reused(self.mirror.fds, self.in_force, generation)
         self.reached(Step.NUMBER_TAKEN)
-        everything = list(generation.backends.values())
-        changed = endpoints.changed(self.in_force, generation) if self.is_certain else everything
+        differing = endpoints.changed(self.in_force, generation) + self._ahead.within(generation)
+        changed = differing if self.is_certain else list(generation.backends.values())
         self._write_backends(wanted, changed)
         self._fill_tables(generation, filled)
 
@@ -257,7 +277,7 @@ class Publisher:
         if not self.is_certain:
             self._take_stock()
             return "what was found at the start is in force"
-        mirror, last = self.mirror, self.in_force
+        mirror, last = self.mirror, self._ahead.over(self.in_force)
         try:
             mirror.load(strict=False)
             wanted = intent(last)
@@ -346,7 +366,7 @@ class Publisher:
 
     def _note_origin(self, generation: Generation) -> None:
         """Records that what is in force is of another release now, if it is."""
-        before, after = _meta(self.in_force, self.hold), _meta(generation, self.hold)
+        before, after = meta(self.in_force, self.hold), meta(generation, self.hold)
         if (before.release, before.pointer) != (after.release, after.pointer):
             self.check()
             try:
@@ -372,21 +392,8 @@ class Publisher:
             self.reached(Step.POOL_UNPINNED)
         if not self.is_certain:
             mirror.forget_others([*records, _META])
-        mirror.record({_META: _meta(generation, self.hold)})
+        mirror.record({_META: meta(generation, self.hold)})
         self.reached(Step.NUMBER_RECORDED)
-
-
-def _meta(generation: Generation, hold: str) -> MetaRecord:
-    """The record of a generation that is in force, complete."""
-    return MetaRecord(
-        generation.number,
-        generation.revision,
-        generation.hash_seed,
-        generation.release,
-        generation.pointer,
-        attempt=generation.number,
-        hold=hold,
-    )
 
 
 def _failure(generation: Generation, error: Exception, rest: str) -> DataplaneError:

@@ -17,6 +17,7 @@ least three of them (or all). Its votes do not count, and it says so of itself.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from tidegate.model.health import Vote, Votes
@@ -24,6 +25,8 @@ from tidegate.model.values import BackendKey
 
 _BLIND_LEAST: Final = 3
 """Backends that a host must see differently to be blind, unless there are fewer."""
+_REMEMBERED: Final = 1 << 14
+"""Sets of votes on one backend whose outcome need not be found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,11 @@ class Opinion:
 
 def opinion(votes: Votes) -> Opinion:
     """The fleet's opinion, the same on every host that knows the same votes."""
-    tally = {
-        key: (sum(vote.is_healthy for vote in cast), len(cast))
-        for key, cast in _by_backend(votes).items()
-    }
-    blind = frozenset(host for host, cast in votes.items() if _is_blind(cast, tally))
-    heard = {host: cast for host, cast in votes.items() if host not in blind}
-    return Opinion(
-        {key: _effective(cast) for key, cast in sorted(_by_backend(heard).items())}, blind
-    )
+    cast = _by_backend(votes)
+    blind = frozenset(host for host, mine in votes.items() if _is_blind(mine, cast))
+    if blind:
+        cast = _by_backend({host: mine for host, mine in votes.items() if host not in blind})
+    return Opinion({key: _effective(tuple(each)) for key, each in cast.items()}, blind)
 
 
 def can_be_spared(host: str, votes: Votes, blind: Collection[str]) -> bool:
@@ -96,7 +95,9 @@ def _by_backend(votes: Votes) -> dict[BackendKey, list[Vote]]:
     return found
 
 
-def _effective(cast: Collection[Vote]) -> Effective:
+@lru_cache(_REMEMBERED)
+def _effective(cast: tuple[Vote, ...]) -> Effective:
+    """What these votes come to. Of thousands of backends most have had the same votes before."""
     dead = [vote.since for vote in cast if not vote.is_healthy]
     alive = [vote.since for vote in cast if vote.is_healthy]
     if 2 * len(dead) > len(cast):
@@ -113,20 +114,30 @@ def _reached(times: Iterable[int], needed: int) -> int:
     return sorted(times)[needed - 1]
 
 
-def _is_blind(mine: Mapping[BackendKey, Vote], tally: Mapping[BackendKey, tuple[int, int]]) -> bool:
+def _is_blind(mine: Mapping[BackendKey, Vote], cast: Mapping[BackendKey, list[Vote]]) -> bool:
     """Whether a host finds many backends dead that the others find alive.
 
     Args:
         mine: its votes.
-        tally: votes for healthy, and all votes, on each backend; its own among them.
+        cast: all votes on each backend; its own among them.
     """
-    known = shared = differing = 0
-    for key, (alive, all_) in tally.items():
-        vote = mine.get(key)
-        others = all_ - (vote is not None)
-        alive_there = alive - (vote is not None and vote.is_healthy)
-        known += others > 0
-        if vote is not None and others and 2 * alive_there >= others:
+    if all(vote.is_healthy for vote in mine.values()):
+        return False
+    shared = differing = 0
+    for key, vote in mine.items():
+        alive, others = _alive(tuple(cast[key]))
+        others -= 1
+        alive -= vote.is_healthy
+        if others and 2 * alive >= others:
             shared += 1
             differing += not vote.is_healthy
-    return 0 < shared <= 2 * differing and differing >= min(_BLIND_LEAST, known)
+    if not 0 < shared <= 2 * differing:
+        return False
+    known = sum(len(each) > (key in mine) for key, each in cast.items())
+    return differing >= min(_BLIND_LEAST, known)
+
+
+@lru_cache(_REMEMBERED)
+def _alive(cast: tuple[Vote, ...]) -> tuple[int, int]:
+    """Votes for healthy, and all."""
+    return sum(vote.is_healthy for vote in cast), len(cast)

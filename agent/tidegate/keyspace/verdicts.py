@@ -7,6 +7,8 @@ vote, and is named. This judges nothing.
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -16,9 +18,11 @@ from tidegate.keyspace.paths import is_name
 from tidegate.keyspace.status import rfc3339
 from tidegate.model.health import Vote
 from tidegate.model.steering import Health, HealthCode, VerdictDocument
-from tidegate.model.values import BackendKey, Document, Rejection, Snapshot
+from tidegate.model.values import BackendKey, Rejection, Snapshot
 
 _PARTS = 3
+_REMEMBERED: Final = 1 << 16
+"""Keys and documents that need not be read again."""
 _SHAPE = "The key is not one of Tidegate's: it is health/<host>/<pool>/<backend>."
 
 
@@ -47,19 +51,33 @@ def votes(
     cast: defaultdict[str, dict[BackendKey, Vote]] = defaultdict(dict)
     rejections: list[Rejection] = []
     for key, document in snapshot.documents.items():
-        parts = key.split("/")
-        vote = _vote(document) if len(parts) == _PARTS and all(map(is_name, parts)) else _SHAPE
+        signed = _signed(key)
+        vote = _SHAPE if signed is None else _vote(document.value)
         if isinstance(vote, str):
             rejections.append(_refused(key, vote, document.mod_revision))
-        elif vote is not None:
-            host, pool, backend = parts
-            cast[host][BackendKey(pool, backend)] = vote
+        elif vote is not None and signed is not None:
+            host, backend = signed
+            cast[host][backend] = vote
     return dict(cast), tuple(rejections)
 
 
-def _vote(document: Document) -> Vote | str | None:
-    """The vote of a document; None if it is none yet; a sentence if it cannot be read."""
-    found = decode(document.value, VerdictDocument)
+@lru_cache(_REMEMBERED)
+def _signed(key: str) -> tuple[str, BackendKey] | None:
+    """Whose verdict a key is, and on what; None if it is none of Tidegate's keys."""
+    parts = key.split("/")
+    if len(parts) != _PARTS or not all(map(is_name, parts)):
+        return None
+    host, pool, backend = parts
+    return host, BackendKey(pool, backend)
+
+
+@lru_cache(_REMEMBERED)
+def _vote(value: bytes) -> Vote | str | None:
+    """The vote of a document; None if it is none yet; a sentence if it cannot be read.
+
+    When one verdict changes, thousands do not, and a decision waits for all of them to be read.
+    """
+    found = decode(value, VerdictDocument)
     if not isinstance(found, VerdictDocument):
         return found[0].reason
     since = parse_moment(found.since)
