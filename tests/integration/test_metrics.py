@@ -235,3 +235,31 @@ def test_a_real_prometheus_scrapes_it(site: Site, tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_a_refused_document_raises_its_alert(site: Site, tmp_path: Path) -> None:
+    """A real Prometheus with the rules of deploy/ has the alert pending, and only that one."""
+    place = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
+    text = (place / "prometheus.yml").read_text("utf-8")
+    text = text.replace("alerts.yml", str(place / "alerts.yml")).replace(": 15s", ": 1s")
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text, "utf-8")
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    command += ["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]
+    log = tmp_path / "prometheus.log"
+    process = site.lab.node("lb1").daemon(command, log)
+    alerts = 'ALERTS{fleet="default"}'
+    try:
+        deadline = time.monotonic() + LIMIT
+        while not query(site, 'tidegate_refusals{fleet="default"}'):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert [each["metric"]["alertname"] for each in query(site, alerts)] == []
+        site.control.put("vips/bad", {"address": "no address"})
+        while not (found := query(site, alerts)):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert {each["metric"]["alertname"] for each in found} == {"TidegateRefused"}
+    finally:
+        process.terminate()
+        process.wait(10)
