@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 from long_flows import Flows
@@ -132,6 +133,31 @@ def web(lab: Lab) -> dict[str, Document]:
         }
         for vip in (lab.vip4(), lab.vip6())
         for name, port, protocol in (("web", HTTP_PORT, "tcp"), ("echo", ECHO_PORT, "udp"))
+    }
+
+
+def of_pools(
+    addresses: Mapping[str, IPv4Address | IPv6Address], checked: Mapping[str, tuple[str, int]]
+) -> dict[str, Document]:
+    """HTTP and echo VIPs of each pool, at an address of its own, so its flows are told from others.
+
+    Args:
+        addresses: by pool.
+        checked: protocol and port of one more VIP, for pools whose check goes elsewhere; by name it
+            is the pool's first.
+    """
+    flows = {"echo": ("udp", ECHO_PORT), "web": ("tcp", HTTP_PORT)}
+    return {
+        f"{pool}-{name}": {
+            "address": str(address),
+            "port": port,
+            "protocol": protocol,
+            "pool": pool,
+        }
+        for pool, address in addresses.items()
+        for name, (protocol, port) in (
+            ({"check": checked[pool]} if pool in checked else {}) | flows
+        ).items()
     }
 
 

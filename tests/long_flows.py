@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -83,6 +84,11 @@ class Flow:
     def at(self, moment: float) -> str:
         """Who answered last before a moment."""
         return next((who for when, who in reversed(self.answers) if when <= moment), "")
+
+    def moves_since(self, moment: float) -> int:
+        """How often another backend than the one before answered after a moment."""
+        homes = [self.at(moment), *(who for when, who in self.answers if when > moment)]
+        return sum(one != other for one, other in pairwise(homes))
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every type of check through the real tunnel, on one load balancer: each finds what it looks for.
+
+One pool per type, each with all backends and a VIP address of its own. What ails b1 is known to
+that pool's check alone, while long-lived flows run through the same address. What was measured is a
+table in pytest's summary.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import dns.rcode
+import pytest
+
+from health_rack import Fleet, Status, assert_others_untouched, measured, of_pools, rack
+from long_flows import Flows
+from responders import DNS_PORT, GRPC_PORT, NAME, PAGE_PORT, WELL, Responders
+from tidegate.lab import wiring
+from tidegate.lab.rack import Lab
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+Record = Callable[[str, object], None]
+PACE = {"interval": 0.3, "timeout": 0.25, "rise": 2, "fall": 2}
+CHECKS: dict[str, dict[str, Any]] = {
+    "page": {"type": "http", "path": "/well", "status": ["200"], "body": WELL},
+    "udp": {"type": "udp", "send": "ping", "expect": "ping"},
+    "dns": {"type": "dns", "query": NAME},
+    "grpc": {"type": "grpc"},
+    "six": {"type": "http"},
+    "flap": {"type": "http", "path": "/flap", "interval": 0.2, "timeout": 0.2},
+}
+HOLD = 2
+"""Seconds that the backend that flaps must pass: more than any of its good times."""
+NUMBERS = {pool: number for number, pool in enumerate(CHECKS, 1)}
+PORTS = {
+    "page": ("tcp", PAGE_PORT),
+    "dns": ("udp", DNS_PORT),
+    "grpc": ("tcp", GRPC_PORT),
+    "flap": ("tcp", PAGE_PORT),
+}
+
+
+class Bench(NamedTuple):
+    """A rack of one host whose backends have a server for each type of check."""
+
+    fleet: Fleet
+    servers: Mapping[str, Responders]
+
+    def flows(self, pool: str) -> Flows:
+        """Long-lived flows through a pool's VIP."""
+        lab, number = self.fleet.lab, NUMBERS[pool]
+        vip = lab.vip6(number) if pool == "six" else lab.vip4(number)
+        return Flows(lab, [str(vip)], [node.name for node in lab.backends()])
+
+
+def vips(lab: Lab) -> Mapping[str, Mapping[str, Any]]:
+    """Of each pool: what its check asks, by name before the ports of the flows."""
+    addresses = {pool: lab.vip4(number) for pool, number in NUMBERS.items()}
+    return of_pools(addresses | {"six": lab.vip6(NUMBERS["six"])}, PORTS)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    def pool(name: str) -> Mapping[str, Any]:
+        hold = HOLD if name == "flap" else 0
+        check = PACE | CHECKS[name]
+        return {"health": {"check": check, "hold_down": hold, "panic_percent": 30}}
+
+    pools = {name: pool(name) for name in CHECKS}
+    size = {"backends": 3, "lbs": 1, "vips": len(CHECKS)}
+    with rack(size, pools, vips, {"b3": 6}) as fleet, ExitStack() as stack:
+        servers = {
+            node.name: stack.enter_context(Responders(node, fleet.lab.vip4(NUMBERS["dns"])))
+            for node in fleet.lab.backends()
+        }
+        fleet.wait_for_states({"healthy": 3 * len(CHECKS)})
+        fleet.unhealthy(0)
+        yield Bench(fleet, servers)
+
+
+Change = Callable[[Bench], object]
+
+
+def to(**values: object) -> Change:
+    """Changes how b1's servers answer."""
+
+    def change(bench: Bench) -> None:
+        for name, value in values.items():
+            setattr(bench.servers["b1"], name, value)
+
+    return change
+
+
+def rpc(*, serving: bool) -> Change:
+    return lambda bench: bench.servers["b1"].serving(yes=serving)
+
+
+def echo(number: signal.Signals) -> Change:
+    """Sends a signal to b1's UDP server."""
+
+    def change(bench: Bench) -> None:
+        nodes = {node["name"]: node for node in bench.fleet.lab.status()["nodes"]}
+        mine = [p["pid"] for p in nodes["b1"]["processes"] if "echo.py" in p["command"]]
+        assert len(mine) == 1
+        os.kill(mine[0], number)
+
+    return change
+
+
+def forget_vip6(bench: Bench) -> None:
+    lab = bench.fleet.lab
+    address = f"{lab.vip6(NUMBERS['six'])}/128"
+    lab.node("b1").run(["ip", "addr", "del", address, "dev", "lo"])
+
+
+def know_vip6(bench: Bench) -> None:
+    lab = bench.fleet.lab
+    wiring.add_loopback_address(lab.node("b1").namespace, lab.vip6(NUMBERS["six"]))
+
+
+FAILURES: dict[str, tuple[str, str, Change, Change]] = {
+    "http: wrong status": ("page", "The status is 503", to(status=503), to(status=200)),
+    "http: wrong body": ("page", "does not contain", to(body="all is lost"), to(body=WELL)),
+    "http: answers late": ("page", "within 0.25 s", to(delay=0.6), to(delay=0.0)),
+    "udp: server hangs": ("udp", "within 0.25 s", echo(signal.SIGSTOP), echo(signal.SIGCONT)),
+    "dns: SERVFAIL": (
+        "dns",
+        "SERVFAIL",
+        to(rcode=dns.rcode.SERVFAIL),
+        to(rcode=dns.rcode.NOERROR),
+    ),
+    "grpc: not serving": ("grpc", "NOT_SERVING", rpc(serving=False), rpc(serving=True)),
+    "IPv6-only VIP removed": ("six", "within 0.25 s", forget_vip6, know_vip6),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_each_check_finds_what_it_looks_for(
+    bench: Bench, failure: str, record_property: Record
+) -> None:
+    """The backend is out of that pool alone, for the reason that is true, and returns when well."""
+    pool, words, fail, mend = FAILURES[failure]
+    fleet = bench.fleet
+    with bench.flows(pool) as flows:
+        flows.fails_now()
+        fail(bench)
+        try:
+            found_at = fleet.unhealthy(1)
+            flows.moved(["b1"])
+            flows.ended(["b1"])
+            flows.settle(["b1"])
+            ill = {k: v for k, v in fleet.verdicts().items() if v["state"] == "unhealthy"}
+        finally:
+            mend(bench)
+        mended = time.monotonic()
+        back = fleet.unhealthy(0) - mended
+        flows.settle(["b1"])
+        assert list(ill) == [f"lb1/{pool}/b1"]
+        assert words in ill[f"lb1/{pool}/b1"]["reason"]
+        moved = flows.outcome("udp", ["b1"])
+        assert moved.moved == moved.flows > 0
+        assert_others_untouched(flows, ["b1"])
+        record_property("health", measured(failure, flows, ["b1"], found_at, back))
+
+
+FLAPS = 3
+
+
+def test_a_flapping_backend_is_held_down(bench: Bench, record_property: Record) -> None:
+    """However often it changes: it is out, in, out and then held, and so are its flows."""
+    fleet, server = bench.fleet, bench.servers["b1"]
+    counts: list[int] = []
+    ended = 0.0
+
+    def flap() -> None:
+        nonlocal ended
+        for _ in range(FLAPS):
+            for flaps in (True, False):
+                server.flaps = flaps
+                server.wait_for_flap_answers(3)  # the first may be of before
+        ended = time.monotonic()
+
+    flapping = threading.Thread(target=flap)
+
+    def is_over(status: Status) -> bool:
+        counts.append(status["backends"]["unhealthy"])
+        return not flapping.is_alive() and counts[-1] == 0
+
+    with bench.flows("flap") as flows:
+        flows.fails_now()
+        flapping.start()
+        try:
+            found_at = fleet.unhealthy(1)
+            counts.append(1)
+            back = fleet.statuses[0].wait("back", is_over, timeout=60).at
+        finally:
+            flapping.join()
+        flows.settle(["b1"])
+        changes = [count for count, _ in groupby(counts)]
+        assert set(counts) == {0, 1}
+        assert len(changes) <= 4, changes  # held down by nothing, it would be two for each flap
+        moves = [flow.moves_since(flows.failed_at) for flow in flows.homes("udp", ["b1"])]
+        assert moves
+        assert max(moves) <= len(changes)
+        assert_others_untouched(flows, ["b1"])
+        row = measured(f"flapping ({FLAPS} times)", flows, ["b1"], found_at, back - ended)
+        record_property("health", row)
