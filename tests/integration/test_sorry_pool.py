@@ -65,6 +65,13 @@ def planned(lab: Lab, state: str) -> dict[str, Any]:
     return found
 
 
+def metrics(lab: Lab) -> list[str]:
+    """What the host's agent serves on its control socket."""
+    door = str(lab.folder("lb1") / "agent.sock")
+    command = ["curl", "--silent", "--fail", "--unix-socket", door, "http://localhost/metrics"]
+    return lab.node("lb1").run(command).stdout.splitlines()
+
+
 def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: Lab) -> None:
     """All of the pool disabled: b3 answers, the status says so; then b1 and b2 again."""
     put(lab, "active")
@@ -81,6 +88,7 @@ def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: La
         out = status.wait_applied(put(lab, "disabled", "pools/web/")).status
         assert (out["on_sorry_pool"], out["state"]) == (["www"], "synced")
         assert servers(lab) == {"b3"}
+        assert 'tidegate_vip_on_sorry_pool{tidegate_vip="www"} 1' in metrics(lab)
         lab.agents["lb1"].kill()  # what is pinned says who is on its sorry pool
         assert servers(lab) == {"b3"}
         lab.agents["lb1"].restart()

@@ -99,6 +99,21 @@ def of_host(left: Left, contact: float, now: float, began: int) -> list[Family]:
     ]
 
 
+def of_health(left: Left) -> list[Family]:
+    """Why failed backends are left in, or another pool serves."""
+    health, generation = left.facts.health, left.facts.generation
+    checked = (name for name, placed in generation.pools.items() if placed.pool.health is not None)
+    last_resort = (name for name, placed in generation.vips.items() if placed.vip.sorry_pool)
+    sorry = left.document.on_sorry_pool
+    return [
+        _one(names.BLIND, int(health.blind)),
+        _one(names.BROKEN_CHECKER, int(health.broken_checker)),
+        _one(names.WAITING, health.waiting),
+        _by(names.PANIC, names.POOL, {name: int(name in health.panics) for name in checked}),
+        _by(names.ON_SORRY_POOL, names.VIP, {name: int(name in sorry) for name in last_resort}),
+    ]
+
+
 def of_maps(
     written: Mapping[str, int], census: Census | None, limits: Mapping[str, int]
 ) -> list[Family]:

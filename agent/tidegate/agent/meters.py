@@ -154,6 +154,7 @@ class Meters:
         if left is not None:
             contact = self._sources.etcd.last_contact
             families += host_points.of_host(left, contact, time.monotonic(), self._began)
+            families += host_points.of_health(left)
         families += self._checks.points(checks.standings(), checks.tallies(), time.time())
         families.append(Points(names.METRICS_TIME, Series((), ALONE, self._began), [self._cpu]))
         return families

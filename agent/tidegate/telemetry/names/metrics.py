@@ -261,6 +261,29 @@ BACKEND_HEALTHY: Final = Instrument(
     "1 if this host's checks find the backend healthy, else 0; of checked ones only.",
     (POOL, BACKEND),
 )
+BLIND: Final = Instrument(
+    *("tidegate.health.blind", "gauge", "{host}"),
+    "1 if the host finds many backends dead that the others reach, so that its verdicts do not "
+    "count; else 0.",
+)
+BROKEN_CHECKER: Final = Instrument(
+    *("tidegate.health.checker.broken", "gauge", "{host}"),
+    "1 if everything failed at once, so that nothing is taken out; else 0.",
+)
+WAITING: Final = Instrument(
+    *("tidegate.health.waiting", "gauge", "{backend}"),
+    "Unhealthy backends that the limit per minute still keeps in.",
+)
+PANIC: Final = Instrument(
+    *("tidegate.pool.panic", "gauge", "{pool}"),
+    "1 if too few backends are healthy, so that the pool keeps all; else 0. Of pools with health.",
+    (POOL,),
+)
+ON_SORRY_POOL: Final = Instrument(
+    *("tidegate.vip.on_sorry_pool", "gauge", "{vip}"),
+    "1 if the VIP is served by its sorry pool, else 0. Of VIPs that have one.",
+    (VIP,),
+)
 PROBES: Final = Instrument(
     *("tidegate.health.probes", "counter", "{probe}"),
     *("Health checks by how they ended.", (POOL, PROBE_OUTCOME)),
