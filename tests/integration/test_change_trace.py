@@ -82,7 +82,7 @@ def test_a_write_becomes_one_trace_with_every_stage(middle: Middle) -> None:
     assert stages(middle, change.context) == [*WORK, *LAST, "acknowledge"]
     in_force = middle.plane.publisher.in_force
     told = {key.removeprefix("tidegate."): value for key, value in change.attributes.items()}
-    assert told["change.generation"] == in_force.number
+    assert told["generation"] == in_force.number
     assert (told["revision"], told["digest"]) == (9, in_force.digest)
     assert (told["change.cause"], told["change.outcome"]) == ("keys", "applied")
     assert (told["change.keys"], told["change.key_count"]) == ((B,), 1)
@@ -106,7 +106,7 @@ def test_a_trace_context_alone_is_acknowledged_without_a_generation(middle: Midd
     change = root(middle)
     assert (change.parent, change.error) == (parse_traceparent(FIRST), "")
     assert change.attributes["tidegate.change.outcome"] == "unchanged"
-    assert change.attributes["tidegate.change.generation"] == before
+    assert change.attributes["tidegate.generation"] == before
     assert "swap" not in stages(middle, change.context)
     assert "acknowledge" in stages(middle, change.context)
 

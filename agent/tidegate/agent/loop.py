@@ -379,12 +379,12 @@ class Agent:
             self._door.close()
         for posted in self._mailbox.collect().orders:
             posted.answer.cancel()
-        self._meters.close()
         self._follower.stop()
         self._health.stop()
         self._status.stop()
         self._flows.stop()
         self._traces.close()
+        self._meters.close()  # after what the traces that waited had to say of durations
         self._links.stop()
         self._chronicle.close()
         self._plane.close()

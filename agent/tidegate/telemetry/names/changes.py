@@ -9,7 +9,7 @@ REVISION: Final = Attribute(
     "tidegate.revision", "int", "Latest revision of etcd that the change was seen at.", "1042"
 )
 NUMBER: Final = Attribute(
-    *("tidegate.change.generation", "int"),
+    *("tidegate.generation", "int"),
     "Generation in force at the end: that of the change, or the one that stayed.",
     "17",
 )
