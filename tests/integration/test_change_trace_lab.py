@@ -84,12 +84,11 @@ class World:
         url = f"http://{self.lab.vip4()}/"
         self.lab.client(1).run(["curl", "-sS", "--max-time", "20", url])
 
-    def trace(self, lb: str, context: Context, name: str = "tidegate.change") -> list[ReceivedSpan]:
-        """A host's spans of a trace, when that of this name below the writer's span is there."""
+    def trace(self, lb: str, context: Context, last: str = "first_packet") -> list[ReceivedSpan]:
+        """A host's spans of a trace, when the one that is sent after the others is there."""
 
         def is_there(received: Received) -> bool:
-            found = received.trace(context.trace_id)
-            return any(s.name == name and s.parent == context.span_id for s in found)
+            return any(s.name == PREFIX + last for s in received.trace(context.trace_id))
 
         spans = self.receivers[lb].wait_for(is_there, 40).trace(context.trace_id)
         assert {span.resource["host.name"] for span in spans} == {lb}
@@ -174,17 +173,17 @@ def test_a_guard_that_refuses_is_an_error_of_the_writers_trace(world: World) -> 
     for lb in HOSTS:
         seen = world.status[lb].wait("a refusal", lambda status: bool(status["refusals"]))
         (reason,) = (each["reason"] for each in seen.status["refusals"])
-        spans = world.trace(lb, context)
+        spans = world.trace(lb, context, "acknowledge")
         root = root_of(spans, context)
         assert root.attributes["tidegate.change.outcome"] == "refused"
         assert stages(spans, root) == ["receive", "validate", "guard", "acknowledge"]
         failed = [span for span in spans if span.error]
         assert {s.name for s in failed} == {root.name, f"{PREFIX}guard", f"{PREFIX}refusal"}
         assert {(s.error, s.attributes["error.type"]) for s in failed} == {(reason, "guard")}
-    for name in state:
-        world.put(name, writer())
+    revision = max(world.put(name, writer()) for name in state)
     for watch in world.status.values():
         watch.wait("no refusal", lambda status: not status["refusals"])
+    world.wait_applied(revision)
 
 
 def test_writes_that_arrive_together_are_each_told_in_their_own_trace(world: World) -> None:
@@ -198,7 +197,8 @@ def test_writes_that_arrive_together_are_each_told_in_their_own_trace(world: Wor
     above = contexts["b2"]
     for lb in HOSTS:
         world.visit(lb)
-        (joined,) = world.trace(lb, contexts["b1"], "tidegate.change.joined")
+        (joined,) = world.trace(lb, contexts["b1"], "joined")
+        assert joined.parent == contexts["b1"].span_id
         root = root_of(world.trace(lb, above), above)
         assert [link.context for link in joined.links] == [root.context]
         assert [link.context for link in root.links] == [joined.context]
@@ -212,6 +212,6 @@ def test_a_trace_that_still_waits_is_told_when_the_agent_ends(world: World) -> N
     world.wait_applied(world.put("b3", context, "drain"))
     process = world.lab.agents["lb2"]
     assert process.terminate() == 0
-    spans = world.trace("lb2", context)
+    spans = world.trace("lb2", context, "acknowledge")
     names = stages(spans, root_of(spans, context))
     assert ("acknowledge" in names, "first_packet" in names) == (True, False)
