@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every type of check through the real tunnel, on one load balancer: each finds what it looks for.
+"""Checks over HTTP, UDP, DNS and gRPC through the real tunnel, on one load balancer.
 
 One pool per type, each with all backends and a VIP address of its own. What ails b1 is known to
 that pool's check alone, while long-lived flows run through the same address. What was measured is a
