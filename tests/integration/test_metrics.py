@@ -10,101 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tidegate.lab.agents import config_path, write_config
-from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
+from metric_site import LIMIT, PORT, Samples, Site, at, total
+from otlp_receiver import Receiver
+from tidegate.lab import netns
+from tidegate.lab.control import StatusWatch
+from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
+from tidegate.telemetry.exposition import metric_name
+from tidegate.telemetry.names import metrics as names
 
 pytestmark = pytest.mark.root
-
-PORT = 9470
-LIMIT = 30.0
-"""Seconds that anything may take on a loaded machine."""
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-class Site:
-    """A lab with an agent that serves metrics, and two backends behind one VIP."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.control = Control(lab)
-        self._open()
-
-    def _open(self) -> None:
-        lab, control = self.lab, self.control
-        control.put(
-            "pools/web", {"health": {"check": {"type": "tcp", "interval": 0.3, "timeout": 0.25}}}
-        )
-        for name in ("b1", "b2"):
-            control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
-        vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-        control.put("vips/web", vip)
-        control.put("pools/shut", {})
-        control.put("vips/shut", {**vip, "port": 81, "pool": "shut", "deny": ["0.0.0.0/0"]})
-        path = write_config(lab.spec, "lb1")
-        extra = f'[telemetry.prometheus]\nlisten = "127.0.0.1:{PORT}"\n'
-        path.write_text(f"{path.read_text()}\n{extra}\n[telemetry.metrics]\nprogram_stats = true\n")
-        with StatusWatch(lab, "lb1") as status:
-            lab.start_agent("lb1", path)
-            status.wait("synced", lambda s: s["state"] == "synced", LIMIT)
-
-    def curl(self, *arguments: str) -> str:
-        """Standard output of a curl on the LB host."""
-        return self.lab.node("lb1").run(["curl", "--silent", "--show-error", *arguments]).stdout
-
-    def socket(self, path: str, *arguments: str) -> str:
-        """An answer of the control socket."""
-        door = str(config_path(self.lab.spec, "lb1").parent / "agent.sock")
-        return self.curl("--unix-socket", door, *arguments, f"http://localhost{path}")
-
-    def samples(self) -> Samples:
-        """What the control socket serves now."""
-        return parsed(self.socket("/metrics"))
-
-    def wait(self, what: str, accept: Callable[[Samples], bool]) -> Samples:
-        """Samples that are accepted."""
-        deadline = time.monotonic() + LIMIT
-        while not accept(found := self.samples()):
-            assert time.monotonic() < deadline, f"no {what}: {found}"
-            time.sleep(1.05)  # what is asked for within a second is told again
-        return found
-
-    def visit(self, port: int, times: int) -> None:
-        """Requests by a client, each over a connection of its own."""
-        url = f"http://{self.lab.vip4()}:{port}/[1-{times}]"
-        command = ["curl", "--silent", "--max-time", "1", "--no-keepalive", "--output", "/dev/null"]
-        self.lab.client(1).run([*command, "-H", "Connection: close", url], check=False)
-
-
-def parsed(text: str) -> Samples:
-    """Samples by name and labels without the prefix of our own names."""
-    return {
-        (
-            s.name,
-            tuple(sorted((k.removeprefix("tidegate_"), v) for k, v in s.labels.items())),
-        ): s.value
-        for family in text_string_to_metric_families(text)
-        for s in family.samples
-    }
-
-
-def at(found: Samples, name: str, **labels: str) -> float:
-    """One sample."""
-    return found[name, tuple(sorted((k.replace("__", "_"), v) for k, v in labels.items()))]
-
-
-def total(found: Samples, name: str) -> float:
-    """All samples of a metric."""
-    return sum(value for (each, _), value in found.items() if each == name)
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2)) as built:
+    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2, lbs=2)) as built:
         yield Site(built)
 
 
@@ -261,5 +182,109 @@ def test_a_refused_document_raises_its_alert(site: Site, tmp_path: Path) -> None
             time.sleep(0.2)
         assert {each["metric"]["alertname"] for each in found} == {"TidegateRefused"}
     finally:
+        site.control.delete("vips/bad")
         process.terminate()
         process.wait(10)
+
+
+OF_PACKETS = [
+    each
+    for each in names.INSTRUMENTS
+    if each.kind == "counter" and each.name.startswith(("tidegate.vip.", "tidegate.backend."))
+]
+NEW_FLOWS = "tidegate_vip_flows_new_total", (("vip", "web"),)
+
+
+def of_packets(found: Samples) -> Samples:
+    """What packets of VIPs and backends counted; a counter that has never counted is not sent."""
+    called = {metric_name(each) for each in OF_PACKETS}
+    return {key: value for key, value in found.items() if key[0] in called and value}
+
+
+def told(receiver: Receiver) -> Samples:
+    """The same of the latest points that a receiver has, by the names of Prometheus."""
+    called = {each.name: metric_name(each) for each in OF_PACKETS}
+    return {
+        (
+            called[point.name],
+            tuple(
+                sorted(
+                    (key.removeprefix("tidegate.").replace(".", "_"), value)
+                    for key, value in point.attributes.items()
+                )
+            ),
+        ): point.value
+        for point in list(receiver.received.points)
+        if point.name in called
+    }
+
+
+def eventually(what: str, holds: Callable[[], object]) -> None:
+    """Waits until it does."""
+    deadline = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < deadline, f"not {what}"
+        time.sleep(0.1)
+
+
+def drop_key(vip: str, reason: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Of drops."""
+    return "tidegate_vip_drops_total", (("drop_reason", reason), ("vip", vip))
+
+
+def test_a_collector_has_the_numbers_of_the_packets(site: Site) -> None:
+    """Over HTTP each counter of packets arrives as it is served, at the agent's end at the latest.
+
+    All points are on the host's resource, and none is of an instrument that is not in the registry.
+    """
+    with site.telling("http", interval=3600) as (receiver, agent):
+        before = site.samples("lb2").get(NEW_FLOWS, 0)
+        site.visit(80, 10)
+        site.visit(81, 1)
+        time.sleep(1.05)  # what is asked for within a second is told again
+        served = of_packets(site.samples("lb2"))
+        assert receiver.requests == 0
+        agent.terminate(LIMIT)
+        assert told(receiver) == served
+        assert served[NEW_FLOWS] == before + 10
+        assert drop_key("shut", "denied") in served
+        points = receiver.received.points
+    [resource] = {tuple(sorted(point.resource.items())) for point in points}
+    found = dict(resource)
+    assert (found["service.name"], found["host.name"]) == ("tidegate", "lb2")
+    assert found["service.instance.id"] == "default/lb2"
+    known = {each.name: (each.unit, each.kind) for each in names.INSTRUMENTS}
+    kinds = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
+    assert {(p.name, (p.unit, kinds[p.kind])) for p in points} <= set(known.items())
+
+
+def lost(site: Site) -> float:
+    """Points of lb2 that did not arrive."""
+    why = (("telemetry_reason", "not_exported"), ("telemetry_signal", "metrics"))
+    return site.samples("lb2").get(("tidegate_telemetry_dropped_total", why), 0)
+
+
+def warnings(site: Site) -> str:
+    """What is wrong on lb2."""
+    return " ".join(json.loads(site.socket("/status", lb="lb2"))["warnings"])
+
+
+def test_a_collector_that_is_away_costs_points_alone(site: Site) -> None:
+    """Over gRPC they arrive at intervals; lost ones are counted and told, and changes go on."""
+    with site.telling("grpc", interval=0.4) as (receiver, agent):
+        site.visit(80, 10)
+        eventually("equal", lambda: told(receiver) == of_packets(site.samples("lb2")))
+        assert told(receiver)[NEW_FLOWS] >= 10
+        receiver.stop()
+        eventually("counted", lambda: lost(site) > 0)
+        eventually("told", lambda: "Telemetry (metrics) does not reach" in warnings(site))
+        with StatusWatch(site.lab, "lb2") as status:
+            written = site.control.put("pools/other", {})
+            status.wait_applied(written.revision, timeout=LIMIT)
+        log = agent.log.read_text()
+        assert log.count(f"telemetry does not reach {receiver.endpoint}") == 1
+        had = len(receiver.received.points)
+        with netns.entered(site.lab.node(CONTROL).namespace):
+            receiver.start()
+        receiver.wait_for(lambda received: len(received.points) > had)
+        eventually("well", lambda: "Telemetry" not in warnings(site))

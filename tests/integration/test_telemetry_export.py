@@ -13,7 +13,11 @@ import pytest
 
 from etcd_server import free_port
 from otlp_receiver import Receiver
+from tidegate.errors import DataplaneError
+from tidegate.telemetry.metric_sender import Measured
+from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.pipeline import Pipeline
+from tidegate.telemetry.points import ALONE, Points, Series
 from tidegate.telemetry.sdk import Identity, Line
 from tidegate.telemetry.settings import TelemetrySettings
 from tidegate.telemetry.span import Context, Link, Moment, Span, new_span_id, new_trace_id
@@ -230,6 +234,56 @@ def test_ends_within_its_bound(protocol: Protocol) -> None:
         assert made.tallies()["traces"] == (0, {"shutdown": 1000})
 
 
+@both
+def test_metrics_end_within_the_same_bound(protocol: Protocol) -> None:
+    """Values that a slow collector does not take are given up after `flush` seconds and counted."""
+    series = Series((names.VIP,), [(str(n),) for n in range(5000)])
+    counts = [0] * 4999 + [1]
+    families = [
+        Points(names.VIP_LIVE_FLOWS, series, range(5000)),
+        Points(names.VIP_PACKETS, series, counts),
+    ]
+    measured = Measured(None, families)
+    with (
+        Receiver(protocol, "slow") as receiver,
+        pipeline(endpoint=receiver.endpoint, protocol=protocol, timeout=30.0, flush=0.5) as made,
+    ):
+        assert made.metrics is not None
+        made.metrics.start(lambda: measured)
+        made.metrics.begin_close()
+        deadline = time.monotonic() + 20
+        while not receiver.requests and time.monotonic() < deadline:
+            time.sleep(0.02)
+        began = time.monotonic()
+        made.close()
+        assert time.monotonic() - began < 3
+        assert made.tallies()["metrics"] == (0, {"shutdown": 5001})
+
+
+def test_values_that_cannot_be_read_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The thread goes on, and sends them when they can be."""
+    values = iter([DataplaneError("no map"), DataplaneError("no map")])
+    families = [Points(names.GENERATION, Series((), ALONE), [7])]
+
+    def measure() -> Measured:
+        for error in values:
+            raise error
+        return Measured(None, families)
+
+    with (
+        Receiver() as receiver,
+        pipeline(endpoint=receiver.endpoint, interval=0.05, flush=5.0) as made,
+    ):
+        assert made.metrics is not None
+        made.metrics.start(measure)
+        receiver.wait_for(lambda r: r.points)
+        made.metrics.begin_close()
+    points = receiver.received.points
+    assert {(p.name, p.value) for p in points} == {("tidegate.generation", 7)}
+    assert made.tallies()["metrics"] == (len(points), {})
+    assert [r.message for r in caplog.records] == ["metrics not read: no map"]
+
+
 def test_without_an_endpoint_nothing_is_done() -> None:
     """There is no thread and no exporter, and emitting is nothing."""
     with pipeline() as made:
@@ -237,7 +291,7 @@ def test_without_an_endpoint_nothing_is_done() -> None:
         made.write(Line(1, logging.INFO, "x"))
         assert made.sink is None
         assert not made.takes_lines
-        assert made.metric_exporter() is None
+        assert made.metrics is None
         assert made.tallies() == {}
 
 

@@ -224,7 +224,7 @@ def test_another_address_takes_a_word() -> None:
 
 def test_what_is_recorded_and_lost_is_served() -> None:
     """A stage's duration is in its histogram, and telemetry's own losses are counted by reason."""
-    recorder = Recorder({"service.name": "tidegate"}, lambda: {("traces", "queue-full"): 7})
+    recorder = Recorder(Resource({}), lambda: {("traces", "queue_full"): 7})
     recorder.observe("swap", 0.003)
     found = samples(recorder.text())
     recorder.close()
@@ -235,5 +235,5 @@ def test_what_is_recorded_and_lost_is_served() -> None:
         dict(labels)["le"]: v for (each, labels), v in found.items() if each == f"{name}_bucket"
     }
     assert (below["0.002"], below["0.005"]) == (0, 1)
-    lost = (("tidegate_telemetry_reason", "queue-full"), ("tidegate_telemetry_signal", "traces"))
+    lost = (("tidegate_telemetry_reason", "queue_full"), ("tidegate_telemetry_signal", "traces"))
     assert found["tidegate_telemetry_dropped_total", lost] == 7

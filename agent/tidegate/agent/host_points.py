@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, get_args
 
 from tidegate import __version__
+from tidegate.agent.flow_trace import FlowCounts
 from tidegate.agent.report import Facts
 from tidegate.dataplane.metering import Census, Times
 from tidegate.health.standing import Standing
@@ -130,6 +131,18 @@ def of_program(times: Times, began: int) -> list[Family]:
     return [
         _one(names.PROGRAM_TIME, times.nanoseconds / 1e9, began),
         _one(names.PROGRAM_RUNS, times.runs, began),
+    ]
+
+
+def of_flows(counts: FlowCounts, began: int) -> list[Family]:
+    """What became of events of sampled flows."""
+    dropped = {**counts.dropped, "flood": counts.floods}
+    return [
+        _one(names.FLOW_SPANS, counts.spans, began),
+        _one(names.FLOW_EVENTS, counts.events, began),
+        _by(names.FLOW_DROPS, names.FLOW_LOSS, dropped, began),
+        _one(names.FLOW_REFUSED, counts.refused, began),
+        _one(names.FLOW_OPEN, counts.followed),
     ]
 
 

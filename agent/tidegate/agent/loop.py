@@ -90,8 +90,8 @@ class Agent:
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
         self._telemetry = Telemetry(self._config)
-        me = {"service.name": "tidegate", "service.instance.id": self._config.host}
-        recorder = Recorder(me, self._telemetry.losses)
+        pipeline = self._telemetry.pipeline
+        recorder = Recorder(pipeline.resource, self._telemetry.losses)
         self._traces = ChangeTraces(self._telemetry.sink, recorder.observe)
         self._flows = flow_traces(self._config, self._telemetry.sink, in_force, self._traces)
         self._traces.has_samples = self._flows.has_samples
@@ -118,8 +118,8 @@ class Agent:
         self._chronicle.evidence = self._health.evidence
         self._meter = Meter(self._plane.fates)
         self._meters = Meters(
-            Sources(self._plane.metering, self._health.checks, self._follower),
-            *(recorder, self._config.telemetry),
+            Sources(self._plane.metering, self._health.checks, self._follower, self._flows),
+            *(recorder, self._config.telemetry, pipeline.metrics),
         )
         self._desk = Desk(self._mailbox.post, self._chronicle.past, self._meters.text)
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tidegate.agent import host_points
+from tidegate.agent.flow_trace import FlowCounts
 from tidegate.agent.host_points import CheckPoints, Left, StateClock
 from tidegate.agent.packet_points import PacketPoints
 from tidegate.agent.report import Facts
@@ -26,6 +27,7 @@ from tidegate.keyspace.status import StatusDocument
 from tidegate.model.values import BackendKey
 from tidegate.telemetry import exposition
 from tidegate.telemetry.endpoint import Endpoint, place
+from tidegate.telemetry.metric_sender import Measured, MetricSender
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.points import ALONE, Family, Points, Series
 from tidegate.telemetry.recorder import Recorder
@@ -59,6 +61,16 @@ class Contact(Protocol):
         """Monotonic second."""
 
 
+class Flows(Protocol):
+    """What traces flows."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it does."""
+
+    counts: FlowCounts
+
+
 @dataclass(frozen=True)
 class Sources:
     """Where values come from, for any thread."""
@@ -66,6 +78,7 @@ class Sources:
     metering: Metering
     checks: Checks
     etcd: Contact
+    flows: Flows
 
 
 class Meters:
@@ -75,15 +88,23 @@ class Meters:
         sources: asked when somebody asks.
         recorder: has what is recorded one by one.
         settings: checked.
+        sender: sends them over OTLP, if that is asked for.
     """
 
-    def __init__(self, sources: Sources, recorder: Recorder, settings: TelemetrySettings) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        recorder: Recorder,
+        settings: TelemetrySettings,
+        sender: MetricSender | None = None,
+    ) -> None:
         self._sources = sources
         self._settings = settings
         self._endpoint: Endpoint | None = None
         self.problems: tuple[str, ...] = ()
         """What cannot be done, as sentences."""
         self._recorder = recorder
+        self._sender = sender
         self._began = time.time_ns()
         self._packets = PacketPoints(sources.metering.began, time.time_ns)
         self._checks = CheckPoints(self._began)
@@ -97,8 +118,10 @@ class Meters:
         self._counter = threading.Thread(target=self._count, name="census", daemon=True)
 
     def start(self) -> None:
-        """Starts counting entries, and listening if the settings say so."""
+        """Starts counting entries, and listening and sending if the settings say so."""
         self._counter.start()
+        if self._sender is not None:
+            self._sender.start(self._measured)
         where = place(self._settings.prometheus)
         try:
             if self._settings.metrics.program_stats:
@@ -111,7 +134,9 @@ class Meters:
             log.warning("%s", error)
 
     def close(self) -> None:
-        """Ends counting; nobody may ask any more."""
+        """Ends counting, and leaves the last values to the sender; nobody may ask any more."""
+        if self._sender is not None:
+            self._sender.begin_close()
         if self._endpoint is not None:
             self._endpoint.close()
         self._end.set()
@@ -139,24 +164,28 @@ class Meters:
                 self._cpu += time.thread_time() - began
             return self._text[1]
 
-    def collect(self) -> list[Family]:
-        """All metrics but the recorder's, as points; raises as `text`."""
+    def _measured(self) -> Measured:
+        """All metrics as points; raises as `text`."""
         with self._lock:
-            return self._collect()
+            return Measured(self._recorder.collect(), self._collect())
 
     def _collect(self) -> list[Family]:
-        metering, checks, left = self._sources.metering, self._sources.checks, self._left
+        sources, left = self._sources, self._left
+        metering, checks = sources.metering, sources.checks
         families: list[Family] = [*self._packets.points(metering.read())]
         if self._census is not None:
             families += self._packets.live(self._census)
         families += host_points.of_maps(metering.written(), self._census, metering.limits)
         families += host_points.of_program(metering.times, self._began)
         if left is not None:
-            contact = self._sources.etcd.last_contact
+            contact = sources.etcd.last_contact
             families += host_points.of_host(left, contact, time.monotonic(), self._began)
             families += host_points.of_health(left)
         families += self._checks.points(checks.standings(), checks.tallies(), time.time())
-        families.append(Points(names.METRICS_TIME, Series((), ALONE, self._began), [self._cpu]))
+        if sources.flows.is_active:
+            families += host_points.of_flows(sources.flows.counts, self._began)
+        cpu = self._cpu + (0.0 if self._sender is None else self._sender.cpu)
+        families.append(Points(names.METRICS_TIME, Series((), ALONE, self._began), [cpu]))
         return families
 
     def _count(self) -> None:

@@ -31,7 +31,7 @@ class Telemetry:
 
     @property
     def pipeline(self) -> Pipeline:
-        """For metrics, which have a reader of their own."""
+        """Sends what is collected elsewhere: metrics."""
         return self._pipeline
 
     @property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From spans and log lines to a collector: one queue, one thread and one exporter per signal.
+"""From spans, log lines and metrics to a collector: one thread and one exporter per signal.
 
-Whoever emits is never held up: what the queue has no room for is dropped and counted. Without an
+Whoever emits is never held up: what a queue has no room for is dropped and counted. Without an
 endpoint there is no thread, and emitting does nothing.
 """
 
@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter
 
 from tidegate.telemetry import otlp, sdk
 from tidegate.telemetry.faults import Faults
+from tidegate.telemetry.metric_sender import MetricSender
 from tidegate.telemetry.queue import Queue, Tally
 from tidegate.telemetry.sdk import Identity, Line
 from tidegate.telemetry.settings import Signal, TelemetrySettings
@@ -24,6 +25,7 @@ class Pipeline:
     Attributes:
         resource: what is on all that is sent.
         faults: why something does not arrive, now.
+        metrics: sends what it is given to ask; None where metrics are not sent.
     """
 
     def __init__(self, settings: TelemetrySettings, identity: Identity) -> None:
@@ -38,6 +40,9 @@ class Pipeline:
         if settings.sends("logs"):
             self._to_logs = otlp.log_export(settings, self.faults)
             self._lines = Queue("logs", settings.log_queue, self._send_lines)
+        self.metrics: MetricSender | None = None
+        if (exporter := self.metric_exporter()) is not None:
+            self.metrics = MetricSender(exporter, self.resource, settings.interval)
 
     @property
     def sink(self) -> Sink | None:
@@ -60,23 +65,25 @@ class Pipeline:
             self._lines.offer(line)
 
     def metric_exporter(self) -> MetricExporter | None:
-        """For the metric reader of the owner of metrics; None where metrics are not sent."""
+        """A new one; None where metrics are not sent."""
         if not self._settings.sends("metrics"):
             return None
         return otlp.metric_exporter(self._settings, self.faults)
 
     def tallies(self) -> Mapping[Signal, Tally]:
         """What became of what was emitted, for each signal that is sent."""
-        queues: dict[Signal, Queue[Span] | Queue[Line] | None] = {
+        queues: dict[Signal, Queue[Span] | Queue[Line] | MetricSender | None] = {
             "traces": self._spans,
+            "metrics": self.metrics,
             "logs": self._lines,
         }
         return {signal: queue.tally() for signal, queue in queues.items() if queue is not None}
 
     def close(self) -> None:
-        """Sends what is queued for at most `flush` seconds, and ends."""
+        """Sends what is left for at most `flush` seconds, and ends."""
         deadline = time.monotonic() + self._settings.flush
-        queues = [queue for queue in (self._spans, self._lines) if queue is not None]
+        signals = (self._spans, self.metrics, self._lines)
+        queues = [queue for queue in signals if queue is not None]
         for queue in queues:
             queue.begin_close()
         for queue in queues:

@@ -16,8 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tidegate.telemetry.names import metrics as names
-
-SCOPE: Final = "tidegate"
+from tidegate.telemetry.sdk import SCOPE
 
 STAGE_BOUNDS: Final = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -33,19 +32,19 @@ class Recorder:
     """From its creation to `close`; all methods are for any thread.
 
     Args:
-        resource: attributes of who sends it.
+        resource: who sends it.
         drops: is asked at each scrape.
     """
 
-    def __init__(self, resource: Mapping[str, str], drops: Drops = dict) -> None:
+    def __init__(self, resource: Resource, drops: Drops = dict) -> None:
         self._drops = drops
         self._registry = CollectorRegistry(auto_describe=False)
         self._prometheus = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
         self._pull = InMemoryMetricReader()
         self._provider = MeterProvider(
-            (self._prometheus, self._pull), Resource(resource), shutdown_on_exit=False
+            (self._prometheus, self._pull), resource, shutdown_on_exit=False
         )
-        meter = self._provider.get_meter(SCOPE)
+        meter = self._provider.get_meter(SCOPE.name, SCOPE.version)
         duration, lost = names.STAGE_DURATION, names.TELEMETRY_DROPS
         self._durations = meter.create_histogram(
             duration.name,

@@ -28,7 +28,7 @@ from tidegate.telemetry.span import NONE, Attributes, Context, Span
 if TYPE_CHECKING:
     from tidegate.telemetry.registry import Attribute
 
-_SCOPE: Final = InstrumentationScope("tidegate", __version__)
+SCOPE: Final = InstrumentationScope("tidegate", __version__)
 _KINDS: Final = {
     "internal": SpanKind.INTERNAL,
     "server": SpanKind.SERVER,
@@ -87,7 +87,7 @@ def readable_span(span: Span, on: Resource) -> ReadableSpan:
         status=Status(StatusCode.ERROR, span.error) if span.error else Status(),
         start_time=span.began,
         end_time=span.ended,
-        instrumentation_scope=_SCOPE,
+        instrumentation_scope=SCOPE,
     )
 
 
@@ -103,7 +103,7 @@ def readable_line(line: Line, on: Resource) -> ReadableLogRecord:
         body=line.body,
         attributes=dict(line.attributes),
     )
-    return ReadableLogRecord(record, on, _SCOPE)
+    return ReadableLogRecord(record, on, SCOPE)
 
 
 def _severity(level: int) -> tuple[str, SeverityNumber]:

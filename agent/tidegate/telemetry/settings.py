@@ -59,7 +59,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     key: str = ""
     headers_file: str = ""
     timeout: PositiveSeconds = 10.0
-    interval: PositiveSeconds = 15.0
+    interval: PositiveSeconds = 60.0
     span_queue: QueueSize = 8192
     log_queue: QueueSize = 2048
     flush: Annotated[float, Meta(ge=0, le=60)] = 3.0

@@ -88,11 +88,17 @@ VERSION: Final = Attribute(
     is_standard=True,
 )
 SIGNAL: Final = Attribute(
-    *("tidegate.telemetry.signal", "string", "`traces` or `logs`.", "traces"),
+    *("tidegate.telemetry.signal", "string", "`traces`, `metrics` or `logs`.", "traces"),
 )
 LOSS: Final = Attribute(
     *("tidegate.telemetry.reason", "string"),
-    *("Why it was not sent: a word such as `queue-full` or `refused`.", "queue-full"),
+    *("Why it was not sent: `queue_full`, `not_exported` or `shutdown`.", "queue_full"),
+)
+FLOW_LOSS: Final = Attribute(
+    *("tidegate.flow.reason", "string"),
+    "`rate` or `table` (limits of the agent), `late` (after the flow's end), `collision`, `stop`, "
+    "or `flood` (of a VIP and no flow).",
+    "rate",
 )
 
 # Packets.
@@ -238,11 +244,31 @@ STAGE_DURATION: Final = Instrument(
 )
 TELEMETRY_DROPS: Final = Instrument(
     *("tidegate.telemetry.dropped", "counter", "{item}"),
-    *("Telemetry that was not sent.", (SIGNAL, LOSS)),
+    *("Spans, points and log records that did not arrive.", (SIGNAL, LOSS)),
 )
 METRICS_TIME: Final = Instrument(
     *("tidegate.metrics.time", "counter", "s"),
     "CPU time that reading and writing metrics took.",
+)
+
+# Traces of flows.
+
+FLOW_SPANS: Final = Instrument(
+    *("tidegate.flow.spans", "counter", "{span}", "Spans that were made of sampled flows."),
+)
+FLOW_EVENTS: Final = Instrument(
+    *("tidegate.flow.events", "counter", "{event}", "Events of flows that the agent has read."),
+)
+FLOW_DROPS: Final = Instrument(
+    *("tidegate.flow.events.dropped", "counter", "{event}"),
+    *("Events that the agent has read and that no span tells of.", (FLOW_LOSS,)),
+)
+FLOW_REFUSED: Final = Instrument(
+    *("tidegate.flow.refused", "counter", "{flow}"),
+    "Flows that no span tells of, as there were too many.",
+)
+FLOW_OPEN: Final = Instrument(
+    *("tidegate.flow.open", "gauge", "{flow}", "Flows that are followed now."),
 )
 
 # Health.
