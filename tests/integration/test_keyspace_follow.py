@@ -159,6 +159,8 @@ def test_a_view_tells_what_has_arrived_and_in_whose_trace(etcd: EtcdServer) -> N
         seen.put((CANARY, {"release": "r9", "traceparent": contexts[3]}))  # not this host's
         seen.put(("config/live/pools/p0", None))
         seen.put(pool("r2", 0), pool("r2", 1))
+        # Nothing orders two watches: a flip that is seen first ends that of the release left.
+        seen.views.wait(lambda _: sum(view.arrivals.total for view in seen.views.items) == 3)
         revisions.append(seen.put((STABLE, {"release": "r2", "traceparent": contexts[2]})))
         seen.views.wait(lambda view: view.steering.release == "r2")
         found = [view for view in seen.views.items if view.arrivals.total]

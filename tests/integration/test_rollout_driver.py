@@ -172,8 +172,10 @@ class Command:
 
     def __init__(self, hosts: Hosts, *arguments: str) -> None:
         where = ("--endpoints", hosts.fleet.etcd.endpoints[0], "--fleet", hosts.fleet.name)
+        # Who runs the tests in the background of a script has them ignore SIGINT.
+        listening = ("env", "--default-signal=INT")
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments, *where],
+            [*listening, *COMMAND, *arguments, *where],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
