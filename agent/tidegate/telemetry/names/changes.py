@@ -20,7 +20,7 @@ DIGEST: Final = Attribute(
 )
 RELEASE: Final = Attribute("tidegate.release", "string", "Release that it is of.", "live")
 TRACK: Final = Attribute(
-    "tidegate.change.track", "string", "Track that the host is on; empty before etcd was read.",
+    "tidegate.track", "string", "Track that the host is on; empty before etcd was read.",
     "stable",
 )  # fmt: skip
 CAUSE: Final = Attribute(
