@@ -19,6 +19,7 @@ from tidegate.lab.agents import FLEET, RELEASE, ROOT, config_path
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
+from tidegate.telemetry.names.metrics import STAGE, STAGE_DURATION
 from tidegate.telemetry.span import Context, format_traceparent, new_span_id, new_trace_id
 
 pytestmark = pytest.mark.root
@@ -215,3 +216,13 @@ def test_a_trace_that_still_waits_is_told_when_the_agent_ends(world: World) -> N
     spans = world.trace("lb2", context, "acknowledge")
     names = stages(spans, root_of(spans, context))
     assert ("acknowledge" in names, "first_packet" in names) == (True, False)
+    # What it says of durations is in the last metrics.
+    received = world.receivers["lb2"].received
+    totals = [
+        point.count
+        for point in received.points
+        if point.name == STAGE_DURATION.name and point.attributes[STAGE.key] == "total"
+    ]
+    roots = received.named("tidegate.change")
+    applied = [span for span in roots if span.attributes["tidegate.change.outcome"] == "applied"]
+    assert max(totals) == len(applied)
