@@ -2,10 +2,13 @@
 """A real agent's metrics: what packets counted, read over its socket and by a real Prometheus."""
 
 import json
+import re
+import runpy
 import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,10 @@ from tidegate.telemetry.exposition import metric_name
 from tidegate.telemetry.names import metrics as names
 
 pytestmark = pytest.mark.root
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+SENT_ONLY = "Telemetry not sent"
+"""A panel that is empty where nothing is sent over OTLP, as from this agent."""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,7 @@ def query(site: Site, expression: str) -> list[dict[str, Any]]:
 
 def test_a_real_prometheus_scrapes_it(site: Site, tmp_path: Path) -> None:
     """It finds the target up, and answers a query with the number that the agent has."""
+    site.visit(80, 1)
     config = tmp_path / "prometheus.yml"
     job = {"job_name": "tidegate", "static_configs": [{"targets": [f"127.0.0.1:{PORT}"]}]}
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
@@ -158,33 +166,70 @@ def test_a_real_prometheus_scrapes_it(site: Site, tmp_path: Path) -> None:
         process.wait(10)
 
 
-def test_a_refused_document_raises_its_alert(site: Site, tmp_path: Path) -> None:
-    """A real Prometheus with the rules of deploy/ has the alert pending, and only that one."""
-    place = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
-    text = (place / "prometheus.yml").read_text("utf-8")
-    text = text.replace("alerts.yml", str(place / "alerts.yml")).replace(": 15s", ": 1s")
-    config = tmp_path / "prometheus.yml"
+@contextmanager
+def shipped_prometheus(site: Site, folder: Path) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+    """A real Prometheus with what deploy/ has for it; yields a query that waits for an answer."""
+    text = (DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8")
+    rules = str(DEPLOY / "prometheus" / "alerts.yml")
+    text = text.replace("alerts.yml", rules).replace(": 15s", ": 1s")
+    config = folder / "prometheus.yml"
     config.write_text(text, "utf-8")
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     command += ["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]
-    log = tmp_path / "prometheus.log"
+    log = folder / "prometheus.log"
     process = site.lab.node("lb1").daemon(command, log)
-    alerts = 'ALERTS{fleet="default"}'
+    deadline = time.monotonic() + LIMIT
+
+    def answer(expression: str) -> list[dict[str, Any]]:
+        while not (found := query(site, expression)):
+            assert time.monotonic() < deadline, f"nothing for {expression}: {log.read_text()}"
+            time.sleep(0.2)
+        return found
+
     try:
-        deadline = time.monotonic() + LIMIT
-        while not query(site, 'tidegate_refusals{fleet="default"}'):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        assert [each["metric"]["alertname"] for each in query(site, alerts)] == []
-        site.control.put("vips/bad", {"address": "no address"})
-        while not (found := query(site, alerts)):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        assert {each["metric"]["alertname"] for each in found} == {"TidegateRefused"}
+        yield answer
     finally:
-        site.control.delete("vips/bad")
         process.terminate()
         process.wait(10)
+
+
+def test_a_refused_document_raises_its_alert(site: Site, tmp_path: Path) -> None:
+    """A real Prometheus with the rules of deploy/ has the alert pending, and only that one."""
+    alerts = 'ALERTS{fleet="default"}'
+    with shipped_prometheus(site, tmp_path) as answer:
+        answer('tidegate_refusals{fleet="default"}')
+        assert [each["metric"]["alertname"] for each in query(site, alerts)] == []
+        site.control.put("vips/bad", {"address": "no address"})
+        try:
+            assert {each["metric"]["alertname"] for each in answer(alerts)} == {"TidegateRefused"}
+        finally:
+            site.control.delete("vips/bad")
+
+
+def test_every_panel_has_data(site: Site, tmp_path: Path) -> None:
+    """A real Prometheus answers the query of each panel of deploy/'s dashboards; -s shows how."""
+    boards = runpy.run_path(str(DEPLOY / "grafana" / "dashboards.py"))["DASHBOARDS"]
+    with shipped_prometheus(site, tmp_path) as answer:
+        answer("up == 1")
+        site.visit(80, 50)
+        site.visit(81, 2)
+        site.control.put("pools/other", {})
+        answer('rate(tidegate_vip_packets_total{tidegate_vip="web"}[5m]) > 0')
+        answer('rate(tidegate_change_duration_seconds_count{tidegate_stage="acknowledge"}[5m]) > 0')
+        for board, panels in boards.items():
+            for panel in panels:
+                if panel.title == SENT_ONLY:
+                    continue
+                text = panel.query.replace("$fleet", "default").replace("$vip", "web")
+                rows = [shown(panel.legend, each) for each in answer(text)]
+                print(f"| {board} | {panel.title} | {panel.unit} | {'; '.join(rows)} |")  # noqa: T201
+        site.control.delete("pools/other")
+
+
+def shown(legend: str, row: dict[str, Any]) -> str:
+    """A row as the panel has it."""
+    name = re.sub(r"{{(\w+)}}", lambda match: row["metric"].get(match[1], ""), legend)
+    return f"{name} {float(row['value'][1]):.4g}"
 
 
 OF_PACKETS = [
