@@ -8,6 +8,7 @@ flagged in the real map, where the figure ends and the flag is read back. Then t
 without the backend is planned and published. In the next trial the backend is well again.
 """
 
+import gc
 import os
 import secrets
 import shutil
@@ -136,6 +137,8 @@ def main(trials: int) -> int:
     host.make_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)
     publisher = Publisher(fds, pins, grace=0)
+    gc.collect()
+    gc.freeze()  # as the agent does at its start, with nothing read yet
     try:
         bench = Trials(publisher, fds)
         keys = sorted(bench.wanted.backends)
