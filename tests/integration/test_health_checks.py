@@ -19,6 +19,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from certificates import self_signed
 from etcd_server import free_port
 from tidegate.health import command, datagram, grpc_health, http
 from tidegate.health.result import Result
@@ -160,21 +161,7 @@ def test_a_check_leaves_no_time_wait() -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate that nobody signed, with its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=shop.example"),
-            *("-addext", "subjectAltName=DNS:shop.example"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    both = folder / "both.pem"
-    both.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
-    return both
+    return self_signed(tmp_path_factory.mktemp("tls"), "shop.example", "DNS:shop.example")
 
 
 @contextmanager

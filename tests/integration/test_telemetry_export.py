@@ -2,7 +2,6 @@
 """Spans and log lines on their way to a real OTLP receiver, and what happens when there is none."""
 
 import logging
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from certificates import self_signed
 from etcd_server import free_port
 from otlp_receiver import Receiver
 from tidegate.errors import DataplaneError
@@ -58,21 +58,7 @@ def problem(made: Pipeline, seconds: float = 20.0) -> str:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 that nobody else signed, with its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=collector"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    pem = folder / "both.pem"
-    pem.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
-    return pem
+    return self_signed(tmp_path_factory.mktemp("tls"), "collector", "IP:127.0.0.1")
 
 
 @both

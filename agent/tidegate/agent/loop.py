@@ -43,6 +43,7 @@ from tidegate.keyspace import paths
 from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status_writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, Me
+from tidegate.model.generation import Generation
 from tidegate.model.values import View
 from tidegate.telemetry import lines
 from tidegate.telemetry.recorder import Recorder
@@ -76,52 +77,23 @@ class Agent:
         self._links = LinkWatch(lambda: self._mailbox.ring(Bell.LINKS))
         self._plane = DataPlane(plane_settings(self._config))
         self._control = Control(self._plane, self._config.limits())
-        etcd = self._config.etcd
         in_force = self._plane.publisher.in_force
-        self._follower = Follower(
-            etcd,
-            self._config.fleet,
-            Me(self._config.host, self._config.track, self._config.release),
-            Accepted(in_force.release, in_force.pointer),
-            self._mailbox.deliver,
-            lambda _state: self._mailbox.ring(Bell.ETCD),
-        )
         self._chronicle = Chronicle(
             self._config, in_force, lambda: self._mailbox.ring(Bell.JOURNAL)
         )
-        self._telemetry = Telemetry(self._config)
-        pipeline = self._telemetry.pipeline
-        recorder = Recorder(pipeline.resource, self._telemetry.losses)
-        self._traces = ChangeTraces(self._telemetry.sink, recorder.observe)
-        self._flows = flow_traces(self._config, self._telemetry.sink, in_force, self._traces)
-        self._traces.has_samples = self._flows.has_samples
-        self._control.applied = self._applied_one
-        self._control.mark = self._traces.mark
-        self._plane.publisher.reached = self._traces.reached
         self._operator = Operator(
             self._control, self._plane.publisher, self._chronicle.past, self._chronicle.ordered
         )
-        self._door: ControlSocket | None = None
-        self._door_fault = ""
-        self._status = StatusWriter(
-            etcd,
-            paths.status_key(etcd.root, self._config.fleet, self._config.host),
-            on_written=self._traces.acknowledged,
-        )
-        self._health = HealthDesk(
-            etcd,
-            self._config.fleet,
-            self._config.host,
-            lambda: self._mailbox.ring(Bell.HEALTH),
-            allow_exec=self._config.health.allow_exec,
-        )
-        self._chronicle.evidence = self._health.evidence
+        recorder = self._trace(in_force)
+        self._connect(in_force)
         self._meter = Meter(self._plane.fates)
         self._meters = Meters(
             Sources(self._plane.metering, self._health.checks, self._follower, self._flows),
-            *(recorder, self._config.telemetry, pipeline.metrics),
+            *(recorder, self._config.telemetry, self._telemetry.pipeline.metrics),
         )
         self._desk = Desk(self._mailbox.post, self._chronicle.past, self._meters.text)
+        self._door: ControlSocket | None = None
+        self._door_fault = ""
         self._links_due = time.monotonic() + _LINK_REFRESH_SECONDS
         self._retry_at: float | None = None
         self._refusals = RefusalLog()
@@ -131,6 +103,35 @@ class Agent:
         self._announcer = Announcer(self._config.announce, time.monotonic())
         self._ends_at: float | None = None
         self._auditor = Auditor(self._plane, self._config.audit_interval, time.monotonic())
+
+    def _trace(self, in_force: Generation) -> Recorder:
+        """Has changes and flows traced; returns what records how long changes take."""
+        self._telemetry = Telemetry(self._config)
+        recorder = Recorder(self._telemetry.pipeline.resource, self._telemetry.losses)
+        self._traces = ChangeTraces(self._telemetry.sink, recorder.observe)
+        self._flows = flow_traces(self._config, self._telemetry.sink, in_force, self._traces)
+        self._traces.has_samples = self._flows.has_samples
+        self._control.applied = self._applied_one
+        self._control.mark = self._traces.mark
+        self._plane.publisher.reached = self._traces.reached
+        return recorder
+
+    def _connect(self, in_force: Generation) -> None:
+        """Makes what reads and writes etcd; nothing is connected yet."""
+        config, etcd = self._config, self._config.etcd
+        self._follower = Follower(
+            *(etcd, config.fleet, Me(config.host, config.track, config.release)),
+            Accepted(in_force.release, in_force.pointer),
+            self._mailbox.deliver,
+            lambda _state: self._mailbox.ring(Bell.ETCD),
+        )
+        key = paths.status_key(etcd.root, config.fleet, config.host)
+        self._status = StatusWriter(etcd, key, on_written=self._traces.acknowledged)
+        self._health = HealthDesk(
+            *(etcd, config.fleet, config.host, lambda: self._mailbox.ring(Bell.HEALTH)),
+            allow_exec=config.health.allow_exec,
+        )
+        self._chronicle.evidence = self._health.evidence
 
     def run(self) -> None:
         """Runs until SIGTERM or SIGINT; then the data plane is left as it is, forwarding."""
