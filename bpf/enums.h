@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Generated from agent/tidegate/model/decision.py, where each has its meaning.
- * Renew with: python -m tidegate.dataplane.enums > bpf/enums.h */
+ * Renew with: python -m tidegate.dataplane.kernel.enums > bpf/enums.h */
 #pragma once
 
 enum {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Every structure that the data plane shares with the agent, drawn once.
  *
- * The agent's side is agent/tidegate/dataplane/layout.py; each load compares the two field by field
+ * The agent's side is agent/tidegate/dataplane/kernel/layout.py; each load compares the two field by field
  * and refuses a program whose drawing differs. Addresses are 16 bytes: IPv6, or IPv4 mapped as
  * ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2), which never appears on a wire, so that the families
  * cannot be confused. Addresses and ports are in network order, all else in host order.

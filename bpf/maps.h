@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The maps that balancer.c uses. The agent creates them (agent/tidegate/dataplane/maps.py holds
+/* The maps that balancer.c uses. The agent creates them (agent/tidegate/dataplane/kernel/maps.py holds
  * their sizes and flags) and puts their descriptors into the compiled program, so that a new
  * program takes over the maps of the one before. The one-element sizes here are never used. */
 #pragma once

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Generated from agent/tidegate/spec/decap.py, where each has its meaning.
- * Renew with: python -m tidegate.dataplane.tunnel > bpf/tunnel.h */
+ * Renew with: python -m tidegate.dataplane.tunnel.tunnel > bpf/tunnel.h */
 #pragma once
 
 enum {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from etcd_server import EtcdServer
+from support.etcd.server import EtcdServer
 
 _MEASURED = "health"
 _HEAD = ("failure", "found after", "moved after", "its TCP", "its UDP", "all others", "back after")

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tidegate.agent.change_trace import ChangeTraces
-from tidegate.agent.control import Applied, Outcome
-from tidegate.dataplane import host, maps
-from tidegate.dataplane.publish import Publisher
-from tidegate.dataplane.steps import unwatched
-from tidegate.keyspace.readings import Memo
-from tidegate.keyspace.validate import validate
+from tidegate.agent.reconciler import Applied, Outcome
+from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.steps import unwatched
+from tidegate.keyspace.documents.memo import Memo
+from tidegate.keyspace.documents.validate import validate
 from tidegate.model.arrivals import Written, gathered
 from tidegate.model.features import features
 from tidegate.model.values import EMPTY, Desired, Document, Snapshot, Steering, View
@@ -134,7 +135,7 @@ def measure(memo: Memo | None, traces: ChangeTraces | None = None) -> dict[str, 
     """Figures of a change."""
     documents, steps = release(BACKENDS), Steps()
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    host.make_folder(pins)
+    plane.make_folder(pins)
     fds = maps.create(maps.shapes(maps.Capacity(1 << 16, 1 << 13, 1 << 12)))
     reached = unwatched if traces is None else traces.reached
     publisher, last = Publisher(fds, pins, grace=0, reached=reached), EMPTY

@@ -8,18 +8,15 @@ figure is the median of several runs; the machine is noisy, so compare figures o
 import os
 import statistics
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from frames import ip4, ip6, tcp, udp
-from kernel import BUILD, Kernel
-from roster import backend, generations, web
-from tidegate.dataplane import compiler, loader
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.programs import Build
+from support.documents.roster import backend, generations, web
+from support.packets.frames import ip4, ip6, tcp, udp
+from support.packets.kernel import BUILD, Kernel
+from tidegate.dataplane.kernel import compiler, loader
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.programs import Build
 from tidegate.model.features import Feature
 
 REPEAT, RUNS = 1_000_000, 5

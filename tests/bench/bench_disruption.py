@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many slots a change of a pool moves, next to the minimum and to the bound that guards use.
 
-Run it with `./dev bench tests/bench/bench_disruption.py --seconds 60`. It makes random pools and
+Run it with `./dev bench disruption --seconds 60`. It makes random pools and
 random changes until the time is over, and shows for changes of similar size the worst that it saw.
 Where the bound comes from is in docs/maglev.md.
 """

@@ -8,15 +8,11 @@ program alone is in bench_dataplane.py.
 """
 
 import random
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from frames import ip4, tcp
-from kernel import CAPACITY, Kernel
-from roster import backend, desired, generations, vip
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.frames import ip4, tcp
+from support.packets.kernel import CAPACITY, Kernel
 from tidegate.model.decision import Decision
 from tidegate.model.documents import Tracking
 

@@ -17,13 +17,10 @@ import threading
 import time
 from collections import Counter
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from roster import backend, desired, vip
+from support.documents.roster import backend, desired, vip
 from tidegate.health.checker import Checker
 from tidegate.model.checks import Check, Health
 from tidegate.model.generation import NOTHING, Generation

@@ -8,7 +8,6 @@ import resource
 import secrets
 import shutil
 import statistics
-import sys
 import time
 from dataclasses import replace
 from ipaddress import ip_address
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from roster import backend, desired, vip
-from tidegate.dataplane import host, layout, maps
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.affected import affected
-from tidegate.dataplane.live import Live
-from tidegate.dataplane.publish import Publisher
+from support.documents.roster import backend, desired, vip
+from tidegate.dataplane import plane
+from tidegate.dataplane.inspect.flow_impact import affected
+from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan
@@ -66,7 +64,7 @@ def fill(fd: int, generation: Generation) -> None:
 def main() -> None:
     """Prints milliseconds of each part, median of several runs."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    host.make_folder(pins)
+    plane.make_folder(pins)
     fds, _ = maps.create_or_adopt(pins, maps.Capacity(flows=2 * FLOWS))
     publisher = Publisher(fds, pins, grace=0)
     try:

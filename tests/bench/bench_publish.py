@@ -8,18 +8,16 @@ compare figures of one run only.
 import secrets
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from roster import backend, desired, vip
-from tidegate.dataplane import host, maps
-from tidegate.dataplane.publish import Publisher
+from support.documents.roster import backend, desired, vip
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.values import Desired
 from tidegate.planner import plan
 
@@ -60,7 +58,7 @@ def median(work: Callable[[int], float]) -> float:
 def main() -> None:
     """Prints a table."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    host.make_folder(pins)
+    plane.make_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)
     publisher, wanted = Publisher(fds, pins, grace=0), roster()
     clock = 1000

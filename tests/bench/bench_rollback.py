@@ -7,22 +7,19 @@ with the disk.
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from kernel import Kernel
-from roster import backend, desired, vip
+from support.documents.roster import backend, desired, vip
+from support.packets.kernel import Kernel
 from tidegate.agent.journal import lines
 from tidegate.agent.journal.files import Appender
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
-from tidegate.dataplane import ledger, tables
-from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import ledger, tables
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired
 from tidegate.planner import plan

@@ -8,11 +8,8 @@ memory grew by more than MOST_GROWTH after the first 1,000 changes.
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from soak import growth, soak
+from soak.run import growth, soak
 
 MOST_GROWTH = 8 << 10
 """KiB."""

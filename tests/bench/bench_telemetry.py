@@ -2,9 +2,6 @@
 """What telemetry costs the agent; each part has a module of its own beside this one."""
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import flow_throughput
 import scrape_cost

@@ -19,17 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from bench_publish import SMALL, roster
 
-from tidegate.agent.health import HealthDesk
+from tidegate.agent.health.fleet import HealthDesk
 from tidegate.agent.mailbox import Bell, Mailbox
-from tidegate.dataplane import host, layout, maps
-from tidegate.dataplane.publish import Publisher
-from tidegate.keyspace import verdicts
-from tidegate.keyspace.settings import EtcdSettings
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status import verdicts
 from tidegate.model.checks import Check, Health
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Desired, Document, Snapshot
@@ -134,7 +132,7 @@ class Trials:
 def main(trials: int) -> int:
     """Prints percentiles; 1 if the 99th from verdict to flag is 10 ms or more."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    host.make_folder(pins)
+    plane.make_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)
     publisher = Publisher(fds, pins, grace=0)
     gc.collect()

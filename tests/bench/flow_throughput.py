@@ -13,31 +13,28 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Final, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import numpy.typing as npt
 
-from flow_events import Told, records
-from frames import ip4, tcp
-from kernel import Kernel
-from otlp_receiver import Receiver
-from roster import VIP4, backend, desired, vip
-from tidegate.agent.flow_names import FlowNames
-from tidegate.agent.flow_trace import FlowTraces
-from tidegate.dataplane import syscalls as bpf
+from support.collector.otlp_receiver import Receiver
+from support.documents.roster import VIP4, backend, desired, vip
+from support.packets.flow_events import Told, records
+from support.packets.frames import ip4, tcp
+from support.packets.kernel import Kernel
+from tidegate.agent.traces.flow_names import FlowNames
+from tidegate.agent.traces.flows import FlowTraces
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import EventKind
 from tidegate.model.generation import NOTHING
 from tidegate.planner import plan
-from tidegate.telemetry.flow_gate import Limits
-from tidegate.telemetry.flow_spans import Roots, span_of
-from tidegate.telemetry.flows import Flows
-from tidegate.telemetry.pipeline import Pipeline
+from tidegate.telemetry.export.pipeline import Pipeline
+from tidegate.telemetry.export.settings import TelemetrySettings
+from tidegate.telemetry.flows.follow import Flows
+from tidegate.telemetry.flows.gate import Limits
+from tidegate.telemetry.flows.spans import Roots, span_of
 from tidegate.telemetry.sdk import Identity
-from tidegate.telemetry.settings import TelemetrySettings
 from tidegate.telemetry.span import Span
 
 SECONDS: Final = 5

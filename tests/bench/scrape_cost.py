@@ -20,17 +20,19 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tidegate.agent.host_points import CheckPoints
-from tidegate.agent.packet_points import PacketPoints
-from tidegate.dataplane import counters, events, layout, maps
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.metering import Counted
+from tidegate.agent.metrics.host_points import CheckPoints
+from tidegate.agent.metrics.packet_points import PacketPoints
+from tidegate.dataplane.inspect import events
+from tidegate.dataplane.inspect.metering import Counted
+from tidegate.dataplane.kernel import counters, layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.health.standing import unknown
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
 from tidegate.planner import plan
-from tidegate.telemetry import exposition, metrics_data
-from tidegate.telemetry.points import Points
+from tidegate.telemetry.export import metrics_data
+from tidegate.telemetry.metrics import exposition
+from tidegate.telemetry.metrics.points import Points
 
 VIPS, BACKENDS, POOLS = 500, 5_000, 50
 LIMIT = 0.050

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from crashes import (
+from support.crash.bench import (
     SMALL,
     Bench,
     Packets,
@@ -27,10 +27,11 @@ from crashes import (
     open_maps,
     wait_gone,
 )
-from roster import backend, generations, vip
-from tidegate.dataplane import maps, tables
-from tidegate.dataplane.publish import Publisher
-from tidegate.dataplane.steps import Step
+from support.documents.roster import backend, generations, vip
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.publish import tables
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.steps import Step
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
 from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan

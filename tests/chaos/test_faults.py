@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from rig import HOST, MEMBERS, Rig, backup, is_in_force
+from support.lab.cluster_rack import HOST, MEMBERS, Rig, backup, is_in_force
 from tidegate.lab import netns, services
 from tidegate.lab.agents import config_path
 from tidegate.lab.plan import ROUTER, LabSpec

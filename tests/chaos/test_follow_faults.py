@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from etcd_cluster import EtcdCluster
-from etcd_server import Received
-from steady import Steady
+from support.etcd.cluster import EtcdCluster
+from support.etcd.server import Received
+from support.lab.steady import Steady
+from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.follow import Follower, WatchState
-from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from soak import soak
+from soak.run import soak
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 

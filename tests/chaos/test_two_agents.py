@@ -17,13 +17,15 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from crashes import SMALL, Packets, fork, link_loopback, open_maps, wait_gone
-from kernel import BUILD
-from roster import backend, desired, vip
-from tidegate.dataplane import host, maps, programs, tables
-from tidegate.dataplane import syscalls as bpf
+from support.crash.bench import SMALL, Packets, fork, link_loopback, open_maps, wait_gone
+from support.documents.roster import backend, desired, vip
+from support.packets.kernel import BUILD
+from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane.kernel import maps, programs
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.links import Gateways
-from tidegate.dataplane.steps import Step
+from tidegate.dataplane.publish import tables
+from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import CapabilityError, DataplaneError, FenceError
 from tidegate.lab import netns
 from tidegate.model.values import Desired
@@ -53,15 +55,15 @@ class Place:
     def close(self) -> None:
         """Takes everything away."""
         with netns.entered(self.name), suppress(FileNotFoundError):
-            host.remove(self.pins, ["lb0"])
+            dataplane.remove(self.pins, ["lb0"])
         netns.remove(self.name)
 
-    def open(self, reached: Callable[[Step], None] = lambda _: None) -> host.DataPlane:
+    def open(self, reached: Callable[[Step], None] = lambda _: None) -> dataplane.DataPlane:
         """The data plane, as an agent opens it; the thread must be in the namespace."""
-        settings = host.Settings(
+        settings = dataplane.Settings(
             self.pins, ["lb0"], "generic", BUILD, SMALL, Gateways(None, None), grace=0
         )
-        return host.DataPlane(settings, reached)
+        return dataplane.DataPlane(settings, reached)
 
     def attached(self) -> int | None:
         """Id of the program on the interface."""
@@ -77,7 +79,7 @@ def place() -> Iterator[Place]:
     built.close()
 
 
-def publish(plane: host.DataPlane, wanted: Desired) -> int:
+def publish(plane: dataplane.DataPlane, wanted: Desired) -> int:
     """What the agent does with documents; returns the number in force."""
     previous = plane.publisher.in_force
     generation = plan(wanted, previous, NOW + previous.number)
@@ -187,7 +189,7 @@ def test_an_agent_that_wakes_beside_a_new_data_plane_writes_nothing(
     assert stale.tell("plain") == "done 1"
     os.kill(stale.pid, signal.SIGSTOP)
     with netns.entered(place.name):
-        host.remove(place.pins, ["lb0"])
+        dataplane.remove(place.pins, ["lb0"])
     fresh = agents()
     assert (fresh.opened, fresh.tell("plain")) == ("open", "done 1")
     there, program = holds(place), place.attached()
@@ -207,7 +209,7 @@ def test_an_agent_whose_data_plane_was_removed_does_not_make_it_again(
     left = agents()
     assert left.tell("plain") == "done 1"
     with netns.entered(place.name):
-        host.remove(place.pins, ["lb0"])
+        dataplane.remove(place.pins, ["lb0"])
     for order in ("clamped", "follow", "audit"):
         assert "was removed while this agent ran" in left.tell(order)
     assert left.tell("close").startswith("done")
@@ -220,7 +222,7 @@ def test_a_writer_without_the_lock_stops_the_one_who_has_it(place: Place) -> Non
         plane = place.open()
         publish(plane, PLAIN)
         own, _ = maps.create_or_adopt(place.pins, SMALL)
-        other = host.Publisher(own, place.pins, grace=0)
+        other = dataplane.Publisher(own, place.pins, grace=0)
         other.publish(plan(CLAMPED, other.adopt(), NOW + 5), 0.0)
         entries = maps.read_all("vips", own["vips"])
         with pytest.raises(FenceError, match="generation 2 is in the kernel"):
@@ -249,7 +251,7 @@ def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: in
         publish(plane, PLAIN)
         plane.close()
         fds, _ = maps.create_or_adopt(place.pins, SMALL)
-        old = host.Publisher(fds, place.pins, grace=0)
+        old = dataplane.Publisher(fds, place.pins, grace=0)
         in_force = old.adopt()
         old.close()
     vips = {"web4": in_force.vips["web4"].vip}
@@ -257,11 +259,11 @@ def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: in
     flows = packets_of(place, in_force).establish(vips)
     died = fork(work, step, hit)
     assert died.steps[step] == hit
-    assert place.attached() in host.pinned_programs(place.pins)
+    assert place.attached() in dataplane.pinned_programs(place.pins)
     new = plan(CLAMPED, in_force, NOW)
     assert_flows_stay(place, in_force, new, vips, flows)
     fork(work, None)
-    assert host.pinned_programs(place.pins) == {place.attached()}
+    assert dataplane.pinned_programs(place.pins) == {place.attached()}
     assert not (place.pins / "program-next").exists()
     assert not (place.pins / "proof").exists()
     assert_flows_stay(place, in_force, new, vips, flows)

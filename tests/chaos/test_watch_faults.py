@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from etcd_cluster import DEBIAN, EtcdCluster, later_release
-from etcd_server import Received, free_port
-from steady import Steady
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.watch import Watch, WatchState
+from support.etcd.cluster import DEBIAN, EtcdCluster, later_release
+from support.etcd.server import Received, free_port
+from support.lab.steady import Steady
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch import Watch, WatchState
 
 if TYPE_CHECKING:
     from tidegate.model.values import Snapshot

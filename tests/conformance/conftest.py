@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-import tunnelled
-from both import Both, both_engines
-from tidegate.dataplane.tunnel import Decap
+from support.packets import tunnelled
+from support.packets.both import Both, both_engines
+from tidegate.dataplane.tunnel.tunnel import Decap
 
 
 @pytest.fixture

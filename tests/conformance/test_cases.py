@@ -8,10 +8,10 @@ from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
-from both import Both
-from frames import CLIENT4, ETHER, ip4, ip6, tcp, udp
-from kernel import LINK
-from roster import backend, generations, web
+from support.documents.roster import backend, generations, web
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, ETHER, ip4, ip6, tcp, udp
+from support.packets.kernel import LINK
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey

@@ -7,11 +7,11 @@ from importlib.resources import files
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from tidegate.dataplane import tunnel
-from tidegate.dataplane.tunnel import Decap
+from support.packets.tunnelled import ETHER, KINDS, SETTINGS, TAGGED, Both, gue, inner, tunnelled
+from tidegate.dataplane.tunnel import tunnel
+from tidegate.dataplane.tunnel.tunnel import Decap
 from tidegate.spec.balancer import Verdict
 from tidegate.spec.decap import Outcome
-from tunnelled import ETHER, KINDS, SETTINGS, TAGGED, Both, gue, inner, tunnelled
 
 pytestmark = pytest.mark.root
 

@@ -12,13 +12,7 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import compile_program
-from tidegate.dataplane.loader import load
-from tidegate.dataplane.tunnel import Decap, compile_decap
-from tidegate.spec.balancer import Verdict
-from tidegate.spec.decap import ANYTHING, Accept, Outcome, process
-from tunnelled import (
+from support.packets.tunnelled import (
     ETHER,
     HERE6,
     KINDS,
@@ -32,6 +26,12 @@ from tunnelled import (
     outer,
     tunnelled,
 )
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.compiler import compile_program
+from tidegate.dataplane.kernel.loader import load
+from tidegate.dataplane.tunnel.tunnel import Decap, compile_decap
+from tidegate.spec.balancer import Verdict
+from tidegate.spec.decap import ANYTHING, Accept, Outcome, process
 
 pytestmark = pytest.mark.root
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from both import Both
-from frames import CLIENT4, ip4, ip6, tcp, udp
-from kernel import BUILD, LINK, Kernel
-from roster import VIP4, VIP6, backend, desired, vip
-from tidegate.dataplane import events, layout
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.programs import compile_balancer
+from support.documents.roster import VIP4, VIP6, backend, desired, vip
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, ip4, ip6, tcp, udp
+from support.packets.kernel import BUILD, LINK, Kernel
+from tidegate.dataplane.inspect import events
+from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.programs import compile_balancer
 from tidegate.errors import DataplaneError
 from tidegate.model.address import packed
 from tidegate.model.decision import Decision, EventKind, Reason

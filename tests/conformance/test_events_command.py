@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from frames import CLIENT4, ip4, ip6, tcp, udp
-from kernel import Kernel
-from roster import VIP4, VIP6, backend, desired, vip
-from tidegate.dataplane import syscalls as bpf
+from support.documents.roster import VIP4, VIP6, backend, desired, vip
+from support.packets.frames import CLIENT4, ip4, ip6, tcp, udp
+from support.packets.kernel import Kernel
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.generation import NOTHING
 from tidegate.planner import plan
 from tidegate.spec.events import RATE

@@ -11,12 +11,12 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, ICMPv6Packe
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from both import Both
-from frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp
-from kernel import LINK, Kernel
-from roster import VIP4, VIP6, backend, desired, generations, vip, web
-from tidegate.dataplane import maps
-from tidegate.dataplane import syscalls as bpf
+from support.documents.roster import VIP4, VIP6, backend, desired, generations, vip, web
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp
+from support.packets.kernel import LINK, Kernel
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import Reason
 from tidegate.spec import Result, Verdict
 from tidegate.spec.answer import RATE

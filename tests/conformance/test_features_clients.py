@@ -5,9 +5,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from both import Both
-from frames import ip4, ip6, tcp, udp
-from roster import backend, desired, generations, vip
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.both import Both
+from support.packets.frames import ip4, ip6, tcp, udp
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation
 from tidegate.model.values import SourceRoute, SynLimit, Vip

@@ -15,9 +15,9 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from both import Both
-from frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp
-from roster import VIP4, VIP6, backend, web
+from support.documents.roster import VIP4, VIP6, backend, web
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp
 from tidegate.model.decision import Decision, Reason
 from tidegate.spec import Result, Verdict
 

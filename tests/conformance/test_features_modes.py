@@ -7,10 +7,10 @@ import pytest
 from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6EchoRequest
 
-from both import Both, both_engines
-from frames import ETHER, ip4, ip6, tcp, udp
-from kernel import BUILD
-from roster import backend, desired, vip
+from support.documents.roster import backend, desired, vip
+from support.packets.both import Both, both_engines
+from support.packets.frames import ETHER, ip4, ip6, tcp, udp
+from support.packets.kernel import BUILD
 from tidegate.model.decision import Decision
 from tidegate.model.documents import Tracking
 from tidegate.model.values import Backend, Desired

@@ -18,10 +18,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from both import Both
-from frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp, udp
-from kernel import Kernel
-from roster import VIP4, VIP6, backend, desired, generations, vip, web
+from support.documents.roster import VIP4, VIP6, backend, desired, generations, vip, web
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp, udp
+from support.packets.kernel import Kernel
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.values import Quic
 from tidegate.spec import Verdict

@@ -13,9 +13,9 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet
 
-from both import Both
-from frames import ETHER, ip4, ip6, tcp
-from roster import backend, generations, web
+from support.documents.roster import backend, generations, web
+from support.packets.both import Both
+from support.packets.frames import ETHER, ip4, ip6, tcp
 from tidegate.model.decision import Decision, Reason
 from tidegate.spec import Result, Verdict
 

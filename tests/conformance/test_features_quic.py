@@ -6,9 +6,9 @@ import struct
 import pytest
 from scapy.layers.inet import UDP
 
-from both import Both
-from frames import ETHER, ip4, ip6
-from roster import VIP4, VIP6, backend, desired, vip
+from support.documents.roster import VIP4, VIP6, backend, desired, vip
+from support.packets.both import Both
+from support.packets.frames import ETHER, ip4, ip6
 from tidegate.model.decision import Decision
 from tidegate.model.documents import BackendState
 from tidegate.model.values import Desired, Quic

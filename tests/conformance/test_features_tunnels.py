@@ -8,10 +8,10 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6TimeExceeded, IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
-from both import Both
-from frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp, udp
-from kernel import LINK
-from roster import VIP4, VIP6, backend, desired, vip, web
+from support.documents.roster import VIP4, VIP6, backend, desired, vip, web
+from support.packets.both import Both
+from support.packets.frames import CLIENT4, CLIENT6, ETHER, ip4, ip6, tcp, udp
+from support.packets.kernel import LINK
 from tidegate.model.decision import Decision, Reason
 from tidegate.spec import Verdict
 from tidegate.spec.simulation import LONGEST

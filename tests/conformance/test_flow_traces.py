@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from frames import CLIENT4, ip4, tcp
-from kernel import Kernel
-from roster import VIP4, backend, desired, vip
-from tidegate.agent.control_socket import ControlSocket
-from tidegate.agent.flow_trace import FlowTraces
-from tidegate.dataplane import syscalls as bpf
+from support.documents.roster import VIP4, backend, desired, vip
+from support.packets.frames import CLIENT4, ip4, tcp
+from support.packets.kernel import Kernel
+from tidegate.agent.operator.socket import ControlSocket
+from tidegate.agent.traces.flows import FlowTraces
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired
 from tidegate.planner import plan
 from tidegate.spec.events import RATE
-from tidegate.telemetry.flow_gate import Limits
+from tidegate.telemetry.flows.gate import Limits
 from tidegate.telemetry.span import Context, Span
 
 pytestmark = pytest.mark.root

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fuzzer of `./dev fuzz`, in small: 20,000 frames each time, of another seed each day."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import ANSWER, fuzz, write
-from kernel import BUILD
+from fuzz.run import ANSWER, fuzz, write
+from support.packets.kernel import BUILD
 from tidegate.cli.main import main
 from tidegate.model.decision import Decision, Reason
 from tidegate.spec import Result, State, Verdict, process
@@ -75,9 +76,9 @@ def test_a_seed_gives_the_same_frames() -> None:
 
 def test_the_command_says_what_it_did() -> None:
     """Seed, rate and histograms, and exit code 0."""
-    script = Path(__file__).parents[1] / "fuzz.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--frames", "1000", "--seed", "5"],
+        [sys.executable, "-m", "fuzz.run", "--frames", "1000", "--seed", "5"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=True,

@@ -16,12 +16,12 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
-from frames import ETHER, ip4, ip6, tcp, udp
-from kernel import BUILD, LINK, Kernel, model
-from roster import backend, desired, generations, vip
-from tidegate.dataplane import loader
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.probes import Probes
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.frames import ETHER, ip4, ip6, tcp, udp
+from support.packets.kernel import BUILD, LINK, Kernel, model
+from tidegate.dataplane.kernel import loader
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.tunnel.probes import Probes
 from tidegate.errors import CompileError
 from tidegate.model.decision import Reason
 from tidegate.spec import Verdict

@@ -6,11 +6,11 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from frames import ip4, tcp, udp
-from kernel import BUILD, Kernel
-from roster import VIP4, backend, desired, vip
+from support.documents.roster import VIP4, backend, desired, vip
+from support.packets.frames import ip4, tcp, udp
+from support.packets.kernel import BUILD, Kernel
 from tidegate.agent.journal import lines, owner, replay
-from tidegate.dataplane import ledger
+from tidegate.dataplane.publish import ledger
 from tidegate.model.documents import HashFields
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired, SourceRoute

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from both import Both
-from frames import ip4, tcp
-from kernel import CAPACITY, Kernel
-from roster import backend, desired, generations, vip
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.both import Both
+from support.packets.frames import ip4, tcp
+from support.packets.kernel import CAPACITY, Kernel
 from tidegate.model.decision import Decision
 from tidegate.model.documents import Tracking
 from tidegate.model.values import Desired

@@ -6,11 +6,11 @@ import os
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 
-from frames import CLIENT4, ETHER, VIP4, ip4, tcp
-from kernel import Kernel
-from roster import backend, generations, web
-from tidegate.dataplane.compiler import compile_text
-from tidegate.dataplane.loader import MOST_STACK, load
+from support.documents.roster import backend, generations, web
+from support.packets.frames import CLIENT4, ETHER, VIP4, ip4, tcp
+from support.packets.kernel import Kernel
+from tidegate.dataplane.kernel.compiler import compile_text
+from tidegate.dataplane.kernel.loader import MOST_STACK, load
 from tidegate.errors import CompileError
 
 pytestmark = pytest.mark.root

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from frames import tcp
-from kernel import Kernel
-from roster import backend, desired, vip
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane import tables
+from support.documents.roster import backend, desired, vip
+from support.packets.frames import tcp
+from support.packets.kernel import Kernel
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import tables
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired
 from tidegate.planner import plan

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frames import ip4, ip6, tcp, udp
-from kernel import Kernel, assert_equal, model
-from roster import backend, web
+from support.documents.roster import backend, web
+from support.packets.frames import ip4, ip6, tcp, udp
+from support.packets.kernel import Kernel, assert_equal, model
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired
 from tidegate.planner import plan

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from frames import ip4, ip6, tcp, udp
-from fuzz_documents import desired
-from kernel import BUILD, LINK
+from fuzz.documents import desired
+from support.packets.frames import ip4, ip6, tcp, udp
+from support.packets.kernel import BUILD, LINK
 from tidegate.cli.main import main
 from tidegate.cli.simulate import run_frames
-from tidegate.dataplane.capture import Writer, read
-from tidegate.dataplane.programs import Build
-from tidegate.dataplane.simulation import Simulation
+from tidegate.dataplane.inspect.capture import Writer, read
+from tidegate.dataplane.inspect.simulation import Simulation
+from tidegate.dataplane.kernel.programs import Build
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import NOTHING
 from tidegate.planner import plan

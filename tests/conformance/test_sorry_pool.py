@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from both import Both
-from frames import ip4, tcp, udp
-from roster import VIP4, VIP6, backend, desired, vip
+from support.documents.roster import VIP4, VIP6, backend, desired, vip
+from support.packets.both import Both
+from support.packets.frames import ip4, tcp, udp
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.values import Backend, Desired
 from tidegate.spec import Verdict

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from both import Both
-from frames import tcp
-from fuzz_documents import desired
-from kernel import BUILD
-from tidegate.dataplane import programs
+from fuzz.documents import desired
+from support.packets.both import Both
+from support.packets.frames import tcp
+from support.packets.kernel import BUILD
+from tidegate.dataplane.kernel import programs
 from tidegate.model.decision import Decision
 from tidegate.model.features import ALL_FEATURES, Feature, features
 from tidegate.spec import Verdict

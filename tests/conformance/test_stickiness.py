@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frames import ip4, tcp
-from kernel import BUILD, Kernel, model
-from roster import backend, desired, generations, vip
-from tidegate.dataplane import loader, maps, programs
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.frames import ip4, tcp
+from support.packets.kernel import BUILD, Kernel, model
+from tidegate.dataplane.kernel import loader, maps, programs
 from tidegate.errors import CompileError
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab_etcd import etcd_pid
+from support.etcd.in_lab import etcd_pid
 from tidegate.lab import netns
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch
@@ -318,7 +318,7 @@ def run_agent(lab: Lab, config: Path) -> "subprocess.CompletedProcess[str]":
 
 def test_somebody_elses_program_is_not_replaced(lab: Lab) -> None:
     """The operator is told which program is there and how to take it off."""
-    from tidegate.dataplane.programs import attach_pass, attached  # noqa: PLC0415
+    from tidegate.dataplane.kernel.programs import attach_pass, attached  # noqa: PLC0415
 
     with netns.entered(lab.node("lb1").namespace):
         attach_pass("eth0")
@@ -376,7 +376,7 @@ def test_the_service_manager_hears_of_ready_and_stop(
 
 def test_remove_takes_the_data_plane_down(lab: Lab, agent: AgentProcess) -> None:
     """The opposite of a stop: program off, pins gone."""
-    from tidegate.dataplane.programs import attached  # noqa: PLC0415
+    from tidegate.dataplane.kernel.programs import attached  # noqa: PLC0415
 
     agent.terminate()
     config = config_path(lab.spec, "lb1")

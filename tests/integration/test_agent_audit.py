@@ -5,8 +5,8 @@ import secrets
 
 import pytest
 
-from tidegate.dataplane import maps
-from tidegate.dataplane import syscalls as bpf
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import LabSpec

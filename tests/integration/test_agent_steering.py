@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from lab_etcd import etcd_pid
-from tidegate.keyspace.status import rfc3339
+from support.etcd.in_lab import etcd_pid
+from tidegate.keyspace.status.document import rfc3339
 from tidegate.lab.agents import AgentProcess
 from tidegate.lab.control import StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from exabgp_daemon import ExaBgp
+from support.lab.exabgp_daemon import ExaBgp
 from tidegate.lab import agents
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import ROUTER, LabSpec

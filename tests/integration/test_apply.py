@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import EtcdServer
+from support.etcd.server import EtcdServer
 from tidegate.cli import apply
 from tidegate.errors import KeyspaceError
-from tidegate.keyspace.apply import difference
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.store import Fleet, Store
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.store import Fleet, Store
 from tidegate.lab.control import StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
+from tidegate.rollout.apply import difference
 
 LIVE = "/tidegate/default/config/live/"
 COMMAND = (sys.executable, "-m", "tidegate.cli.main")

@@ -8,12 +8,13 @@ from ipaddress import ip_network
 import numpy as np
 import pytest
 
-from crashes import Bench, Packets, contents, everything, no_descriptors, open_maps
-from roster import generations
-from tidegate.dataplane import entries, layout, ledger_bytes, maps, tables
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.ledger import Kind, MetaRecord, Place
-from tidegate.dataplane.publish import Publisher
+from support.crash.bench import Bench, Packets, contents, everything, no_descriptors, open_maps
+from support.documents.roster import generations
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import entries, ledger_bytes, tables
+from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.values import BackendKey
 

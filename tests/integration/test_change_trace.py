@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from documents import WEB, Contents, vip
-from middle import Middle
-from tidegate.agent.control_socket import Answer
-from tidegate.agent.orders import Freeze, Order, Rollback, Signature
-from tidegate.keyspace.status import StatusDocument
+from support.agent.middle import Middle
+from support.documents.keyspaces import WEB, Contents, vip
+from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature
+from tidegate.agent.operator.socket import Answer
+from tidegate.keyspace.status.document import StatusDocument
 from tidegate.model.arrivals import Arrivals, Written, gathered
 from tidegate.telemetry.names import changes as names
 from tidegate.telemetry.span import Context, Link, Span, parse_traceparent

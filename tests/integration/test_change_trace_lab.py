@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from otlp_receiver import Received, ReceivedSpan, Receiver
+from support.collector.otlp_receiver import Received, ReceivedSpan, Receiver
 from tidegate.keyspace import paths
 from tidegate.lab import netns
 from tidegate.lab.agents import FLEET, RELEASE, ROOT, config_path

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from documents import WEB, vip
-from middle import Middle
+from support.agent.middle import Middle
+from support.documents.keyspaces import WEB, vip
 from tidegate.agent.journal import lines, replay
 
 pytestmark = pytest.mark.root

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from roster import backend, desired, generations, vip
-from tidegate.dataplane import counters, host, layout, maps
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.publish import Publisher
+from support.documents.roster import backend, desired, generations, vip
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import counters, layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.constants import ID_COOLDOWN_SECONDS
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.planner import plan
@@ -76,8 +77,8 @@ def stepped(*steps: tuple[int, list[str]]) -> Iterator[Generation]:
 
 def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
     """What a gone VIP or backend counted is not told of the next owner of its id."""
-    pins = host.Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
-    host.make_folder(pins)
+    pins = plane.Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
+    plane.make_folder(pins)
     try:
         publisher = Publisher(kernel, pins, 0.0)
         late = 1000 + 2 * ID_COOLDOWN_SECONDS
@@ -102,4 +103,4 @@ def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
         assert after.backends[of["b1"].id] == before.backends[of["b1"].id]
     finally:
         publisher.close()
-        host.remove(pins, ())
+        plane.remove(pins, ())

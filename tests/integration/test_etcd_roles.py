@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.failures import CallFailed, Verdict
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch import Watch
 from tidegate.keyspace.follow import Follower
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.status import StatusDocument
-from tidegate.keyspace.status_writer import StatusWriter
+from tidegate.keyspace.status.document import StatusDocument
+from tidegate.keyspace.status.writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, Me
-from tidegate.keyspace.watch import Watch
 
 if TYPE_CHECKING:
     from tidegate.model.values import Snapshot, View

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import EtcdServer
-from tidegate.keyspace.validate import validate
+from support.etcd.server import EtcdServer
+from tidegate.keyspace.documents.validate import validate
 from tidegate.model.steering import TrackDocument
 from tidegate.model.values import EMPTY, BackendKey, Document, Snapshot
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from crashes import SMALL, Bench, contents, everything, no_descriptors, open_maps
-from exhaustion import NEW, NOW, OLD, Watch, more
-from tidegate.dataplane import maps
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.publish import Publisher
-from tidegate.dataplane.steps import Step
+from support.crash.bench import SMALL, Bench, contents, everything, no_descriptors, open_maps
+from support.crash.exhaustion import NEW, NOW, OLD, Watch, more
+from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import DataplaneError
 from tidegate.planner import plan
 
@@ -99,8 +99,8 @@ def test_no_memory_for_a_table_is_a_refusal() -> None:
     """In a memory control group that is full, nothing changes; with memory, it works."""
     folder = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, str(folder / "short_of_memory.py")],
-        env={**os.environ, "PYTHONMALLOC": "malloc"},
+        [sys.executable, "-m", "support.crash.short_of_memory"],
+        env={**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         timeout=100,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from otlp_receiver import Received, ReceivedSpan, Receiver
+from support.collector.otlp_receiver import Received, ReceivedSpan, Receiver
 from tidegate.lab import netns
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch

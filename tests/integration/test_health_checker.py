@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from etcd_server import Received, free_port
-from roster import backend, desired, vip
+from support.documents.roster import backend, desired, vip
+from support.etcd.server import Received, free_port
 from tidegate.health.checker import Checker
 from tidegate.health.standing import Standing
 from tidegate.model.checks import Check, Health

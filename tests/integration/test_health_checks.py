@@ -19,8 +19,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from certificates import self_signed
-from etcd_server import free_port
+from support.collector.certificates import self_signed
+from support.etcd.server import free_port
 from tidegate.health import command, datagram, grpc_health, http
 from tidegate.health.result import Result
 from tidegate.health.tcp import Destination

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from etcd_server import EtcdServer
+from support.etcd.server import EtcdServer
 from tidegate.cli.main import main
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.store import Fleet, Store
-from tidegate.keyspace.transaction import Write
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.store import Fleet, Store
+from tidegate.keyspace.etcd.transaction import Write
 
 SINCE = "2026-01-31T12:00:00Z"
 CHECK = {"health": {"check": {"type": "tcp"}}}

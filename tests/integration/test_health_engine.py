@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from etcd_server import Received, free_port
+from support.etcd.server import Received, free_port
 from tidegate.health.engine import Engine, Target
 from tidegate.health.handshakes import Handshake
 from tidegate.health.result import Result

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from health_rack import (
+from support.etcd.in_lab import etcd_pid
+from support.lab.health_rack import (
     Fleet,
     Status,
     answers_to,
@@ -22,9 +23,8 @@ from health_rack import (
     rack,
     web,
 )
-from lab_etcd import etcd_pid
-from long_flows import Newcomers
-from tidegate.dataplane.tunnel import attach_decap
+from support.lab.long_flows import Newcomers
+from tidegate.dataplane.tunnel.tunnel import attach_decap
 from tidegate.lab import netns
 from tidegate.lab.plan import NIC, ROUTER
 from tidegate.lab.rack import Lab

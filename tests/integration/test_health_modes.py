@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from health_rack import (
+from support.lab.health_rack import (
     VERDICTS,
     Fleet,
     Status,
@@ -25,8 +25,8 @@ from health_rack import (
     of_pools,
     rack,
 )
-from long_flows import Flows
-from tidegate.keyspace.status import rfc3339
+from support.lab.long_flows import Flows
+from tidegate.keyspace.status.document import rfc3339
 from tidegate.lab.rack import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import dns.rcode
 import pytest
 
-from health_rack import Fleet, Status, assert_others_untouched, measured, of_pools, rack
-from long_flows import Flows
-from responders import DNS_PORT, GRPC_PORT, NAME, PAGE_PORT, WELL, Responders
+from support.lab.health_rack import Fleet, Status, assert_others_untouched, measured, of_pools, rack
+from support.lab.long_flows import Flows
+from support.lab.responders import DNS_PORT, GRPC_PORT, NAME, PAGE_PORT, WELL, Responders
 from tidegate.lab import wiring
 from tidegate.lab.rack import Lab
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from pyroute2 import IPRoute
 
-from tidegate.dataplane import layout, programs
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.probes import Probes, detach_probes
-from tidegate.dataplane.tunnel import Decap, attach_decap
+from tidegate.dataplane.kernel import layout, programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.tunnel.probes import Probes, detach_probes
+from tidegate.dataplane.tunnel.tunnel import Decap, attach_decap
 from tidegate.errors import LabError
 from tidegate.lab import netns
 from tidegate.lab.control import Control, StatusWatch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roster import backend, web
+from support.documents.roster import backend, web
 from tidegate.agent.journal import files, lines, replay
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer

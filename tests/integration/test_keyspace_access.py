@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import EtcdServer, Received
+from support.etcd.server import EtcdServer, Received
 from tidegate.errors import ConfigError
 from tidegate.keyspace import follow
-from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.failures import CallFailed
-from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.documents.validate import validate
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch import Watch, WatchState
 from tidegate.keyspace.steering import Accepted, Me
-from tidegate.keyspace.validate import validate
-from tidegate.keyspace.watch import Watch, WatchState
 from tidegate.model.values import EMPTY, Desired, Snapshot, View
 
 PREFIX = "/tidegate/edge/config/live/"

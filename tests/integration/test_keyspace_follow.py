@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.client import Etcd
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.follow import Follower, WatchState
-from tidegate.keyspace.settings import EtcdSettings
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.model.values import View
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.watch import Watch, WatchState
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch import Watch, WatchState
 from tidegate.model.values import Snapshot
 
 PREFIX = "/tidegate/f/config/live/"

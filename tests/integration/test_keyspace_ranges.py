@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.failures import CallFailed, Verdict
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.watch_ranges import RangesWatch, WatchState
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch_ranges import RangesWatch, WatchState
 from tidegate.model.values import Snapshot
 
 PREFIX = "/tidegate/f/"

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.status import StatusDocument, decode
-from tidegate.keyspace.status_writer import StatusWriter
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status.document import StatusDocument, decode
+from tidegate.keyspace.status.writer import StatusWriter
 
 KEY = "/tidegate/f/status/lb1"
 AGENT = Path(__file__).resolve().parents[2] / "agent"

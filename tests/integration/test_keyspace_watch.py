@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from etcd_server import EtcdServer, Received
-from tidegate.keyspace.client import Etcd
-from tidegate.keyspace.listing import History, history_holds, read_prefix
+from support.etcd.server import EtcdServer, Received
+from tidegate.keyspace.documents.validate import validate
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.listing import History, history_holds, read_prefix
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.stream import WatchStream
+from tidegate.keyspace.etcd.watch import Watch, WatchState
 from tidegate.keyspace.paths import key_range
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.stream import WatchStream
-from tidegate.keyspace.validate import validate
-from tidegate.keyspace.watch import Watch, WatchState
 from tidegate.model.values import EMPTY, Document, Snapshot
 
 PREFIX = "/tidegate/f/config/live/"

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from metric_site import LIMIT, PORT, Samples, Site, at, total
-from otlp_receiver import Receiver
+from support.collector.metric_site import LIMIT, PORT, Samples, Site, at, total
+from support.collector.otlp_receiver import Receiver
 from tidegate.lab import netns
 from tidegate.lab.control import StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
-from tidegate.telemetry.exposition import metric_name
+from tidegate.telemetry.metrics.exposition import metric_name
 from tidegate.telemetry.names import metrics as names
 
 pytestmark = pytest.mark.root

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import EtcdServer
+from support.etcd.server import EtcdServer
 
 ROLES = Path(__file__).resolve().parents[2] / "deploy" / "etcd" / "roles.sh"
 STATUS = {"release": "live", "state": "synced", "revision": 1_000_000, "digest": "x"}

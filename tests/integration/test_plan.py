@@ -17,16 +17,18 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
-from kernel import BUILD, LINK, LOOPBACK
+from support.packets.kernel import BUILD, LINK, LOOPBACK
 from tidegate.cli.main import main
-from tidegate.dataplane import host, layout, links, maps, programs
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.affected import affected
-from tidegate.dataplane.fence import Fence
-from tidegate.dataplane.live import Live
-from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane import links
+from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane.inspect.flow_impact import affected
+from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.kernel import layout, maps, programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish.fence import Fence
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import CapabilityError
-from tidegate.keyspace import files
+from tidegate.keyspace.documents import files
 from tidegate.model.features import ALL_FEATURES
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired
@@ -51,7 +53,7 @@ class Plane:
 
     def __init__(self, folder: Path) -> None:
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        host.make_folder(self.pins)
+        dataplane.make_folder(self.pins)
         self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
         self.publisher = Publisher(self.maps, self.pins, grace=0)
         build = replace(BUILD, features=ALL_FEATURES)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from pyroute2 import IPRoute
 
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.probes import read_probe_counters
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.tunnel.probes import read_probe_counters
 from tidegate.lab import netns
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from kernel import BUILD
-from roster import backend, desired, generations, vip
-from tidegate.dataplane import host, loader, maps, programs
+from support.documents.roster import backend, desired, generations, vip
+from support.packets.kernel import BUILD
+from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane.kernel import loader, maps, programs
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.proof import prove
 from tidegate.errors import CompileError, DataplaneError
@@ -49,9 +50,9 @@ print(sent, sorted(missing))
 @pytest.fixture
 def pins() -> Iterator[Path]:
     folder = Path(f"/sys/fs/bpf/tgproof-{secrets.token_hex(4)}")
-    host.make_folder(folder)
+    dataplane.make_folder(folder)
     yield folder
-    host.remove(folder, [])
+    dataplane.remove(folder, [])
 
 
 @pytest.mark.parametrize("features", [frozenset(), frozenset({Feature.V6}), ALL_FEATURES])
@@ -119,25 +120,25 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
     netns.create(name)
     with netns.entered(name), IPRoute() as netlink, pytest.MonkeyPatch.context() as patch:
         netlink.link("add", ifname="lb0", kind="veth", peer="out0")
-        settings = host.Settings(
+        settings = dataplane.Settings(
             *(Path(f"/sys/fs/bpf/tgbuild-{name}"), ["lb0"], "native", BUILD),
             *(maps.Capacity(1024, 1024, 1024), Gateways(), 0.0),
         )
-        plane = host.DataPlane(settings)
+        plane = dataplane.DataPlane(settings)
         try:
             plane.serve(simple)
             plane.publisher.publish(simple, 0.0)
             running = programs.attached("lb0")
-            pinned = host.pinned_programs(settings.pins)
+            pinned = dataplane.pinned_programs(settings.pins)
             patch.setattr(loader, "MOST_VERIFIED", 1000)
             with pytest.raises(CompileError, match="takes the verifier"):
                 plane.serve(simple, clamped)
             assert programs.attached("lb0") == running
-            assert host.pinned_programs(settings.pins) == pinned == {running.program_id}
+            assert dataplane.pinned_programs(settings.pins) == pinned == {running.program_id}
             patch.undo()
             plane.serve(simple, clamped)
             assert programs.attached("lb0") != running
         finally:
             plane.close()
-            host.remove(settings.pins, ["lb0"])
+            dataplane.remove(settings.pins, ["lb0"])
             netns.remove(name)

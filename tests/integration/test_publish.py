@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roster import backend, desired, generations, vip, web
-from tidegate.dataplane import entries, host, layout, maps, tables
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.publish import Publisher
-from tidegate.dataplane.steps import Step
+from support.documents.roster import backend, desired, generations, vip, web
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import entries, tables
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIP_ROUTES
 from tidegate.model.generation import Generation
@@ -32,7 +34,7 @@ SMALL = maps.Capacity(flows=1024, syns=1024, fragments=1024)
 def pins() -> Iterator[Path]:
     """A folder of the test's own on the BPF file system."""
     folder = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-    host.make_folder(folder)
+    plane.make_folder(folder)
     yield folder
     shutil.rmtree(folder)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab_etcd import etcd_pid
+from support.etcd.in_lab import etcd_pid
 from tidegate.cli.agent_socket import ask
 from tidegate.errors import AgentError
 from tidegate.lab.agents import AgentProcess, config_path

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from etcd_server import EtcdServer
-from rollout_hosts import Hosts
-from tidegate.keyspace import rollout_orders as orders
-from tidegate.keyspace.rollout_driver import Driver, current
-from tidegate.keyspace.rollout_fleet import KEYS, Seen, observe
+from support.etcd.server import EtcdServer
+from support.fleet.hosts import Hosts
 from tidegate.model.rollout import ENDED, CriteriaDocument, RolloutDocument
+from tidegate.rollout import orders
+from tidegate.rollout.driver import Driver, current
+from tidegate.rollout.fleet import KEYS, Seen, observe
 
 HOSTS = {"lb1": '{"track":  "canary"}', "lb2": None, "lb3": '{"reason":"x"}'}
 COMMAND = (sys.executable, "-m", "tidegate.cli.main", "rollout")

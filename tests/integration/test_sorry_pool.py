@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tidegate.keyspace.status import rfc3339
+from tidegate.keyspace.status.document import rfc3339
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import LabSpec

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import EtcdServer, free_port
+from support.etcd.server import EtcdServer, free_port
 from tidegate.cli import store as options
 from tidegate.errors import ConfigError, KeyspaceError
-from tidegate.keyspace.store import Fleet, Store
-from tidegate.keyspace.transaction import Committed, Conflict, Write
+from tidegate.keyspace.etcd.store import Fleet, Store
+from tidegate.keyspace.etcd.transaction import Committed, Conflict, Write
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ from typing import Literal
 
 import pytest
 
-from certificates import self_signed
-from etcd_server import free_port
-from otlp_receiver import Receiver
+from support.collector.certificates import self_signed
+from support.collector.otlp_receiver import Receiver
+from support.etcd.server import free_port
 from tidegate.errors import DataplaneError
-from tidegate.telemetry.metric_sender import Measured
+from tidegate.telemetry.export.metric_sender import Measured
+from tidegate.telemetry.export.pipeline import Pipeline
+from tidegate.telemetry.export.settings import TelemetrySettings
+from tidegate.telemetry.metrics.points import ALONE, Points, Series
 from tidegate.telemetry.names import metrics as names
-from tidegate.telemetry.pipeline import Pipeline
-from tidegate.telemetry.points import ALONE, Points, Series
 from tidegate.telemetry.sdk import Identity, Line
-from tidegate.telemetry.settings import TelemetrySettings
 from tidegate.telemetry.span import Context, Link, Moment, Span, new_span_id, new_trace_id
 
 Protocol = Literal["grpc", "http"]

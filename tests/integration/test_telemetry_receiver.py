@@ -9,7 +9,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from otlp_receiver import Receiver
+from support.collector.otlp_receiver import Receiver
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

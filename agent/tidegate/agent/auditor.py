@@ -9,8 +9,8 @@ what could not be is a refusal of stage `verify` until a later look finds it rig
 import logging
 from typing import Final
 
-from tidegate.dataplane.audit import Finding
-from tidegate.dataplane.host import DataPlane
+from tidegate.dataplane.plane import DataPlane
+from tidegate.dataplane.publish.audit import Finding
 from tidegate.errors import DataplaneError
 from tidegate.model.values import Rejection
 

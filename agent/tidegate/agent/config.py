@@ -12,18 +12,18 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from tidegate.dataplane.kernel.maps import Capacity
+from tidegate.dataplane.kernel.programs import Build
 from tidegate.dataplane.links import Gateways
-from tidegate.dataplane.maps import Capacity
-from tidegate.dataplane.programs import Build
 from tidegate.errors import ConfigError
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.settings import check as check_etcd
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.settings import check as check_etcd
 from tidegate.model.documents import Percent
 from tidegate.planner.guards import Limits
-from tidegate.telemetry import endpoint
-from tidegate.telemetry.lines import Format
-from tidegate.telemetry.settings import TelemetrySettings
-from tidegate.telemetry.settings import check as check_telemetry
+from tidegate.telemetry.export.settings import TelemetrySettings
+from tidegate.telemetry.export.settings import check as check_telemetry
+from tidegate.telemetry.log_format import Format
+from tidegate.telemetry.metrics import endpoint
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LONGEST_SOCKET: Final = 90

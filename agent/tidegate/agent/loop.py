@@ -15,38 +15,38 @@ from typing import Final
 
 from tidegate import __version__
 from tidegate.agent import config as configuration
-from tidegate.agent import notify
-from tidegate.agent.announcer import Announcer
 from tidegate.agent.auditor import Auditor
-from tidegate.agent.change_trace import ChangeTraces
-from tidegate.agent.chronicle import Chronicle
-from tidegate.agent.control import Applied, Control
-from tidegate.agent.control_socket import Answer, ControlSocket
-from tidegate.agent.flow_trace import flow_traces
-from tidegate.agent.health import HealthDesk
+from tidegate.agent.health.fleet import HealthDesk
+from tidegate.agent.history import Chronicle
 from tidegate.agent.mailbox import Bell, Mail, Mailbox
-from tidegate.agent.meters import Meters, Sources
-from tidegate.agent.operator import Operator
-from tidegate.agent.orders import Posted
+from tidegate.agent.metrics.collect import Meters, Sources
+from tidegate.agent.operator.execute import Operator
+from tidegate.agent.operator.orders import Posted
+from tidegate.agent.operator.routes import Desk
+from tidegate.agent.operator.socket import Answer, ControlSocket
 from tidegate.agent.plane_settings import plane_settings
-from tidegate.agent.readiness import Condition, unready
-from tidegate.agent.ready_signs import ReadySigns
+from tidegate.agent.readiness import sd_notify
+from tidegate.agent.readiness.announcer import Announcer
+from tidegate.agent.readiness.readiness import Condition, unready
+from tidegate.agent.readiness.signals import ReadySigns
+from tidegate.agent.reconciler import Applied, Control
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.report import Facts, describe
-from tidegate.agent.routes import Desk
 from tidegate.agent.telemetry import Telemetry
-from tidegate.agent.traffic import Meter
-from tidegate.dataplane.host import DataPlane
+from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.traces.flows import flow_traces
+from tidegate.agent.traffic_rates import Meter
 from tidegate.dataplane.links import LinkWatch
+from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import AgentError, ConfigError, DataplaneError
 from tidegate.keyspace import paths
 from tidegate.keyspace.follow import Follower
-from tidegate.keyspace.status_writer import StatusWriter
+from tidegate.keyspace.status.writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, Me
 from tidegate.model.generation import Generation
 from tidegate.model.values import View
-from tidegate.telemetry import lines
-from tidegate.telemetry.recorder import Recorder
+from tidegate.telemetry import log_format
+from tidegate.telemetry.metrics.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Agent:
         """
         self._path = path
         self._config = configuration.read(path)
-        lines.use(self._config.log_format)
+        log_format.use(self._config.log_format)
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._started = time.time()
         self._mailbox = Mailbox()
@@ -154,11 +154,11 @@ class Agent:
         self._meters.start()
         self._open_door()
         self._report()
-        notify.notify("READY=1")
+        sd_notify.notify("READY=1")
         try:
             self._loop()
         finally:
-            notify.notify("STOPPING=1")
+            sd_notify.notify("STOPPING=1")
             self._stop()
 
     def _open_door(self) -> None:
@@ -172,7 +172,7 @@ class Agent:
             log.warning("%s", error)
 
     def _loop(self) -> None:
-        watchdog = notify.watchdog_interval()
+        watchdog = sd_notify.watchdog_interval()
         while True:
             self._mailbox.wait(min(self._pause(), watchdog or _IDLE_SECONDS))
             mail = self._mailbox.collect()
@@ -181,7 +181,7 @@ class Agent:
                 return
             self._handle(mail)
             if watchdog:
-                notify.notify("WATCHDOG=1")
+                sd_notify.notify("WATCHDOG=1")
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
                 log.info("stop: drained")
                 return
@@ -193,7 +193,7 @@ class Agent:
             return True
         log.info("stop: withdrawn, going on for %g s; another signal ends it", seconds)
         self._ends_at = time.monotonic() + seconds
-        notify.notify("STOPPING=1")
+        sd_notify.notify("STOPPING=1")
         return False
 
     def _handle(self, mail: Mail) -> None:
@@ -305,7 +305,7 @@ class Agent:
 
     def _reload(self) -> None:
         """Reads the file again; what cannot change while running is named and left as it was."""
-        notify.reloading()
+        sd_notify.reloading()
         try:
             fresh = configuration.read(self._path)
         except ConfigError as error:
@@ -320,7 +320,7 @@ class Agent:
             self._plane.reload(self._config.gateways(), self._config.grace_delay)
             self._auditor.interval = self._config.audit_interval
             log.info("reload changed=%s", ",".join(changes.reloadable) or "nothing")
-        notify.notify("READY=1")
+        sd_notify.notify("READY=1")
 
     def _show_readiness(self) -> str:
         """Tells files and routers; returns why the host is not ready, empty if it is."""

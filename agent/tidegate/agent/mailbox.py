@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from tidegate.agent.orders import Posted
+from tidegate.agent.operator.orders import Posted
 from tidegate.model.arrivals import joined
 from tidegate.model.values import View
 

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from tidegate.agent.config import AgentConfig
-from tidegate.dataplane.host import Settings
+from tidegate.dataplane.plane import Settings
 
 
 def plane_settings(config: AgentConfig) -> Settings:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from tidegate import __version__
 from tidegate.agent.config import AgentConfig
-from tidegate.agent.control import Outcome
+from tidegate.agent.reconciler import Outcome
+from tidegate.dataplane.kernel.programs import XdpMode
 from tidegate.dataplane.links import Link
-from tidegate.dataplane.programs import XdpMode
+from tidegate.keyspace.etcd.watch_loop import WatchState
 from tidegate.keyspace.paths import DEFAULT_TRACK
-from tidegate.keyspace.status import State, StatusDocument, refusals, rfc3339
-from tidegate.keyspace.status_parts import (
+from tidegate.keyspace.status.document import State, StatusDocument, refusals, rfc3339
+from tidegate.keyspace.status.parts import (
     BackendsStatus,
     HealthStatus,
     InterfaceStatus,
@@ -19,7 +20,6 @@ from tidegate.keyspace.status_parts import (
     TrafficStatus,
     Usage,
 )
-from tidegate.keyspace.watch_loop import WatchState
 from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.generation import Generation
 from tidegate.model.values import Override, Rejection, View

@@ -10,9 +10,9 @@ from typing import Final
 
 from tidegate.agent.config import AgentConfig
 from tidegate.telemetry.current import CURRENT
-from tidegate.telemetry.lines import Repeats
+from tidegate.telemetry.export.pipeline import Pipeline
+from tidegate.telemetry.log_format import Repeats
 from tidegate.telemetry.names.logs import LOGGER
-from tidegate.telemetry.pipeline import Pipeline
 from tidegate.telemetry.sdk import Identity, Line
 from tidegate.telemetry.span import Sink
 

@@ -42,10 +42,10 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.agent.loop import Agent  # noqa: PLC0415 - takes bcc, grpc and pyroute2
-    from tidegate.telemetry import lines  # noqa: PLC0415
+    from tidegate.agent.loop import Agent
+    from tidegate.telemetry import log_format
 
-    lines.set_up()
+    log_format.set_up()
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
     # Each backend with a TCP check has a socket, and the usual soft limit is 1,024.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tidegate.agent import config  # noqa: PLC0415
+    from tidegate.agent import config
 
     found = config.read(options.config)
     print(
@@ -71,10 +71,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from tidegate.agent import config  # noqa: PLC0415
-    from tidegate.dataplane import host  # noqa: PLC0415
+    from tidegate.agent import config
+    from tidegate.dataplane import plane
 
     found = config.read(options.config)
-    host.remove(Path(found.pin_dir), found.interfaces)
+    plane.remove(Path(found.pin_dir), found.interfaces)
     print(f"removed {found.pin_dir} and detached {', '.join(found.interfaces)}")
     return 0

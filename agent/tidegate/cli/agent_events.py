@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.agent.flow_tap import HEAD, LONGEST_WAIT
+from tidegate.agent.traces.flow_tap import HEAD, LONGEST_WAIT
 from tidegate.cli import agent_socket
-from tidegate.dataplane import layout
+from tidegate.dataplane.kernel import layout
 from tidegate.errors import AgentError
 
 

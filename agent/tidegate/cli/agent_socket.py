@@ -96,7 +96,7 @@ def _unanswered(path: Path, error: Exception) -> AgentError:
 
 def _path(options: argparse.Namespace) -> Path:
     if options.config is not None:
-        from tidegate.agent import config  # noqa: PLC0415 - takes pyroute2
+        from tidegate.agent import config
 
         return Path(config.read(options.config).control_socket)
     return options.socket or DEFAULT_SOCKET

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate apply`: make a release in etcd equal to documents in files, and wait for the hosts.
 
-Only arguments, printing and waiting: `keyspace/apply.py` says what is to be written.
+Only arguments, printing and waiting: `rollout/apply.py` says what is to be written.
 """
 
 import argparse
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Mapping
 
-    from tidegate.keyspace.apply import Answer, Changes
-    from tidegate.keyspace.store import Store
+    from tidegate.keyspace.etcd.store import Store
     from tidegate.model.values import Document
+    from tidegate.rollout.apply import Answer, Changes
 
 UNACKNOWLEDGED: Final = 5
 _POLL: Final = 0.5
@@ -77,8 +77,9 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import apply, files  # noqa: PLC0415 - grpc takes 72 ms
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
+    from tidegate.keyspace.documents import files
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.rollout import apply
 
     documents = files.read(options.files)
     faults = documents.check().faults
@@ -102,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _show(changes: "Changes", release: str, *, whole: bool) -> None:
-    from tidegate.keyspace.apply import listing  # noqa: PLC0415
+    from tidegate.rollout.apply import listing
 
     if not changes:
         print(f"release {release} is as the files have it")
@@ -116,8 +117,8 @@ def _show(changes: "Changes", release: str, *, whole: bool) -> None:
 
 def _mention_rollout(store: "Store", release: str) -> None:
     """Say so if hosts are just being moved to this release: they get changes unwatched."""
-    from tidegate.keyspace.rollout_fleet import observe  # noqa: PLC0415
-    from tidegate.model.rollout import ENDED  # noqa: PLC0415
+    from tidegate.model.rollout import ENDED
+    from tidegate.rollout.fleet import observe
 
     rollout = observe(store.read(ROLLOUT_KEY)).rollout
     if rollout is not None and rollout.release == release and rollout.state not in ENDED:
@@ -137,8 +138,8 @@ def _write(
     Raises:
         KeyspaceError: somebody else wrote at the same time.
     """
-    from tidegate.keyspace import apply  # noqa: PLC0415
-    from tidegate.keyspace.transaction import Conflict  # noqa: PLC0415
+    from tidegate.keyspace.etcd.transaction import Conflict
+    from tidegate.rollout import apply
 
     parts = apply.transactions(release, changes, current, wanted)
     if len(parts) > 1:
@@ -162,8 +163,8 @@ def _write(
 
 def _wait(store: "Store", release: str, revision: int, timeout: float) -> int:
     """Wait for the hosts and tell what each says; returns the exit code."""
-    from tidegate.keyspace.apply import answers  # noqa: PLC0415
-    from tidegate.keyspace.rollout_fleet import KEYS, observe  # noqa: PLC0415
+    from tidegate.rollout.apply import answers
+    from tidegate.rollout.fleet import KEYS, observe
 
     deadline = time.monotonic() + timeout
     told: set[Answer] = set()

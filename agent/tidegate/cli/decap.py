@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate decap`: a backend's end of the tunnel, put on an interface, looked at, taken off.
 
-Only arguments and printing; what is done is in `dataplane/backend.py`.
+Only arguments and printing; what is done is in `dataplane/tunnel/decap.py`.
 """
 
 import argparse
@@ -112,26 +112,26 @@ def _port(text: str) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from tidegate.dataplane import backend  # noqa: PLC0415 - takes bcc and pyroute2
+    from tidegate.dataplane.tunnel import decap
 
     accept = Accept(frozenset(options.address), tuple(options.source), options.gue_port)
-    mode = backend.attach(options.interface, accept, options.mode, options.pin_dir)
+    mode = decap.attach(options.interface, accept, options.mode, options.pin_dir)
     print(f"{options.interface}: attached in {mode} mode, {_described(accept)}")
     return 0
 
 
 def _detach(options: argparse.Namespace) -> int:
-    from tidegate.dataplane import backend  # noqa: PLC0415
+    from tidegate.dataplane.tunnel import decap
 
-    was_there = backend.detach(options.interface, options.pin_dir)
+    was_there = decap.detach(options.interface, options.pin_dir)
     print(f"{options.interface}: " + ("detached" if was_there else "was not attached"))
     return 0 if was_there else 1
 
 
 def _status(options: argparse.Namespace) -> int:
-    from tidegate.dataplane import backend  # noqa: PLC0415
+    from tidegate.dataplane.tunnel import decap
 
-    found = backend.status(options.interface, options.pin_dir)
+    found = decap.status(options.interface, options.pin_dir)
     if options.json:
         print(json.dumps(_document(options.interface, found)))
     else:

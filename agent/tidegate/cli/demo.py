@@ -39,7 +39,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from tidegate.lab.demo import FULL, QUICK, run  # noqa: PLC0415 - pyroute2 takes 140 ms
+    from tidegate.lab.demo import FULL, QUICK, run
 
     # So that the lab is removed also when a time limit ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print(observed: "Observed", seconds: float) -> None:
-    from tidegate.lab.claims import claims_table, table  # noqa: PLC0415
+    from tidegate.lab.claims import claims_table, table
 
     print("\nShare of new connections by VIP and backend (sd: standard deviations)")
     rows = [

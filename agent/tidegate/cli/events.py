@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate events`: what the data plane tells of sampled flows, as it happens.
 
-Only arguments and printing; the events come from `dataplane/live_events.py`.
+Only arguments and printing; the events come from `dataplane/inspect/live_events.py`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from tidegate.agent.config import AgentConfig
-    from tidegate.dataplane.live_events import LiveEvents, Source
+    from tidegate.dataplane.inspect.live_events import LiveEvents, Source
 
 _ABOUT = """\
 Prints the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted,
@@ -71,7 +71,7 @@ def _number(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.dataplane.live_events import LiveEvents  # noqa: PLC0415 - takes numpy
+    from tidegate.dataplane.inspect.live_events import LiveEvents
 
     try:
         with ExitStack() as undo:
@@ -88,15 +88,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> "AgentConfig":
-    from tidegate.agent import config  # noqa: PLC0415 - takes pyroute2
+    from tidegate.agent import config
 
     return config.read(options.config)
 
 
 def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "Source":
     """The ring buffer; where the agent has it, the agent."""
-    from tidegate.cli.agent_events import AgentEvents  # noqa: PLC0415 - takes numpy
-    from tidegate.dataplane.live_events import Ring  # noqa: PLC0415 - takes numpy
+    from tidegate.cli.agent_events import AgentEvents
+    from tidegate.dataplane.inspect.live_events import Ring
 
     try:
         return undo.enter_context(Ring(pins))

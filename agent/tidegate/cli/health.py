@@ -62,7 +62,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.cli import health_show  # noqa: PLC0415 - `tidegate --help` does without
+    from tidegate.cli import health_show
 
     report = _read(options)
     if options.pool is not None:
@@ -82,10 +82,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> "Report":
-    from tidegate.cli import health_view  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.keyspace.validate import validate  # noqa: PLC0415
-    from tidegate.model.values import EMPTY  # noqa: PLC0415
+    from tidegate.cli import health_view
+    from tidegate.keyspace.documents.validate import validate
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.model.values import EMPTY
 
     with Store(where.fleet(options)) as store:
         statuses = store.read("status/")

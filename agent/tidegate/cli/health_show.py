@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tidegate.cli.health_view import PoolRows, Report, Row, Told, is_unwell
-from tidegate.keyspace.moments import parse_moment
+from tidegate.keyspace.documents.moments import parse_moment
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 

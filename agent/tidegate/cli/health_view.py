@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from tidegate.health.verdict import Effective, opinion
-from tidegate.keyspace import verdicts as told_verdicts
-from tidegate.keyspace.decode import decode
-from tidegate.keyspace.status import rfc3339
+from tidegate.keyspace.documents.decode import decode
+from tidegate.keyspace.status import verdicts as told_verdicts
+from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.steering import VerdictDocument
 from tidegate.model.values import Backend, BackendKey, Desired, Pool, Snapshot
 

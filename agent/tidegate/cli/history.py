@@ -140,12 +140,12 @@ def endpoint(text: str) -> Endpoint:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.cli import history_show  # noqa: PLC0415 - `tidegate --help` does without
+    from tidegate.cli import history_show
 
     return history_show.show_lines(options)
 
 
 def _run_owner(options: argparse.Namespace) -> int:
-    from tidegate.cli import history_show  # noqa: PLC0415 - the same
+    from tidegate.cli import history_show
 
     return history_show.show_owner(options)

@@ -14,7 +14,7 @@ from tidegate.agent import config
 from tidegate.agent.journal import files, lines, owner, replay
 from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step
 from tidegate.cli.history import Endpoint
-from tidegate.dataplane.live import Live
+from tidegate.dataplane.inspect.live import Live
 from tidegate.errors import AgentError
 from tidegate.keyspace.paths import backend_key
 from tidegate.model.values import Address

@@ -61,9 +61,9 @@ def _command(commands: Any, name: str, run: Any, text: str, example: str) -> Any
 
 def _up(arguments: argparse.Namespace) -> int:
     # imported in the commands: pyroute2 takes 140 ms, which --help need not wait for
-    from tidegate.lab import state  # noqa: PLC0415
-    from tidegate.lab.plan import LabSpec  # noqa: PLC0415
-    from tidegate.lab.rack import Lab  # noqa: PLC0415
+    from tidegate.lab import state
+    from tidegate.lab.plan import LabSpec
+    from tidegate.lab.rack import Lab
 
     spec = LabSpec(name=arguments.name, backends=arguments.backends, lbs=arguments.lbs)
     lab = Lab(spec)
@@ -92,8 +92,8 @@ def _start_agents(lab: "Lab") -> None:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    from tidegate.lab import state  # noqa: PLC0415
-    from tidegate.lab.plan import LabSpec  # noqa: PLC0415
+    from tidegate.lab import state
+    from tidegate.lab.plan import LabSpec
 
     spec = LabSpec(name=arguments.name)
     spec.check()
@@ -104,7 +104,7 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from tidegate.lab.rack import Lab  # noqa: PLC0415
+    from tidegate.lab.rack import Lab
 
     status = Lab.attach(arguments.name).status()
     if arguments.json:
@@ -120,8 +120,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from tidegate.lab import netns  # noqa: PLC0415
-    from tidegate.lab.rack import Lab  # noqa: PLC0415
+    from tidegate.lab import netns
+    from tidegate.lab.rack import Lab
 
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not argv:

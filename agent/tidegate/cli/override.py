@@ -39,7 +39,7 @@ examples:
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds `override` to the command line."""
-    from tidegate.model.steering import Guard  # noqa: PLC0415
+    from tidegate.model.steering import Guard
 
     raw = argparse.RawDescriptionHelpFormatter
     group = subparsers.add_parser(
@@ -77,13 +77,13 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _lift(options: argparse.Namespace) -> int:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from tidegate.keyspace.paths import override_key  # noqa: PLC0415
-    from tidegate.keyspace.status import rfc3339  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.keyspace.transaction import Conflict, Write  # noqa: PLC0415
-    from tidegate.model.steering import OverrideDocument  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.keyspace.etcd.transaction import Conflict, Write
+    from tidegate.keyspace.paths import override_key
+    from tidegate.keyspace.status.document import rfc3339
+    from tidegate.model.steering import OverrideDocument
 
     if not 0 < options.seconds <= _LONGEST:
         raise ConfigError(f"--for is {options.seconds} s; it may be a day at most.")
@@ -116,17 +116,17 @@ def _name(guard: str, pool: str | None) -> str:
 
 
 def _check_name(name: str) -> None:
-    from tidegate.keyspace.paths import NAME_RULE, is_name  # noqa: PLC0415
+    from tidegate.keyspace.paths import NAME_RULE, is_name
 
     if not is_name(name):
         raise ConfigError(f"the override's name is {name!r}; {NAME_RULE}.")
 
 
 def _list(options: argparse.Namespace) -> int:
-    from tidegate.keyspace.decode import decode  # noqa: PLC0415
-    from tidegate.keyspace.paths import OVERRIDES_PREFIX  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.model.steering import OverrideDocument  # noqa: PLC0415
+    from tidegate.keyspace.documents.decode import decode
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.keyspace.paths import OVERRIDES_PREFIX
+    from tidegate.model.steering import OverrideDocument
 
     with Store(where.fleet(options)) as store:
         documents = store.read(OVERRIDES_PREFIX).documents
@@ -141,7 +141,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _sentence(document: Any) -> str:  # noqa: ANN401 - an OverrideDocument
-    from tidegate.keyspace.moments import parse_moment  # noqa: PLC0415
+    from tidegate.keyspace.documents.moments import parse_moment
 
     moment = parse_moment(document.expires_at)
     is_over = isinstance(moment, str) or moment <= time.time()
@@ -151,9 +151,9 @@ def _sentence(document: Any) -> str:  # noqa: ANN401 - an OverrideDocument
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from tidegate.keyspace.paths import override_key  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.keyspace.transaction import Conflict, Write  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.keyspace.etcd.transaction import Conflict, Write
+    from tidegate.keyspace.paths import override_key
 
     key = override_key(options.name)
     with Store(where.fleet(options)) as store:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate plan`: what files of documents would do to this host's data plane, without doing it.
 
-Only arguments and printing: `agent/forecast.py` has the answer.
+Only arguments and printing: `dataplane/inspect/forecast.py` has the answer.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tidegate.cli.validate import FILES, REFUSED, add_files, as_json, show
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from tidegate.agent.forecast import Forecast
+    from tidegate.dataplane.inspect.forecast import Forecast
     from tidegate.planner.diff import Names
     from tidegate.planner.guards import Limits
 
@@ -68,7 +68,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import files  # noqa: PLC0415 - `tidegate --help` does without
+    from tidegate.keyspace.documents import files
 
     documents = files.read(options.files)
     desired, faults = documents.check()
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         else:
             show(faults, documents)
         return REFUSED
-    from tidegate.agent.forecast import forecast  # noqa: PLC0415 - takes numpy
+    from tidegate.dataplane.inspect.forecast import forecast
 
     pins, limits = _where(options)
     found = forecast(desired, pins, limits)
@@ -92,11 +92,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _where(options: argparse.Namespace) -> "tuple[Path, Limits]":
-    from tidegate.planner.guards import Limits  # noqa: PLC0415
+    from tidegate.planner.guards import Limits
 
     if options.config is None:
         return options.pins, Limits()
-    from tidegate.agent import config  # noqa: PLC0415
+    from tidegate.agent import config
 
     found = config.read(options.config)
     return Path(found.pin_dir), found.limits()
@@ -120,8 +120,8 @@ def _json(found: "Forecast") -> dict[str, Any]:
 
 
 def _table(found: "Forecast", pool: str) -> dict[str, Any]:
-    from tidegate.agent.forecast import shares  # noqa: PLC0415
-    from tidegate.model.constants import TABLE_SIZE  # noqa: PLC0415
+    from tidegate.dataplane.inspect.forecast import shares
+    from tidegate.model.constants import TABLE_SIZE
 
     move = found.diff.moves.get(pool)
     before, after = shares(found.before, pool), shares(found.after, pool)

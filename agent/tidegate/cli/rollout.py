@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate rollout`: bring a release to a fleet in waves, and back if hosts do badly with it.
 
-Only arguments and printing: `keyspace/rollout_machine.py` decides, `rollout_driver.py` does.
+Only arguments and printing: `rollout/machine.py` decides, `rollout_driver.py` does.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from tidegate.errors import ConfigError, TidegateError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from tidegate.keyspace.rollout_driver import Driver, Order
-    from tidegate.keyspace.store import Store
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.rollout.driver import Driver, Order
 
 INVALID: Final = 3
 PUT_BACK: Final = 5
@@ -89,7 +89,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _add_start_options(command: argparse.ArgumentParser) -> None:
-    from tidegate.keyspace.rollout_waves import DEFAULT_CRITERIA  # noqa: PLC0415
+    from tidegate.rollout.waves import DEFAULT_CRITERIA
 
     command.add_argument("release", metavar="RELEASE", help="a name under config/")
     command.add_argument(
@@ -125,18 +125,18 @@ def _tell(line: str) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import rollout_orders  # noqa: PLC0415 - grpc takes 72 ms
-    from tidegate.keyspace.rollout_driver import driver_name, who  # noqa: PLC0415
-    from tidegate.keyspace.rollout_fleet import KEYS, observe  # noqa: PLC0415
-    from tidegate.keyspace.rollout_waves import parse_criteria, parse_waves  # noqa: PLC0415
-    from tidegate.keyspace.status import rfc3339  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.model.rollout import RolloutDocument  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.keyspace.status.document import rfc3339
+    from tidegate.model.rollout import RolloutDocument
+    from tidegate.rollout import orders
+    from tidegate.rollout.driver import driver_name, who
+    from tidegate.rollout.fleet import KEYS, observe
+    from tidegate.rollout.waves import parse_criteria, parse_waves
 
     now = rfc3339(time.time())
     document = RolloutDocument(
         release=options.release,
-        track=rollout_orders.track_of(options.release),
+        track=orders.track_of(options.release),
         waves=parse_waves(options.waves),
         bake=options.bake,
         timeout=options.timeout,
@@ -155,15 +155,15 @@ def _start(options: argparse.Namespace) -> int:
             print("not started: every host would refuse this", file=sys.stderr)
             return INVALID
         if options.dry_run:
-            step = rollout_orders.start(document, observe(store.read(*KEYS)))
+            step = orders.start(document, observe(store.read(*KEYS)))
             print("\n".join(step.lines))
             return 0
-        return _drive(store, document.driver, lambda seen: rollout_orders.start(document, seen))
+        return _drive(store, document.driver, lambda seen: orders.start(document, seen))
 
 
 def _faults(store: "Store", release: str) -> tuple[Any, ...]:
-    from tidegate.keyspace.validate import validate  # noqa: PLC0415
-    from tidegate.model.values import EMPTY  # noqa: PLC0415
+    from tidegate.keyspace.documents.validate import validate
+    from tidegate.model.values import EMPTY
 
     snapshot = store.read_release(release)
     if not snapshot.documents:
@@ -175,37 +175,37 @@ def _faults(store: "Store", release: str) -> tuple[Any, ...]:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import rollout_orders  # noqa: PLC0415
-    from tidegate.keyspace.rollout_driver import current, driver_name  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.rollout import orders
+    from tidegate.rollout.driver import current, driver_name
 
     name = driver_name()
     with Store(where.fleet(options)) as store:
         return _drive(
             store,
             name,
-            lambda seen: rollout_orders.resume(current(seen), seen, name, time.time()),
+            lambda seen: orders.resume(current(seen), seen, name, time.time()),
         )
 
 
 def _abort(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import rollout_orders  # noqa: PLC0415
-    from tidegate.keyspace.rollout_driver import current, driver_name, who  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.rollout import orders
+    from tidegate.rollout.driver import current, driver_name, who
 
     name = driver_name()
     with Store(where.fleet(options)) as store:
         code = _drive(
             store,
             name,
-            lambda seen: rollout_orders.abort(current(seen), name, who(), time.time()),
+            lambda seen: orders.abort(current(seen), name, who(), time.time()),
         )
     return 0 if code == PUT_BACK else code
 
 
 def _drive(store: "Store", name: str, order: "Order") -> int:
     """Give an order and drive the rollout from there; Ctrl-C pauses it."""
-    from tidegate.keyspace.rollout_driver import Driver  # noqa: PLC0415
+    from tidegate.rollout.driver import Driver
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -232,7 +232,7 @@ def _drive(store: "Store", name: str, order: "Order") -> int:
 
 
 def _interrupted(driver: "Driver") -> int:
-    from tidegate.keyspace.rollout_driver import who  # noqa: PLC0415
+    from tidegate.rollout.driver import who
 
     with suppress(TidegateError):
         driver.order(_pausing(f"interrupted by {who()}"))
@@ -245,22 +245,22 @@ def _interrupted(driver: "Driver") -> int:
 
 
 def _pausing(reason: str) -> "Order":
-    from tidegate.keyspace import rollout_orders  # noqa: PLC0415
-    from tidegate.keyspace.rollout_driver import current  # noqa: PLC0415
-    from tidegate.model.rollout import ENDED  # noqa: PLC0415
+    from tidegate.model.rollout import ENDED
+    from tidegate.rollout import orders
+    from tidegate.rollout.driver import current
 
     def order(seen: Any) -> Any:  # noqa: ANN401 - an Order
         document = current(seen)
         if document.state in ENDED:
             raise ConfigError(f"The rollout of {document.release} is over: {document.state}.")
-        return rollout_orders.pause(document, reason, time.time())
+        return orders.pause(document, reason, time.time())
 
     return order
 
 
 def _pause(options: argparse.Namespace) -> int:
-    from tidegate.keyspace.rollout_driver import Driver, driver_name, who  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.rollout.driver import Driver, driver_name, who
 
     with Store(where.fleet(options)) as store:
         Driver(store, driver_name(), _tell).order(_pausing(f"paused by {who()}"))
@@ -268,11 +268,11 @@ def _pause(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from tidegate.keyspace.rollout_driver import current  # noqa: PLC0415
-    from tidegate.keyspace.rollout_fleet import KEYS, observe  # noqa: PLC0415
-    from tidegate.keyspace.rollout_report import as_json, as_text  # noqa: PLC0415
-    from tidegate.keyspace.store import Store  # noqa: PLC0415
-    from tidegate.model.rollout import ENDED  # noqa: PLC0415
+    from tidegate.keyspace.etcd.store import Store
+    from tidegate.model.rollout import ENDED
+    from tidegate.rollout.driver import current
+    from tidegate.rollout.fleet import KEYS, observe
+    from tidegate.rollout.report import as_json, as_text
 
     shown = ""
     with Store(where.fleet(options)) as store:

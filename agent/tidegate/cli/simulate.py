@@ -2,7 +2,7 @@
 """`tidegate simulate`: what the balancer would do with the frames of a capture, one line each.
 
 Only arguments, files and printing. The frames run through the real program by test-run
-(`dataplane/simulation.py`), through the specification (`spec/simulation.py`), or through both.
+(`dataplane/inspect/simulation.py`), through the specification (`spec/simulation.py`), or both.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tidegate.errors import CapabilityError, ConfigError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from tidegate.dataplane.programs import Build
+    from tidegate.dataplane.kernel.programs import Build
     from tidegate.model.generation import Generation
     from tidegate.spec import Link
     from tidegate.spec.simulation import Outcome
@@ -140,9 +140,9 @@ def _network6(text: str) -> IPv6Network:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import files  # noqa: PLC0415 - `tidegate --help` does without
-    from tidegate.model.generation import NOTHING  # noqa: PLC0415 - takes numpy
-    from tidegate.planner import plan  # noqa: PLC0415
+    from tidegate.keyspace.documents import files
+    from tidegate.model.generation import NOTHING
+    from tidegate.planner import plan
 
     # So that maps and pins are removed also when a time limit ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -168,8 +168,8 @@ def _engine(
     options: argparse.Namespace, generation: "Generation", stack: ExitStack
 ) -> "tuple[Run, Callable[[], list[str]]]":
     """What runs a frame, and what is left to compare at the end."""
-    from tidegate.spec import Link, Settings  # noqa: PLC0415 - takes numpy
-    from tidegate.spec.simulation import Model  # noqa: PLC0415
+    from tidegate.spec import Link, Settings
+    from tidegate.spec.simulation import Model
 
     gateway = options.gateway_mac
     link = Link(options.interface_mac, gateway, gateway, options.mtu)
@@ -185,7 +185,7 @@ def _engine(
 def _kernel(
     build: "Build", link: "Link", generation: "Generation", stack: ExitStack, *, compare: bool
 ) -> "tuple[Run, Callable[[], list[str]]]":
-    from tidegate.dataplane.simulation import Simulation  # noqa: PLC0415 - takes bcc
+    from tidegate.dataplane.inspect.simulation import Simulation
 
     simulation = Simulation(build, link, compare=compare)
     try:
@@ -200,8 +200,8 @@ def _kernel(
 
 def _build(options: argparse.Namespace, generation: "Generation") -> "Build":
     """As the agent would build it: for what the documents use, with their seed if they have one."""
-    from tidegate.dataplane.programs import Build  # noqa: PLC0415 - takes pyroute2
-    from tidegate.model.features import features  # noqa: PLC0415
+    from tidegate.dataplane.kernel.programs import Build
+    from tidegate.model.features import features
 
     seed = generation.hash_seed or options.hash_seed
     return Build(seed.encode(), options.source4, options.source6, features(generation))
@@ -218,7 +218,7 @@ def run_frames(options: argparse.Namespace, run: "Run", finish: Callable[[], lis
     Returns:
         The exit code.
     """
-    from tidegate.dataplane import capture  # noqa: PLC0415 - takes libpcap
+    from tidegate.dataplane.inspect import capture
 
     seen: Counter[str] = Counter()
     cut = 0

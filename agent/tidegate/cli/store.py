@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an operator's command finds etcd: the agent's file, options, or both.
 
-`add_options` adds the options, `fleet` reads them, `keyspace/store.py` has the connection. Of the
-agent's file only `fleet` and `[etcd]` are read, so an operator's own file may have nothing else.
+`add_options` adds the options, `fleet` reads them, `keyspace/etcd/store.py` has the connection. Of
+the agent's file only `fleet` and `[etcd]` are read, so an operator's file may have nothing else.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tidegate.keyspace.store import Fleet
+    from tidegate.keyspace.etcd.store import Fleet
 
 _OPTIONS: Final = {
     "root": "key under which all fleets live (default /tidegate)",
@@ -51,10 +51,10 @@ def fleet(options: argparse.Namespace) -> "Fleet":
     Raises:
         ConfigError: it cannot be used; the text names the file and key, or the option.
     """
-    import msgspec  # noqa: PLC0415 - `tidegate --help` does without
+    import msgspec
 
-    from tidegate.keyspace.settings import EtcdSettings, check  # noqa: PLC0415
-    from tidegate.keyspace.store import Fleet  # noqa: PLC0415
+    from tidegate.keyspace.etcd.settings import EtcdSettings, check
+    from tidegate.keyspace.etcd.store import Fleet
 
     found = Fleet(EtcdSettings(), "default")
     if options.config is not None:
@@ -73,14 +73,14 @@ def _place(name: str) -> str:
 
 
 def _from_file(path: Path) -> "Fleet":
-    import tomllib  # noqa: PLC0415
+    import tomllib
 
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from tidegate.errors import ConfigError  # noqa: PLC0415
-    from tidegate.keyspace.settings import EtcdSettings  # noqa: PLC0415
-    from tidegate.keyspace.store import Fleet  # noqa: PLC0415
-    from tidegate.model.documents import Name  # noqa: PLC0415
+    from tidegate.errors import ConfigError
+    from tidegate.keyspace.etcd.settings import EtcdSettings
+    from tidegate.keyspace.etcd.store import Fleet
+    from tidegate.model.documents import Name
 
     class Part(msgspec.Struct, frozen=True):
         """What an operator's command needs of the file."""

@@ -28,7 +28,7 @@ def traceparent(options: argparse.Namespace) -> str | None:
     Raises:
         ConfigError: the option is none. A variable that is none is told of, and left out.
     """
-    from tidegate.model.traceparent import is_valid  # noqa: PLC0415 - msgspec takes its time
+    from tidegate.model.traceparent import is_valid
 
     given: str | None = options.traceparent
     if given is not None:

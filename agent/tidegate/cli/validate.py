@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate validate`: everything that is wrong with files of documents, without etcd or root.
 
-Only arguments and printing: `keyspace/files.py` reads and checks. `add_files` and `show` are for
-the other commands that take documents.
+Only arguments and printing: `keyspace/documents/files.py` reads and checks. `add_files` and `show`
+are for the other commands that take documents.
 """
 
 import argparse
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Iterable
 
-    from tidegate.keyspace.files import Documents, Fault
+    from tidegate.keyspace.documents.files import Documents, Fault
 
 REFUSED: Final = 3
 """Exit code of a command whose documents are refused."""
@@ -90,7 +90,7 @@ def as_json(faults: "Iterable[Fault]", documents: "Documents") -> dict[str, obje
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.keyspace import files  # noqa: PLC0415 - `tidegate --help` does without
+    from tidegate.keyspace.documents import files
 
     documents = files.read(options.files)
     faults = documents.check().faults

@@ -20,9 +20,9 @@ import numpy as np
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from tidegate.dataplane import layout
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.programs import Attachment, attachment
+from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.programs import Attachment, attachment
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_INTERFACE_INDEX
 from tidegate.model.values import Address

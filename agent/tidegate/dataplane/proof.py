@@ -16,10 +16,11 @@ from pathlib import Path
 from struct import pack
 from typing import Final
 
-from tidegate.dataplane import links, maps, programs
-from tidegate.dataplane import syscalls as bpf
-from tidegate.dataplane.compiler import Program
-from tidegate.dataplane.publish import Publisher
+from tidegate.dataplane import links
+from tidegate.dataplane.kernel import maps, programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.compiler import Program
+from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import DataplaneError
 from tidegate.model.features import Feature
 from tidegate.model.generation import NOTHING, Generation

@@ -26,11 +26,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.keyspace import arrivals, paths
-from tidegate.keyspace.settings import EtcdSettings
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch import Watch
+from tidegate.keyspace.etcd.watch_loop import Phase, WatchState
+from tidegate.keyspace.etcd.watch_ranges import RangesWatch
 from tidegate.keyspace.steering import Accepted, Me, steer
-from tidegate.keyspace.watch import Watch
-from tidegate.keyspace.watch_loop import Phase, WatchState
-from tidegate.keyspace.watch_ranges import RangesWatch
 from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
 from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from tidegate.keyspace.reference import Entry, with_reference
-from tidegate.keyspace.status import StatusDocument
+from tidegate.keyspace.doc_tables import Entry, with_reference
+from tidegate.keyspace.status.document import StatusDocument
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 from tidegate.model.rollout import RolloutDocument
 from tidegate.model.steering import (

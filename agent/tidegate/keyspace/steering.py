@@ -22,8 +22,8 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from tidegate.keyspace.decode import Fault, decode, shortened
-from tidegate.keyspace.moments import parse_moment
+from tidegate.keyspace.documents.decode import Fault, decode, shortened
+from tidegate.keyspace.documents.moments import parse_moment
 from tidegate.keyspace.paths import (
     DEFAULT_TRACK,
     FLEET_KEY,

@@ -107,8 +107,8 @@ class Lab:
 
     def _build(self) -> None:
         # imported here: it brings bcc, and `down` and `status` do without
-        from tidegate.dataplane.programs import attach_pass  # noqa: PLC0415
-        from tidegate.dataplane.tunnel import attach_decap  # noqa: PLC0415
+        from tidegate.dataplane.kernel.programs import attach_pass  # noqa: PLC0415
+        from tidegate.dataplane.tunnel.tunnel import attach_decap  # noqa: PLC0415
 
         wiring.build(self.spec)
         for name in self.nodes:

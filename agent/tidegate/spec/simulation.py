@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model as an engine of `tidegate simulate`: one frame in, what became of it out, by name.
 
-The kernel's engine is `dataplane/simulation.py`. Both give an `Outcome`, and what the maps hold
-under the same names, so that the two can be compared. No I/O here, and no packet decisions.
+The kernel's engine is `dataplane/inspect/simulation.py`. Both give an `Outcome`, and what the maps
+hold under the same names, so that the two can be compared. No I/O here, and no packet decisions.
 """
 
 from collections.abc import Callable, Mapping

@@ -17,8 +17,8 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from tidegate.dataplane import ledger
-from tidegate.dataplane.ledger import Kind, Place, Record
+from tidegate.dataplane.publish import ledger
+from tidegate.dataplane.publish.ledger import Kind, Place, Record
 from tidegate.model.generation import Generation
 from tidegate.model.values import Rejection, Stage
 from tidegate.planner.diff import Diff

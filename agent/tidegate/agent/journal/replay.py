@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step, places
-from tidegate.dataplane import ledger
-from tidegate.dataplane.ledger import BackendRecord, Kind, Place, PoolRecord, Record
+from tidegate.dataplane.publish import ledger
+from tidegate.dataplane.publish.ledger import BackendRecord, Kind, Place, PoolRecord, Record
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation, PlacedPool, Slots, Table, Window
 from tidegate.model.values import Desired

@@ -26,9 +26,9 @@ from typing import Final, TypeAlias
 from tidegate.agent.journal import files, lines
 from tidegate.agent.journal.files import File
 from tidegate.agent.journal.limits import EMPTY, Limits, Size, is_full, surplus
-from tidegate.dataplane import ledger
+from tidegate.dataplane.publish import ledger
 from tidegate.errors import AgentError
-from tidegate.keyspace.status import rfc3339
+from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.generation import Generation
 
 log = logging.getLogger(__name__)

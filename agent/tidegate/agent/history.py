@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the loop remembers of its generations: in memory to go back to, on disk to look up.
+
+It finds out why a generation came about, takes care that a refusal is noted once for each change
+and not for each attempt, and goes on without a disk if there is none.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+from tidegate.agent.config import AgentConfig
+from tidegate.agent.health.fitness import Evidence
+from tidegate.agent.journal import files, lines, replay
+from tidegate.agent.journal.limits import Limits
+from tidegate.agent.journal.writer import Published, Writer
+from tidegate.agent.operator.orders import Signature
+from tidegate.agent.reconciler import Applied, in_force_as_desired
+from tidegate.agent.rollback_states import Past, State
+from tidegate.errors import AgentError
+from tidegate.keyspace.paths import backend_key, pool_key, vip_key
+from tidegate.keyspace.status.document import rfc3339
+from tidegate.model.generation import Generation
+from tidegate.model.values import FIT, BackendKey, Rejection, Snapshot
+from tidegate.planner.diff import Diff
+
+log = logging.getLogger(__name__)
+
+_PAUSE: Final = 10.0
+"""s"""
+Witness: TypeAlias = Callable[[Sequence[BackendKey]], Sequence[Evidence]]
+
+
+class Chronicle:
+    """The past of one agent's data plane.
+
+    Args:
+        in_force: as it was adopted.
+        changed: called when `problem` changes.
+
+    Attributes:
+        cause: of the latest generation.
+        evidence: tells of each backend what stands behind what health makes of it.
+    """
+
+    def __init__(
+        self, config: AgentConfig, in_force: Generation, changed: Callable[[], None]
+    ) -> None:
+        self.evidence: Witness = lambda keys: [Evidence() for _ in keys]
+        self.past = Past(config.rollback_depth)
+        self.cause = lines.Cause("start")
+        self._keys: Mapping[str, int] | None = None
+        self._refused: set[tuple[str, str, str, int]] = set()
+        self._noted_at = float("-inf")
+        self._last = in_force.number, in_force.digest
+        self._writer: Writer | None = None
+        self._fault = ""
+        folder = files.folder_of(Path(config.state_dir))
+        limits = Limits(config.journal.generations, config.journal.bytes)
+        try:
+            self._writer = Writer(folder, limits, in_force, changed)
+            there = list(files.read_all(folder))
+        except AgentError as error:
+            self._fault = str(error)
+            log.warning("journal: %s", error)
+            there = []
+        self._recall(there, config.rollback_depth, in_force)
+        if self._writer is not None:
+            self._writer.start(there)
+
+    @property
+    def problem(self) -> str:
+        """Why the journal is not written; empty if it is."""
+        return self._fault or (self._writer.problem if self._writer else "")
+
+    def applied(self, applied: Applied) -> None:
+        """A generation came into force."""
+        generation = applied.generation
+        self.past.remember(generation.number, generation.digest, applied.desired)
+        self.cause = cause = self._cause(applied)
+        if applied.order:
+            self._keys = None  # told by the revision of the documents that are in force now
+        elif applied.snapshot is not None:
+            self._keys = mod_revisions(applied.snapshot)
+        origin = lines.Origin(
+            *(rfc3339(time.time()), applied.now, cause, lines.summary(applied.diff)),
+            stepped=applied.stepped,
+        )
+        # After a failure that left a mixture in force, nobody has told of what came before.
+        gap = (applied.previous.number, applied.previous.digest) != self._last
+        self._last = generation.number, generation.digest
+        self._write(Published(generation, origin, gap))
+
+    def refused(self, rejections: Iterable[Rejection], in_force: Generation, revision: int) -> None:
+        """What is refused now; only what is new goes into the journal.
+
+        A fault that is written again and again is noted every few seconds, or its noise would take
+        the place of what came into force.
+        """
+        current = {_identity(r): r for r in rejections}
+        fresh = [r for identity, r in current.items() if identity not in self._refused]
+        same = {identity[:3] for identity in self._refused}
+        now = time.monotonic()
+        if now < self._noted_at + _PAUSE:
+            fresh = [r for r in fresh if _identity(r)[:3] not in same]
+        self._refused = set(current)
+        if fresh:
+            self._noted_at = now
+            self._write(lines.refused(fresh, rfc3339(time.time()), in_force.number, revision))
+
+    def ordered(self, order: str, by: Signature) -> None:
+        """An operator froze or thawed the host."""
+        self._write(lines.Ordered(rfc3339(by.at), order, by.user, by.reason))
+
+    def close(self) -> None:
+        """Writes what is left to write."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, item: Published | lines.Refused | lines.Ordered) -> None:
+        if self._writer is not None:
+            self._writer.write(item)
+
+    def _recall(self, there: list[files.File], depth: int, in_force: Generation) -> None:
+        """States to go back to, from the journal; a generation of another seed is left out."""
+        seed = lines.fingerprint(in_force.hash_seed)
+        found: list[State] = []
+        for file in reversed(there):  # a file begins with all that it needs
+            states = [
+                _state(standing, in_force.hash_seed)
+                for standing in replay.standings(file.lines)
+                if standing.line.seed == seed and standing.line.number <= in_force.number
+            ]
+            found = [*states, *found]
+            if len(Past(depth, found).states) > depth:
+                break
+        self.past = Past(depth, found)
+        if in_force.number:
+            self.past.remember(in_force.number, in_force.digest, in_force_as_desired(in_force))
+        noted = [line for file in there for line in file.lines if isinstance(line, lines.Refused)]
+        if noted:
+            self._refused = {(r.key, r.field, r.stage, r.revision) for r in noted[-1].refusals}
+
+    def _cause(self, applied: Applied) -> lines.Cause:
+        cause = self._cause_without_health(applied)
+        changed = changed_fitness(applied.previous, applied.generation)
+        if not changed:
+            return cause
+        listed = changed[: lines.MOST_VERDICTS]
+        backends = applied.generation.backends
+        verdicts = tuple(
+            lines.Verdict(str(key), backends[key].fitness.is_out, *evidence)
+            for key, evidence in zip(listed, self.evidence(listed), strict=True)
+        )
+        more = len(changed) - len(listed)
+        if cause.kind == "time":
+            return lines.Cause("health", verdicts=verdicts, verdicts_left_out=more)
+        return msgspec.structs.replace(cause, verdicts=verdicts, verdicts_left_out=more)
+
+    def _cause_without_health(self, applied: Applied) -> lines.Cause:
+        if applied.order:
+            return lines.Cause("rollback", what=applied.order)
+        if applied.snapshot is not None:
+            before = self._keys
+            if before is None:
+                before = _keys_of(applied, applied.snapshot)
+            cause = lines.keys_cause(before, mod_revisions(applied.snapshot), applied.refused)
+            if cause.keys:
+                return cause
+        return lines.Cause("time", what=by_time(applied.diff))
+
+
+def mod_revisions(snapshot: Snapshot) -> dict[str, int]:
+    """Revision that last wrote each key."""
+    return {key: document.mod_revision for key, document in snapshot.documents.items()}
+
+
+def changed_fitness(before: Generation, after: Generation) -> list[BackendKey]:
+    """The backends that health has taken out, or has put back, between two generations."""
+    old = {key: placed.fitness for key, placed in before.backends.items()}
+    return sorted(
+        key for key, placed in after.backends.items() if placed.fitness != old.get(key, FIT)
+    )
+
+
+def by_time(diff: Diff) -> str:
+    """What happened without a key that changed, in words."""
+    parts = []
+    if diff.retired:
+        parts.append(f"drained for long enough: {', '.join(diff.retired[:20])}")
+    if diff.backends.changed:
+        parts.append(f"weights by time or deadlines: {', '.join(diff.backends.changed[:20])}")
+    if diff.vips.changed:  # by time or health alone: documents would have been told as keys
+        parts.append(f"to or from their sorry pool: {', '.join(diff.vips.changed[:20])}")
+    return "; ".join(parts) or "windows closed"
+
+
+def _keys_of(applied: Applied, snapshot: Snapshot) -> dict[str, int]:
+    """The keys before, as far as what was in force tells, where no snapshot of them is known.
+
+    A key that was written later is taken for new; one that is in force and gone, for deleted.
+    """
+    before = applied.previous
+    names = [vip_key(name) for name in before.vips] + [pool_key(name) for name in before.pools]
+    names += [backend_key(*k) for k, placed in before.backends.items() if placed.retire_at is None]
+    known = dict.fromkeys(names, 0)
+    for key, document in snapshot.documents.items():
+        if document.mod_revision <= before.revision:
+            known[key] = document.mod_revision
+    return known
+
+
+def _state(standing: replay.Standing, hash_seed: str | None) -> State:
+    line = standing.line
+    return State(line.number, line.number, line.digest, replay.desired(standing, hash_seed))
+
+
+def _identity(rejection: Rejection) -> tuple[str, str, str, int]:
+    """The reason is left out: that of a failed attempt names the attempt's number."""
+    return rejection.key, rejection.field, rejection.stage, rejection.revision

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's metrics: collected when somebody asks, beside the loop and never by it.
+
+The loop leaves what it has at hand, which takes microseconds. Counters are read from the kernel by
+the thread that was asked. A thread of its own counts the connection table now and then, as that
+takes a while: never more than a hundredth of a core. Whoever asks again within a second is told
+the same.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from tidegate.agent.metrics import host_points
+from tidegate.agent.metrics.host_points import CheckPoints, Left, StateClock
+from tidegate.agent.metrics.packet_points import PacketPoints
+from tidegate.agent.report import Facts
+from tidegate.agent.traces.flows import FlowCounts
+from tidegate.dataplane.inspect.metering import Census, Metering
+from tidegate.errors import AgentError, CapabilityError, DataplaneError
+from tidegate.health.standing import Standing
+from tidegate.health.tally import PoolTally
+from tidegate.keyspace.status.document import StatusDocument
+from tidegate.model.values import BackendKey
+from tidegate.telemetry.export.metric_sender import Measured, MetricSender
+from tidegate.telemetry.export.settings import TelemetrySettings
+from tidegate.telemetry.metrics import exposition
+from tidegate.telemetry.metrics.endpoint import Endpoint, place
+from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series
+from tidegate.telemetry.metrics.recorder import Recorder
+from tidegate.telemetry.names import metrics as names
+
+log = logging.getLogger(__name__)
+
+_SAME: Final = 1.0
+"""Seconds for which a text is told again."""
+_SHARE: Final = 0.01
+"""Of a core, that counting entries may take."""
+_CENSUS_SECONDS: Final = 15.0
+"""Between two counts of entries, at least."""
+
+
+class Checks(Protocol):
+    """What the health checks find and did."""
+
+    def standings(self) -> Mapping[BackendKey, Standing]:
+        """Of each backend in force."""
+
+    def tallies(self) -> Mapping[str, PoolTally]:
+        """Of each pool that is checked."""
+
+
+class Contact(Protocol):
+    """What follows etcd."""
+
+    @property
+    def last_contact(self) -> float:
+        """Monotonic second."""
+
+
+class Flows(Protocol):
+    """What traces flows."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it does."""
+
+    counts: FlowCounts
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where values come from, for any thread."""
+
+    metering: Metering
+    checks: Checks
+    etcd: Contact
+    flows: Flows
+
+
+class Meters:
+    """From `start` to `close`.
+
+    Args:
+        sources: asked when somebody asks.
+        recorder: has what is recorded one by one.
+        settings: checked.
+        sender: sends them over OTLP, if that is asked for.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        recorder: Recorder,
+        settings: TelemetrySettings,
+        sender: MetricSender | None = None,
+    ) -> None:
+        self._sources = sources
+        self._settings = settings
+        self._endpoint: Endpoint | None = None
+        self.problems: tuple[str, ...] = ()
+        """What cannot be done, as sentences."""
+        self._recorder = recorder
+        self._sender = sender
+        self._began = time.time_ns()
+        self._packets = PacketPoints(sources.metering.began, time.time_ns)
+        self._checks = CheckPoints(self._began)
+        self._states = StateClock(time.monotonic())
+        self._left: Left | None = None
+        self._census: Census | None = None
+        self._cpu = 0.0
+        self._lock = threading.Lock()
+        self._text = (float("-inf"), b"")
+        self._end = threading.Event()
+        self._counter = threading.Thread(target=self._count, name="census", daemon=True)
+
+    def start(self) -> None:
+        """Starts counting entries, and listening and sending if the settings say so."""
+        self._counter.start()
+        if self._sender is not None:
+            self._sender.start(self._measured)
+        where = place(self._settings.prometheus)
+        try:
+            if self._settings.metrics.program_stats:
+                self._sources.metering.keep_times()
+            if where is not None:
+                self._endpoint = Endpoint(where, self.text)
+                log.info("prometheus listen=%s port=%d", where.host, self._endpoint.port)
+        except (AgentError, CapabilityError) as error:
+            self.problems = (str(error),)
+            log.warning("%s", error)
+
+    def close(self) -> None:
+        """Ends counting, and leaves the last values to the sender; nobody may ask any more."""
+        if self._sender is not None:
+            self._sender.begin_close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+        self._end.set()
+        if self._counter.is_alive():
+            self._counter.join()
+        self._recorder.close()
+
+    def leave(self, facts: Facts, document: StatusDocument) -> None:
+        """Takes what the loop has at the end of a turn."""
+        self._states.see(document.state, time.monotonic())
+        self._left = Left(facts, document, self._states.times, self._states.since)
+
+    def text(self) -> bytes:
+        """All metrics as Prometheus' text.
+
+        Raises:
+            DataplaneError: the kernel's counters cannot be read.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now - self._text[0] >= _SAME:
+                began = time.thread_time()
+                text = exposition.rendered(self._collect()) + self._recorder.text()
+                self._text = (now, text.encode())
+                self._cpu += time.thread_time() - began
+            return self._text[1]
+
+    def _measured(self) -> Measured:
+        """All metrics as points; raises as `text`."""
+        with self._lock:
+            return Measured(self._recorder.collect(), self._collect())
+
+    def _collect(self) -> list[Family]:
+        sources, left = self._sources, self._left
+        metering, checks = sources.metering, sources.checks
+        families: list[Family] = [*self._packets.points(metering.read())]
+        if self._census is not None:
+            families += self._packets.live(self._census)
+        families += host_points.of_maps(metering.written(), self._census, metering.limits)
+        families += host_points.of_program(metering.times, self._began)
+        if left is not None:
+            contact = sources.etcd.last_contact
+            families += host_points.of_host(left, contact, time.monotonic(), self._began)
+            families += host_points.of_health(left)
+        families += self._checks.points(checks.standings(), checks.tallies(), time.time())
+        if sources.flows.is_active:
+            families += host_points.of_flows(sources.flows.counts, self._began)
+        cpu = self._cpu + (0.0 if self._sender is None else self._sender.cpu)
+        families.append(Points(names.METRICS_TIME, Series((), ALONE, self._began), [cpu]))
+        return families
+
+    def _count(self) -> None:
+        pause = 0.0
+        while not self._end.wait(pause):
+            began = time.thread_time()
+            try:
+                self._census = self._sources.metering.census()
+            except (OSError, DataplaneError) as error:
+                if self._end.is_set():
+                    return
+                log.warning("census reason=%s", error)
+            spent = time.thread_time() - began
+            with self._lock:
+                self._cpu += spent
+            pause = max(_CENSUS_SECONDS, spent / _SHARE)

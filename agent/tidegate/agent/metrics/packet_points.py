@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points of VIPs and backends from the kernel's counters: most of what a scrape is made of.
+
+Names are kept from one scrape to the next and made anew when a generation has others. The values
+are taken out of the sums by one index for each metric; no point has a line of Python of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.dataplane.inspect.metering import Census, Counted
+from tidegate.model.decision import Decision, Reason
+from tidegate.model.generation import Generation, Identity
+from tidegate.model.values import BackendKey
+from tidegate.telemetry.metrics.points import Points, Series
+from tidegate.telemetry.names import metrics as names
+from tidegate.telemetry.registry import Attribute
+
+_DECISIONS: Final = tuple(each.name.lower() for each in Decision)
+_DROPS: Final = tuple(each.name.lower() for each in Reason if each is not Reason.NONE)
+_VERDICTS: Final = ("aborted", "drop", "pass", "tx")
+
+_Ids: TypeAlias = npt.NDArray[np.intp]
+_Backends: TypeAlias = Mapping[BackendKey, Identity]
+
+
+class _Owners:
+    """When each owner of an id was first seen, for what it counts."""
+
+    def __init__(self, began: int, clock: Callable[[], int]) -> None:
+        self._began = began
+        self._clock = clock
+        self._since: dict[Identity, int] | None = None
+
+    def since(self, uses: list[Identity]) -> list[int]:
+        """In the same order; ns since 1970."""
+        known = self._since
+        if known is None and not uses:
+            return []
+        fresh = self._began if known is None else self._clock()
+        self._since = {use: (known or {}).get(use, fresh) for use in uses}
+        return list(self._since.values())
+
+
+class PacketPoints:
+    """Makes points, from one generation to the next.
+
+    Args:
+        began: when the kernel's counters were made, ns since 1970.
+        clock: ns since 1970.
+    """
+
+    def __init__(self, began: int, clock: Callable[[], int]) -> None:
+        self._began = began
+        self._vip_owners, self._backend_owners = _Owners(began, clock), _Owners(began, clock)
+        self._vips: Mapping[str, Identity] = {}
+        self._backends: _Backends = {}
+        self._cpus: list[int] = []
+        self._name_vips()
+        self._name_backends()
+        self._name_cpus()
+
+    def points(self, counted: Counted) -> list[Points]:
+        """All that is counted by packets."""
+        self._follow(counted.generation)
+        vips, backends = counted.totals.vips[self._vip_ids], counted.totals.backends
+        backends = backends[self._backend_ids]
+        decisions = vips["decisions"]
+        flows = decisions[:, Decision.SYN] + decisions[:, Decision.DATAGRAM]
+        rehashes = (vips["rehashed_quarantined"], vips["rehashed_gone"])
+        drops = vips["drops"][:, 1:]
+        return [
+            Points(names.VIP_PACKETS, self._by_vip, vips["packets"].tolist()),
+            Points(names.VIP_IO, self._by_vip, vips["bytes"].tolist()),
+            Points(names.VIP_NEW_FLOWS, self._by_vip, flows.tolist()),
+            Points(names.VIP_ANSWERS, self._by_vip, vips["answered"].tolist()),
+            Points(names.VIP_DECISIONS, self._by_decision, decisions.ravel().tolist()),
+            Points(names.VIP_DROPS, self._by_drop, drops.ravel().tolist()),
+            Points(names.VIP_REHASHES, self._by_rehash, _rows(*rehashes)),
+            Points(names.VIP_INSERTS, self._by_insert, _rows(vips["tracked"], vips["untracked"])),
+            Points(names.BACKEND_PACKETS, self._by_backend, backends["packets"].tolist()),
+            Points(names.BACKEND_IO, self._by_backend, backends["bytes"].tolist()),
+            self._of_cpus(counted.by_cpu),
+            Points(names.EVENTS, self._by_event, list(counted.events)),
+        ]
+
+    def live(self, census: Census) -> list[Points]:
+        """Flows of each VIP as they were counted last; a VIP that is newer has none."""
+        then = {name: placed.identity for name, placed in census.generation.vips.items()}
+        values = [
+            int(census.live[use.id]) if then.get(name) == use else 0
+            for name, use in self._vips.items()
+        ]
+        return [Points(names.VIP_LIVE_FLOWS, self._by_vip, values)]
+
+    def _follow(self, generation: Generation) -> None:
+        vips = {name: placed.identity for name, placed in sorted(generation.vips.items())}
+        if vips != self._vips:
+            self._vips = vips
+            self._name_vips()
+        backends = {key: each.identity for key, each in generation.backends.items()}
+        if backends != self._backends:
+            self._backends = dict(sorted(backends.items()))
+            self._name_backends()
+
+    def _name_vips(self) -> None:
+        uses = list(self._vips.values())
+        self._vip_ids: _Ids = np.array([use.id for use in uses], np.intp)
+        began = self._vip_owners.since(uses)
+
+        def by(keys: Attribute, words: tuple[str, ...]) -> Series:
+            rows = [(name, word) for name in self._vips for word in words]
+            return Series((names.VIP, keys), rows, [at for at in began for _ in words])
+
+        self._by_vip = Series((names.VIP,), [(name,) for name in self._vips], began)
+        self._by_decision = by(names.DECISION, _DECISIONS)
+        self._by_drop = by(names.DROP_REASON, _DROPS)
+        self._by_rehash = by(names.REHASH_CAUSE, ("quarantined", "gone"))
+        self._by_insert = by(names.INSERT_OUTCOME, ("written", "refused"))
+
+    def _name_backends(self) -> None:
+        uses = list(self._backends.values())
+        self._backend_ids: _Ids = np.array([use.id for use in uses], np.intp)
+        rows = [(key.pool, key.name) for key in self._backends]
+        began = self._backend_owners.since(uses)
+        self._by_backend = Series((names.POOL, names.BACKEND), rows, began)
+
+    def _name_cpus(self) -> None:
+        rows = [(cpu, word) for word in _VERDICTS for cpu in self._cpus]
+        self._by_cpu = Series((names.CPU, names.VERDICT), rows, self._began)
+        self._by_event = Series((names.EVENT_OUTCOME,), [("sent",), ("lost",)], self._began)
+
+    def _of_cpus(self, by_cpu: npt.NDArray[np.uint64]) -> Points:
+        """Those that ever had a packet: a machine may have many more CPUs than it will use."""
+        used = np.flatnonzero(by_cpu.any(axis=0)).tolist()
+        if used != self._cpus:
+            self._cpus = used
+            self._name_cpus()
+        return Points(names.PROGRAM_PACKETS, self._by_cpu, by_cpu[:, used].ravel().tolist())
+
+
+def _rows(*columns: npt.NDArray[np.uint64]) -> list[int]:
+    values: list[int] = np.stack(columns, axis=1).ravel().tolist()
+    return values

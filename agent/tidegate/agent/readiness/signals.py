@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows readiness outside the agent: a file that is there while it is ready, systemd, the log."""
+
+import logging
+import os
+from pathlib import Path
+
+from tidegate.agent.readiness import sd_notify
+
+log = logging.getLogger(__name__)
+
+
+class ReadySigns:
+    """Changes what is shown when readiness or the generation changes.
+
+    Args:
+        file: absolute path; empty shows no file.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file) if file else None
+        self._shown: tuple[str, int] | None = None
+        self.problem = ""
+        """Why the file cannot be written; empty if it can."""
+
+    def show(self, unready: str, generation: int) -> None:
+        """Shows it, unless it is shown already; a file that could not be written is tried again."""
+        before, self._shown = self._shown, (unready, generation)
+        if before == self._shown and not self.problem:
+            return
+        if before is None or before[0] != unready:
+            level = logging.WARNING if unready else logging.INFO
+            log.log(level, "ready=%s %s", not unready, unready)
+        sd_notify.notify(f"STATUS=generation {generation}, {unready or 'ready'}")
+        self._write(unready, generation)
+
+    def _write(self, unready: str, generation: int) -> None:
+        if self._file is None:
+            return
+        try:
+            if unready:
+                self._file.unlink(missing_ok=True)
+            else:
+                fresh = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+                fresh.write_text(f"generation {generation}\n")
+                fresh.rename(self._file)
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"ready_file {self._file}: {error.strerror}"
+            log.warning("%s", self.problem)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a change trace says of a change: how it ended, what it changed, in whose traces it is.
+
+Pure functions of what the loop has at hand when a step is over.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from tidegate.agent.reconciler import Applied, Outcome
+from tidegate.dataplane.publish.steps import Step
+from tidegate.keyspace.paths import FLEET_KEY
+from tidegate.model.arrivals import Arrivals, Origin
+from tidegate.model.generation import Generation
+from tidegate.model.values import Rejection, View
+from tidegate.telemetry.changes import Joined, Refusal
+from tidegate.telemetry.names import changes as names
+from tidegate.telemetry.span import Attributes, Context, Value, parse_traceparent
+
+_SHOWN: Final = 8
+_HOSTS: Final = "hosts/"
+IN_FORCE: Final = ("applied", "unchanged")
+"""Outcomes of what is in force when the step is over."""
+
+STAGES: Final = {
+    Step.NUMBER_TAKEN: "entries",
+    Step.LEDGER_WRITTEN: "entries",
+    Step.ENTRIES_STAGED: "entries",
+    Step.ENTRIES_SELECTED: "entries",
+    Step.QUIC_WRITTEN: "entries",
+    Step.TABLE_WRITTEN: "fill",
+    Step.TABLE_FILLED: "read_back",
+    Step.TABLE_PINNED: "fill",
+    Step.TABLES_SWAPPED: "swap",
+    Step.VIPS_RECORDED: "vips",
+    Step.ROUTES_WRITTEN: "vips",
+    Step.VIPS_WRITTEN: "vips",
+    Step.PREFIXES_WRITTEN: "vips",
+    Step.PREFIXES_DELETED: "vips",
+    Step.VIPS_DELETED: "vips",
+    Step.ROUTES_DELETED: "vips",
+    Step.VIPS_FREED: "record",
+    Step.IDS_FREED: "record",
+    Step.QUIC_DELETED: "record",
+    Step.ENTRIES_CLEARED: "record",
+    Step.SLOT_CLEARED: "record",
+    Step.POOL_UNPINNED: "record",
+    Step.NUMBER_RECORDED: "record",
+    Step.PROGRAM_LOADED: "program",
+    Step.PROGRAM_PINNED: "program",
+    Step.PROGRAM_ATTACHED: "program",
+    Step.PROGRAM_KEPT: "program",
+}
+"""Stage that each step belongs to. Tables that were replaced are freed long after the change."""
+
+
+class Result(NamedTuple):
+    """How a change ended; `error` and its type are empty if it is in force."""
+
+    outcome: str
+    error: str = ""
+    error_type: str = ""
+
+
+def result(
+    own: Applied | None, rejections: Sequence[Rejection], fresh: Sequence[Rejection], frozen: str
+) -> Result:
+    """How it ended.
+
+    Args:
+        own: the generation that it made; None if it made none.
+        rejections: everything that is refused now.
+        fresh: what of it was not refused before.
+        frozen: why the host keeps what it has; empty if it does not.
+    """
+    if own is not None:
+        return Result("applied")
+    if frozen:
+        return Result("frozen", frozen, "frozen")
+    whole = [each for each in rejections if is_whole(each)]
+    if whole:
+        outcome = "failed" if whole[0].stage == "publish" else "refused"
+        return Result(outcome, whole[0].reason, whole[0].stage)
+    if fresh:
+        return Result("refused", fresh[0].reason, fresh[0].stage)
+    return Result("unchanged")
+
+
+def is_whole(rejection: Rejection) -> bool:
+    """Whether it keeps all that is asked for out of force, and not one document."""
+    return rejection.stage in ("guard", "build", "publish")
+
+
+def is_freeze(arrived: Arrivals) -> bool:
+    """Whether nothing has arrived but what may be the freeze, or the thaw, itself."""
+    return all(key == FLEET_KEY or key.startswith(_HOSTS) for key in arrived.keys)
+
+
+def parent_of(arrived: Arrivals) -> Context | None:
+    """The trace context of the latest write that carries one."""
+    return parse_traceparent(arrived.origins[-1].traceparent) if arrived.origins else None
+
+
+def received(arrived: Arrivals, parent: Context | None) -> int | None:
+    """When the change began: with the write whose trace it is in, else with the first of all.
+
+    A span does not begin before the one that it is a child of.
+    """
+    if not arrived.total:
+        return None
+    own = [o.received for o in arrived.origins if parse_traceparent(o.traceparent) == parent]
+    return own[0] if own else arrived.began
+
+
+def refused_of(origin: Origin, rejections: Iterable[Rejection]) -> Rejection | None:
+    """What is refused of the writes that carry a trace context, the first of it."""
+    return next((each for each in rejections if each.key in origin.keys), None)
+
+
+def others(
+    arrived: Arrivals, parent: Context | None, rejections: Sequence[Rejection]
+) -> tuple[Joined, ...]:
+    """The writes that belong to other traces than the change."""
+    found = []
+    for origin in arrived.origins:
+        context = parse_traceparent(origin.traceparent)
+        if context == parent:
+            continue
+        refused = refused_of(origin, rejections)
+        found.append(
+            Joined(
+                *(context, origin.received, origin.revision, origin.keys, origin.total),
+                *((refused.reason, refused.stage) if refused else ()),
+            )
+        )
+    return tuple(found)
+
+
+def refusals(rejections: Iterable[Rejection], stages: Sequence[str]) -> tuple[Refusal, ...]:
+    """Each with the stage that it was refused in.
+
+    Args:
+        rejections: what was refused.
+        stages: of the change, in their order.
+    """
+    return tuple(
+        Refusal(_stage(each, stages), each.stage, each.key, each.field, each.reason, each.revision)
+        for each in rejections
+    )
+
+
+def _stage(rejection: Rejection, stages: Sequence[str]) -> str:
+    match rejection.stage:
+        case "guard":  # over documents before there is a plan, over tables after it
+            return "disruption" if "disruption" in stages else "guard"
+        case "build" | "publish" as stage:
+            return stage
+        case _:
+            return "validate"
+
+
+def seen(outcome: Outcome, view: View | None, in_force: Generation) -> dict[str, Value]:
+    """What it was made of, and what is in force."""
+    return {
+        names.REVISION.key: outcome.revision,
+        names.NUMBER.key: in_force.number,
+        names.DIGEST.key: in_force.digest,
+        names.RELEASE.key: in_force.release,
+        names.TRACK.key: view.steering.track if view else "",
+    }
+
+
+def changed(applied: Applied) -> Attributes:
+    """What a generation changed."""
+    diff = applied.diff
+    pools = {*diff.pools.added, *diff.pools.removed, *diff.pools.changed, *diff.moves}
+    vips = {*diff.vips.added, *diff.vips.removed, *diff.vips.changed}
+    vips |= {
+        name
+        for name, placed in applied.generation.vips.items()
+        if not pools.isdisjoint(placed.vip.pools)
+    }
+    return {
+        names.MOVED.key: sum(move.moved for move in diff.moves.values()),
+        names.MINIMUM.key: sum(move.minimum for move in diff.moves.values()),
+        names.VIPS.key: tuple(islice(sorted(vips), _SHOWN)),
+        names.VIP_COUNT.key: len(vips),
+        names.POOLS.key: tuple(islice(sorted(pools), _SHOWN)),
+        names.POOL_COUNT.key: len(pools),
+        names.BACKEND_COUNT.key: sum(map(len, diff.backends)),
+    }

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the host's packets fare, for its status: rates over the last seconds, from kernel counters.
+
+What is told is rounded, and stays until it has changed by more than noise: a status is read
+by the whole fleet, and must not be written anew because of the third digit of a rate. This is no
+telemetry; it is for comparing hosts.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.keyspace.status.parts import TrafficStatus
+
+INTERVAL: Final = 5.0
+"""Seconds between two looks at the counters."""
+_NOISE: Final = 0.2
+"""Part of a rate by which it may differ from the one that is told."""
+_FEW: Final = 10.0
+"""Packets per second: two rates below differ by nothing that matters."""
+_SMALL: Final = 1e-4
+"""Two shares that differ by less are told as one."""
+
+Totals = npt.NDArray[np.uint64]
+"""Shape (VIP ids, 3): packets, drops and misses since the maps were made."""
+
+
+class _Sample(NamedTuple):
+    at: float
+    totals: Totals
+
+
+def rates(before: Totals, after: Totals, seconds: float) -> TrafficStatus:
+    """What happened between two samples; `seconds` lie between them.
+
+    An id that is new counts from 0. One whose counters went back was given to another VIP, and is
+    left out this once.
+    """
+    rows = min(len(before), len(after))
+    grown = after.astype(np.int64)
+    grown[:rows] -= before[:rows].astype(np.int64)
+    packets, drops, misses = np.clip(grown, 0, None).sum(axis=0).tolist()
+    return TrafficStatus(
+        packets_per_second=round_to(packets / seconds),
+        drops=round_to(drops / packets) if packets else 0.0,
+        misses=round_to(misses / packets) if packets else 0.0,
+    )
+
+
+def round_to(value: float) -> float:
+    """A value with three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def steady(told: TrafficStatus | None, now: TrafficStatus) -> TrafficStatus:
+    """What to tell: what was told, unless that is not true any more."""
+    if told is None:
+        return now
+    rate = abs(now.packets_per_second - told.packets_per_second)
+    close = rate <= max(_FEW, _NOISE * told.packets_per_second)
+    for name in ("drops", "misses"):
+        old, new = getattr(told, name), getattr(now, name)
+        close = close and abs(new - old) <= max(_SMALL, _NOISE * old)
+    return told if close else now
+
+
+class Meter:
+    """Looks at the counters every `INTERVAL` seconds, when it is asked to."""
+
+    def __init__(self, read: Callable[[], Totals]) -> None:
+        """Prepare it; nothing is read yet."""
+        self._read = read
+        self._last: _Sample | None = None
+        self.next_look = 0.0
+        """Monotonic second from which another look is due."""
+        self.traffic: TrafficStatus | None = None
+        """What to tell; None until two looks were taken."""
+
+    def look(self, now: float) -> None:
+        """Take a look if that is due.
+
+        Raises:
+            DataplaneError: the counters cannot be read.
+        """
+        if now < self.next_look:
+            return
+        self.next_look = now + INTERVAL  # also if reading fails
+        sample = _Sample(now, self._read())
+        if self._last is not None:
+            fresh = rates(self._last.totals, sample.totals, now - self._last.at)
+            self.traffic = steady(self.traffic, fresh)
+        self._last = sample

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow events of a pinned data plane, live, with names and wall-clock times.
+
+Needs no agent: ring buffer, counters and the ledger with the names are all pinned. A ring buffer
+has one reader, since whoever takes an event takes it from everybody else; a lock on a folder beside
+the pins sees to that. An agent that traces flows is that reader, and hands on what it reads. What a
+record is, and how it is taken, is `events`.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.dataplane.inspect import events
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import ledger, ledger_bytes
+from tidegate.errors import CapabilityError, DataplaneError, RingTaken
+from tidegate.model.address import unpacked
+from tidegate.model.generation import Identity
+from tidegate.model.tag import PROTOCOLS
+from tidegate.spec.state import Event
+
+_RING: Final = ("events", "event_counts")
+_LEDGERS: Final = ("ledger", "wide_ledger")
+_LOCK: Final = "events-reader"
+_PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+_SECOND: Final = 1_000_000_000
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    def read(self, wait: float) -> npt.NDArray[np.void]:
+        """The events that there are, oldest first; waits this many seconds for the first one."""
+
+    def lost(self) -> int:
+        """Events that were lost since the last call, or since the source was opened."""
+
+
+class Ring:
+    """The one reader of a data plane's ring buffer, from `with` to its end.
+
+    Args:
+        pins: the folder of its pins.
+    """
+
+    def __init__(self, pins: Path) -> None:
+        self._pins = pins
+
+    def __enter__(self) -> Self:
+        """Opens the pins.
+
+        Raises:
+            RingTaken: it has a reader.
+            DataplaneError: nothing is pinned there.
+            CapabilityError: not allowed.
+        """
+        with ExitStack() as undo:
+            ring, self._counts = _opened(self._pins, _RING, undo)
+            undo.callback(os.close, _lock(self._pins / _LOCK))
+            self._reader = undo.enter_context(events.Reader(ring))
+            self._counted = events.counts(self._counts)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def read(self, wait: float) -> npt.NDArray[np.void]:
+        """See `events.Reader.read`."""
+        return self._reader.read(wait)
+
+    def lost(self) -> int:
+        """Events that the kernel did not tell since the last call, or since the reader began."""
+        before, self._counted = self._counted, events.counts(self._counts)
+        return self._counted.lost - before.lost
+
+
+class LiveEvents:
+    """Events with the names that they had, from `with` to its end.
+
+    Args:
+        pins: the folder of the data plane's pins.
+        source: where the events come from.
+    """
+
+    def __init__(self, pins: Path, source: Source) -> None:
+        self._pins = pins
+        self._source = source
+
+    def __enter__(self) -> Self:
+        """Opens the pins.
+
+        Raises:
+            DataplaneError: nothing is pinned there.
+            CapabilityError: not allowed.
+        """
+        with ExitStack() as undo:
+            ledgers = _opened(self._pins, _LEDGERS, undo)
+            self._ledgers = dict(zip(_LEDGERS, ledgers, strict=True))
+            self._read_names()
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _read_names(self) -> None:
+        found = ledger.contents(ledger_bytes.read(self._ledgers))
+        self._vips = {p.identity: n for n, p in found.vips.items()}
+        self._backends = {p.identity: k for k, p in found.backends.items()}
+        self.samples = any(placed.vip.flow_sampling for placed in found.vips.values())
+
+    def lost(self) -> int:
+        """Events that were lost since the last call, or since the source was opened."""
+        return self._source.lost()
+
+    def read(self, wait: float) -> Iterator[dict[str, Any]]:
+        """The events that there are, oldest first; raises as the source does.
+
+        Args:
+            wait: seconds to wait for the first one.
+        """
+        records = self._source.read(wait)
+        told = list(events.named(records))
+        if any(event.vip not in self._vips for event in told) or any(
+            event.backend and event.backend not in self._backends for event in told
+        ):
+            self._read_names()  # of a generation that came after the last look
+        return map(self._described, told, _wall_clock(records))
+
+    def _described(self, event: Event, at: str) -> dict[str, Any]:
+        """A name is None where the ledger no longer has the id; ids and incarnations remain."""
+        use = event.backend or Identity(0, 0)
+        key = self._backends.get(use)
+        decision = event.decision
+        return {
+            "time": at,
+            "event": event.kind.name.lower(),
+            "vip": self._vips.get(event.vip),
+            "vip_id": event.vip.id,
+            "vip_incarnation": event.vip.incarnation,
+            "protocol": _PROTOCOL_NAMES.get(event.protocol, str(event.protocol)),
+            "source": str(unpacked(event.source)),
+            "source_port": int.from_bytes(event.source_port),
+            "destination": str(unpacked(event.destination)),
+            "port": int.from_bytes(event.port),
+            "pool": key.pool if key else None,
+            "backend": key.name if key else None,
+            "backend_id": use.id or None,
+            "backend_incarnation": use.incarnation or None,
+            "slot": event.slot,
+            "generation": event.generation or None,
+            "decision": None if decision is None else decision.name.lower(),
+            "reason": event.reason.name.lower() if event.reason else None,
+        }
+
+
+def _wall_clock(records: npt.NDArray[np.void]) -> Iterator[str]:
+    """Times of records, which have the monotonic clock's, in UTC with microseconds."""
+    offset = time.time_ns() - time.monotonic_ns()
+    for stamp in records["time"].tolist():
+        seconds, rest = divmod(stamp + offset, _SECOND)
+        yield f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06}Z"
+
+
+def _opened(pins: Path, names: Sequence[str], undo: ExitStack) -> list[int]:
+    """Descriptors of pinned maps, which end with `undo`."""
+    found = []
+    for name in names:
+        found.append(_open(pins / name))
+        undo.callback(os.close, found[-1])
+    return found
+
+
+def _open(path: Path) -> int:
+    try:
+        return bpf.open_pin(str(path))
+    except FileNotFoundError as error:
+        raise DataplaneError(
+            f"there is no data plane in {path.parent} ({path.name} is missing): name its pin_dir, "
+            "or start the agent"
+        ) from error
+    except PermissionError as error:
+        raise CapabilityError(f"may not open {path}: run as root") from error
+
+
+def _lock(path: Path) -> int:
+    path.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise RingTaken(
+            f"another process reads the events of {path.parent}; there may be one reader at a time"
+        ) from error
+    return fd

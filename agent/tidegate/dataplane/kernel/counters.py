@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What packets have counted, summed over CPUs: the kernel's counters as arrays by id.
+
+The kernel hands over a per-CPU array in batches, from any element on. A batch is as large as a
+core's cache takes, so its values are summed while they are near, and a host with many CPUs needs no
+more memory than one with two. Nothing here loops over ids or CPUs.
+
+Every read sums all that it reads. To look first at what has changed since the last time would mean
+to keep every CPU's value and to read both, old and new: that takes about as long as the sum itself
+(`./dev bench telemetry`), and cannot save the kernel's copying.
+
+Counters belong to a use of an id: they are zeroed before an id has its next owner, so an owner is
+never told its predecessor's packets, also by an agent that starts later.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.errors import DataplaneError
+from tidegate.model.decision import Decision
+from tidegate.model.generation import Generation, Identity
+
+BATCH_BYTES: Final = 1 << 19
+"""Of one batch of values: half of what the smaller second-level caches hold."""
+
+_WORD: Final = np.dtype("<u8")
+
+
+class Totals(NamedTuple):
+    """Counters over all CPUs, by id; element 0 is nobody's.
+
+    Attributes:
+        vips: `layout.VIP_COUNTERS`.
+        backends: `layout.BACKEND_COUNTERS`.
+    """
+
+    vips: npt.NDArray[np.void]
+    backends: npt.NDArray[np.void]
+
+
+def read(fds: Mapping[str, int], generation: Generation) -> Totals:
+    """The counters of a generation's ids. May be called on any thread.
+
+    Raises:
+        DataplaneError: the kernel refused.
+    """
+    try:
+        return Totals(
+            vip_totals(fds, generation),
+            _sums(fds["backend_counts"], layout.BACKEND_COUNTERS, _ids(generation.backends)),
+        )
+    except OSError as error:
+        raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
+
+
+def vip_totals(fds: Mapping[str, int], generation: Generation) -> npt.NDArray[np.void]:
+    """The counters of a generation's VIPs alone, by id; raises as `read`."""
+    try:
+        return _sums(fds["vip_counts"], layout.VIP_COUNTERS, _ids(generation.vips))
+    except OSError as error:
+        raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
+
+
+def _ids(placed: Mapping[Any, Any]) -> int:
+    return 1 + max((each.identity.id for each in placed.values()), default=0)
+
+
+def _sums(fd: int, dtype: np.dtype[np.void], count: int) -> npt.NDArray[np.void]:
+    """The first `count` elements of a per-CPU array, each summed over its CPUs."""
+    cpus, words = maps.cpu_count(), dtype.itemsize // _WORD.itemsize
+    size = max(1, BATCH_BYTES // (cpus * dtype.itemsize))
+    room = np.empty((min(size, count), cpus, words), _WORD)
+    found = np.zeros((count, words), _WORD)
+    for first in range(0, count, size):
+        part = room[: min(size, count - first)]
+        bpf.array_values(fd, first, part, len(part))
+        found[first : first + len(part)] = summed(part)
+    return found.view(dtype)[:, 0]
+
+
+def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Sums over CPUs of an array of shape (ids, CPUs, counters).
+
+    By einsum: `sum` over the middle axis adds two numbers at a time where there are two counters.
+    """
+    sums: npt.NDArray[np.uint64] = np.einsum("icw->iw", values)
+    return sums
+
+
+def fates(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """What became of each VIP id's packets: shape (ids, 3).
+
+    All packets, those that were dropped, and TCP packets without a SYN that no table of flows knew.
+    """
+    drops, decisions = vips["drops"].sum(axis=1), vips["decisions"]
+    misses = decisions[:, Decision.FALLBACK] + decisions[:, Decision.CURRENT]
+    return np.stack((vips["packets"] + vips["answered"] + drops, drops, misses), axis=1)
+
+
+def per_cpu_packets(fds: Mapping[str, int]) -> npt.NDArray[np.uint64]:
+    """Packets that each CPU has run the program for: shape (verdicts, CPUs).
+
+    Raises:
+        DataplaneError: the kernel refused.
+    """
+    room = np.empty((maps.VERDICTS, maps.cpu_count()), _WORD)
+    try:
+        bpf.array_values(fds["verdict_counts"], 0, room, maps.VERDICTS)
+    except OSError as error:
+        raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
+    return room
+
+
+def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) -> None:
+    """Zeroes the counters of ids that are about to have another owner; raises OSError.
+
+    No packet is counted for them: they rested for longer than a flow may, and lead nowhere yet.
+    """
+    pairs = (
+        ("vip_counts", layout.VIP_COUNTERS, before.vips, after.vips),
+        ("backend_counts", layout.BACKEND_COUNTERS, before.backends, after.backends),
+    )
+    for name, dtype, old, new in pairs:
+        zeros = bytes(dtype.itemsize * maps.cpu_count())
+        known = {each.identity for each in old.values()}
+        for identity in _reused(known, (each.identity for each in new.values())):
+            bpf.map_update(fds[name], identity.id.to_bytes(4, "little"), zeros)
+
+
+def _reused(known: set[Identity], wanted: Iterable[Identity]) -> list[Identity]:
+    """Uses of ids that are new and not the first: the counters of a first use are zero."""
+    return [use for use in wanted if use.incarnation > 1 and use not in known]

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's maps: their sizes, their pins, and reading and writing their elements.
+
+The maps outlive the agent through their pins, and a program that is built later is loaded over the
+same maps. A pin whose shape is not the one that this version wants is refused by name, never
+silently replaced: it may hold live flows.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.constants import (
+    MAX_BACKENDS,
+    MAX_INTERFACE_INDEX,
+    MAX_NETWORK_VIPS,
+    MAX_POOLS,
+    MAX_ROUTES,
+    MAX_VIPS,
+)
+
+LEDGER_VALUE_BYTES: Final = 256
+WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
+_BATCH: Final = 512
+"""Elements that are read at once: many more than a bucket of a hash has."""
+VERDICTS: Final = 4
+"""XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX (include/uapi/linux/bpf.h)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a map is made of. Sizes in bytes."""
+
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Entries of the tables whose size the operator chooses.
+
+    Attributes:
+        events: bytes of the ring buffer of events, a power of two of at least a page.
+    """
+
+    flows: int = 1 << 20
+    syns: int = 1 << 16
+    fragments: int = 1 << 14
+    events: int = 1 << 20
+
+
+def shapes(capacity: Capacity) -> dict[str, Shape]:
+    """Every pinned map by name."""
+    u32 = layout.ID.itemsize
+    flow = layout.FLOW.itemsize
+    flow_key = layout.FLOW_KEY.itemsize
+    bucket = layout.BUCKET.itemsize
+    percpu = bpf.PERCPU_ARRAY
+    return {
+        # Each VIP has an entry for ICMP too, and old and new ones stand side by side for a moment.
+        "vips": Shape(bpf.HASH, layout.VIP_KEY.itemsize, layout.VIP.itemsize, 4 * MAX_VIPS),
+        "prefixes": _trie(layout.PREFIX_KEY, layout.VIP, 4 * MAX_NETWORK_VIPS),
+        "routes": _trie(layout.ROUTE_KEY, layout.ROUTE, 2 * MAX_ROUTES),
+        "outer": Shape(bpf.ARRAY_OF_MAPS, u32, u32, MAX_POOLS),
+        "backends": Shape(bpf.ARRAY, u32, layout.BACKEND.itemsize, MAX_BACKENDS),
+        # LRU lists per CPU, entries visible to every CPU (design section 6).
+        "flows": Shape(bpf.LRU_HASH, flow_key, flow, capacity.flows, bpf.F_NO_COMMON_LRU),
+        "syns": Shape(bpf.LRU_HASH, flow_key, flow, capacity.syns, bpf.F_NO_COMMON_LRU),
+        "fragments": Shape(
+            *(bpf.LRU_HASH, layout.FRAGMENT_KEY.itemsize, flow),
+            *(capacity.fragments, bpf.F_NO_COMMON_LRU),
+        ),
+        "quic_servers": Shape(
+            bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
+        ),
+        "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
+        "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
+        "answer_limits": Shape(percpu, u32, bucket, 1),
+        "links": Shape(bpf.ARRAY, u32, layout.LINK.itemsize, MAX_INTERFACE_INDEX),
+        "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
+        "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
+        "verdict_counts": Shape(percpu, u32, layout.VERDICTS.itemsize, VERDICTS),
+        "events": Shape(bpf.RINGBUF, 0, 0, capacity.events),
+        "event_space": Shape(percpu, u32, layout.EVENT.itemsize, 1),
+        "event_limits": Shape(percpu, u32, bucket, MAX_VIPS),
+        "event_counts": Shape(percpu, u32, layout.EVENT_COUNTERS.itemsize, 1),
+        # Names and values of what the ids stand for; no packet reads them.
+        "ledger": Shape(
+            *(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES),
+            *(MAX_BACKENDS, bpf.F_NO_PREALLOC),
+        ),
+        "wide_ledger": Shape(
+            *(bpf.HASH, 2 * u32, WIDE_LEDGER_VALUE_BYTES),
+            *(MAX_VIPS + MAX_POOLS, bpf.F_NO_PREALLOC),
+        ),
+    }
+
+
+def _trie(key: np.dtype[np.void], value: np.dtype[np.void], entries: int) -> Shape:
+    """The kernel has tries without preallocation only."""
+    return Shape(bpf.LPM_TRIE, key.itemsize, value.itemsize, entries, bpf.F_NO_PREALLOC)
+
+
+INNER: Final = Shape(bpf.ARRAY, layout.ID.itemsize, layout.TABLE.itemsize, 1)
+
+
+@cache
+def cpu_count() -> int:
+    """CPUs that a per-CPU map has values for: the possible ones, not those online."""
+    text = Path("/sys/devices/system/cpu/possible").read_text()
+    return int(text.strip().split("-")[-1].split(",")[-1]) + 1
+
+
+def create_inner() -> int:
+    """An inner table, empty, as a descriptor."""
+    return _create("inner", INNER)
+
+
+def _create(name: str, shape: Shape, inner_fd: int = 0) -> int:
+    try:
+        return bpf.map_create(
+            shape.kind,
+            f"tg_{name}",
+            shape.key_size,
+            shape.value_size,
+            shape.max_entries,
+            shape.flags,
+            inner_fd,
+        )
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise CapabilityError(
+                f"may not create BPF map {name!r}: run as root, or with CAP_BPF and CAP_NET_ADMIN"
+            ) from error
+        raise DataplaneError(
+            f"cannot create BPF map {name!r} of {shape.max_entries} entries of "
+            f"{shape.value_size} bytes: {error.strerror}"
+        ) from error
+
+
+class Maps(Mapping[str, int]):
+    """The descriptors of all maps by name, closed together."""
+
+    def __init__(self, fds: dict[str, int]) -> None:
+        self._fds = fds
+
+    def __getitem__(self, name: str) -> int:
+        return self._fds[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        return iter(self._fds)
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def close(self) -> None:
+        """Closes the descriptors; pinned maps live on."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+def few(wanted: Mapping[str, Shape], ids: int) -> dict[str, Shape]:
+    """The same for ids below a number: per-CPU arrays are allocated element by element."""
+    return {
+        name: replace(shape, max_entries=min(shape.max_entries, ids))
+        if shape.kind == bpf.PERCPU_ARRAY
+        else shape
+        for name, shape in wanted.items()
+    }
+
+
+def create(wanted: Mapping[str, Shape]) -> Maps:
+    """Maps without pins, which die with their descriptors: for proofs, tests and simulation."""
+    fds: dict[str, int] = {}
+    for name, shape in wanted.items():
+        fds[name] = _create_named(name, shape)
+    return Maps(fds)
+
+
+def _create_named(name: str, shape: Shape) -> int:
+    if shape.kind != bpf.ARRAY_OF_MAPS:
+        return _create(name, shape)
+    template = create_inner()  # the outer map learns its leaf's shape from one inner map
+    try:
+        return _create(name, shape, template)
+    finally:
+        os.close(template)
+
+
+def create_or_adopt(pins: Path, capacity: Capacity) -> tuple[Maps, bool]:
+    """Opens what is pinned in a folder and creates what is not.
+
+    Returns:
+        The maps, and whether they were there before.
+
+    Raises:
+        DataplaneError: a pinned map has another shape than this version wants.
+    """
+    fds: dict[str, int] = {}
+    adopted = False
+    try:
+        for name, shape in shapes(capacity).items():
+            path = pins / name
+            if path.exists():
+                fds[name] = bpf.open_pin(str(path))
+                _compare(path, shape, bpf.map_info(fds[name]))
+                adopted = True
+            else:
+                fds[name] = _create_named(name, shape)
+                bpf.pin(fds[name], str(path))
+    except BaseException:
+        Maps(fds).close()
+        raise
+    return Maps(fds), adopted
+
+
+def _compare(path: Path, shape: Shape, info: bpf.MapInfo) -> None:
+    found = Shape(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+    if found != shape:
+        raise DataplaneError(
+            f"the pinned map {path} has another shape ({found}) than this version wants ({shape}): "
+            "it belongs to another version or another capacity setting. Restore that setting, or, "
+            f"to give up the flows that it tracks, detach the program and remove {path.parent}"
+        )
+
+
+def read_all(name: str, fd: int) -> dict[bytes, bytes]:
+    """All elements of a hash or a trie that `shapes` has by this name."""
+    shape = shapes(Capacity())[name]
+    sizes = shape.key_size, shape.value_size
+    if shape.kind == bpf.LPM_TRIE:  # kernels before 5.13 have no batches of tries
+        batches = iter([bpf.map_walk(fd, *sizes)])
+    else:  # in batches, as room for a whole map takes longer to make than the map to read
+        batches = bpf.map_batches(fd, *sizes, min(shape.max_entries, _BATCH))
+    return {
+        keys[i * sizes[0] : (i + 1) * sizes[0]]: values[i * sizes[1] : (i + 1) * sizes[1]]
+        for keys, values, count in batches
+        for i in range(count)
+    }
+
+
+def read_array(fd: int, dtype: np.dtype[np.void], capacity: int) -> np.ndarray:
+    """All values of an array map, in the order of their index."""
+    _, values, count = bpf.map_items(fd, 4, dtype.itemsize, capacity)
+    return np.frombuffer(values, dtype, count)

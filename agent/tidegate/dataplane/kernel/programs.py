@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which programs there are, what they are built with, and how they come onto an interface.
+
+An XDP program that is attached through netlink stays when the process ends, which is what keeps
+packets flowing while the agent is away. Replacing it is one atomic exchange in the driver.
+"""
+
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.compiler import Program, compile_program
+from tidegate.dataplane.kernel.loader import load
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.constants import TABLE_SIZE
+from tidegate.model.features import ALL_FEATURES, Feature
+
+XdpMode: TypeAlias = Literal["native", "generic"]
+
+_FLAGS: Final[Mapping[XdpMode, int]] = {"native": 1 << 2, "generic": 1 << 1}
+_ATTACHED: Final[Mapping[str, XdpMode]] = {"xdp": "native", "xdpgeneric": "generic"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a balancer is built with.
+
+    Attributes:
+        hash_seed: key of the flow hash; equal on every host of a fleet, so that all choose alike.
+        source4: network of outer IPv4 sources; the bits behind the prefix come from the flow hash.
+        source6: the same for IPv6; at most the last 64 bits come from the hash.
+        features: what the program can do; the rest is not compiled.
+    """
+
+    hash_seed: bytes
+    source4: IPv4Network
+    source6: IPv6Network
+    features: frozenset[Feature] = ALL_FEATURES
+
+    def hash_keys(self) -> tuple[int, int]:
+        """The two 64-bit words of the hash key."""
+        digest = hashlib.blake2b(self.hash_seed, digest_size=16, person=b"tidegate-flow").digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+    def constants(self) -> tuple[tuple[str, str], ...]:
+        """The macros that bpf/balancer.c expects."""
+        key0, key1 = self.hash_keys()
+        source6 = self.source6.network_address.packed
+        mask6 = int(self.source6.hostmask)
+        words = {f"SOURCE6_{i}": _network_order(source6[4 * i : 4 * i + 4]) for i in range(4)}
+        return tuple(
+            {
+                "TABLE_SIZE": str(TABLE_SIZE),
+                "TABLE_BYTES": str(layout.TABLE.itemsize),
+                "HASH_KEY0": f"{key0:#x}ULL",
+                "HASH_KEY1": f"{key1:#x}ULL",
+                "SOURCE4": _network_order(self.source4.network_address.packed),
+                "SOURCE4_MASK": f"{int(self.source4.hostmask):#x}U",
+                **words,
+                "SOURCE6_MASK2": f"{mask6 >> 32 & 0xFFFFFFFF:#x}U",
+                "SOURCE6_MASK3": f"{mask6 & 0xFFFFFFFF:#x}U",
+                **{f"WITH_{each.name}": str(int(each in self.features)) for each in Feature},
+            }.items()
+        )
+
+
+def _network_order(word: bytes) -> str:
+    """Four bytes as the constant that a little-endian machine stores in that order."""
+    return f"{int.from_bytes(word, 'little'):#x}U"
+
+
+def compile_balancer(build: Build) -> Program:
+    """Compiles bpf/balancer.c and checks that both sides draw its maps alike.
+
+    Raises:
+        CompileError: with the compiler's messages.
+        DataplaneError: the layouts differ.
+    """
+    program = compile_program("balancer", build.constants())
+    layout.check(program)
+    return program
+
+
+def attach(fd: int, interface: str, mode: XdpMode) -> None:
+    """Puts a loaded XDP program on an interface of the current network namespace.
+
+    A program that is there in the same mode is replaced atomically.
+
+    Raises:
+        DataplaneError: the interface does not exist, or its driver refused.
+        CapabilityError: not allowed.
+    """
+    with IPRoute() as netlink:
+        index = interface_index(interface)
+        try:
+            netlink.link(
+                "set",
+                index=index,
+                IFLA_XDP={"attrs": [("IFLA_XDP_FD", fd), ("IFLA_XDP_FLAGS", _FLAGS[mode])]},
+            )
+        except NetlinkError as error:
+            if error.code == errno.EPERM:
+                raise CapabilityError(
+                    f"may not attach XDP to {interface}: run as root, or with CAP_NET_ADMIN"
+                ) from error
+            raise DataplaneError(
+                f"{interface} refused the XDP program in {mode} mode: {os.strerror(error.code)}"
+                + (
+                    ". If its driver has no XDP, allow generic mode: xdp_mode in the agent's file, "
+                    "--mode of tidegate decap"
+                    if mode == "native"
+                    else ""
+                )
+            ) from error
+
+
+def detach(interface: str, mode: XdpMode) -> None:
+    """Takes the XDP program off an interface; nothing happens if there is none."""
+    attach(-1, interface, mode)
+
+
+def load_balancer(program: Program, fds: Mapping[str, int]) -> int:
+    """Loads a compiled balancer over these maps and returns its descriptor.
+
+    What belongs to one program alone is made here: an inner table to verify against, and the memory
+    in which the steps of one packet hand on what they found.
+
+    Raises:
+        CompileError: with the verifier's log.
+        CapabilityError: not root, and a capability is missing.
+    """
+    scratch = program.leaves["scratches"]
+    own = {
+        "inner": maps.create_inner(),
+        "scratches": bpf.map_create(
+            bpf.PERCPU_ARRAY, "tg_scratch", scratch.key_size, scratch.size, 1
+        ),
+    }
+    try:
+        return load(program, {**fds, **own})
+    finally:
+        for fd in own.values():
+            os.close(fd)
+
+
+class Attachment(NamedTuple):
+    """The XDP program that is on an interface."""
+
+    mode: XdpMode
+    program_id: int
+
+
+def attachment(link: Any) -> Attachment | None:  # noqa: ANN401 - a netlink message
+    """The XDP program that a link message tells of, or None."""
+    xdp = link.get_attr("IFLA_XDP")
+    mode = _ATTACHED.get(xdp.get_attr("IFLA_XDP_ATTACHED")) if xdp else None
+    return Attachment(mode, xdp.get_attr("IFLA_XDP_PROG_ID")) if mode else None
+
+
+def attached(interface: str) -> Attachment | None:
+    """The XDP program that is on an interface, or None.
+
+    Raises:
+        DataplaneError: there is no such interface.
+    """
+    with IPRoute() as netlink:
+        return attachment(netlink.link("get", index=interface_index(interface))[0])
+
+
+def interface_index(interface: str) -> int:
+    """The index of an interface of the current network namespace.
+
+    Raises:
+        DataplaneError: there is none of this name.
+    """
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        raise DataplaneError(f"there is no interface {interface!r}") from error
+
+
+def attach_pass(interface: str) -> None:
+    """Puts bpf/pass.c on an interface, so that a veth delivers what its peer sends by XDP_TX."""
+    fd = load(compile_program("pass"), {})
+    try:
+        attach(fd, interface, "native")
+    finally:
+        os.close(fd)

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One host's data plane: pins, program, interfaces and publisher, opened together.
+
+Everything that must go on without the agent is pinned under one folder of the BPF file system: the
+maps, the tables in force, the program. Whoever opens the folder holds a lock on it, so that two
+agents never write to one data plane.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.dataplane import links
+from tidegate.dataplane.inspect.metering import Metering
+from tidegate.dataplane.kernel import counters, maps, programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.proof import prove
+from tidegate.dataplane.publish.audit import Difference, Finding, mended
+from tidegate.dataplane.publish.fence import Fence
+from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.dataplane.tunnel.probes import Probes, detach_probes
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.features import Feature, features
+from tidegate.model.generation import Generation
+
+log = logging.getLogger(__name__)
+
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+_MOUNT_POINT: Final = Path("/sys/fs/bpf")
+_PROGRAM: Final = "program"
+_NEXT: Final = "program-next"
+_PROBE_COUNTS: Final = "probe_counts"
+_MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
+
+Mode = Literal["native", "generic", "auto"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What opening a data plane takes.
+
+    Attributes:
+        pins: folder on a BPF file system.
+        mode: `auto` is native, or generic where the driver refuses native.
+        grace: seconds for which a replaced table stays loaded.
+        probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
+            mark names (bpf/healthcheck.c at the interfaces' tc egress).
+    """
+
+    pins: Path
+    interfaces: Sequence[str]
+    mode: Mode
+    build: programs.Build
+    capacity: maps.Capacity
+    gateways: Gateways
+    grace: float
+    probe_tunnel: bool = False
+
+
+class DataPlane:
+    """The pinned data plane, from `open` to `close`. Closing leaves it forwarding."""
+
+    def __init__(self, settings: Settings, reached: Reached = unwatched) -> None:
+        """Opens or creates the pins, adopts what is in them, and attaches the program.
+
+        Args:
+            settings: what it takes.
+            reached: told after each step of publishing and of replacing the program.
+
+        Raises:
+            CapabilityError: not root, no BPF file system, no bcc.
+            DataplaneError: the pins are of another version, another agent has them, an interface
+                has somebody else's program, or the kernel refused.
+        """
+        self._gateways = settings.gateways
+        self._interfaces = tuple(settings.interfaces)
+        self._mode = settings.mode
+        self._links: dict[str, Link] = {}
+        self.modes: dict[str, programs.XdpMode] = {}
+        self._pins = settings.pins
+        make_folder(self._pins)
+        self._fence = Fence(self._pins)
+        self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
+        self.publisher = Publisher(
+            *(self._maps, self._fence.folder, settings.grace),
+            reached=reached,
+            fence=self._fence.check,
+        )
+        self.metering = Metering(self._maps, self.publisher, settings.capacity, self._pins)
+        self._default = settings.build
+        self._build: programs.Build | None = None
+        self._program = -1
+        self._ours = pinned_programs(self._pins)
+        self._probes = self._load_probes() if settings.probe_tunnel else None
+        self.serve(self.publisher.adopt())
+
+    def _load_probes(self) -> Probes:
+        """Built with every feature, so no change of documents needs another one."""
+        probes = Probes(self._default, self._maps)
+        (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
+        probes.pin_counters(self._pins / _PROBE_COUNTS)
+        return probes
+
+    def serve(self, *generations: Generation) -> None:
+        """Makes the program one that can do what these generations need, and nothing more.
+
+        A new one is built and proven beside the one that runs, and then takes its place on each
+        interface in one exchange; the maps are the same, so no flow notices.
+
+        Args:
+            generations: the last one has the hash seed.
+
+        Raises:
+            CompileError: it does not compile, or the verifier refuses it.
+            DataplaneError: it disagrees with the specification, or an interface refuses it. In each
+                case the one before stays.
+        """
+        seed = generations[-1].hash_seed
+        if self._probes is None and any(map(_has_checks, generations)):
+            self._probes = self._load_probes()
+            for interface in self.modes:
+                self._take_over_egress(interface)
+        build = replace(
+            self._default,
+            hash_seed=seed.encode() if seed else self._default.hash_seed,
+            features=frozenset[Feature]().union(*map(features, generations)),
+        )
+        if build == self._build:
+            return
+        self.publisher.check()
+        reached, folder = self.publisher.reached, self._fence.folder
+        fresh = self._proven(build)
+        reached(Step.PROGRAM_LOADED)
+        before, self._program = self._program, fresh
+        self._ours.add(bpf.object_id(fresh))
+        # Pinned under a second name until it is attached: at any moment what is attached is pinned.
+        try:
+            _pin(fresh, folder / _NEXT)
+            reached(Step.PROGRAM_PINNED)
+            self.follow()
+            reached(Step.PROGRAM_ATTACHED)
+            (folder / _NEXT).rename(folder / _PROGRAM)
+        except (OSError, DataplaneError, CapabilityError) as error:
+            self._put_back(before, fresh)
+            raise DataplaneError(f"cannot put a new program in place: {error}") from error
+        self._build = build
+        self._ours = {bpf.object_id(fresh)}
+        reached(Step.PROGRAM_KEPT)
+        if before >= 0:
+            self.metering.take_times(before)
+            os.close(before)
+        names = ",".join(sorted(each.name for each in build.features))
+        log.info("program id=%d features=%s", bpf.object_id(fresh), names)
+
+    def _proven(self, build: programs.Build) -> int:
+        """A program that was compiled, proven and loaded over our maps, as a descriptor."""
+        try:
+            program = programs.compile_balancer(build)
+            prove(program, build, self._fence.folder)
+            return programs.load_balancer(program, self._maps)
+        except OSError as error:
+            raise DataplaneError(f"cannot load a new program: {error.strerror}") from error
+
+    def _put_back(self, before: int, fresh: int) -> None:
+        """Makes the program that ran before the one that runs, on every interface again."""
+        self._program = before
+        if before >= 0:
+            with suppress(DataplaneError):  # else the next look at the links does it
+                self.follow()
+                there = [programs.attached(interface) for interface in self.modes]
+                if bpf.object_id(fresh) not in {each.program_id for each in there if each}:
+                    (self._fence.folder / _NEXT).unlink(missing_ok=True)
+        os.close(fresh)
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """The interfaces as they were last read."""
+        return dict(self._links)
+
+    def fates(self) -> npt.NDArray[np.uint64]:
+        """What became of the packets of each VIP id in use, as `counters.fates` has it.
+
+        The metering also takes note of the program's running time, if that is measured.
+
+        Raises:
+            DataplaneError: the counters cannot be read.
+        """
+        self.metering.take_times(self._program)
+        return counters.fates(self.metering.vips())
+
+    def reload(self, gateways: Gateways, grace: float) -> None:
+        """Takes over what may change while it runs."""
+        self._gateways = gateways
+        self.publisher.grace = grace
+        self.follow()
+
+    def follow(self) -> None:
+        """Brings attachments and link facts up to date; cheap if nothing changed.
+
+        An interface that is away is reported and tried again at the next change.
+
+        Raises:
+            DataplaneError: an interface that is there refuses the program.
+            FenceError: the data plane is another agent's now.
+        """
+        self._fence.check()
+        for interface in self._interfaces:
+            try:
+                link = links.read(interface, self._gateways)
+            except DataplaneError as error:
+                if interface in self.modes:
+                    log.warning("link_lost interface=%s reason=%s", interface, error)
+                    del self.modes[interface]
+                    self._links.pop(interface, None)
+                    continue
+                if not self.modes and len(self._interfaces) == 1:
+                    raise
+                continue
+            if interface not in self.modes:
+                self._take_over_egress(interface)
+            self._attach(link)
+            if self._links.get(interface) != link:
+                links.write(self._maps["links"], link)
+                self._links[interface] = link
+                log.info("link %s", link)
+
+    def _take_over_egress(self, interface: str) -> None:
+        """Makes an interface's tc egress as the settings want it, whatever an agent before left."""
+        if self._probes is None:
+            detach_probes(interface)
+            return
+        self._probes.attach(interface)
+        log.info("probe_tunnel interface=%s", interface)
+
+    def audit(self, *, deep: bool) -> list[Finding]:
+        """Compares maps, pins and attachments with what has to be there, and puts them right.
+
+        Args:
+            deep: read tables and unused entries too.
+
+        Raises:
+            FenceError: the data plane is another agent's now.
+            DataplaneError: the kernel cannot be read.
+        """
+        return [*self.publisher.audit(deep=deep), *mended(self._differences())]
+
+    def _differences(self) -> Iterator[Difference]:
+        """Pins and attachments that are not as we left them."""
+        folder = self._fence.folder
+        for name, fd in {**self._maps, _PROGRAM: self._program}.items():
+            if not (folder / name).exists():
+                finding = Finding("pins", name, "missing")
+                yield Difference(finding, partial(bpf.pin, fd, str(folder / name)))
+        for interface in list(self.modes):
+            with suppress(DataplaneError):  # an interface that is away is not the audit's to report
+                on = programs.attached(interface)
+                if on is None or on.program_id != bpf.object_id(self._program):
+                    fault = "changed" if on else "missing"
+                    yield Difference(Finding("program", interface, fault), self.follow)
+
+    def _attach(self, link: Link) -> None:
+        """Attaches our program unless it is there. Somebody else's is never replaced."""
+        interface, there = link.interface, link.program
+        if there is not None and there.program_id == bpf.object_id(self._program):
+            self.modes[interface] = there.mode
+            return
+        if there is not None and there.program_id not in self._ours:
+            raise DataplaneError(
+                f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): "
+                f"if it is not needed, take it off with `ip link set dev {interface} xdp off`"
+            )
+        mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
+        if self._mode == "auto" and there is not None:
+            mode = there.mode  # to change it would take the program off for a moment
+        try:
+            programs.attach(self._program, interface, mode)
+        except DataplaneError as error:
+            if self._mode != "auto" or mode == "generic":
+                raise
+            mode = "generic"
+            log.warning("xdp_generic interface=%s reason=%s", interface, error)
+            programs.attach(self._program, interface, mode)
+        self.modes[interface] = mode
+        log.info("attached interface=%s mode=%s", interface, mode)
+
+    def close(self) -> None:
+        """Closes descriptors; pins and attachments stay, so packets go on."""
+        self.metering.close()
+        self.publisher.close()
+        self._maps.close()
+        if self._probes is not None:
+            self._probes.close()
+        os.close(self._program)
+        self._fence.close()
+
+
+def _has_checks(generation: Generation) -> bool:
+    pools = (placed.pool for placed in generation.pools.values())
+    return any(pool.health is not None and pool.health.check is not None for pool in pools)
+
+
+def remove(pins: Path, interfaces: Sequence[str]) -> None:
+    """Takes the programs off these interfaces and removes the pins: the end of this data plane."""
+    ours = pinned_programs(pins)
+    for interface in interfaces:
+        there = programs.attached(interface)
+        if there is not None and there.program_id in ours:
+            programs.detach(interface, there.mode)
+        detach_probes(interface)
+    for folder, _, names in os.walk(pins, topdown=False):
+        for name in names:
+            (Path(folder) / name).unlink()
+        Path(folder).rmdir()
+
+
+def make_folder(pins: Path) -> None:
+    """Makes the folder of a data plane's pins; raises as `make_pins` does."""
+    make_pins(pins / "tables")
+
+
+def make_pins(pins: Path) -> None:
+    """Makes a folder for pins, and mounts the BPF file system if it is missing.
+
+    Raises:
+        CapabilityError: it cannot be made there.
+    """
+    if not any(_is_bpf_fs(parent) for parent in [pins, *pins.parents] if parent.exists()):
+        if _MOUNT_POINT not in pins.parents:
+            raise CapabilityError(
+                f"pin_dir {pins} is not on a BPF file system: mount one there "
+                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
+            )
+        _mount()
+    try:
+        pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CapabilityError(
+            f"cannot create {pins}: {error.strerror}. Run as root, or give the folder to the "
+            "agent's user"
+        ) from error
+
+
+def _is_bpf_fs(path: Path) -> bool:
+    buffer = ctypes.create_string_buffer(128)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:8], "little") == _BPF_FS_MAGIC
+
+
+def _mount() -> None:
+    """Mounts the BPF file system where systemd does; containers and minimal systems lack it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = os.fsencode(_MOUNT_POINT)
+    if libc.mount(b"bpf", place, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
+        raise CapabilityError(
+            f"there is no BPF file system at {_MOUNT_POINT} and it cannot be mounted "
+            f"({os.strerror(ctypes.get_errno())}): run `mount -t bpf bpf {_MOUNT_POINT}` as root"
+        )
+
+
+def pinned_programs(pins: Path) -> set[int]:
+    """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
+    found: set[int] = set()
+    for path in (pins / _PROGRAM, pins / _NEXT):
+        if path.exists():
+            fd = bpf.open_pin(str(path))
+            found.add(bpf.object_id(fd))
+            os.close(fd)
+    return found
+
+
+def _pin(fd: int, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    bpf.pin(fd, str(path))

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the kernel with what it has to hold, names what differs, and puts it right.
+
+Nobody but the agent writes to these maps, so a difference is somebody's hand, a defect of ours or
+of the kernel, or damaged memory. What was written is known byte for byte (`mirror`), so a look
+costs the reading and a comparison. The tables are half a megabyte each and were read back when they
+were filled: only a deep look reads them again. A table that is wrong is not mended where packets
+read it, but replaced by a new one like any other.
+
+This is not for what packets change (flows, limits, counters), and not for a generation that is only
+half published: the next publishing compares that in full anyway.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from ipaddress import IPv6Address
+from typing import NamedTuple
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import tables
+from tidegate.dataplane.publish.ledger import Kind
+from tidegate.dataplane.publish.mirror import KEYED, Loaded, Mirror
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.generation import Generation, Table
+
+
+class Finding(NamedTuple):
+    """One difference.
+
+    Attributes:
+        map: its name, `tables` for the content of a table, `pins` for a pin.
+        key: what it is for, for people.
+        fault: `missing`, `changed`, or `foreign` for what nobody wanted.
+        failure: why it could not be put right; empty if it is right again.
+    """
+
+    map: str
+    key: str
+    fault: str
+    failure: str = ""
+
+    def __str__(self) -> str:
+        """A sentence."""
+        end = f"and could not be put right: {self.failure}" if self.failure else "and was put right"
+        return f"map {self.map}: {self.key} was {self.fault} {end}"
+
+
+class Difference(NamedTuple):
+    """What was found, and how to put it right."""
+
+    finding: Finding
+    mend: Callable[[], object]
+
+
+def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding]:
+    """Compares and repairs.
+
+    Args:
+        mirror: what has to be there.
+        generation: in force, complete.
+        deep: read tables and unused entries too.
+
+    Raises:
+        OSError: the kernel refused to read.
+    """
+    return mended(_differences(mirror, generation, deep=deep))
+
+
+def mended(differences: Iterable[Difference]) -> list[Finding]:
+    """Puts right what differs; says what it was, and what could not be."""
+    found: list[Finding] = []
+    for finding, mend in differences:
+        try:
+            mend()
+        except (OSError, DataplaneError, CapabilityError) as error:
+            found.append(finding._replace(failure=str(error)))
+        else:
+            found.append(finding)
+    return found
+
+
+def _differences(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
+    for name in KEYED:
+        yield from _keyed(mirror, name)
+    yield from _entries(mirror, generation, deep=deep)
+    yield from _slots(mirror, generation)
+    yield from _pins(mirror)
+    if deep:
+        yield from _tables(mirror, generation)
+
+
+def _keyed(mirror: Mirror, name: str) -> Iterator[Difference]:
+    there, wanted = maps.read_all(name, mirror.fds[name]), mirror.written[name]
+    if there == wanted:
+        return
+    fd = mirror.fds[name]
+    # What is foreign goes first: it may take the room of what is missing.
+    for key in there.keys() - wanted.keys():
+        finding = Finding(name, _named(name, key), "foreign")
+        yield Difference(finding, partial(bpf.map_delete, fd, key))
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            fault = "changed" if key in there else "missing"
+            finding = Finding(name, _named(name, key), fault)
+            yield Difference(finding, partial(bpf.map_update, fd, key, value))
+
+
+def _entries(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
+    names = {placed.identity.id: key for key, placed in generation.backends.items()}
+    count = MAX_BACKENDS if deep else max(names, default=0) + 1
+    there = maps.read_array(mirror.fds["backends"], layout.BACKEND, count)
+    wanted = mirror.entries[:count]
+    if there.tobytes() == wanted.tobytes():
+        return
+    rows = [np.frombuffer(a.tobytes(), "u1").reshape(count, -1) for a in (there, wanted)]
+    for id_ in np.flatnonzero((rows[0] != rows[1]).any(axis=1)):
+        name = str(names.get(int(id_), f"unused id {id_}"))
+        ids = np.array([id_], np.uint32)
+        yield Difference(
+            Finding("backends", name, "changed" if int(id_) in names else "foreign"),
+            partial(mirror.write_entries, ids),
+        )
+
+
+def _slots(mirror: Mirror, generation: Generation) -> Iterator[Difference]:
+    outer = mirror.fds["outer"]
+    there = tables.slots(outer)
+    for pool_id in there.keys() - mirror.tables.keys():
+        finding = Finding("outer", f"unused slot {pool_id}", "foreign")
+        yield Difference(finding, partial(tables.clear_slot, outer, pool_id))
+    for pool_id, table in mirror.tables.items():
+        if there.get(pool_id) != tables.id_of(table.fd):
+            fault = "changed" if pool_id in there else "missing"
+            finding = Finding("outer", _pool(generation, pool_id), fault)
+            yield Difference(finding, partial(mirror.point, {pool_id: table}))
+
+
+def _pins(mirror: Mirror) -> Iterator[Difference]:
+    """Pins that are gone: without them the next agent would not find what packets use."""
+    for table in mirror.tables.values():
+        if not table.pin.exists():
+            finding = Finding("pins", f"tables/{table.pin.name}", "missing")
+            yield Difference(finding, partial(tables.pin, table.fd, table.pin))
+
+
+def _tables(mirror: Mirror, generation: Generation) -> Iterator[Difference]:
+    for placed in generation.pools.values():
+        loaded = mirror.tables[placed.identity.id]
+        if tables.holds(loaded.fd, placed.table):
+            continue
+        pool_id, table = placed.identity.id, placed.table
+
+        def replace(pool_id: int = pool_id, table: Table = table) -> None:
+            old = mirror.tables[pool_id]
+            # Another name, so that at any moment what the slot points to is pinned.
+            new = Loaded(tables.fill(table), old.pin.with_name(f"{old.pin.name}-again"))
+            try:
+                new.pin.unlink(missing_ok=True)
+                tables.pin(new.fd, new.pin)
+                mirror.point({pool_id: new})
+            except (OSError, DataplaneError):
+                new.drop()
+                raise
+            mirror.tables[pool_id] = new
+            old.drop()
+
+        yield Difference(Finding("tables", placed.pool.name, "changed"), replace)
+
+
+def _pool(generation: Generation, pool_id: int) -> str:
+    names = [n for n, placed in generation.pools.items() if placed.identity.id == pool_id]
+    return names[0] if names else f"slot {pool_id}"
+
+
+def _named(name: str, key: bytes) -> str:
+    """What a key of a keyed map is for."""
+    match name:
+        case "vips":
+            vip = np.frombuffer(key, layout.VIP_KEY)[0]
+            return f"{_address(vip['address'])} port {vip['port']} protocol {vip['protocol']}"
+        case "prefixes":
+            vip = np.frombuffer(key, layout.PREFIX_KEY)[0]
+            return f"{_network(vip, 'address')} port {vip['port']} protocol {vip['protocol']}"
+        case "routes":
+            route = np.frombuffer(key, layout.ROUTE_KEY)[0]
+            return f"VIP id {route['vip']} client {_network(route, 'source')}"
+        case "quic_servers":
+            server = np.frombuffer(key, layout.QUIC_KEY)[0]
+            wanted = server["id"].tobytes()[: int(server["length"])].hex()
+            return f"pool id {server['pool']} server id {wanted}"
+    kind, id_ = (int.from_bytes(key[at : at + 4], "little") for at in (0, 4))
+    return f"{Kind(kind).name.lower() if kind in set(Kind) else kind} {id_}"
+
+
+def _address(packed: np.void) -> str:
+    address = IPv6Address(packed.tobytes())
+    return str(address.ipv4_mapped or address)
+
+
+def _network(key: np.void, field: str) -> str:
+    length = int(key["length"]) - layout.KEY_FIXED_BITS
+    address = IPv6Address(key[field].tobytes())
+    return f"{address.ipv4_mapped}/{length - 96}" if address.ipv4_mapped else f"{address}/{length}"

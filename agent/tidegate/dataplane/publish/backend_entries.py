@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of backends: how one is brought to what a generation says of its backend.
+
+An entry has two endpoints and a byte that selects one. A changed address is written to the other
+endpoint, where no packet looks, and then selected: an update of an array's element is a plain copy,
+and a packet that reads in its middle must not see half an address.
+"""
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout
+from tidegate.model.address import packed
+from tidegate.model.generation import Generation, PlacedBackend, PlacedPool
+from tidegate.model.values import Pool
+
+
+def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
+    """Backends whose entry differs, for what they say or for what their pool says."""
+    same_pools = {
+        name
+        for name, placed in after.pools.items()
+        if name in before.pools and _path(before.pools[name].pool) == _path(placed.pool)
+    }
+    other_pools = after.pools.keys() - same_pools
+    return [
+        placed
+        for key, placed in after.backends.items()
+        if ((old := before.backends.get(key)) is not placed and old != placed)
+        or key.pool in other_pools
+    ]
+
+
+def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> None:
+    """Writes everything of an entry but the selection of a changed address."""
+    backend = placed.backend
+    address = packed(backend.address)
+    if entry["incarnation"] != placed.identity.incarnation:
+        entry["endpoints"] = np.zeros(2, layout.ENDPOINT)
+        entry["selected"] = 0
+        entry["endpoints"][0] = (address, backend.address.version)
+        entry["incarnation"] = placed.identity.incarnation
+    selected = int(entry["selected"])
+    if bytes(entry["endpoints"]["address"][selected]) != address:
+        entry["endpoints"][1 - selected] = (address, backend.address.version)
+    entry["flags"] = 0 if placed.reachable else layout.QUARANTINED
+    if pool is not None:  # a draining backend may outlive its pool: it stays as it was
+        entry["gue_port"], entry["mtu"] = _path(pool.pool)
+
+
+def select(entry: np.void, placed: PlacedBackend) -> None:
+    """Selects the endpoint that has the backend's address; `stage` came before."""
+    address = packed(placed.backend.address)
+    entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != address)
+
+
+def _path(pool: Pool) -> tuple[int, int]:
+    """How packets travel to a pool's backends: port of GUE or 0, MTU or 0."""
+    return pool.gue_port if pool.encapsulation == "gue" else 0, pool.mtu or 0

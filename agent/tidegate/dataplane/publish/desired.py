@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every map has to hold for a generation, as far as it follows from the generation alone.
+
+A pure function of the generation. The intent of an earlier one makes it faster: what the two have
+in common is taken over, and most changes leave all VIPs and nearly all backends as they were.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tidegate.dataplane.publish import entries, ledger
+from tidegate.dataplane.publish.ledger import MetaRecord, Place
+from tidegate.model.generation import NOTHING, Generation
+
+
+@dataclass(frozen=True)
+class Intent:
+    """The content of maps by name, and the records of the ledger but for the meta record."""
+
+    generation: Generation = NOTHING
+    records: Mapping[Place, ledger.Record] = field(default_factory=dict)
+    maps: Mapping[str, entries.Contents] = field(default_factory=dict)
+
+
+NO_INTENT: Final = Intent()
+
+
+def intent(generation: Generation, last: Intent = NO_INTENT) -> Intent:
+    """The intent of a generation, with the help of an earlier one's."""
+    records = ledger.records(generation, last.generation, last.records)
+    if last.maps and _lead_alike(generation, last.generation):
+        of_vips = {name: last.maps[name] for name in ("routes", "vips", "prefixes")}
+    else:
+        of_vips = {
+            "routes": entries.routes(generation),
+            "vips": entries.vips(generation),
+            "prefixes": entries.prefixes(generation),
+        }
+    servers = entries.quic_servers(generation)
+    return Intent(generation, records, {**of_vips, "quic_servers": servers})
+
+
+def meta(generation: Generation, hold: str) -> MetaRecord:
+    """The meta record of a generation that is in force, complete; `hold` is no part of it."""
+    return MetaRecord(
+        generation.number,
+        generation.revision,
+        generation.hash_seed,
+        generation.release,
+        generation.pointer,
+        attempt=generation.number,
+        hold=hold,
+    )
+
+
+def _lead_alike(one: Generation, other: Generation) -> bool:
+    """Whether the VIPs are the same, and lead to the same ids of pools."""
+    return one.vips == other.vips and _pool_ids(one) == _pool_ids(other)
+
+
+def _pool_ids(generation: Generation) -> dict[str, int]:
+    return {name: placed.identity.id for name, placed in generation.pools.items()}

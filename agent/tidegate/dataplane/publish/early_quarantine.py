@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backends that packets already pass by, while the generation that says so is still being built.
+
+The way to a generation is long for a dead backend's clients: planning, tables, verification. The
+flag alone is one write. It is safe to crash or fail at any moment, because the ledger's record is
+written first: it says that the backend is out, so a start that finds it plans without the backend
+and sets the flag itself, whether or not it was set. A flag is never ahead of its record. The mirror
+knows both, so an audit expects them. Until a generation is published whole, what is put back is put
+back with these flags, and the next publishing writes these entries in any case, also where the
+generation is the one in force: a verdict that was taken back must not leave its flag behind.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.publish import ledger
+from tidegate.dataplane.publish.mirror import Mirror
+from tidegate.model.generation import Generation, PlacedBackend
+from tidegate.model.values import BackendKey, Fitness
+
+
+class Ahead:
+    """What is flagged beyond the generation in force."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._placed: dict[BackendKey, PlacedBackend] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._placed)
+
+    def flag(self, keys: Iterable[BackendKey], in_force: Generation) -> int:
+        """Flags these backends; returns how many of them were not.
+
+        Raises:
+            OSError: the kernel refused. What was flagged is flagged.
+        """
+        fresh = {
+            key: replace(placed, weight=0, reachable=False, fitness=Fitness(is_out=True))
+            for key in keys
+            if key not in self._placed
+            and (placed := in_force.backends.get(key)) is not None
+            and placed.reachable
+        }
+        if fresh:
+            self._placed |= fresh
+            self._mirror.record(ledger.of_backends(fresh.values()))
+            ids = np.array([placed.identity.id for placed in fresh.values()], np.uint32)
+            self._mirror.entries["flags"][ids] |= layout.QUARANTINED
+            self._mirror.write_entries(ids)
+        return len(fresh)
+
+    def over(self, generation: Generation) -> Generation:
+        """A generation as the kernel has it with these flags."""
+        return replace(generation, backends={**generation.backends, **self._placed})
+
+    def within(self, generation: Generation) -> list[PlacedBackend]:
+        """What a generation says of these backends."""
+        return [generation.backends[key] for key in self._placed if key in generation.backends]
+
+    def settle(self) -> None:
+        """A generation is in force whole, or the kernel was read anew: nothing is ahead of it."""
+        self._placed.clear()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the maps that follow from a generation alone must hold for it: pure functions.
+
+Each returns the whole content of one map as value bytes by key bytes, so that a publisher can
+compare it with what is there and write the difference. Backends' entries are not here: which of its
+two endpoints is in force depends on what the entry was before.
+"""
+
+from collections import defaultdict
+from typing import Final
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout
+from tidegate.model.address import mapped_length, packed
+from tidegate.model.generation import Generation, PlacedVip
+from tidegate.model.tag import PROTOCOLS, vip_tag
+from tidegate.model.values import Network, Vip
+
+Contents = dict[bytes, bytes]
+
+_ICMP: Final = {4: 1, 6: 58}
+"""Protocol numbers by IP version (RFC 792, RFC 4443)."""
+
+_TRACKING: Final = {
+    "full": 0,
+    "transition": layout.VIP_TRACK_TRANSITION,
+    "none": layout.VIP_TRACK_NONE,
+}
+_HASH: Final = {
+    "5-tuple": 0,
+    "source": layout.VIP_HASH_SOURCE,
+    "source+port": layout.VIP_HASH_SOURCE_PORT,
+}
+
+
+def vips(generation: Generation) -> Contents:
+    """Map `vips`: VIPs of one address, and for each address one entry of protocol ICMP."""
+    return {
+        vip_key(network, port, protocol): value
+        for (network, port, protocol), value in _services(generation, networks=False)
+    }
+
+
+def prefixes(generation: Generation) -> Contents:
+    """Map `prefixes`: VIPs that are networks, and for each network one entry of protocol ICMP."""
+    return {
+        prefix_key(network, port, protocol): value
+        for (network, port, protocol), value in _services(generation, networks=True)
+    }
+
+
+def routes(generation: Generation) -> Contents:
+    """Map `routes`: source routes and denied prefixes of all VIPs."""
+    found: Contents = {}
+    for placed in generation.vips.values():
+        id_ = placed.identity.id
+        for route in placed.vip.source_routes:
+            pool = generation.pools[placed.serving(route.pool)].identity.id
+            found[route_key(id_, route.network)] = _one((pool, 0), layout.ROUTE)
+        for network in placed.vip.deny:
+            found[route_key(id_, network)] = _one((0, layout.ROUTE_DENY), layout.ROUTE)
+    return found
+
+
+def quic_servers(generation: Generation) -> Contents:
+    """Map `quic_servers`: backends by pool and server id; one with a key beats one that drains."""
+    found: Contents = {}
+    having = [p for p in generation.backends.values() if p.backend.quic_server_id]
+    for placed in sorted(having, key=lambda p: p.retire_at is None):
+        server_id = placed.backend.quic_server_id
+        pool = generation.pools.get(placed.backend.pool)
+        if pool is not None:
+            key = _one((pool.identity.id, len(server_id), server_id), layout.QUIC_KEY)
+            found[key] = _one(tuple(placed.identity), layout.QUIC_SERVER)
+    return found
+
+
+def vip_key(network: Network, port: int, protocol: int) -> bytes:
+    """Key of `vips`; of the network only its address counts."""
+    return _one((packed(network.network_address), port, protocol, 0), layout.VIP_KEY)
+
+
+def prefix_key(network: Network, port: int, protocol: int) -> bytes:
+    """Key of `prefixes`."""
+    length = layout.KEY_FIXED_BITS + mapped_length(network)
+    address = packed(network.network_address)
+    return _one((length, protocol, 0, port, address), layout.PREFIX_KEY)
+
+
+def route_key(vip_id: int, network: Network) -> bytes:
+    """Key of `routes`."""
+    length = layout.KEY_FIXED_BITS + mapped_length(network)
+    return _one((length, vip_id, packed(network.network_address)), layout.ROUTE_KEY)
+
+
+def _services(
+    generation: Generation, *, networks: bool
+) -> list[tuple[tuple[Network, int, int], bytes]]:
+    """Network, port and protocol, and the entry, of each VIP of one kind and of its address."""
+    placed_vips = [p for p in generation.vips.values() if p.vip.is_network == networks]
+    found = [
+        ((p.vip.network, p.vip.port, PROTOCOLS[p.vip.protocol]), _entry(generation, p))
+        for p in placed_vips
+    ]
+    by_network: defaultdict[Network, list[PlacedVip]] = defaultdict(list)
+    for placed in placed_vips:
+        by_network[placed.vip.network].append(placed)
+    for network, there in by_network.items():
+        found.append(((network, 0, _ICMP[network.version]), _address_entry(generation, there)))
+    return found
+
+
+def _entry(generation: Generation, placed: PlacedVip) -> bytes:
+    vip, syn, quic = placed.vip, placed.vip.syn_limit, placed.vip.quic
+    return _one(
+        (
+            *placed.identity,
+            generation.pools[placed.serving(vip.pool)].identity.id,
+            _flags(vip),
+            vip_tag(vip),
+            vip.udp_idle_timeout,
+            vip.insert_limit,
+            *((syn.rate, syn.prefix4, syn.prefix6) if syn else (0, 0, 0)),
+            vip.mss_clamp or 0,
+            *((quic.server_id_length, quic.offset) if quic else (0, 0)),
+            0,
+            vip.flow_sampling,
+        ),
+        layout.VIP,
+    )
+
+
+def _flags(vip: Vip) -> int:
+    return (
+        _TRACKING[vip.tracking]
+        | _HASH[vip.hash]
+        | (layout.VIP_PREFIX if vip.is_network else 0)
+        | (layout.VIP_ROUTES if vip.source_routes or vip.deny else 0)
+    )
+
+
+def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
+    """Says that an address is ours; it stands for the VIP there that has the lowest id."""
+    first = min(there, key=lambda placed: placed.identity.id)
+    entry = np.zeros(1, layout.VIP)
+    entry["id"], entry["incarnation"] = first.identity
+    entry["pool"] = generation.pools[first.serving(first.vip.pool)].identity.id
+    entry["flags"] = (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0) | (
+        layout.VIP_PREFIX if first.vip.is_network else 0
+    )
+    entry["tag"] = vip_tag(first.vip)
+    return entry.tobytes()
+
+
+def _one(fields: tuple[object, ...], dtype: np.dtype[np.void]) -> bytes:
+    return np.array([fields], dtype).tobytes()

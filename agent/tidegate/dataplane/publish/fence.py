@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a data plane to one agent: a lock on its folder, and the number of its last generation.
+
+The lock is on the folder's inode, for as long as the agent lives, stopped or running. Whoever takes
+the folder away and makes a new one there has another inode and other maps: an agent that slept
+meanwhile holds a lock on nothing, and would pin and attach beside the one that has taken over. So
+it looks, before it writes, whether the folder at its path is still the one that it has locked; and
+it names its pins by the locked folder's descriptor, so that even what it does a moment too late
+goes nowhere. Whoever writes to the same maps without the lock has left a number there that is not
+ours.
+"""
+
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.maps import WIDE_LEDGER_VALUE_BYTES
+from tidegate.dataplane.publish import ledger_bytes
+from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
+from tidegate.errors import DataplaneError, FenceError
+
+
+class Fence:
+    """The lock on a folder of pins, from opening to `close`."""
+
+    def __init__(self, pins: Path) -> None:
+        """Takes the lock.
+
+        Raises:
+            DataplaneError: another agent has it.
+        """
+        self._pins = pins
+        self._fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.check()  # it may have been replaced between the two calls
+        except BlockingIOError as error:
+            self.close()
+            raise DataplaneError(
+                f"another agent holds {pins}: stop it, or give this one another pin_dir"
+            ) from error
+        except FenceError:
+            self.close()
+            raise
+
+    @property
+    def folder(self) -> Path:
+        """The locked folder, whatever is at its path now; in one that is gone nothing is pinned."""
+        return Path(f"/proc/self/fd/{self._fd}")
+
+    def check(self) -> None:
+        """Makes sure that the folder at the path is the locked one.
+
+        Raises:
+            FenceError: it is gone, or another one is in its place.
+        """
+        ours = os.fstat(self._fd)
+        try:
+            there = self._pins.stat()
+        except FileNotFoundError:
+            raise FenceError(
+                f"{self._pins} was removed while this agent ran: it has nothing to write to any "
+                "more, and leaves everything as it is. Start it again to set up a new data plane"
+            ) from None
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise FenceError(
+                f"{self._pins} is another agent's now: it was removed and made anew while this "
+                "agent did not run. This agent writes nothing more; stop one of the two"
+            )
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        os.close(self._fd)
+
+
+def check_number(fds: Mapping[str, int], ours: MetaRecord) -> None:
+    """Makes sure that the last number in the ledger is not above ours.
+
+    One that is below, away or unreadable is damage, not another agent: numbers only grow. The audit
+    repairs that.
+
+    Raises:
+        FenceError: somebody else has published.
+    """
+    name, key = ledger_bytes.where(Place(Kind.META, 0))
+    value = bpf.map_lookup(fds[name], key, WIDE_LEDGER_VALUE_BYTES)
+    found = ledger_bytes.decoded({key: value}, strict=False) if value is not None else {}
+    for meta in found.values():
+        if isinstance(meta, MetaRecord) and (meta.number, meta.attempt) > (
+            ours.number,
+            ours.attempt,
+        ):
+            raise FenceError(
+                f"generation {max(meta.number, meta.attempt)} is in the kernel and this agent's "
+                f"last one is {ours.number}: another agent publishes to the same maps. This agent "
+                "writes nothing more; stop one of the two"
+            )

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the maps that hold generations have in them, as it was last read or written.
+
+With it only differences are written, and an audit knows what has to be there. It is true as long
+as every call to the kernel succeeds. After one that failed it may not be, since a batch can fail in
+its middle: then `load` reads everything again.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import entries, ledger, ledger_bytes, tables
+from tidegate.dataplane.publish.ledger import Place
+from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.generation import Slots
+
+FOLLOWING: Final = ("vips", "prefixes", "routes", "quic_servers")
+"""Maps whose content follows from a generation alone."""
+
+KEYED: Final = (*FOLLOWING, *ledger_bytes.MAPS)
+"""Maps that are mirrored key by key; the others are the array of backends and the outer map."""
+
+_TRIES: Final = ("prefixes", "routes")
+
+
+class Loaded(NamedTuple):
+    """A table in the kernel: its descriptor and its pin."""
+
+    fd: int
+    pin: Path
+
+    def drop(self) -> None:
+        """Takes the pin and the descriptor away; the table goes when no slot points to it."""
+        self.pin.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+class Mirror:
+    """The kernel's content and the ways to change it.
+
+    Attributes:
+        entries: backends by id, as bpf/layout.h draws them.
+        written: key and value bytes of each keyed map.
+        records: the ledger's records, as values.
+        tables: tables in force by pool id.
+    """
+
+    def __init__(self, fds: Mapping[str, int], pins: Path) -> None:
+        self.fds = fds
+        self.pins = pins
+        self.entries = np.zeros(MAX_BACKENDS, layout.BACKEND)
+        self.written: dict[str, entries.Contents] = {name: {} for name in KEYED}
+        self.records: dict[Place, ledger.Record] = {}
+        self.tables: dict[int, Loaded] = {}
+
+    def load(self, *, strict: bool) -> None:
+        """Reads everything but the tables.
+
+        Args:
+            strict: refuse records that cannot be read, instead of leaving them out.
+
+        Raises:
+            DataplaneError: such a record was found.
+        """
+        self.entries = self.read_entries().copy()
+        self.written = {name: maps.read_all(name, self.fds[name]) for name in KEYED}
+        found = {k: v for name in ledger_bytes.MAPS for k, v in self.written[name].items()}
+        self.records = ledger_bytes.decoded(found, strict=strict)
+
+    def load_tables(self) -> None:
+        """Opens the tables in force by their pins, and removes pins of tables that are not."""
+        found = tables.adopt(self.pins, self.fds["outer"])
+        self.tables = {pool_id: Loaded(*table) for pool_id, table in found.items()}
+
+    def read_entries(self) -> np.ndarray:
+        """What the kernel has now for every backend id."""
+        return maps.read_array(self.fds["backends"], layout.BACKEND, MAX_BACKENDS)
+
+    def record(self, wanted: Mapping[Place, ledger.Record]) -> None:
+        """Writes records that are new or changed."""
+        records = self.records
+        changed = {
+            place: record
+            for place, record in wanted.items()
+            if (old := records.get(place)) is not record and old != record
+        }
+        for name, values in ledger_bytes.encoded(changed).items():
+            self.put(name, values)
+        self.records.update(changed)
+
+    def forget_others(self, places: Collection[Place]) -> None:
+        """Deletes all records but those at these places, those that cannot be read among them."""
+        kept = {ledger_bytes.where(place) for place in places}
+        for name in ledger_bytes.MAPS:
+            for key in [key for key in self.written[name] if (name, key) not in kept]:
+                self.delete(name, key)
+        for place in self.records.keys() - set(places):
+            del self.records[place]
+
+    def write_entries(self, ids: Slots) -> None:
+        """Writes these backends' entries as they stand in `entries`."""
+        bpf.map_update_batch(
+            self.fds["backends"], ids.tobytes(), self.entries[ids].tobytes(), len(ids)
+        )
+
+    def clear_entries(self, living: Collection[int]) -> None:
+        """Empties the entries of all but these ids."""
+        used = np.flatnonzero(self.entries["incarnation"])
+        gone = np.setdiff1d(used, np.fromiter(living, np.int64, len(living)))
+        self.entries[gone] = np.zeros((), layout.BACKEND)
+        self.write_entries(gone.astype(np.uint32))
+
+    def put(self, name: str, wanted: entries.Contents) -> None:
+        """Writes the elements of a keyed map that are new or changed."""
+        written, fd = self.written[name], self.fds[name]
+        changed = {key: value for key, value in wanted.items() if written.get(key) != value}
+        if name in _TRIES:  # kernels before 5.13 have no batches of tries
+            for key, value in changed.items():
+                bpf.map_update(fd, key, value)
+        else:
+            keys, values = b"".join(changed), b"".join(changed.values())
+            bpf.map_update_batch(fd, keys, values, len(changed))
+        written.update(changed)
+
+    def drop_others(self, name: str, wanted: entries.Contents) -> None:
+        """Deletes the elements of a keyed map that are not wanted."""
+        for key in self.written[name].keys() - wanted.keys():
+            self.delete(name, key)
+
+    def delete(self, name: str, key: bytes) -> None:
+        """Deletes an element of a keyed map."""
+        bpf.map_delete(self.fds[name], key)
+        self.written[name].pop(key, None)
+
+    def point(self, new: Mapping[int, Loaded]) -> None:
+        """Points slots of the outer map to tables, all in one call."""
+        slots = np.array(list(new), np.uint32)
+        fds = np.array([table.fd for table in new.values()], np.uint32)
+        bpf.map_update_batch(self.fds["outer"], slots.tobytes(), fds.tobytes(), len(slots))

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a generation into the kernel, in an order in which every moment is safe to crash at.
+
+    1. its number; ledger records and entries of backends that are new or changed, and their QUIC
+       server ids
+    2. new inner tables, filled and read back; nothing reads them yet
+    3. the outer map's slots, all in one call, which returns after an RCU grace period
+    4. source routes, then VIP entries; then those that are gone, in the opposite order
+    5. what is gone becomes free; the generation is complete; old tables go after the grace delay
+
+Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
+to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
+still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
+record names its pools. The flag that quarantines a backend is in its entry, so it takes effect in
+step 1, before any table is rebuilt (`quarantine`: sooner). A crash leaves a VIP on its old or new
+table. The next start reads the kernel, plans from what it finds, and thereby finishes or discards
+the rest: a backend with an entry and no slot is as good as one that was just added. The number is
+written first, so that no two attempts ever have the same one.
+
+When the kernel refuses something up to step 2, all is put back as it was, and the last generation
+is in force whole. Later there are flows that began on the new tables, and putting the old ones back
+would move them: what has come into force is read from the kernel, and becomes the generation in
+force. The last documents planned over it (as the agent does) give the way back that moves nobody.
+
+What follows from a generation alone (`entries`) is compared with what the maps hold, and only the
+difference is written. A crash may have come between a ledger record and what it stands for, so the
+first generation after a start is compared in full, though it may have the number that was found.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tidegate.dataplane.kernel import counters
+from tidegate.dataplane.publish import backend_entries, ledger, tables
+from tidegate.dataplane.publish.audit import Finding, audit
+from tidegate.dataplane.publish.desired import NO_INTENT, Intent, intent, meta
+from tidegate.dataplane.publish.early_quarantine import Ahead
+from tidegate.dataplane.publish.fence import check_number
+from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
+from tidegate.dataplane.publish.mirror import Loaded, Mirror
+from tidegate.dataplane.publish.restore import found_generation
+from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend
+from tidegate.model.values import BackendKey
+
+log = logging.getLogger(__name__)
+
+_META: Final = Place(Kind.META, 0)
+
+_REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
+"""How the kernel says no."""
+
+_Records = dict[Place, ledger.Record]
+
+
+class _Retired(NamedTuple):
+    """An old table that stays until the grace delay has passed."""
+
+    until: float
+    table: Loaded
+
+
+class Publisher:
+    """Owns the maps that hold generations.
+
+    Args:
+        fds: descriptors of the maps by name.
+        pins: folder of the pins, which has a folder `tables`.
+        grace: seconds for which a replaced table stays loaded.
+        reached: told after each step.
+        fence: asked before anything is written; raises if it must not be.
+    """
+
+    def __init__(
+        self,
+        fds: Mapping[str, int],
+        pins: Path,
+        grace: float,
+        *,
+        reached: Reached = unwatched,
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.mirror = Mirror(fds, pins)
+        self.grace = grace
+        self.reached = reached
+        self._fence = fence
+        self._retired: list[_Retired] = []
+        self._ahead = Ahead(self.mirror)
+        self._intent = NO_INTENT
+        self.is_certain = True
+        """Whether the kernel holds exactly the generation in force, as far as we know."""
+        self._is_lost = False
+        self.in_force: Generation = NOTHING
+        self.hold = ""
+        """Why an operator has frozen this host; kept beside the tables (`keep_hold`)."""
+
+    def adopt(self) -> Generation:
+        """Reads what the kernel holds, so that publishing goes on from there.
+
+        Raises:
+            DataplaneError: the ledger has a record that cannot be read.
+        """
+        self.mirror.load(strict=True)
+        self.mirror.load_tables()
+        self.in_force = self._found()
+        kept = self.mirror.records.get(_META)
+        self.hold = kept.hold if isinstance(kept, MetaRecord) else ""
+        self.is_certain = False
+        return self.in_force
+
+    def publish(self, generation: Generation, now: float) -> None:
+        """Brings the kernel from the generation in force to this one.
+
+        Args:
+            generation: what the kernel shall hold.
+            now: monotonic clock, s; starts the grace delay of the tables that it replaces.
+
+        Raises:
+            FenceError: the maps are somebody else's now; nothing was written.
+            DataplaneError: the kernel refused a step. `in_force` is what is in force: the last
+                generation, or a mixture in which each VIP is on its old or its new table.
+        """
+        if generation.number == self.in_force.number and self.is_certain and not self._ahead:
+            self._note_origin(generation)
+            self.in_force = generation  # a new revision that no packet can tell from the last one
+            return
+        self.check()
+        if self._is_lost:
+            self._take_stock()
+            raise DataplaneError(
+                "what the kernel holds had to be read again after an earlier failure: nothing is "
+                "changed; the next attempt goes on from what was found"
+            )
+        wanted = self._intent = intent(generation, self._intent)
+        filled: dict[int, Loaded] = {}
+        before = dict(self.mirror.records)
+        try:
+            self._prepare(wanted, filled)
+        except _REFUSALS as error:
+            rest = self._undo(before, filled)
+            raise _failure(generation, error, rest) from error
+        try:
+            self._swap(filled, now)
+            self._write_vips(wanted)
+            self._retire(wanted)
+        except _REFUSALS as error:
+            self._take_stock()
+            rest = "each VIP is on its old or its new table"
+            raise _failure(generation, error, rest) from error
+        self.in_force = generation
+        self.is_certain = True
+        self._ahead.settle()
+
+    def quarantine(self, keys: Iterable[BackendKey]) -> int:
+        """Flags backends ahead of their generation (`ahead`); says how many were not flagged.
+
+        Raises:
+            FenceError, DataplaneError: as in `publish`.
+        """
+        if self._is_lost:
+            return 0
+        self.check()
+        try:
+            return self._ahead.flag(keys, self.in_force)
+        except OSError as error:
+            self._take_stock()
+            raise DataplaneError(f"backends cannot be flagged: {error}") from error
+
+    def check(self) -> None:
+        """Makes sure that nobody else writes to these maps.
+
+        Raises:
+            FenceError: somebody does.
+        """
+        self._fence()
+        taken = self.mirror.records.get(_META)
+        if isinstance(taken, MetaRecord):
+            check_number(self.mirror.fds, taken)
+
+    def audit(self, *, deep: bool) -> list[Finding]:
+        """Compares the kernel with the generation in force, and puts right what differs.
+
+        Args:
+            deep: read tables and unused entries too.
+
+        Raises:
+            FenceError: somebody else writes to these maps.
+            DataplaneError: the kernel cannot be read.
+        """
+        if not self.is_certain:
+            return []  # the next publishing compares everything
+        self.check()
+        try:
+            return audit(self.mirror, self.in_force, deep=deep)
+        except OSError as error:
+            raise DataplaneError(f"the kernel cannot be read: {error.strerror}") from error
+
+    def keep_hold(self, reason: str) -> None:
+        """Keeps, beside the tables, why an operator has frozen this host; empty ends that.
+
+        Raises:
+            FenceError: the maps are somebody else's now.
+            DataplaneError: the ledger cannot be written.
+        """
+        self.check()
+        before = self.mirror.records.get(_META)
+        known = before if isinstance(before, MetaRecord) else MetaRecord(0, 0)
+        try:
+            self.mirror.record({_META: msgspec.structs.replace(known, hold=reason)})
+        except OSError as error:
+            raise DataplaneError(f"the ledger cannot be written: {error}") from error
+        self.hold = reason
+
+    @property
+    def next_reap(self) -> float | None:
+        """Monotonic second at which the next replaced table may be freed, or None."""
+        return min((r.until for r in self._retired), default=None)
+
+    def reap(self, now: float) -> None:
+        """Frees the tables whose grace delay has passed by this monotonic second."""
+        for retired in [r for r in self._retired if r.until <= now]:
+            retired.table.pin.unlink(missing_ok=True)
+            self.reached(Step.TABLE_UNPINNED)
+            os.close(retired.table.fd)
+            self._retired.remove(retired)
+            self.reached(Step.TABLE_FREED)
+
+    def close(self) -> None:
+        """Closes descriptors. What is pinned stays, and replaced tables lose their pins."""
+        self.reap(float("inf"))
+        for table in self.mirror.tables.values():
+            os.close(table.fd)
+        self.mirror.tables.clear()
+
+    def _found(self) -> Generation:
+        """What the mirror says that is in force."""
+        loaded = self.mirror.tables
+        return found_generation(
+            self.mirror.records, {pool_id: tables.read(loaded[pool_id].fd) for pool_id in loaded}
+        )
+
+    def _take_stock(self) -> None:
+        """Finds out what came into force, after a step failed; if even that fails, later again."""
+        self.is_certain, self._is_lost = False, True
+        try:
+            self.mirror.load(strict=False)
+            self.in_force = self._found()
+            self._ahead.settle()
+        except _REFUSALS as error:
+            log.warning("kernel_unread reason=%s", error)
+            return
+        self._is_lost = False
+
+    def _prepare(self, wanted: Intent, filled: dict[int, Loaded]) -> None:
+        """Steps 1 and 2: what no table and no VIP in force leads to."""
+        generation = wanted.generation
+        taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
+        self.mirror.record({_META: taken})
+        # Before a record names the next owner of an id, so that it happens once, or to no effect.
+        counters.clear_reused(self.mirror.fds, self.in_force, generation)
+        self.reached(Step.NUMBER_TAKEN)
+        differing = backend_entries.changed(self.in_force, generation)
+        differing += self._ahead.within(generation)
+        changed = differing if self.is_certain else list(generation.backends.values())
+        self._write_backends(wanted, changed)
+        self._fill_tables(generation, filled)
+
+    def _undo(self, records: _Records, filled: Mapping[int, Loaded]) -> str:
+        """Puts back what `_prepare` has done; says what is in force then."""
+        for table in filled.values():
+            table.drop()
+        if not self.is_certain:
+            self._take_stock()
+            return "what was found at the start is in force"
+        mirror, last = self.mirror, self._ahead.over(self.in_force)
+        try:
+            mirror.load(strict=False)
+            wanted = intent(last)
+            self._write_backends(wanted, list(last.backends.values()))
+            mirror.record(records)
+            mirror.forget_others(records)
+            mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
+            mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
+        except _REFUSALS as error:
+            self._take_stock()
+            return f"each VIP is on its old table, but not all is put back ({error})"
+        return f"generation {last.number} stays in force"
+
+    def _write_backends(self, wanted: Intent, changed: list[PlacedBackend]) -> None:
+        mirror = self.mirror
+        living = (ledger.PoolRecord, ledger.BackendRecord)
+        mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, living)})
+        self.reached(Step.LEDGER_WRITTEN)
+        ids = np.array([placed.identity.id for placed in changed], np.uint32)
+        for placed in changed:
+            pool = wanted.generation.pools.get(placed.backend.pool)
+            backend_entries.stage(mirror.entries[placed.identity.id], placed, pool)
+        mirror.write_entries(ids)
+        self.reached(Step.ENTRIES_STAGED)
+        # Every address is in place; now select it. A packet sees the old one or the new one.
+        for placed in changed:
+            backend_entries.select(mirror.entries[placed.identity.id], placed)
+        mirror.write_entries(ids)
+        self.reached(Step.ENTRIES_SELECTED)
+        mirror.put("quic_servers", wanted.maps["quic_servers"])
+        self.reached(Step.QUIC_WRITTEN)
+
+    def _fill_tables(self, generation: Generation, filled: dict[int, Loaded]) -> None:
+        """Makes the tables that differ; each is in `filled` from its first moment on."""
+        for name, placed in generation.pools.items():
+            old = self.in_force.pools.get(name)
+            if old is not None and old.table is placed.table and placed.identity == old.identity:
+                continue
+            pool_id = placed.identity.id
+            pin = tables.pin_path(self.mirror.pins, pool_id, placed.table.generation)
+            filled[pool_id] = Loaded(tables.fill(placed.table, self.reached), pin)
+            self.reached(Step.TABLE_FILLED)
+            tables.pin(filled[pool_id].fd, pin)
+            self.reached(Step.TABLE_PINNED)
+
+    def _swap(self, new: Mapping[int, Loaded], now: float) -> None:
+        mirror = self.mirror
+        try:
+            mirror.point(new)
+        except OSError:
+            there = tables.slots(mirror.fds["outer"])
+            for pool_id, table in new.items():
+                if there.get(pool_id) == tables.id_of(table.fd):
+                    self._replaced(pool_id, table, now)
+                else:
+                    table.drop()
+            raise
+        for pool_id, table in new.items():
+            self._replaced(pool_id, table, now)
+        self.reached(Step.TABLES_SWAPPED)
+
+    def _replaced(self, pool_id: int, table: Loaded, now: float) -> None:
+        old = self.mirror.tables.get(pool_id)
+        if old is not None:
+            self._retired.append(_Retired(now + self.grace, old))
+        self.mirror.tables[pool_id] = table
+
+    def _write_vips(self, wanted: Intent) -> None:
+        mirror, maps = self.mirror, wanted.maps
+        mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, ledger.VipRecord)})
+        self.reached(Step.VIPS_RECORDED)
+        steps = {
+            "routes": (Step.ROUTES_WRITTEN, Step.ROUTES_DELETED),
+            "vips": (Step.VIPS_WRITTEN, Step.VIPS_DELETED),
+            "prefixes": (Step.PREFIXES_WRITTEN, Step.PREFIXES_DELETED),
+        }
+        for name, (written, _) in steps.items():
+            mirror.put(name, maps[name])
+            self.reached(written)
+        # Last of all, so that a VIP that becomes a network is never away, and routes outlive VIPs.
+        for name, (_, deleted) in reversed(steps.items()):
+            mirror.drop_others(name, maps[name])
+            self.reached(deleted)
+
+    def _note_origin(self, generation: Generation) -> None:
+        """Records that what is in force is of another release now, if it is."""
+        before, after = meta(self.in_force, self.hold), meta(generation, self.hold)
+        if (before.release, before.pointer) != (after.release, after.pointer):
+            self.check()
+            try:
+                self.mirror.record({_META: after})
+            except OSError as error:
+                raise DataplaneError(f"the ledger cannot be written: {error}") from error
+
+    def _retire(self, wanted: Intent) -> None:
+        mirror, generation, records = self.mirror, wanted.generation, wanted.records
+        mirror.record({place: r for place, r in records.items() if place.kind is Kind.VIP})
+        self.reached(Step.VIPS_FREED)
+        mirror.record(records)
+        self.reached(Step.IDS_FREED)
+        mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
+        self.reached(Step.QUIC_DELETED)
+        mirror.clear_entries([placed.identity.id for placed in generation.backends.values()])
+        self.reached(Step.ENTRIES_CLEARED)
+        kept = {placed.identity.id for placed in generation.pools.values()}
+        for pool_id in mirror.tables.keys() - kept:
+            tables.clear_slot(mirror.fds["outer"], pool_id)
+            self.reached(Step.SLOT_CLEARED)
+            mirror.tables.pop(pool_id).drop()
+            self.reached(Step.POOL_UNPINNED)
+        if not self.is_certain:
+            mirror.forget_others([*records, _META])
+        mirror.record({_META: meta(generation, self.hold)})
+        self.reached(Step.NUMBER_RECORDED)
+
+
+def _failure(generation: Generation, error: Exception, rest: str) -> DataplaneError:
+    return DataplaneError(f"publishing generation {generation.number} failed: {error}; {rest}")

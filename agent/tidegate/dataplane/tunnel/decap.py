@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf/decap.c on a backend's interface: put there, found again by a later process, taken off.
+
+No process stays. What a later one must find is pinned in a folder per interface: the program, by
+which it knows what is attached as ours, the counters, and what is accepted. The folder of a new
+program is `next` until it is attached and `now` afterwards, so what is attached is pinned at any
+moment, also after a crash between two steps. Somebody else's XDP program is never replaced.
+"""
+
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import NamedTuple
+
+from tidegate.dataplane import plane
+from tidegate.dataplane.kernel import programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.tunnel import tunnel
+from tidegate.errors import DataplaneError
+from tidegate.model.values import Address
+from tidegate.spec.decap import Accept, Outcome
+
+_NOW, _NEXT, _BEFORE = "now", "next", "before"
+_PROGRAM, _COUNTS, _PORT = "program", "decap_counts", "gue_port"
+_ADDRESSES, _SOURCES = "decap_addresses", "decap_sources"
+_IPV4, _ADDRESS_AT = 4, 4
+
+
+class Status(NamedTuple):
+    """What is on an interface.
+
+    Attributes:
+        mode: how our program is attached; None if it is not.
+        foreign: id of somebody else's program there.
+        counters: since our program was put there, whether or not it still is.
+    """
+
+    mode: programs.XdpMode | None
+    foreign: int | None
+    accept: Accept
+    counters: Counter[Outcome]
+
+
+def attach(interface: str, accept: Accept, mode: plane.Mode, pins: Path) -> programs.XdpMode:
+    """Puts the program on an interface of the current network namespace, in place of our last one.
+
+    The exchange is atomic: no packet meets an interface without a program.
+
+    Args:
+        interface: its name.
+        accept: what is taken out.
+        mode: `auto` is native, or generic where the driver refuses native.
+        pins: folder on a BPF file system; two network namespaces need two.
+
+    Returns:
+        The mode that it is attached in.
+
+    Raises:
+        CapabilityError: not root, no BPF file system, no bcc.
+        DataplaneError: the interface is not there, has somebody else's program, or refused ours.
+    """
+    programs.interface_index(interface)
+    with _locked(interface, pins) as folder:
+        there = programs.attached(interface)
+        if there is not None and there.program_id not in _ours(folder):
+            raise _foreign(interface, there.program_id)
+        shutil.rmtree(folder / _NEXT, ignore_errors=True)
+        (folder / _NEXT).mkdir()
+        with tunnel.Decap(accept) as decap:
+            _pin(decap, accept, folder / _NEXT)
+            found = _attach(decap, interface, mode, there)
+        _take_over(folder)
+    return found
+
+
+def detach(interface: str, pins: Path) -> bool:
+    """Takes our program off an interface, and its pins with it.
+
+    Returns:
+        Whether it was there.
+
+    Raises:
+        DataplaneError: the interface has somebody else's program.
+    """
+    with _locked(interface, pins) as folder:
+        there = programs.attached(interface) if _exists(interface) else None
+        if there is not None and there.program_id not in _ours(folder):
+            raise _foreign(interface, there.program_id)
+        if there is not None:
+            programs.detach(interface, there.mode)
+        shutil.rmtree(folder)
+    return there is not None
+
+
+def status(interface: str, pins: Path) -> Status:
+    """What is on an interface, what it accepts, and what became of tunnel packets.
+
+    Raises:
+        DataplaneError: there is no such interface.
+        CapabilityError: may not read the pins.
+    """
+    with _locked(interface, pins) as folder:
+        there = programs.attached(interface)
+        is_ours = there is not None and there.program_id in _ours(folder)
+        place = next((p for p in (folder / _NOW, folder / _NEXT) if p.exists()), None)
+        if place is None:
+            accept, counters = Accept(), Counter[Outcome]()
+        else:
+            accept, counters = _accepted(place), tunnel.read_counters(place / _COUNTS)
+    mode = there.mode if there is not None and is_ours else None
+    return Status(
+        mode, there.program_id if there is not None and not is_ours else None, accept, counters
+    )
+
+
+def _exists(interface: str) -> bool:
+    try:
+        programs.interface_index(interface)
+    except DataplaneError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(interface: str, pins: Path) -> Iterator[Path]:
+    """The interface's folder, for one process at a time; an empty one is not left behind."""
+    plane.make_pins(pins)
+    fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # A BPF file system refuses dots, and no interface has a colon in its name.
+    folder = pins / interface.replace(".", ":")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        yield folder
+    finally:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        os.close(fd)
+
+
+def _ours(folder: Path) -> set[int]:
+    """Ids of the pinned programs: one, or more after a crash in the middle of an exchange."""
+    found: set[int] = set()
+    for name in (_NOW, _NEXT, _BEFORE):
+        path = folder / name / _PROGRAM
+        if path.exists():
+            fd = bpf.open_pin(str(path))
+            found.add(bpf.object_id(fd))
+            os.close(fd)
+    return found
+
+
+def _foreign(interface: str, program: int) -> DataplaneError:
+    return DataplaneError(
+        f"{interface} has an XDP program that `tidegate decap` did not put there (id {program}): "
+        f"if it is not needed, take it off with `ip link set dev {interface} xdp off`"
+    )
+
+
+def _pin(decap: tunnel.Decap, accept: Accept, folder: Path) -> None:
+    """Pins everything; the program last, since by it the folder counts."""
+    port = tunnel.create_map(_PORT, tunnel.PORT_SHAPE)
+    try:
+        bpf.map_update(port, bytes(4), accept.gue_port.to_bytes(4, "little"))
+        bpf.pin(port, str(folder / _PORT))
+    finally:
+        os.close(port)
+    decap.pin(folder)
+    bpf.pin(decap.program, str(folder / _PROGRAM))
+
+
+def _attach(
+    decap: tunnel.Decap, interface: str, mode: plane.Mode, there: programs.Attachment | None
+) -> programs.XdpMode:
+    wanted: programs.XdpMode = "generic" if mode == "generic" else "native"
+    if mode == "auto" and there is not None:
+        wanted = there.mode  # to change it would take the program off for a moment
+    elif there is not None and there.mode != wanted:
+        raise DataplaneError(
+            f"{interface} has the program in {there.mode} mode: `tidegate decap detach {interface}`"
+            f" first, or go on with --mode {there.mode}"
+        )
+    try:
+        decap.attach(interface, wanted)
+    except DataplaneError:
+        if mode != "auto" or wanted == "generic":
+            raise
+        wanted = "generic"
+        decap.attach(interface, wanted)
+    return wanted
+
+
+def _take_over(folder: Path) -> None:
+    shutil.rmtree(folder / _BEFORE, ignore_errors=True)
+    if (folder / _NOW).exists():
+        (folder / _NOW).rename(folder / _BEFORE)
+    (folder / _NEXT).rename(folder / _NOW)
+    shutil.rmtree(folder / _BEFORE, ignore_errors=True)
+
+
+def _accepted(folder: Path) -> Accept:
+    """What a pinned program takes out."""
+    sizes = tunnel.decap_shapes()
+    keys = {}
+    for name in (_ADDRESSES, _SOURCES):
+        fd = bpf.open_pin(str(folder / name))
+        found, _, count = bpf.map_walk(fd, sizes[name].key_size, sizes[name].value_size)
+        os.close(fd)
+        size = sizes[name].key_size
+        keys[name] = [found[i * size : (i + 1) * size] for i in range(count)]
+    fd = bpf.open_pin(str(folder / _PORT))
+    port = int.from_bytes(bpf.map_lookup(fd, bytes(4), 4) or b"", "little")
+    os.close(fd)
+    networks = [_network(key) for key in keys[_SOURCES]]
+    return Accept(
+        frozenset(map(_address, keys[_ADDRESSES])),
+        tuple(sorted(networks, key=lambda network: (network.version, network))),
+        port,
+    )
+
+
+def _address(key: bytes) -> Address:
+    is_v4 = int.from_bytes(key[:_ADDRESS_AT]) == _IPV4
+    return ip_address(key[_ADDRESS_AT : _ADDRESS_AT + (4 if is_v4 else 16)])
+
+
+def _network(key: bytes) -> IPv4Network | IPv6Network:
+    bits = int.from_bytes(key[:4], "little") - 32
+    return ip_network((_address(key[4:]), bits))

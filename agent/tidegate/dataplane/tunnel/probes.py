@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads bpf/healthcheck.c, which sends this host's health checks to the backend that they name.
+
+It sits at the tc egress of an interface, whatever XDP program that has, and stays there when its
+object is closed. What a probe asks and what its answer means is not its business.
+"""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.compiler import compile_program
+from tidegate.dataplane.kernel.loader import Kind, load
+from tidegate.dataplane.kernel.programs import Build, interface_index
+from tidegate.dataplane.tunnel.tunnel import Counted, create_map, named, read_totals
+from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.decision import Reason
+from tidegate.model.features import ALL_FEATURES
+
+_EGRESS: Final = 0xFFFFFFF3
+"""The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
+_FILTER: Final = "tidegate-probes"
+_HANDLE, _PRIORITY = 0x5447, 0x5447
+"""Our filter's own place, so that it replaces and removes nobody else's."""
+_ALL_PROTOCOLS: Final = 0x0003
+"""ETH_P_ALL."""
+
+
+def probe_shapes() -> dict[str, maps.Shape]:
+    """The map of bpf/healthcheck.c that the balancer does not have."""
+    return {"probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason))}
+
+
+class Probes(Counted):
+    """bpf/healthcheck.c over a balancer's maps, which must outlive this object, not what it loads.
+
+    It has no state but its counters, so a new one simply takes the place of the one before.
+    """
+
+    def __init__(self, build: Build, balancer: Mapping[str, int]) -> None:
+        """Compiles and loads it.
+
+        Args:
+            build: of the balancer: its outer sources are the probes' too.
+            balancer: descriptors of the balancer's maps by name.
+
+        Raises:
+            CompileError: with the compiler's or the verifier's messages.
+            CapabilityError: not root, or no bcc.
+            DataplaneError: the maps are drawn differently than the program has them.
+        """
+        everything = replace(build, features=ALL_FEATURES)
+        program = compile_program("healthcheck", everything.constants())
+        layout.check(program)
+        fds = {name: create_map(name, shape) for name, shape in probe_shapes().items()}
+        template = maps.create_inner()
+        try:
+            fd = load(program, {**balancer, **fds, "inner": template}, Kind.SCHED_CLS)
+        finally:
+            os.close(template)
+        super().__init__(fd, fds, "probe_counts", len(Reason))
+
+    def attach(self, interface: str) -> None:
+        """Puts it on an interface's tc egress, in place of the one that is there.
+
+        Other tc programs stay, and see what is not a probe.
+
+        Raises:
+            DataplaneError: the interface does not exist, or the kernel has no clsact.
+            CapabilityError: not allowed.
+        """
+        with IPRoute() as netlink, _refusals(interface, "attach"):
+            index = interface_index(interface)
+            try:
+                netlink.tc("add", "clsact", index)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+            netlink.tc(
+                "replace-filter",
+                "bpf",
+                index,
+                _HANDLE,
+                fd=self.program,
+                name=_FILTER,
+                parent=_EGRESS,
+                prio=_PRIORITY,
+                protocol=_ALL_PROTOCOLS,
+                direct_action=True,
+            )
+
+    def counters(self) -> Counter[Reason]:
+        """Probes by what became of them: `NONE` was sent, the others were dropped."""
+        return named(Reason, self._read())
+
+
+def read_probe_counters(path: Path) -> Counter[Reason]:
+    """The counters that a `Probes` pinned, as its own `counters` has them."""
+    fd = bpf.open_pin(str(path))
+    try:
+        return named(Reason, read_totals(fd, len(Reason)))
+    finally:
+        os.close(fd)
+
+
+def detach_probes(interface: str) -> None:
+    """Takes bpf/healthcheck.c off an interface; nothing happens if it is not there.
+
+    Raises:
+        DataplaneError: there is no such interface.
+        CapabilityError: not allowed.
+    """
+    with IPRoute() as netlink, _refusals(interface, "detach"):
+        index = interface_index(interface)
+        try:
+            netlink.tc(
+                "del-filter",
+                "bpf",
+                index,
+                _HANDLE,
+                parent=_EGRESS,
+                prio=_PRIORITY,
+                protocol=_ALL_PROTOCOLS,
+            )
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.EINVAL):  # no filter; no clsact
+                raise
+
+
+@contextmanager
+def _refusals(interface: str, what: str) -> Iterator[None]:
+    """Turns the kernel's refusals into our errors."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise CapabilityError(
+                f"may not {what} the health-check program on {interface}: run as root, or with "
+                "CAP_NET_ADMIN"
+            ) from error
+        raise DataplaneError(
+            f"{interface}: cannot {what} the health-check program at tc egress "
+            f"({os.strerror(error.code)}); it needs a kernel with CONFIG_NET_SCH_INGRESS and "
+            "CONFIG_NET_CLS_BPF"
+        ) from error

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a snapshot into what the operator wants, and a list of everything that was refused.
+
+A pure function of the snapshot and of what was last accepted: no I/O, no clock, no order of keys.
+A refused document leaves its key's last accepted value in force; without one the key is absent.
+The rules of one key are in `readings`; those between documents are here:
+
+* A VIP needs its pools, and a backend needs its pool. What is in force always refers to what is in
+  force, so a pool that is deleted while a VIP still uses it stays as it was, and is refused.
+* An address, port and protocol belong to one VIP. Accepted documents come first, the one that was
+  written first (lowest mod revision, then name) before the others, so every host decides the same
+  from the same keys. Values that are kept from before get what is left. Networks that overlap are
+  no conflict: packets go to an address before a port before a network, the longest first.
+* A QUIC server id belongs to one backend of its pool, by the same rule.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from tidegate.keyspace.documents.decode import Fault, shortened, shown
+from tidegate.keyspace.documents.memo import Memo, Reading
+from tidegate.keyspace.paths import backend_key, pool_key, vip_key
+from tidegate.model.documents import Protocol
+from tidegate.model.values import (
+    Backend,
+    BackendKey,
+    Desired,
+    Network,
+    Pool,
+    Rejection,
+    Snapshot,
+    Stage,
+    Vip,
+)
+
+Endpoint: TypeAlias = tuple[Network, int, Protocol]
+
+_K = TypeVar("_K", str, BackendKey)
+_V = TypeVar("_V", Vip, Pool, Backend)
+
+
+class Validation(NamedTuple):
+    """What is wanted, consistent in itself, and what was refused, in order of keys."""
+
+    desired: Desired
+    rejections: tuple[Rejection, ...]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one pass has found so far; it begins with what is good by itself."""
+
+    snapshot: Snapshot
+    last: Desired
+    pools: dict[str, Pool]
+    backends: dict[BackendKey, Backend]
+    vips: dict[str, Vip]
+    kept: dict[str, Vip] = field(default_factory=dict)
+    hash_seed: str | None = None
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
+        document = self.snapshot.documents.get(key)
+        revision = self.snapshot.revision if document is None else document.mod_revision
+        self.rejections.append(Rejection(shortened(key), place, reason, stage, revision))
+
+    def reject_all(self, key: str, faults: list[Fault]) -> None:
+        for place, reason, stage in faults:
+            self.reject(key, place, reason, stage)
+
+
+def validate(snapshot: Snapshot, last_good: Desired, memo: Memo | None = None) -> Validation:
+    """Check every document and every reference, in one pass that finds all faults.
+
+    Args:
+        snapshot: keys relative to the release.
+        last_good: the `desired` of the last validation, or EMPTY.
+        memo: of the last validation. It makes this one faster, and changes nothing else.
+    """
+    memo = memo or Memo()
+    memo.read(snapshot.documents)
+    work = _Work(
+        *(snapshot, last_good, dict(memo.pools), dict(memo.backends), dict(memo.vips)),
+        hash_seed=memo.hash_seed,
+    )
+    for key, reading in memo.refused.items():
+        _refuse(work, key, reading)
+    _require_pools(work)
+    _share_endpoints(work)
+    _keep_used_pools(work)
+    _require_backends_pools(work)
+    _share_server_ids(work)
+    desired = Desired(
+        revision=snapshot.revision,
+        vips=_ordered(work.vips),
+        pools=_ordered(work.pools),
+        backends=_ordered(work.backends),
+        hash_seed=work.hash_seed,
+    )
+    order = sorted(work.rejections, key=lambda item: (item.key, item.field, item.reason))
+    return Validation(desired, tuple(order))
+
+
+def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
+    return {key: found[key] for key in sorted(found)}
+
+
+def _refuse(work: _Work, key: str, reading: Reading) -> None:
+    """Refuse a key for itself, and keep its last value."""
+    if isinstance(reading.found, list):
+        work.reject_all(key, reading.found)
+    name, owner, last = reading.name, reading.owner, work.last
+    if reading.kind == "backend" and owner in last.backends:
+        work.backends[owner] = last.backends[owner]
+    elif reading.kind == "vip" and name in last.vips:
+        work.kept[name] = last.vips[name]
+    elif reading.kind == "pool" and name in last.pools:
+        work.pools[name] = last.pools[name]
+    elif reading.kind == "settings":
+        work.hash_seed = last.hash_seed
+
+
+def _require_pools(work: _Work) -> None:
+    """Refuse VIPs whose pool is neither in force nor theirs from before its deletion."""
+    held = {
+        pool
+        for name, vip in (work.vips | work.kept).items()
+        for pool in vip.pools
+        if pool in work.last.pools and _uses(work.last.vips.get(name), pool)
+    }
+    for name, vip in list(work.vips.items()):
+        missing = [pool for pool in vip.pools if pool not in work.pools and pool not in held]
+        if missing:
+            pool = missing[0]
+            place = _place(vip, pool)
+            document = work.snapshot.documents.get(pool_key(pool))
+            what = "does not exist" if document is None else "is refused itself"
+            verb = "names the pool" if place == "source_routes" else "is"
+            reason = f"{place} {verb} {shown(pool)}, which {what}; it must be a pool in force."
+            _demote(work, name, place, reason)
+
+
+def _place(vip: Vip, pool: str) -> str:
+    """The field that names a pool, the first one if several do."""
+    if pool == vip.pool:
+        return "pool"
+    return "source_routes" if pool in vip.own_pools else "sorry_pool"
+
+
+def _uses(vip: Vip | None, pool: str) -> bool:
+    return vip is not None and pool in vip.pools
+
+
+def _demote(work: _Work, name: str, place: str, reason: str) -> None:
+    """Refuse an accepted VIP document for what others say, and keep its last value if any."""
+    work.reject(vip_key(name), place, reason, "reference")
+    del work.vips[name]
+    if name in work.last.vips:
+        work.kept[name] = work.last.vips[name]
+
+
+def _share_endpoints(work: _Work) -> None:
+    """Give each address, port and protocol to one VIP.
+
+    The VIP that has it in force keeps it, whatever became of its document since; else the one whose
+    key was created first has it. So neither a typo nor an edit hands a VIP's address to another. A
+    VIP that loses falls back to its last good value, which is in force and cannot lose.
+    """
+    documents = work.snapshot.documents
+
+    def rank(name: str) -> tuple[bool, int, str]:
+        last = work.last.vips.get(name)
+        in_force = last is not None and _endpoint(last) == _endpoint(wanted[name])
+        return not in_force, documents[vip_key(name)].create_revision, name
+
+    losers = True
+    while losers:
+        wanted = work.vips | work.kept
+        owners: dict[Endpoint, str] = {}
+        losers = False
+        for name in sorted(wanted, key=rank):
+            owner = owners.setdefault(_endpoint(wanted[name]), name)
+            if owner != name:
+                losers = True
+                reason = f"address, port and protocol are those of the VIP {owner}."
+                _demote(work, name, "address", reason)
+    work.vips.update(work.kept)
+
+
+def _endpoint(vip: Vip) -> Endpoint:
+    return vip.network, vip.port, vip.protocol
+
+
+def _keep_used_pools(work: _Work) -> None:
+    """Keep a deleted pool as it was for the VIPs that still use it."""
+    users: dict[str, list[str]] = {}
+    for name, vip in sorted(work.vips.items()):
+        for pool in sorted(set(vip.pools) - work.pools.keys()):
+            users.setdefault(pool, []).append(name)
+    for pool, vips in users.items():
+        if pool in work.last.pools:
+            work.pools[pool] = work.last.pools[pool]
+            reason = (
+                f"The pool was deleted, but the VIP {vips[0]} uses it; it stays as it was until no "
+                "VIP does."
+            )
+            work.reject(pool_key(pool), "", reason, "reference")
+        else:  # `last_good` was no result of ours: it had a VIP without its pool
+            for name in vips:
+                work.vips.pop(name, None)
+
+
+def _require_backends_pools(work: _Work) -> None:
+    """Refuse backends whose pool is not in force."""
+    for owner in [owner for owner in work.backends if owner.pool not in work.pools]:
+        del work.backends[owner]
+        document = work.snapshot.documents.get(pool_key(owner.pool))
+        what = "has no document" if document is None else "is refused itself"
+        reason = f"The pool {owner.pool} {what}; a backend needs its pool."
+        work.reject(backend_key(*owner), "", reason, "reference")
+
+
+def _share_server_ids(work: _Work) -> None:
+    """Give each QUIC server id of a pool to one backend, by the rule for addresses of VIPs."""
+    documents = work.snapshot.documents
+
+    def rank(owner: BackendKey) -> tuple[bool, int, BackendKey]:
+        last, wanted = work.last.backends.get(owner), work.backends[owner]
+        in_force = last is not None and last.quic_server_id == wanted.quic_server_id
+        return not in_force, documents[backend_key(*owner)].create_revision, owner
+
+    losers = True
+    while losers:
+        having = [owner for owner, backend in work.backends.items() if backend.quic_server_id]
+        owners: dict[tuple[str, bytes], BackendKey] = {}
+        losers = False
+        for owner in sorted(having, key=rank):
+            server_id = work.backends[owner].quic_server_id
+            first = owners.setdefault((owner.pool, server_id), owner)
+            if first != owner:
+                losers = True
+                reason = f"quic_server_id is that of the backend {first.name}."
+                work.reject(backend_key(*owner), "quic_server_id", reason, "reference")
+                last = work.last.backends.get(owner)
+                if last is None or last == work.backends[owner]:
+                    del work.backends[owner]
+                else:
+                    work.backends[owner] = last

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to etcd: client, list and watch, transactions, leases."""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say that a process is at work, by a key that disappears by itself when it is not.
+
+For commands that run for long, so that a person can tell a slow one from a dead one. Nothing
+depends on it: what may be written is decided by transactions. The key is under a lease, which is
+renewed whenever `keep` is called; to fail at that is no reason to stop work.
+"""
+
+import time
+from contextlib import suppress
+from typing import Final
+
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed
+
+TTL: Final = 30
+"""Seconds for which a dead process counts as alive."""
+_RENEW: Final = TTL / 5
+
+
+class Presence:
+    """A key with a value, from the first `keep` to `leave`."""
+
+    def __init__(self, etcd: Etcd, key: str, value: str) -> None:
+        """Prepare it; nothing is sent yet. The key is whole."""
+        self._etcd = etcd
+        self._key = key.encode()
+        self._value = value.encode()
+        self._lease = 0
+        self._renew_at = 0.0
+
+    def keep(self) -> str:
+        """Renew the lease if that is due; returns why that failed, empty if it did not."""
+        if time.monotonic() < self._renew_at:
+            return ""
+        self._renew_at = time.monotonic() + _RENEW
+        try:
+            if self._lease:
+                with suppress(CallFailed):
+                    self._etcd.keep_alive(self._lease)
+                    return ""
+            self._lease = self._etcd.grant(TTL)
+            self._etcd.put(self._key, self._value, self._lease)
+        except CallFailed as failure:
+            return failure.reason
+        return ""
+
+    def leave(self) -> None:
+        """Delete the key, unless it is another's by now; it goes with its lease anyway."""
+        if self._lease:
+            with suppress(CallFailed):
+                self._etcd.revoke(self._lease, timeout=2.0)
+        self._lease = 0

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One raw watch stream: opens it, reads it, and notices when it has gone silent.
+
+A thread of its own blocks on gRPC, so that the caller can wait for a message and for the time at
+once. It knows messages, not documents: `Watch` decides what they mean.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import grpc
+
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed, Verdict, from_rpc
+from tidegate.keyspace.paths import KeyRange
+
+_BACKLOG: Final = 256
+"""Unread messages that are kept here; beyond them gRPC's flow control holds etcd back."""
+
+
+class WatchStream:
+    """A watch on ranges of keys from a revision on. Used by one thread; `cancel` is for any.
+
+    Each range has a watcher. The events of one arrive in order; between several there is no order.
+
+    Attributes:
+        silent: whether it was given up for silence.
+    """
+
+    def __init__(
+        self,
+        etcd: Etcd,
+        ranges: Sequence[KeyRange],
+        start: int,
+        *,
+        idle_probe: float,
+        silence_limit: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the stream. Times are seconds.
+
+        Raises:
+            CallFailed: the login that comes first failed.
+        """
+        self.silent = False
+        self._etcd = etcd
+        self._idle_probe = idle_probe
+        self._silence_limit = silence_limit
+        self._clock = clock
+        self._heard = self._probed = clock()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.Queue[Any] = queue.Queue(_BACKLOG)
+        self._closed = threading.Event()
+        self._failure: CallFailed | None = None
+        for each in ranges:
+            create = etcd.messages.WatchCreateRequest(
+                key=each.key,
+                range_end=each.end,
+                start_revision=start,
+                progress_notify=True,
+                fragment=True,  # without it a large transaction exceeds gRPC's message limit
+            )
+            self._requests.put(etcd.messages.WatchRequest(create_request=create))
+        self._call = etcd.watch(iter(self._requests.get, None))
+        threading.Thread(target=self._read, name="tidegate-watch-reader", daemon=True).start()
+
+    def batch(self, until: float) -> list[Any]:
+        """Return the messages that have arrived, waiting for the first; none if `until` comes.
+
+        Asks etcd for a sign of life when the stream is idle, and gives up when none comes.
+
+        Args:
+            until: second of the clock.
+
+        Raises:
+            CallFailed: the stream has ended, and every message before its end was returned.
+        """
+        while True:
+            now = self._clock()
+            idle = now - self._heard
+            if idle >= self._silence_limit:
+                self.silent = True
+                self.cancel()
+                raise CallFailed(
+                    Verdict.TRANSIENT, f"etcd has been silent for {idle:.1f} s on an open watch."
+                )
+            if now >= until:
+                return []
+            if now >= max(self._heard, self._probed) + self._idle_probe:
+                self._probed = now
+                probe = self._etcd.messages.WatchProgressRequest()
+                self._requests.put(self._etcd.messages.WatchRequest(progress_request=probe))
+            wait = min(
+                until - now,
+                self._silence_limit - idle,
+                max(self._heard, self._probed) + self._idle_probe - now,
+            )
+            messages = self._drain(wait)
+            if messages:
+                self._heard = self._clock()
+                self._etcd.heard()
+                return messages
+
+    def cancel(self) -> None:
+        """End the stream; may be repeated."""
+        self._closed.set()
+        self._requests.put(None)  # ends the iterator that gRPC's sender waits on
+        self._call.cancel()
+
+    def _drain(self, wait: float) -> list[Any]:
+        """Take what is there, after waiting up to `wait` seconds for the first message."""
+        messages: list[Any] = []
+        try:
+            message = self._answers.get(timeout=max(wait, 0.0))
+            while message is not None:
+                messages.append(message)
+                message = self._answers.get_nowait()
+        except queue.Empty:
+            return messages
+        if not messages:
+            raise self._failure or CallFailed(Verdict.TRANSIENT, "etcd ended the watch.")
+        self._answers.put(None)  # seen again by the next call; there is room: we just took from it
+        return messages
+
+    def _read(self) -> None:
+        try:
+            for message in self._call:
+                if not self._hand_over(message):
+                    return
+        except grpc.RpcError as error:
+            self._failure = from_rpc(error, "follow a watch", has_user=self._etcd.has_user)
+        finally:
+            self._requests.put(None)
+            self._hand_over(None)
+
+    def _hand_over(self, message: Any) -> bool:  # noqa: ANN401 - a run-time message class, or None
+        """Queue a message; give up when the stream was cancelled, since nobody reads it then."""
+        while True:
+            try:
+                self._answers.put(message, timeout=0.5)
+            except queue.Full:
+                if self._closed.is_set():
+                    return False
+            else:
+                return True

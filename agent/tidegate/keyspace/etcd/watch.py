@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follow a prefix of etcd: list it, watch it, and hand over consistent snapshots, for ever.
+
+Why what is handed over is right
+--------------------------------
+`_documents` is the prefix at revision `_next - 1`, exactly. Each step keeps that true:
+
+* A list is read in pages, all at the revision of the first page, so it is one moment of the store.
+  It sets `_documents` and `_next` together.
+* A stream starts at `_next`, and etcd sends every event from there on, in order, all events of one
+  revision in one message. A message too large for that comes in fragments, which are gathered until
+  the last one: half a transaction is never applied. Revisions below `_next` are dropped (a stream
+  may repeat them). `_next` becomes the last event's revision plus one, and never the revision of a
+  header or of a progress message: etcd 3.4 sends progress out of step with events.
+* When a stream breaks, nothing is lost: events are history, and the next stream asks for it from
+  `_next`. That holds only while it is the same history, so before each stream but the first the
+  store is asked, linearizably: same cluster, a raft term that did not go back, a revision that
+  reaches ours, and our newest document unchanged at our revision. A cluster that was wiped or
+  restored from a backup can keep its cluster id and can even have overtaken our revision; it does
+  not have the same newest document there. If any of it fails, or the history was compacted, or
+  five streams in a row break at one revision, the loop lists.
+* etcd 3.4.23 was seen to lose events after a compaction. So a list every few minutes repairs what
+  no check can see, and says so when it finds that an event was lost.
+
+Why it does not stop is argued in `watch_loop`.
+
+`deliver` is called on this thread, in order, with each snapshot that differs from the last; it
+should be quick. Events that have arrived together become one snapshot.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from tidegate.keyspace import arrivals
+from tidegate.keyspace.etcd.listing import history_holds, read_prefix
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch_loop import Next, WatchLoop, WatchState
+from tidegate.keyspace.paths import key_range
+from tidegate.model.arrivals import NO_ARRIVALS, Written, gathered, joined
+from tidegate.model.values import Document, Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Watch(WatchLoop):
+    """Follows one prefix on a thread of its own, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        prefix: str,
+        deliver: Callable[[Snapshot], None],
+        on_state: Callable[[WatchState], None] = lambda _state: None,
+    ) -> None:
+        """Prepare it; nothing is sent yet.
+
+        Args:
+            settings: where etcd is.
+            prefix: what to follow, with its last slash; keys of snapshots are relative to it.
+            deliver: gets each new snapshot, on the watch's thread.
+            on_state: gets each new state, on the watch's thread.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        super().__init__(settings, (key_range(prefix),), on_state, "tidegate-watch")
+        self._prefix = prefix.encode()
+        self._deliver = deliver
+        self._documents: dict[str, Document] = {}
+        self._delivered: Snapshot | None = None
+        self._gathered: list[Any] = []
+        self._arrived = NO_ARRIVALS
+
+    def _list(self) -> None:
+        """Read the whole prefix and hand it over if it differs from what was handed over."""
+        read = partial(
+            read_prefix, self._etcd, self._prefix, self._settings.page_size, self._stop.is_set
+        )
+        documents, history = self._retry(read)
+        if self._history is not None:
+            if history.follows(self._history) and history.revision >= self._next - 1:
+                self._report_lost(documents)
+            else:
+                log.warning(
+                    "etcd has another history than before (revision %d, and it was %d): it was "
+                    "restored from a backup, or replaced; the documents are read anew",
+                    *(history.revision, self._next - 1),
+                )
+        self._documents = documents
+        self._history = history
+        self._next = history.revision + 1
+        self._list_at = time.monotonic() + self._settings.relist_interval
+        last = self._delivered
+        if last is None or history.revision < last.revision or documents != last.documents:
+            if last is not None:
+                self._arrived = arrivals.between(
+                    last.documents, documents, history.revision, time.time_ns()
+                )
+            self._hand_over()
+
+    def _check_history(self) -> bool:
+        if self._history is None:
+            return False
+        return history_holds(
+            self._etcd, self._prefix, self._documents, self._history, self._next - 1
+        )
+
+    def _watch(self) -> Next:
+        self._gathered = []  # what a broken stream has left half
+        return super()._watch()
+
+    def _take(self, messages: list[Any]) -> None:
+        before = self._next
+        try:
+            self._absorb(messages)
+        finally:
+            if self._next != before:  # whole revisions, whatever came after them
+                self._breaks = 0
+                self._hand_over()
+
+    def _absorb(self, messages: list[Any]) -> None:
+        """Apply messages in order; raise what ends the stream."""
+        for message in messages:
+            self._check(message)
+            self._gathered.extend(message.events)
+            if not message.fragment:
+                self._apply()
+
+    def _apply(self) -> None:
+        """Apply gathered events: whole revisions, each once."""
+        events, self._gathered = self._gathered, []
+        start = self._next
+        cut = len(self._prefix)
+        found: list[Written] = []
+        for event in events:
+            revision = event.kv.mod_revision
+            if revision < start:
+                continue
+            key = event.kv.key[cut:].decode("utf-8", "backslashreplace")
+            if event.type == event.DELETE:
+                self._documents.pop(key, None)
+                found.append(Written(key, revision))
+            else:
+                value = event.kv.value
+                self._documents[key] = Document(value, revision, event.kv.create_revision)
+                found.append(Written(key, revision, arrivals.traceparent_of(value)))
+            self._next = revision + 1
+        self._arrived = joined(self._arrived, gathered(found, time.time_ns()))
+
+    def _hand_over(self) -> None:
+        documents = MappingProxyType(dict(self._documents))
+        snapshot = Snapshot(self._next - 1, documents, self._arrived)
+        self._deliver(snapshot)
+        self._arrived = NO_ARRIVALS
+        self._delivered = snapshot  # only now: if that failed, the next list hands it over again
+
+    def _report_lost(self, listed: dict[str, Document]) -> None:
+        """Say so if the list shows a write that the streams should have brought, and did not."""
+        lost = [
+            key
+            for key, document in listed.items()
+            if document.mod_revision < self._next and self._documents.get(key) != document
+        ]
+        if lost:
+            log.warning("etcd's watch lost events of %d keys, first %s", len(lost), min(lost))

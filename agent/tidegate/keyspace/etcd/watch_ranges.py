@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follow a few keys and prefixes that belong together, and hand them over as of one revision.
+
+Why what is handed over is right
+--------------------------------
+A snapshot is one read of all ranges in one transaction: one linearizable call, answered from one
+revision. So no snapshot has half of a transaction in it, however many ranges that wrote to.
+
+The ranges have a watcher each, on one stream. etcd orders the events of one watcher, and not those
+of several against each other, so between the events of one transaction there may be those of
+others; applied one by one they would show states that never were. Here an event only says that
+there is something to read. That is enough for nothing to be missed:
+
+* Watchers start at `_next`, the revision after the read. A write before it is in the read; a write
+  after it brings an event, and the read that follows is linearizable, so it has that write.
+* An event below `_next` is of a write that the last read has already.
+* Each stream begins with a new read: what broke streams lost, what was compacted, and whether it is
+  the same history do not matter then. If a read during a stream shows another history (a cluster
+  that was restored or wiped), the stream is of the old one, and is given up.
+* Against events that etcd itself loses there is the periodic read, as in `watch`.
+
+It costs a read per burst of events, so it is for what is small and changes seldom. A release is
+neither: `watch` applies the events of its one prefix, which needs no read.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.listing import read_ranges
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.watch_loop import WatchLoop, WatchState
+from tidegate.keyspace.paths import key_range
+from tidegate.model.values import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class RangesWatch(WatchLoop):
+    """Follows several ranges below one prefix on a thread of its own, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        prefix: str,
+        below: Sequence[str],
+        deliver: Callable[[Snapshot], None],
+        on_state: Callable[[WatchState], None] = lambda _state: None,
+    ) -> None:
+        """Prepare it; nothing is sent yet.
+
+        Args:
+            settings: where etcd is.
+            prefix: keys of snapshots are relative to it.
+            below: what to follow, relative to it: with a slash at its end a prefix, else one key.
+            deliver: gets each snapshot whose documents differ from the last, on the watch's thread.
+            on_state: gets each new state, on the watch's thread.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        ranges = [key_range(prefix + each) for each in below]
+        super().__init__(settings, ranges, on_state, "tidegate-steering")
+        self._cut = len(prefix.encode())
+        self._deliver = deliver
+        self._delivered: Snapshot | None = None
+
+    def _list(self) -> None:
+        documents, history = self._retry(partial(read_ranges, self._etcd, self._ranges, self._cut))
+        if self._history is not None and not history.follows(self._history):
+            log.warning(
+                "etcd has another history than before (revision %d, and it was %d): it was "
+                "restored from a backup, or replaced; the steering keys are read anew",
+                *(history.revision, self._history.revision),
+            )
+        self._history = history
+        self._next = history.revision + 1
+        self._list_at = time.monotonic() + self._settings.relist_interval
+        last = self._delivered
+        if last is None or history.revision < last.revision or documents != last.documents:
+            snapshot = Snapshot(history.revision, MappingProxyType(documents))
+            self._deliver(snapshot)
+            self._delivered = snapshot  # only now: if that failed, the next read brings it again
+
+    def _check_history(self) -> bool:
+        return False  # a new read costs what asking for the history would
+
+    def _take(self, messages: list[Any]) -> None:
+        for message in messages:
+            self._check(message)
+        if all(event.kv.mod_revision < self._next for m in messages for event in m.events):
+            return
+        before = self._history
+        self._list()
+        self._report("connected", "")  # the read may have been tried again, and have said so
+        self._breaks = 0
+        if before is None or self._history is None or not self._history.follows(before):
+            raise CallFailed(Verdict.RELIST, "etcd's history has changed under a watch.")

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what a host says to etcd under a lease, on a thread of its own: status and verdicts.
+
+`submit` and `judge` never block and never fail; only what was given last counts. The lease makes
+the keys disappear by themselves when the host dies. If the lease was lost (etcd was away for longer
+than its time, or was wiped) a new one is taken and all is written again. This decides nothing about
+the content.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Final
+
+from tidegate.keyspace.etcd.client import Etcd
+from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.retry import until_done
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status.document import StatusDocument, encode
+
+log = logging.getLogger(__name__)
+
+_MIN_INTERVAL: Final = 0.25
+"""Seconds between two writes: four a second at most."""
+
+_BATCH: Final = 100
+"""Keys in one transaction; etcd takes 128 operations."""
+
+_GONE_AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.LOGIN})
+
+
+class StatusWriter:
+    """Keeps a host's keys equal to what was given last, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        key: str,
+        on_error: Callable[[str], None] = lambda _reason: None,
+        on_written: Callable[[StatusDocument], None] = lambda _status: None,
+    ) -> None:
+        """Prepare it; nothing is sent yet.
+
+        Args:
+            settings: where etcd is, and the lease's time.
+            key: the status key, as `paths.status_key` gives it.
+            on_error: gets a sentence when writing fails, and an empty one when it works again; on
+                the writer's thread.
+            on_written: gets each status that etcd has taken, on the writer's thread.
+
+        Raises:
+            ConfigError: the settings cannot be used.
+        """
+        self._settings = settings
+        self._key = key
+        self._on_error = on_error
+        self._on_written = on_written
+        self._status: StatusDocument | None = None
+        self._etcd = Etcd(settings)
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._latest: dict[str, bytes] = {}
+        self._written: dict[str, bytes] = {}
+        self._lease = 0
+        self._renew_at = 0.0
+        self._error = ""
+        self._thread = threading.Thread(target=self._run, name="tidegate-status", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        self._thread.start()
+
+    def submit(self, document: StatusDocument) -> None:
+        """Make `document` the latest; it is written soon. For any thread; does not block."""
+        value = encode(document)
+        with self._changed:
+            self._latest[self._key] = value
+            self._status = document
+            self._changed.notify()
+
+    def judge(self, verdicts: Mapping[str, bytes]) -> None:
+        """Make these, by key, all of the host's verdicts; as `submit`."""
+        with self._changed:
+            status = {key: value for key, value in self._latest.items() if key == self._key}
+            self._latest = {**status, **verdicts}
+            self._changed.notify()
+
+    def stop(self, timeout: float = 3.0) -> bool:
+        """Delete the keys and end the thread; return whether it ended in about `timeout` seconds.
+
+        When etcd does not answer in that time, the keys disappear with their lease.
+        """
+        self._stop.set()
+        with self._changed:
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._etcd.close()  # ends a call that is still under way
+        if self._thread.is_alive():
+            self._thread.join(0.5)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._keep()
+            except CallFailed as failure:
+                reason, pause = failure.reason, self._settings.fatal_retry
+            except Exception as error:
+                log.exception("the status writer failed and starts over")
+                reason, pause = f"A fault in the agent: {error}.", self._settings.fatal_retry
+            else:
+                continue
+            if not self._stop.is_set():
+                self._report(reason)
+                self._stop.wait(pause)
+        self._give_back()
+
+    def _keep(self) -> None:
+        """Keep lease and key in step until stopped; raises what only a person can mend."""
+        while not self._stop.is_set():
+            self._await_work()
+            if self._stop.is_set():
+                return
+            until_done(
+                self._step,
+                self._etcd,
+                self._stop,
+                self._settings.backoff_max,
+                lambda failure: self._report(failure.reason),
+                again=_GONE_AGAIN,
+            )
+            self._report("")
+            self._stop.wait(_MIN_INTERVAL)
+
+    def _await_work(self) -> None:
+        """Wait for a new document, for the lease to be due, or for the stop."""
+        with self._changed:
+            while not self._stop.is_set():
+                due = self._renew_at - time.monotonic()
+                new = self._latest != self._written
+                if self._latest and (new or due <= 0):
+                    return
+                self._changed.wait(max(due, 0.0) if self._latest else None)
+
+    def _step(self) -> None:
+        """Renew or replace the lease if that is due; write what is new."""
+        with self._changed:
+            latest, status = dict(self._latest), self._status
+        is_new = latest.get(self._key) != self._written.get(self._key)
+        try:
+            if self._lease and time.monotonic() >= self._renew_at:
+                self._etcd.keep_alive(self._lease)
+                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
+            if not self._lease:
+                self._lease = self._etcd.grant(self._settings.status_ttl)
+                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
+                self._written = {}
+            self._write(latest)
+        except CallFailed as failure:
+            if failure.verdict is not Verdict.RELIST:
+                raise
+            self._lease = 0
+            raise CallFailed(Verdict.TRANSIENT, failure.reason) from failure
+        if is_new and status is not None:
+            self._tell(status)
+
+    def _tell(self, status: StatusDocument) -> None:
+        try:
+            self._on_written(status)
+        except Exception:
+            log.exception("the receiver of statuses that were written failed")
+
+    def _write(self, latest: dict[str, bytes]) -> None:
+        """Write the difference between `latest` and what is written, in batches."""
+        written = self._written
+        changes: dict[str, bytes | None] = {
+            key: value for key, value in latest.items() if written.get(key) != value
+        }
+        changes |= dict.fromkeys(written.keys() - latest.keys())
+        rest = iter(changes.items())
+        while batch := dict(islice(rest, _BATCH)):
+            self._etcd.replace(batch, self._lease)
+            for key, value in batch.items():
+                if value is None:
+                    written.pop(key, None)
+                else:
+                    written[key] = value
+
+    def _give_back(self) -> None:
+        """Delete the keys by giving its lease back; once, since the lease runs out anyway."""
+        if not self._lease:
+            return
+        try:
+            self._etcd.revoke(self._lease, timeout=2.0)
+        except CallFailed as failure:
+            log.info("the host's keys stay until their lease runs out: %s", failure.reason)
+
+    def _report(self, reason: str) -> None:
+        if reason == self._error:
+            return
+        self._error = reason
+        log.log(logging.WARNING if reason else logging.INFO, "status: %s", reason or "written")
+        try:
+            self._on_error(reason)
+        except Exception:
+            log.exception("the receiver of the status writer's errors failed")

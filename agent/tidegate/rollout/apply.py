@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it takes to make a release equal to some documents, and what hosts say to it. Pure.
+
+One transaction makes all changes if they fit: then no agent ever sees a part of them. Otherwise
+they are made in an order in which each part is whole by itself: what is pointed at comes before
+what points at it, and goes after it. Agents put each part into force as they see it. Who wants a
+large change at once writes it as a new release, and flips a track to that.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from tidegate.keyspace.etcd.transaction import MAX_WRITES, Write
+from tidegate.keyspace.paths import SETTINGS_KEY, releases_key
+from tidegate.model.values import Document
+from tidegate.rollout.fleet import Seen, Told
+
+MAX_BYTES: Final = 1024 * 1024
+"""Bytes of documents in one transaction; etcd takes requests of 1.5 MiB."""
+
+_SHOWN: Final = 20
+_TRACEPARENT: Final = "traceparent"
+
+
+class Changes(NamedTuple):
+    """Keys relative to the release, in the order in which they are to be written."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    deleted: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.added) + len(self.changed) + len(self.deleted)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+
+def difference(current: Mapping[str, Document], wanted: Mapping[str, bytes]) -> Changes:
+    """Say what is to be added, changed and deleted.
+
+    How a document is laid out does not count, nor in whose trace it was written.
+    """
+    return Changes(
+        tuple(sorted((key for key in wanted if key not in current), key=_rank)),
+        tuple(
+            sorted(
+                (
+                    key
+                    for key, value in wanted.items()
+                    if key in current and not _is_same(current[key].value, value)
+                ),
+                key=_rank,
+            )
+        ),
+        tuple(sorted((key for key in current if key not in wanted), key=_rank, reverse=True)),
+    )
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Settings, pools, backends, VIPs, and last what is none of them."""
+    if key == SETTINGS_KEY:
+        return 0, key
+    if key.startswith("pools/"):
+        return (2 if "/backends/" in key else 1), key
+    return (3 if key.startswith("vips/") else 4), key
+
+
+def _is_same(current: bytes, wanted: bytes) -> bool:
+    return current == wanted or _content(current) == _content(wanted)
+
+
+def _content(value: bytes) -> Any:  # noqa: ANN401 - any JSON
+    try:
+        found = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return value
+    if isinstance(found, dict):
+        found.pop(_TRACEPARENT, None)
+    return found
+
+
+def traced(wanted: Mapping[str, bytes], traceparent: str) -> dict[str, bytes]:
+    """Documents, all of them good, with this trace context in place of any of their own."""
+    return {
+        key: msgspec.json.encode({**msgspec.json.decode(value), _TRACEPARENT: traceparent})
+        for key, value in wanted.items()
+    }
+
+
+def transactions(
+    release: str,
+    changes: Changes,
+    current: Mapping[str, Document],
+    wanted: Mapping[str, bytes],
+) -> list[list[Write]]:
+    """The writes that make the changes, in as few transactions as etcd takes.
+
+    Each is on condition that its key is as it was read.
+    """
+    puts = sorted((*changes.added, *changes.changed), key=_rank)
+    prefix = releases_key(release)
+    writes = [
+        Write(prefix + key, wanted.get(key), current[key].mod_revision if key in current else 0)
+        for key in (*puts, *changes.deleted)
+    ]
+    parts: list[list[Write]] = []
+    size = 0
+    for write in writes:
+        length = len(write.key) + len(write.value or b"")
+        if not parts or len(parts[-1]) == MAX_WRITES or size + length > MAX_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(write)
+        size += length
+    return parts
+
+
+class Answer(NamedTuple):
+    """What a host says to a revision of the release that it follows."""
+
+    host: str
+    kind: Literal["ack", "nack", "frozen", "waiting"]
+    reasons: tuple[str, ...] = ()
+
+
+def answers(seen: Seen, release: str, revision: int) -> list[Answer]:
+    """The answers of all hosts that are there and follow the release, by name."""
+    return [
+        _answer(name, host.told, revision)
+        for name, host in seen.hosts.items()
+        if host.told is not None and host.told.release == release
+    ]
+
+
+def _answer(name: str, told: Told, revision: int) -> Answer:
+    if told.state == "frozen":
+        return Answer(name, "frozen", (told.reason,))
+    if told.release_revision < revision:
+        return Answer(name, "waiting", (f"{told.state}: {told.reason}".rstrip(": "),))
+    if told.refusals:
+        return Answer(name, "nack", tuple(map(str, told.refusals)))
+    if told.state == "degraded":
+        return Answer(name, "nack", (told.reason,))
+    return Answer(name, "ack" if told.state == "synced" else "waiting", (told.state,))
+
+
+def listing(sign: str, keys: Sequence[str], *, whole: bool) -> Iterable[str]:
+    """Lines for a list of keys; a long one is cut unless the whole is wanted."""
+    shown = keys if whole else keys[:_SHOWN]
+    yield from (f"  {sign} {key}" for key in shown)
+    if len(shown) < len(keys):
+        yield f"  {sign} … and {len(keys) - len(shown)} more"

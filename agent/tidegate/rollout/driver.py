@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drive a rollout: read the fleet, ask the machine for the next step, make it in one transaction.
+
+This decides nothing and remembers next to nothing: all state is in etcd, so another process can go
+on at any moment. A driver ends when the rollout has, when somebody paused it, and when its document
+names another driver.
+"""
+
+import getpass
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from tidegate.errors import KeyspaceError
+from tidegate.keyspace.etcd.store import Store
+from tidegate.keyspace.etcd.transaction import Conflict, Write
+from tidegate.keyspace.paths import DRIVER_KEY, ROLLOUT_KEY
+from tidegate.model.rollout import ENDED, RolloutDocument
+from tidegate.rollout.checks import judge
+from tidegate.rollout.fleet import KEYS, Seen, observe
+from tidegate.rollout.machine import advance, unacknowledged
+from tidegate.rollout.orders import Step, names, pause
+
+Order = Callable[[Seen], Step]
+"""What an operator wants, made of what is seen; raises ConfigError if it cannot be had."""
+
+_POLL: Final = 1.0
+_TRIES: Final = 20
+"""Tries of an order whose transaction finds the rollout's document changed meanwhile."""
+
+
+class End(NamedTuple):
+    """How a driver's work ended, and the rollout's document then."""
+
+    why: Literal["ended", "paused", "taken over"]
+    document: RolloutDocument
+
+
+def who() -> str:
+    """The operator, for others to know: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:150]
+
+
+def driver_name() -> str:
+    """A name for this process that no other has."""
+    return f"{who()} pid {os.getpid()} {secrets.token_hex(4)}"
+
+
+class Driver:
+    """One process's work on a fleet's rollout."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        tell: Callable[[str], None],
+        poll: float = _POLL,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepare it; nothing is read yet.
+
+        Args:
+            store: the fleet's keys.
+            name: of this driver, as `driver_name` makes it.
+            tell: gets a line for people about each step, after it was made.
+            poll: seconds between two looks at the fleet while there is nothing to do.
+            clock: wall clock, s.
+        """
+        self._store = store
+        self._name = name
+        self._tell = tell
+        self._poll = poll
+        self._clock = clock
+        self._since: Mapping[str, float] = {}
+        self._told = ""
+        self._pause = threading.Event()
+        self._presence = store.presence(DRIVER_KEY, name)
+
+    def order(self, order: Order) -> RolloutDocument:
+        """Make an operator's step.
+
+        Raises:
+            ConfigError: what the order raises.
+            KeyspaceError: etcd did not answer, or others write all the time.
+        """
+        for _ in range(_TRIES):
+            seen = self._look()
+            step = order(seen)
+            conflict = self._make(step, seen)
+            if conflict is None:
+                return step.document
+        raise KeyspaceError(f"{conflict} It was tried {_TRIES} times.")
+
+    def run(self) -> End:
+        """Make steps until there is an end.
+
+        Raises:
+            KeyspaceError: etcd did not answer, or the rollout's document is gone.
+        """
+        try:
+            return self._steps()
+        finally:
+            self._presence.leave()
+
+    def _steps(self) -> End:
+        while True:
+            self._presence.keep()
+            seen = self._look()
+            document = current(seen)
+            end = self._end(document)
+            if end is not None:
+                return end
+            verdict = judge(document, seen, self._since, time.monotonic())
+            self._since = verdict.since
+            step = advance(document, seen, verdict.failure, self._clock())
+            if step is None:
+                self._say_once(_progress(document, seen))
+                self._pause.wait(self._poll)
+            else:
+                conflict = self._make(step, seen)
+                if conflict is not None and ROLLOUT_KEY not in conflict.found:
+                    self._meet(conflict, document, seen)
+
+    def _meet(self, conflict: Conflict, document: RolloutDocument, seen: Seen) -> None:
+        """Somebody wrote a host or a track at this moment: stop, unless it is being put back."""
+        if document.state in ("moving", "flipping"):
+            reason = f"{conflict} `resume` goes on with that."
+            self._make(pause(document, reason, self._clock()), seen)
+
+    def _look(self) -> Seen:
+        return observe(self._store.read(*KEYS))
+
+    def _end(self, document: RolloutDocument) -> End | None:
+        if document.driver != self._name:
+            return End("taken over", document)
+        if document.state in ENDED:
+            return End("ended", document)
+        return End("paused", document) if document.paused else None
+
+    def _make(self, step: Step, seen: Seen) -> Conflict | None:
+        """Make a step as one transaction; None if it was made."""
+        value = msgspec.json.encode(step.document)
+        own = Write(ROLLOUT_KEY, value, seen.rollout_revision)
+        done = self._store.commit([own, *step.writes])
+        if isinstance(done, Conflict):
+            return done
+        for line in step.lines:
+            self._tell(line)
+        self._told = ""
+        return None
+
+    def _say_once(self, line: str) -> None:
+        if line and line != self._told:
+            self._told = line
+            self._tell(line)
+
+
+def current(seen: Seen) -> RolloutDocument:
+    """The rollout that is seen.
+
+    Raises:
+        KeyspaceError: there is none.
+    """
+    if seen.rollout is None:
+        raise KeyspaceError(f"There is no rollout in this fleet: the key {ROLLOUT_KEY} is absent.")
+    return seen.rollout
+
+
+def _progress(document: RolloutDocument, seen: Seen) -> str:
+    if document.state != "waiting":
+        return ""
+    return f"waiting for {names(host.name for host in unacknowledged(document, seen))}"

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rollout sees of a fleet: its hosts, tracks, statuses and the rollout, at one revision.
+
+A pure reading of documents. Statuses are read leniently: while a fleet is upgraded, some are
+written by agents that know more or fewer fields than this command.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from tidegate.errors import KeyspaceError
+from tidegate.keyspace.documents.decode import Fault, decode
+from tidegate.keyspace.paths import (
+    DEFAULT_TRACK,
+    DRIVER_KEY,
+    ROLLOUT_KEY,
+    TRACKS_PREFIX,
+    host_key,
+)
+from tidegate.keyspace.status.document import State
+from tidegate.model.rollout import RolloutDocument
+from tidegate.model.steering import HostDocument, TrackDocument
+from tidegate.model.values import Document, Snapshot
+
+HOSTS_PREFIX: Final = "hosts/"
+STATUS_PREFIX: Final = "status/"
+KEYS: Final = (ROLLOUT_KEY, DRIVER_KEY, HOSTS_PREFIX, TRACKS_PREFIX, STATUS_PREFIX)
+"""What `observe` wants to have read."""
+
+
+class ToldRefusal(Struct, frozen=True, kw_only=True):
+    """Of a refusal in a status, what a rollout looks at."""
+
+    key: str = ""
+    field: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.key, self.field, self.reason)))
+
+
+class ToldTraffic(Struct, frozen=True, kw_only=True):
+    """Of a status's traffic, what a rollout looks at."""
+
+    packets_per_second: float = 0.0
+    drops: float = 0.0
+    misses: float = 0.0
+
+
+class ToldBackends(Struct, frozen=True, kw_only=True):
+    """Of a status's backends, what a rollout looks at."""
+
+    total: int = 0
+    unhealthy: int = 0
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """Of a status, what a rollout looks at."""
+
+    release: str
+    state: State
+    track: str = DEFAULT_TRACK
+    reason: str = ""
+    revision: int = 0
+    release_revision: int = 0
+    generation_release: str = ""
+    digest: str = ""
+    refusals: tuple[ToldRefusal, ...] = ()
+    traffic: ToldTraffic | None = None
+    backends: ToldBackends | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenHost:
+    """One host.
+
+    Attributes:
+        key: its `hosts` document; None if there is none.
+        document: what that says; None if there is none, or if it is broken.
+        told: its status; None if it has none, so that it is not there.
+    """
+
+    name: str
+    key: Document | None
+    document: HostDocument | None
+    told: Told | None
+
+    @property
+    def broken(self) -> bool:
+        """Whether its document cannot be used."""
+        return self.key is not None and self.document is None
+
+    @property
+    def track(self) -> str:
+        """The track that it is on: that of its document, else the one that it tells."""
+        wanted = self.document.track if self.document else None
+        return wanted or (self.told.track if self.told else DEFAULT_TRACK)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTrack:
+    """A track's key.
+
+    Attributes:
+        release: None if its document is broken.
+    """
+
+    key: Document
+    release: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A fleet at one revision.
+
+    Attributes:
+        rollout: its document; None if there is none.
+        rollout_revision: mod revision of its key; 0 if there is none.
+        driver: process that says that it drives the rollout; empty if none does.
+    """
+
+    revision: int
+    hosts: Mapping[str, SeenHost]
+    tracks: Mapping[str, SeenTrack]
+    rollout: RolloutDocument | None
+    rollout_revision: int
+    driver: str
+
+    def pointer(self, track: str) -> str | None:
+        """A track's document as text; None if there is none."""
+        found = self.tracks.get(track)
+        return found.key.value.decode("utf-8", "replace") if found else None
+
+    def release_of(self, host: SeenHost) -> str:
+        """The release that a host is to follow; empty if nothing says so."""
+        track = self.tracks.get(host.track)
+        if track is not None:
+            return track.release or ""
+        return host.told.release if host.told else ""
+
+
+def observe(snapshot: Snapshot) -> Seen:
+    """Read what was read of `KEYS`.
+
+    Raises:
+        KeyspaceError: there is a rollout, and its document cannot be read.
+    """
+    documents = snapshot.documents
+    names = {
+        key[len(prefix) :]
+        for prefix in (HOSTS_PREFIX, STATUS_PREFIX)
+        for key in documents
+        if key.startswith(prefix)
+    }
+    tracks = {
+        key[len(TRACKS_PREFIX) :]: SeenTrack(document, _release(document.value))
+        for key, document in documents.items()
+        if key.startswith(TRACKS_PREFIX)
+    }
+    rollout, driver = documents.get(ROLLOUT_KEY), documents.get(DRIVER_KEY)
+    return Seen(
+        snapshot.revision,
+        {name: _host(name, documents) for name in sorted(names)},
+        tracks,
+        _rollout(rollout.value) if rollout else None,
+        rollout.mod_revision if rollout else 0,
+        driver.value.decode("utf-8", "replace") if driver else "",
+    )
+
+
+def _host(name: str, documents: Mapping[str, Document]) -> SeenHost:
+    key = documents.get(host_key(name))
+    document: HostDocument | list[Fault] | None = decode(key.value, HostDocument) if key else None
+    told = documents.get(f"{STATUS_PREFIX}{name}")
+    return SeenHost(
+        name,
+        key,
+        document if isinstance(document, HostDocument) else None,
+        _told(told.value) if told else None,
+    )
+
+
+def _told(value: bytes) -> Told | None:
+    try:
+        return msgspec.json.decode(value, type=Told)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _release(value: bytes) -> str | None:
+    document = decode(value, TrackDocument)
+    return document.release if isinstance(document, TrackDocument) else None
+
+
+def _rollout(value: bytes) -> RolloutDocument:
+    try:
+        return msgspec.json.decode(value, type=RolloutDocument)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise KeyspaceError(
+            f"The key {ROLLOUT_KEY} holds no rollout that this version knows: {error}. Use the "
+            "version that wrote it."
+        ) from error

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fuzzer's session: one program and one model that are given the same documents and frames.
+
+What documents and frames these are is not decided here.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
+
+import numpy as np
+
+from fuzz.documents import Keys, desired
+from fuzz.frames import Target
+from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, assert_equal, model
+from tidegate.dataplane.inspect.simulation import SHORTEST
+from tidegate.dataplane.kernel import layout, maps, programs
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.model.features import ALL_FEATURES, Feature
+from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.values import Vip
+from tidegate.planner import plan
+from tidegate.spec import Link, Result, State
+from tidegate.spec.limit import SECOND, TOKEN, Bucket
+from tidegate.spec.simulation import counters, differences, tables
+
+Judge = Callable[[State, bytes, int], Result]
+
+FIRST_SECOND: Final = 1000
+"""Wall clock before the first documents."""
+_REFILL_FRAMES: Final = 50
+
+
+@dataclass
+class Step:
+    """Documents, and the frames that came while they were in force.
+
+    Attributes:
+        link: the interface.
+        age: seconds by which what is remembered is made older before.
+    """
+
+    keys: Keys
+    link: Link = LINK
+    age: int = 0
+    frames: list[bytes] = field(default_factory=list)
+
+
+class Session:
+    """A kernel and a model that are given the same steps, from `with` to its end.
+
+    The two look at the clock at different times, so whether a bucket got a token in between must
+    never decide. A limit is one per second or out of reach, and every fifty frames all buckets are
+    filled or, where the limit is one, every other time emptied.
+    """
+
+    def __init__(self, judge: Judge, needed: frozenset[Feature]) -> None:
+        self._judge = judge
+        self._features = needed
+        self._kernel = Kernel()
+        self._state = model()
+        self._generation: Generation = NOTHING
+        self._second = FIRST_SECOND
+        self._sent = 0
+
+    def __enter__(self) -> Self:
+        kernel = self._kernel
+        kernel.__enter__()
+        self._whole = kernel.program
+        if self._features != ALL_FEATURES:
+            build = replace(BUILD, features=self._features)
+            kernel.program = programs.load_balancer(programs.compile_balancer(build), kernel.maps)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._kernel.program != self._whole:
+            os.close(self._kernel.program)
+            self._kernel.program = self._whole
+        self._kernel.__exit__(None, None, None)
+
+    def install(self, step: Step) -> None:
+        """Puts documents in force on both, a second after the ones before."""
+        self._second += 1
+        self._generation = plan(desired(step.keys), self._generation, self._second)
+        self._kernel.install(self._generation)
+        self._state.install(self._generation)
+        self._kernel.link(step.link)
+        self._state.links = {LOOPBACK: step.link}
+        if step.age:
+            self._age(step.age)
+
+    def targets(self) -> list[Target]:
+        """Where packets for the VIPs in force go; of a network, to three of its addresses."""
+        numbers = {"tcp": 6, "udp": 17}
+        return [
+            Target(address, vip.port, numbers[vip.protocol], *self._quic(vip))
+            for vip in (placed.vip for placed in self._generation.vips.values())
+            for address in sorted({vip.network[0], vip.network[-1], vip.network[-1] - 1})
+            if address in vip.network
+        ]
+
+    def _quic(self, vip: Vip) -> tuple[int, tuple[bytes, ...]]:
+        """Where server ids begin, and those that would be found."""
+        quic = vip.quic
+        if quic is None:
+            return 0, ()
+        backends = (placed.backend for placed in self._generation.backends.values())
+        there = (b.quic_server_id or b"" for b in backends if b.pool == vip.pool)
+        return quic.offset, tuple(id_ for id_ in there if len(id_) == quic.server_id_length)
+
+    def _age(self, seconds: int) -> None:
+        for table in ("flows", "syns", "fragments"):
+            self._kernel.age(table, seconds)
+        for times in (self._state.seen, self._state.fragments_at):
+            for key in times:
+                times[key] -= seconds * SECOND
+
+    def _refill(self) -> None:
+        state, fds, now = self._state, self._kernel.maps, time.monotonic_ns()
+        turn = self._sent // _REFILL_FRAMES % 2
+        for identity, vip in ((p.identity, p.vip) for p in self._generation.vips.values()):
+            fill = Bucket((turn if vip.insert_limit == 1 else vip.insert_limit) * TOKEN, now)
+            state.insert_limits[identity.id] = fill
+            values = np.array([(fill.tokens, now)] * maps.cpu_count(), layout.BUCKET)
+            key = identity.id.to_bytes(4, sys.byteorder)
+            bpf.map_update(fds["insert_limits"], key, values.tobytes())
+            for id_, prefix in list(state.syn_limits):
+                if id_ != identity.id or vip.syn_limit is None:
+                    continue
+                rate = vip.syn_limit.rate
+                fill = Bucket((turn if rate == 1 else rate) * TOKEN, now)
+                state.syn_limits[id_, prefix] = fill
+                value = np.array((fill.tokens, now), layout.BUCKET)
+                bpf.map_update(fds["syn_limits"], key + prefix, value.tobytes())
+
+    def send(self, frame: bytes) -> tuple[Result, str | None]:
+        """What the specification says of a frame, and how the kernel differs."""
+        if self._sent % _REFILL_FRAMES == 0:
+            self._refill()
+        self._sent += 1
+        expected = self._judge(self._state, frame, LOOPBACK)
+        if len(frame) < SHORTEST:
+            return expected, None
+        try:
+            verdict, out = self._kernel.run(frame)
+        except OSError as error:
+            return expected, f"the kernel refused to run it: {error}"
+        if (verdict, out) == (expected.verdict, expected.frame):
+            return expected, None
+        return expected, (
+            f"kernel: {verdict.name} {out.hex()}\n"
+            f"model:  {expected.verdict.name} {expected.reason.name} {expected.frame.hex()}"
+        )
+
+    def compare(self) -> str | None:
+        """How maps and counters differ."""
+        kernel, state = self._kernel, self._state
+        try:
+            assert_equal(kernel, state)
+        except AssertionError:
+            here = {
+                "flows": kernel.flows("flows"),
+                "syns": kernel.flows("syns"),
+                "fragments": kernel.fragments(),
+                "verdicts": kernel.verdicts(),
+                "vips": kernel.vip_counters(),
+                "backends": kernel.backend_counters(),
+            }
+            there = {**tables(state), **counters(state)}
+            return "\n".join(differences(here, there))
+        return None

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner's promises: stable ids, equal digests, exact fallbacks, whatever the history."""
+
+import random
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.documents.roster import backend, desired, generations, vip, web
+from tidegate.errors import GenerationRefused
+from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, TABLE_SIZE
+from tidegate.model.generation import NOTHING, Generation, Identity
+from tidegate.model.values import BackendKey, Desired, Quic, SourceRoute, SynLimit
+from tidegate.planner import confirm, next_moment, plan
+from tidegate.planner.ids import Allocator
+
+NAMES = [f"b{i}" for i in range(1, 8)]
+
+
+@st.composite
+def rosters(draw: st.DrawFn) -> Desired:
+    """Any subset of seven backends with any weights and states."""
+    backends = [
+        backend(
+            name,
+            draw(st.sampled_from([f"10.1.0.{i}", f"10.2.0.{i}"])),
+            weight=draw(st.sampled_from([0, 1, 100, 300])),
+            state=draw(st.sampled_from(["active", "drain", "quarantine", "disabled"])),
+        )
+        for i, name in enumerate(NAMES)
+        if draw(st.booleans())
+    ]
+    return web(*backends, delay=draw(st.sampled_from([0, 3])), window=draw(st.sampled_from([0, 4])))
+
+
+def ids(generation: Generation) -> dict[BackendKey, Identity]:
+    return {key: placed.identity for key, placed in generation.backends.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rosters(), min_size=2, max_size=10))
+def test_slots_that_ever_were_in_a_window_stay_marked(steps: list[Desired]) -> None:
+    """Exact against each slot's history: flows that were tracked in a window may outlive it."""
+    marked = np.zeros(TABLE_SIZE, bool)
+    previous = NOTHING
+    for second, step in enumerate(steps):
+        before, previous = previous, plan(step, previous, 1000 + second)
+        table = previous.pools["web"].table
+        if before.pools and step.pools["web"].transition_window:
+            marked |= table.current != before.pools["web"].table.current
+        assert np.array_equal(table.tracked, marked)
+        assert table.tracked[table.window > 0].all()
+
+
+def test_windows_beyond_the_limit_are_merged_and_lose_no_fallback() -> None:
+    """A storm of changes has more windows than fit; merged ones open earlier and close later."""
+    chance = random.Random(7)  # noqa: S311 - reproducible, not secret
+    weights = {f"b{i}": 1000 for i in range(1, 101)}
+    start = web(*(backend(n, weight=w) for n, w in weights.items()), window=3600)
+    previous = generations(start)[-1]
+    first = previous.pools["web"].table.current
+    for second in range(300):
+        weights[chance.choice(list(weights))] = chance.randint(900, 1100)
+        roster = [backend(n, weight=w) for n, w in weights.items()]
+        previous = plan(web(*roster, window=3600), previous, 1001 + second)
+    table = previous.pools["web"].table
+    assert len(table.windows) == 256
+    moved = table.window > 0
+    assert np.array_equal(table.fallback[moved], first[moved])
+    assert np.array_equal(table.current[~moved], first[~moved])
+
+
+def test_time_alone_closes_a_window() -> None:
+    """At the moment that next_moment names, the fallback becomes the current owner."""
+    _, second = generations(
+        web(backend("b1"), window=60), web(backend("b1"), backend("b2"), window=60)
+    )
+    moment = next_moment(second)
+    assert moment == 1001 + 60
+    closed = plan(web(backend("b1"), backend("b2"), window=60), second, moment)
+    table = closed.pools["web"].table
+    assert closed.number == second.number + 1
+    assert not table.window.any()
+    assert np.array_equal(table.fallback, table.current)
+    assert next_moment(closed) is None
+
+
+def test_a_deleted_backend_drains_and_then_retires() -> None:
+    """It leaves the table at once and its id rests once the delay has passed."""
+    both = web(backend("b1"), backend("b2"), delay=10, window=0)
+    one = web(backend("b1"), delay=10, window=0)
+    first, draining = generations(both, one)
+    gone = BackendKey("web", "b2")
+    id_ = first.backends[gone].identity.id
+    assert draining.backends[gone].retire_at == 1011
+    assert draining.backends[gone].backend.state == "drain"
+    assert id_ not in draining.pools["web"].table.current
+    retired = plan(one, draining, 1011)
+    assert gone not in retired.backends
+    assert retired.freed.backends[id_].incarnation == 1
+
+
+def test_a_deleted_backend_that_comes_back_keeps_its_id() -> None:
+    """A key that is deleted and put again within the delay loses no flow."""
+    both = web(backend("b1"), backend("b2"))
+    first, _, back = generations(both, web(backend("b1")), both)
+    assert ids(first) == ids(back)
+    assert back.backends[BackendKey("web", "b2")].retire_at is None
+
+
+def test_a_freed_id_rests_before_its_next_use() -> None:
+    """The next use of an id comes after the cooldown, with the next incarnation."""
+    two, one = web(backend("b1"), backend("b2"), delay=0), web(backend("b1"), delay=0)
+    first, freed = generations(two, one)
+    id_ = first.backends[BackendKey("web", "b2")].identity.id
+    soon = plan(web(backend("b1"), backend("b3"), delay=0), freed, 1002)
+    late = plan(web(backend("b1"), backend("b3"), delay=0), freed, 1001 + ID_COOLDOWN_SECONDS)
+    assert soon.backends[BackendKey("web", "b3")].identity.id != id_
+    assert late.backends[BackendKey("web", "b3")].identity == Identity(id_, 2)
+
+
+def test_ids_that_run_out_refuse_the_generation() -> None:
+    """The sentence names the kind and the limit."""
+    allocator = Allocator("pool", {1, 2}, {}, limit=4, now=0)
+    assert allocator.allocate() == Identity(3, 1)
+    with pytest.raises(GenerationRefused, match="no free pool id: 3 are taken"):
+        allocator.allocate()
+
+
+def test_nothing_changed_keeps_the_number() -> None:
+    """A new revision that no packet can tell from the last one is no new generation."""
+    first, again = generations(web(backend("b1")), web(backend("b1")))
+    assert (again.number, again.digest) == (first.number, first.digest)
+
+
+def test_a_vip_that_moves_to_another_address_gets_a_new_incarnation() -> None:
+    """Entries of flows to the old address must not catch flows to the new one."""
+    before, after = generations(
+        desired([vip("web", "10.99.0.1")], [backend("b1")]),
+        desired([vip("web", "10.99.0.2")], [backend("b1")]),
+    )
+    assert before.vips["web"].identity == Identity(1, 1)
+    assert after.vips["web"].identity == Identity(1, 2)
+
+
+def test_what_was_read_back_is_confirmed_or_built_anew() -> None:
+    """A table that is not the one its backends give has no digest, so the next plan renews it."""
+    two, one = web(backend("b1"), backend("b2"), window=0), web(backend("b1"), window=0)
+    before, after = generations(two, one)
+    assert confirm(before).digest == before.digest
+    torn = Generation(3, 2, "", before.vips, before.pools, after.backends)
+    assert confirm(torn).pools["web"].digest == b""
+    mended = plan(one, confirm(torn), 1001)
+    assert np.array_equal(mended.pools["web"].table.current, after.pools["web"].table.current)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"port": 0},
+        {"tracking": "transition"},
+        {"tracking": "none"},
+        {"hash": "source"},
+        {"hash": "source+port"},
+        {"udp_idle_timeout": 61},
+        {"insert_limit": 1},
+        {"syn_limit": SynLimit(1)},
+        {"mss_clamp": 1400},
+        {"echo": False},
+        {"quic": Quic(8)},
+        {"source_routes": (SourceRoute(ip_network("10.0.0.0/8"), "web"),)},
+        {"deny": (ip_network("10.0.0.0/8"),)},
+        {"flow_sampling": 1},
+        {"sorry_pool": "web"},
+    ],
+)
+def test_each_option_of_a_vip_makes_another_generation(change: dict[str, Any]) -> None:
+    """Its number and its digest tell it from the one before."""
+    before = desired([vip("a", "10.99.0.1")], [backend("b1")])
+    changed = replace(before.vips["a"], **change)
+    first, second = generations(before, replace(before, vips={"a": changed}))
+    assert second.number == first.number + 1
+    assert second.digest != first.digest
+
+
+def test_a_network_is_another_service_than_its_first_address() -> None:
+    """Flows to one must not be caught by entries of the other."""
+    first, second = generations(
+        desired([vip("a", "10.99.0.0")], [backend("b1")]),
+        desired([vip("a", "10.99.0.0/24")], [backend("b1")]),
+    )
+    assert second.vips["a"].identity == Identity(1, 2)
+    assert second.digest != first.digest
+
+
+@pytest.mark.parametrize("change", [{"encapsulation": "gue"}, {"gue_port": 1}, {"mtu": 1400}])
+def test_each_option_of_a_pool_makes_another_generation(change: dict[str, Any]) -> None:
+    """As those of VIPs do, and the table is the same one."""
+    before = web(backend("b1"))
+    pools = {"web": replace(before.pools["web"], **change)}
+    first, second = generations(before, replace(before, pools=pools))
+    assert second.number == first.number + 1
+    assert second.digest != first.digest
+    assert second.pools["web"].table is first.pools["web"].table
+
+
+def test_a_server_id_makes_another_generation() -> None:
+    """Packets can tell the two apart, though the table is the same one."""
+    first, second = generations(web(backend("b1")), web(backend("b1", quic_server_id=b"\x01")))
+    assert second.digest != first.digest
+    assert second.pools["web"].table is first.pools["web"].table
+
+
+def test_another_seed_makes_another_generation() -> None:
+    """Two hosts with different seeds do not choose alike, so their digests differ."""
+    first, second, third = generations(
+        web(backend("b1")),
+        replace(web(backend("b1")), hash_seed="a"),
+        replace(web(backend("b1")), hash_seed="b"),
+    )
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert [g.number for g in (first, second, third)] == [1, 2, 3]
+    assert confirm(third).digest == third.digest
+    assert (first.hash_seed, third.hash_seed) == (None, "b")
+
+
+def test_more_than_the_maps_hold_is_refused() -> None:
+    """The sentence has the number that is wanted and the limit."""
+    networks = [vip(f"v{i}", f"10.{i}.0.0/16") for i in range(MAX_NETWORK_VIPS)]
+    assert plan(desired(networks, []), NOTHING, 0).number == 1
+    networks.append(vip("one-more", "192.0.2.0/24"))
+    with pytest.raises(GenerationRefused, match=r"257 VIPs that are networks .* may be 256"):
+        plan(desired(networks, []), NOTHING, 0)
+    deny = tuple(ip_network((i << 8, 24)) for i in range(100))
+    routed = [vip(f"v{i}", "10.99.0.1", 1 + i, deny=deny) for i in range(82)]
+    with pytest.raises(GenerationRefused, match=r"8200 source routes .* may be 8192"):
+        plan(desired(routed, []), NOTHING, 0)
