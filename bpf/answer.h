@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the balancer says itself, from a VIP's address: replies to pings, and "packet too big".
+/* What the balancer sends itself, from a VIP's address: replies to pings, and "packet too big".
  *
  * An answer goes back to the MAC address that the packet came from. All answers of a CPU share one
- * limit, so that nobody makes a reflector of us. */
+ * limit, so that nobody can use the balancer as a reflector. */
 #pragma once
 
 #define ANSWER_RATE 10000 /* per second and CPU */

@@ -12,13 +12,13 @@
  *   clamp.h        MSS on SYN
  *   encapsulate.h  outer header; transmit to the gateway
  *   gue.h          and a UDP header, where the pool wants GUE
- *   events.h       what is told of sampled flows
+ *   events.h       events of sampled flows, into a ring buffer
  *
  * What is not for a VIP passes to the host's stack untouched. What is, leaves encapsulated, is
  * answered, or is dropped with a reason that is counted.
  *
  * The agent compiles this with build constants (TABLE_SIZE, HASH_KEY*, SOURCE*) and with WITH_*
- * switches: what no document in force uses is not in the program. */
+ * switches: a feature that no document in force uses is not compiled in. */
 #include <uapi/linux/bpf.h>
 #include "enums.h"
 #include "layout.h"
@@ -40,9 +40,9 @@
 #include "gue.h"
 #include "events.h"
 
-/* What one packet's steps hand on. It is kept in a map and not on the stack: what is read back from
- * a map may be anything, so the verifier looks at each step once, and not once for each way to get
- * there. STEP marks where the compiler has to read back too. */
+/* What one packet's steps hand on to the next. It is kept in a map and not on the stack: to the
+ * verifier a value read from a map may be anything, so it checks each step once, and not once for
+ * each path that leads there. STEP makes the compiler read the values back too. */
 struct scratch {
 	struct packet packet;
 	struct choice choice;
@@ -56,11 +56,11 @@ BPF_TABLE("percpu_array", u32, struct scratch, scratches, 1);
 
 #define STEP() asm volatile("" ::: "memory")
 
-#define FORWARDED 0
+/* Outcomes beside the reasons for a drop, which are positive. DROP_NONE: to be forwarded. */
 #define ANSWERED -1
 #define NOT_OURS -2
 
-/* The backend for a packet, or the reason why there is none. */
+/* Chooses the backend of a packet, or returns the reason for a drop. */
 static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, struct vip *vip,
 				  struct packet *packet, struct flow_key *key)
 {
@@ -86,8 +86,9 @@ static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, str
 	return select_backend(choice, vip, packet, key);
 }
 
-/* ICMP to a VIP's address: a ping is answered, an error becomes a packet of the flow it quotes. */
-static __always_inline int take_icmp(struct xdp_md *ctx, struct vip **vip, struct packet *packet)
+/* ICMP to a VIP's address: answers a ping; makes an error a packet of the flow that it quotes, which
+ * is then to be forwarded (DROP_NONE). */
+static __always_inline int handle_icmp(struct xdp_md *ctx, struct vip **vip, struct packet *packet)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct icmphdr *icmp = l4_of(data, packet);
@@ -110,7 +111,7 @@ static __always_inline int take_icmp(struct xdp_md *ctx, struct vip **vip, struc
 	if (!adopt_quoted_flow(packet, data, end))
 		return DROP_ICMP_UNKNOWN;
 	*vip = find_vip(packet);
-	return *vip ? FORWARDED : DROP_ICMP_UNKNOWN;
+	return *vip ? DROP_NONE : DROP_ICMP_UNKNOWN;
 }
 
 static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct scratch *scratch,
@@ -172,7 +173,7 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 #endif
 	if (choice->track)
 		track(choice, vip, &key, counters);
-	return FORWARDED;
+	return DROP_NONE;
 }
 
 static __always_inline void count(struct vip_counters *counters, const struct packet *packet,
@@ -200,7 +201,7 @@ static __always_inline int handle(struct xdp_md *ctx)
 	struct vip_counters *counters;
 	struct scratch *scratch;
 	struct packet *packet;
-	int outcome = FORWARDED;
+	int outcome = DROP_NONE;
 	struct vip *vip;
 	u32 id = 0;
 
@@ -223,13 +224,13 @@ static __always_inline int handle(struct xdp_md *ctx)
 		scratch->choice.hash = flow_hash(packet, vip); /* is the flow sampled? */
 #endif
 	} else if (packet->kind == KIND_ICMP) {
-		outcome = take_icmp(ctx, &vip, packet);
+		outcome = handle_icmp(ctx, &vip, packet);
 	}
 	STEP();
 	if (outcome == NOT_OURS)
 		return XDP_PASS;
 #if WITH_PREFIXES
-	/* Of two maps, so the verifier would look at all that follows once for each of them. */
+	/* It comes from one of two maps; the verifier would check all that follows for each. */
 	if (vip) {
 		scratch->vip = *vip;
 		vip = &scratch->vip;
@@ -240,11 +241,11 @@ static __always_inline int handle(struct xdp_md *ctx)
 	counters = vip_counts.lookup(&id);
 	if (!counters)
 		return XDP_DROP; /* ids are within the map; the verifier does not know */
-	if (vip && outcome == FORWARDED)
+	if (vip && outcome == DROP_NONE)
 		outcome = forward(ctx, vip, scratch, counters);
 #if WITH_EVENTS
 	STEP();
-	if (vip && outcome >= FORWARDED)
+	if (vip && outcome >= DROP_NONE)
 		report(packet, &scratch->choice, vip, outcome);
 #endif
 	if (outcome == ANSWERED) {

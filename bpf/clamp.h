@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Lowers the MSS that a SYN offers (RFC 9293 section 3.7.1), with the checksum brought along. */
+/* Lowers the MSS that a SYN offers (RFC 9293 section 3.7.1), with the checksum updated. */
 #pragma once
 
 #define TCP_OPTION_END 0

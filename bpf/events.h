@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What happened to flows, for whoever follows them: records in a ring buffer.
+/* Events of sampled flows, written to a ring buffer.
  *
- * A flow is sampled by its hash, so all of its events are told or none is, and every host of a fleet
- * samples the same flows. A packet's events are told at its end, from what its steps left behind; a
- * program for VIPs that sample nothing has none of this. */
+ * A flow is sampled by its hash, so either all of its events are written or none, and every host of
+ * a fleet samples the same flows. A packet's events are written after its last step, from what the
+ * steps found out. A program whose VIPs sample no flows is compiled without this file. */
 #pragma once
 
 #if WITH_EVENTS
@@ -74,7 +74,7 @@ static __always_inline void report(const struct packet *packet, const struct cho
 		return;
 	kinds = kinds_of(packet, choice, outcome);
 	if ((choice->hash & SAMPLED_BITS) >= vip->sampling)
-		kinds &= KIND_BIT(EVENT_FLOOD); /* it is about the VIP, not the flow */
+		kinds &= KIND_BIT(EVENT_FLOOD); /* a flood is an event of the VIP, not of a flow */
 	if (!kinds)
 		return;
 	id = vip->id;

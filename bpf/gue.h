@@ -30,7 +30,7 @@ static __always_inline u64 sum_of_frame(struct xdp_md *ctx, u32 at, u32 length)
 		return sum;
 	__builtin_memset(chunk, 0, sizeof(chunk));
 	asm volatile("" : "+r"(length));
-	length = ((length - 1) & (CHUNK - 1)) + 1; /* as it was, in the verifier's words */
+	length = ((length - 1) & (CHUNK - 1)) + 1; /* unchanged; a bound for the verifier */
 	if (bpf_xdp_load_bytes(ctx, at, chunk, length))
 		return sum;
 	return (u32)bpf_csum_diff(0, 0, chunk, CHUNK, sum);
@@ -63,7 +63,7 @@ static __always_inline int fill_gue(struct xdp_md *ctx, const struct packet *pac
 	udp->check = 0;
 	sum += sum_of_frame(ctx, packet->l3 + fit->outer, length);
 	check = ~fold(sum);
-	/* 0 would say that there is none (RFC 768). */
+	/* 0 would mean that there is no checksum (RFC 768). */
 	check = check ? check : 0xffff;
 	bpf_xdp_store_bytes(ctx, packet->l3 + fit->outer + offsetof(struct udphdr, check), &check,
 			    sizeof(check));

@@ -3,9 +3,9 @@
  * tunnel as the traffic of clients.
  *
  * A probe is an ordinary connection from this host to a VIP. Its socket carries the mark
- * 0x5447 << 16 | id, which names the backend; tables and quarantine have no say. What has no such
- * mark, or is not for a VIP, is left to whatever else is on the interface. A probe that cannot be
- * sent is dropped and counted, never sent plain: it would come back to a balancer, and its answer
+ * 0x5447 << 16 | id, which names the backend; tables and quarantine are not consulted. What has no
+ * such mark, or is not for a VIP, is left to whatever else is on the interface. A probe that cannot
+ * be sent is dropped and counted, never sent plain: it would come back to a balancer, and its answer
  * would be that of another backend. The same in Python: agent/tidegate/spec/healthcheck.py.
  *
  * Frames of the host's own stack pass here, so offloads are pending: a checksum that the driver is
@@ -56,7 +56,7 @@ struct outer6 {
 /* The sum of the inner packet once its own checksum is filled in, without looking at its payload:
  * transport header and payload add up to what the pseudo-header lacks to 0xffff, and so does an IPv4
  * header by itself (local checksum offload, Documentation/networking/checksum-offloads.rst). False
- * if the headers do not tell. */
+ * if the headers do not determine it. */
 static __always_inline bool sum_inside(struct __sk_buff *skb, const struct packet *packet, u64 *sum)
 {
 	void *l3 = (void *)(long)skb->data + ETH_HLEN, *end = (void *)(long)skb->data_end;
@@ -102,6 +102,16 @@ static __always_inline void write_udp(struct __sk_buff *skb, const struct packet
 	udp->check = check ? check : 0xffff;
 }
 
+/* Makes room for `bytes` of outer headers and writes them, with the Ethernet header in front. */
+static __always_inline int insert_outer(struct __sk_buff *skb, void *eth, u32 bytes, u64 flags)
+{
+	if (bpf_skb_adjust_room(skb, bytes, BPF_ADJ_ROOM_MAC, flags))
+		return DROP_NO_HEADROOM;
+	if (bpf_skb_store_bytes(skb, 0, eth, ETH_HLEN + bytes, 0))
+		return DROP_NO_HEADROOM;
+	return DROP_NONE;
+}
+
 static __always_inline int push4(struct __sk_buff *skb, const struct packet *packet,
 				 const struct choice *choice, const struct backend *backend,
 				 const struct link *link)
@@ -115,22 +125,13 @@ static __always_inline int push4(struct __sk_buff *skb, const struct packet *pac
 	out.eth.h_proto = bpf_htons(ETH_P_IP);
 	if (!backend->gue_port) {
 		write_outer4(&out.ip, packet, choice, to, protocol, packet->length);
-		if (bpf_skb_adjust_room(skb, sizeof(out.ip), BPF_ADJ_ROOM_MAC,
-					BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
-			return DROP_NO_HEADROOM;
-		if (bpf_skb_store_bytes(skb, 0, &out.eth, ETH_HLEN + sizeof(out.ip), 0))
-			return DROP_NO_HEADROOM;
-		return DROP_NONE;
+		return insert_outer(skb, &out.eth, sizeof(out.ip), BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
 	}
 	write_outer4(&out.ip, packet, choice, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
 	write_udp(skb, packet, &out.udp, choice->hash, backend->gue_port,
 		  (u64)out.ip.saddr + out.ip.daddr);
-	if (bpf_skb_adjust_room(skb, sizeof(out.ip) + sizeof(out.udp), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
-		return DROP_NO_HEADROOM;
-	if (bpf_skb_store_bytes(skb, 0, &out.eth, ETH_HLEN + sizeof(out.ip) + sizeof(out.udp), 0))
-		return DROP_NO_HEADROOM;
-	return DROP_NONE;
+	return insert_outer(skb, &out.eth, sizeof(out.ip) + sizeof(out.udp),
+			    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
 }
 
 static __always_inline int push6(struct __sk_buff *skb, const struct packet *packet,
@@ -146,22 +147,13 @@ static __always_inline int push6(struct __sk_buff *skb, const struct packet *pac
 	out.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	if (!backend->gue_port) {
 		write_outer6(&out.ip, packet, choice, to, protocol, packet->length);
-		if (bpf_skb_adjust_room(skb, sizeof(out.ip), BPF_ADJ_ROOM_MAC,
-					BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
-			return DROP_NO_HEADROOM;
-		if (bpf_skb_store_bytes(skb, 0, &out.eth, ETH_HLEN + sizeof(out.ip), 0))
-			return DROP_NO_HEADROOM;
-		return DROP_NONE;
+		return insert_outer(skb, &out.eth, sizeof(out.ip), BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
 	}
 	write_outer6(&out.ip, packet, choice, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
 	write_udp(skb, packet, &out.udp, choice->hash, backend->gue_port,
 		  (u32)bpf_csum_diff(0, 0, (void *)&out.ip.saddr, 32, 0));
-	if (bpf_skb_adjust_room(skb, sizeof(out.ip) + sizeof(out.udp), BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))
-		return DROP_NO_HEADROOM;
-	if (bpf_skb_store_bytes(skb, 0, &out.eth, ETH_HLEN + sizeof(out.ip) + sizeof(out.udp), 0))
-		return DROP_NO_HEADROOM;
-	return DROP_NONE;
+	return insert_outer(skb, &out.eth, sizeof(out.ip) + sizeof(out.udp),
+			    BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
 }
 
 static __always_inline int send_probe(struct __sk_buff *skb, const struct packet *packet,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* ICMP errors for a VIP's flows: from routers, about packets that a backend sent as the VIP.
  *
- * The quoted packet tells the flow, with source and destination the other way round; eight bytes of
+ * The quoted packet identifies the flow, with source and destination swapped; eight bytes of
  * its transport header are enough, since the ports are the first four. The error goes to the owner
  * of that flow, wherever its entry was made: the connection table is visible to every CPU. */
 #pragma once
@@ -21,7 +21,7 @@ static __always_inline bool is_error6(const struct icmphdr *icmp)
 	return icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB;
 }
 
-/* An MTU that no link may have: whoever sends it wants small packets, not delivered ones. */
+/* An MTU below the least that a link may have: its sender wants to force small packets. */
 static __always_inline bool mtu_is_absurd(const struct icmphdr *icmp, bool is_v6)
 {
 	u32 rest = bpf_ntohl(icmp->rest);
@@ -52,7 +52,7 @@ static __always_inline u16 *read_quoted(struct packet *quoted, void *l3, void *e
 	return ports;
 }
 
-/* Makes the packet speak of the quoted flow, so that the VIP and the owner are found as ever.
+/* Makes the packet one of the quoted flow, so that VIP and owner are found as for any packet.
  * Returns false if no flow of the error's own destination is quoted. */
 static __always_inline bool adopt_quoted_flow(struct packet *packet, void *data, void *end)
 {

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Every structure that the data plane shares with the agent, drawn once.
+/* Every structure that the data plane shares with the agent, defined once.
  *
  * The agent's side is agent/tidegate/dataplane/kernel/layout.py; each load compares the two field by field
- * and refuses a program whose drawing differs. Addresses are 16 bytes: IPv6, or IPv4 mapped as
+ * and refuses a program whose layout differs. Addresses are 16 bytes: IPv6, or IPv4 mapped as
  * ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2), which never appears on a wire, so that the families
  * cannot be confused. Addresses and ports are in network order, all else in host order.
  */
 #pragma once
 
 /* Key of `vips`. Port 0 is any port. Every VIP address has an entry of protocol ICMP or ICMPv6 too:
- * it says that the address is ours, for ICMP and for later fragments, which have no ports. */
+ * ICMP and later fragments, which have no ports, are recognised by it. */
 struct vip_key {
 	u32 address[4];
 	u16 port;
@@ -159,8 +159,8 @@ struct backend_counters {
 	u64 bytes;
 };
 
-/* What the ring buffer `events` holds, one after another: what happened to a sampled flow. Backend,
- * decision and generation are 0 where no backend was chosen; id 0 is never a backend. */
+/* A record of the ring buffer `events`: what happened to a sampled flow. Backend, decision and
+ * generation are 0 where no backend was chosen; id 0 is never a backend. */
 struct event {
 	u64 time; /* CLOCK_MONOTONIC, ns */
 	u64 generation; /* of the table that chose the backend; 0: none did (QUIC) */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Token buckets: how much a flood may take. A bucket holds one second's worth at most. */
+/* Token buckets: limits for floods. A bucket holds one second's worth at most. */
 #pragma once
 
 #define TOKEN (1ULL << 20)

@@ -23,7 +23,7 @@ BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);
 BPF_TABLE("percpu_array", u32, u64, verdict_counts, 1);
 #if WITH_EVENTS
 BPF_RINGBUF_OUTPUT(events, 1); /* of struct event */
-BPF_TABLE("percpu_array", u32, struct event, event_space, 1); /* where one is put together */
-BPF_TABLE("percpu_array", u32, struct bucket, event_limits, 1); /* by VIP; 0, no VIP: for all */
+BPF_TABLE("percpu_array", u32, struct event, event_space, 1); /* where an event is built */
+BPF_TABLE("percpu_array", u32, struct bucket, event_limits, 1); /* by VIP id; 0: shared by all VIPs */
 BPF_TABLE("percpu_array", u32, struct event_counters, event_counts, 1);
 #endif

@@ -59,7 +59,7 @@ struct packet {
 	bool is_error; /* an ICMP error; addresses and ports are those of the flow it quotes */
 };
 
-/* The transport header. The mask tells the verifier what parsing made sure of. */
+/* The transport header. The mask states for the verifier a bound that parsing has ensured. */
 #define L4_MASK 0x3fff
 
 static __always_inline void *l4_of(void *data, const struct packet *packet)
@@ -206,7 +206,7 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 	l3 = data + packet->l3;
 	if (!parse_l3(l3, end, ethertype, packet))
 		return false;
-	/* Fragments of anything may be ours; the VIP look-up by address tells. */
+	/* Fragments of any protocol may be ours; the VIP look-up by address decides. */
 	if (packet->kind != KIND_LATER_FRAGMENT && !parse_l4(l3 + packet->l4, end, packet))
 		return false;
 	packet->is_cut = l3 + packet->length > end;

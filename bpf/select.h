@@ -34,7 +34,7 @@ struct choice {
 	bool is_refused; /* or the limit on entries refused it */
 };
 
-/* What a flow is known by. A network VIP has many destination addresses: a digest of it takes the
+/* The key of a flow in the connection table and the SYN table. A network VIP has many destination addresses: a digest of it takes the
  * bits above the id. If two collide, the two flows of one client port share a backend. */
 static __always_inline void flow_key_of(struct flow_key *key, const struct packet *packet,
 					const struct vip *vip)

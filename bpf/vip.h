@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Is a packet for a VIP: address and port, then any port, then networks, the longest first.
+/* The VIP of a packet: by address and port, then any port, then networks, longest prefix first.
  *
  * ICMP and later fragments have no ports: they are looked up as protocol ICMP and port 0, where
  * every VIP address has an entry. */

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference data plane: the packet decisions of bpf/ in plain Python, slow and clear.
+"""The specification of the data plane: the packet decisions of bpf/ in plain Python.
 
-Same maps and same frame give the same verdict, frame, map changes and counters; the conformance
-suite holds the two byte-equal. A decision is changed here first.
+It is slow and clear. Same maps and same frame give the same verdict, frame, map changes and
+counters; the conformance suite holds the two byte-equal. A decision is changed here first.
 """
 
 from tidegate.spec.balancer import Result, Verdict, process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the balancer says itself, from a VIP's address: replies to pings, and "packet too big"."""
+"""What the balancer sends itself, from a VIP's address: replies to pings, "packet too big"."""
 
 import struct
 from typing import Final
@@ -23,13 +23,13 @@ _ECHO6, _ECHO_REPLY6 = 128, 129
 
 
 def is_echo_request(packet: Packet, frame: bytes) -> bool:
-    """Whether an ICMP packet is a ping."""
+    """Return whether an ICMP packet is a ping."""
     kind, code = frame[packet.l3 + packet.l4 :][:2]
     return (kind, code) == (_ECHO6 if packet.is_v6 else _ECHO, 0)
 
 
 def echo_reply(packet: Packet, frame: bytes) -> bytes:
-    """The reply to a ping: type and addresses changed, checksums brought along, payload kept."""
+    """Return the reply to a ping: type and addresses changed, checksums updated, payload kept."""
     ip = bytearray(frame[packet.l3 :])
     icmp = packet.l4
     old_type, new_type = (_ECHO6, _ECHO_REPLY6) if packet.is_v6 else (_ECHO, _ECHO_REPLY)
@@ -48,7 +48,7 @@ def echo_reply(packet: Packet, frame: bytes) -> bytes:
 
 
 def too_big(packet: Packet, frame: bytes, mtu: int) -> bytes | None:
-    """The error that tells a client the MTU; None if it is shorter than what is quoted."""
+    """Return the error with the MTU for a client; None if the packet is too short to quote."""
     quote = _QUOTE6 if packet.is_v6 else _QUOTE4
     if packet.length < quote:
         return None

@@ -19,7 +19,7 @@ from tidegate.spec.select import Choice, flow_key, flow_of, select, track, usabl
 from tidegate.spec.state import ICMP, ICMPV6, FragmentKey, Service, State, VipEntry
 
 NOON: Final = 1 << 50
-"""A monotonic time, ns, for those to whom the time does not matter."""
+"""A monotonic time, ns, for callers to whom the time does not matter."""
 _REASSEMBLY: Final = 60 * SECOND
 
 
@@ -36,7 +36,7 @@ class Result:
     """What became of a frame.
 
     Attributes:
-        reason: why it was dropped.
+        reason: why it was dropped; NONE if it was not.
         vip: id of the VIP that it was for.
         backend: id of the backend that it went to.
         decision: what named the backend; None for what was not forwarded.
@@ -53,7 +53,7 @@ class Result:
 
 
 def process(state: State, frame: bytes, interface: int, now: int = NOON) -> Result:
-    """Decides on one frame and changes the state as the program would change its maps.
+    """Decide on one frame and change the state as the program would change its maps.
 
     Args:
         state: the maps.
@@ -74,19 +74,19 @@ def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
     if packet is None or vip is None:
         return Result(Verdict.PASS, frame)
     if packet.is_cut or packet.length < packet.l4 + packet.headers:
-        value = flow_hash(state.settings.hash_keys, packet, vip)
-        about = events.Subject(packet, vip, value, now)
+        hash_ = flow_hash(state.settings.hash_keys, packet, vip)
+        about = events.Subject(packet, vip, hash_, now)
         return _drop_of_flow(state, about, frame, Reason.BAD_LENGTH)
     if packet.kind is not Kind.ICMP:
         return _forward(state, vip, packet, frame, interface, now)
     if answer.is_echo_request(packet, frame):
-        return _ping(state, vip, packet, frame, now)
+        return _answer_ping(state, vip, packet, frame, now)
     if not icmp_error.is_error(packet, frame):
         return Result(Verdict.PASS, frame)  # neighbour discovery, above all
-    return _error(state, vip, packet, frame, interface, now)
+    return _forward_error(state, vip, packet, frame, interface, now)
 
 
-def _error(
+def _forward_error(
     state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
 ) -> Result:
     if icmp_error.mtu_is_absurd(packet, frame):
@@ -99,7 +99,7 @@ def _error(
 
 
 def find_vip(state: State, packet: Packet) -> VipEntry | None:
-    """Address and port, then any port, then networks, the longest first.
+    """Find the VIP of a packet: address and port, any port, then networks, the longest first.
 
     ICMP and later fragments have no ports: they are looked up as protocol ICMP and port 0, where
     every VIP address has an entry.
@@ -135,7 +135,7 @@ def _drop_of_flow(
     reason: Reason,
     choice: Choice | None = None,
 ) -> Result:
-    events.dropped(state, about, reason, choice)
+    events.report_dropped(state, about, reason, choice)
     return _drop(state, about.vip, frame, reason)
 
 
@@ -144,7 +144,7 @@ def _answered(state: State, vip: VipEntry, frame: bytes) -> Result:
     return Result(Verdict.TX, frame, vip=vip.identity.id)
 
 
-def _ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now: int) -> Result:
+def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now: int) -> Result:
     if not vip.echo:
         return Result(Verdict.PASS, frame)  # the host may want to answer itself
     if packet.is_first_fragment:
@@ -157,9 +157,9 @@ def _ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now: int) -
 def _forward(
     state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
 ) -> Result:
-    value = flow_hash(state.settings.hash_keys, packet, vip)
-    about = events.Subject(packet, vip, value, now)
-    choice = _decide(state, vip, packet, frame, value, now)
+    hash_ = flow_hash(state.settings.hash_keys, packet, vip)
+    about = events.Subject(packet, vip, hash_, now)
+    choice = _decide(state, vip, packet, frame, hash_, now)
     if isinstance(choice, Reason):
         return _drop_of_flow(state, about, frame, choice)
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
@@ -174,19 +174,19 @@ def _forward(
     if packet.is_syn and vip.vip.mss_clamp:
         at = packet.l3 + packet.l4
         frame = frame[:at] + clamp_mss(frame[at:], vip.vip.mss_clamp)
-    out = encapsulate(state.settings, packet, frame, tunnel, value)
+    out = encapsulate(state.settings, packet, frame, tunnel, hash_)
     if packet.is_first_fragment and not packet.is_error:
         first = _fragment_key(packet)
         state.fragments[first] = flow_of(vip, choice)
         state.fragments_at[first] = now
     key = flow_key(packet, vip)
     is_entered = track(state, vip, key, choice, now) if choice.track else None
-    events.forwarded(state, about, choice, is_entered=is_entered)
-    return _count(state, vip, packet, choice, out, value)
+    events.report_forwarded(state, about, choice, is_entered=is_entered)
+    return _count(state, vip, packet, choice, out, hash_)
 
 
 def _decide(
-    state: State, vip: VipEntry, packet: Packet, frame: bytes, value: int, now: int
+    state: State, vip: VipEntry, packet: Packet, frame: bytes, hash_: int, now: int
 ) -> Choice | Reason:
     if packet.kind is Kind.LATER_FRAGMENT:
         return _follow_fragment(state, packet, now)
@@ -201,7 +201,7 @@ def _decide(
         entry = usable(state, backend, incarnation)
         if id_ and entry:
             return Choice(backend, entry, Decision.QUIC, 0)
-    return select(state, vip, packet, flow_key(packet, vip), pool, value, now)
+    return select(state, vip, packet, flow_key(packet, vip), pool, hash_, now)
 
 
 def _fragment_key(packet: Packet) -> FragmentKey:
@@ -211,7 +211,7 @@ def _fragment_key(packet: Packet) -> FragmentKey:
 
 
 def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
-    """A later fragment goes where the first one went, within the time that reassembly has."""
+    """Choose the backend of the first fragment, within the time that reassembly has."""
     key = _fragment_key(packet)
     first = state.fragments.get(key)
     if first is None or now - state.fragments_at[key] > _REASSEMBLY:
@@ -223,7 +223,7 @@ def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
 
 
 def _count(
-    state: State, vip: VipEntry, packet: Packet, choice: Choice, out: bytes, value: int
+    state: State, vip: VipEntry, packet: Packet, choice: Choice, out: bytes, hash_: int
 ) -> Result:
     decision = Decision.ERROR if packet.is_error else choice.decision
     counters = state.counters(vip.identity.id)
@@ -240,7 +240,7 @@ def _count(
         out,
         vip=vip.identity.id,
         backend=choice.backend,
-        slot=slot_of(value, len(table.current)) if table else None,
+        slot=slot_of(hash_, len(table.current)) if table else None,
         generation=choice.generation or None,
         decision=decision,
     )

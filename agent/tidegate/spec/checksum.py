@@ -5,18 +5,18 @@ import struct
 
 
 def fold(total: int) -> int:
-    """A sum of 16-bit words as one word, carries added back in."""
+    """Fold a sum of 16-bit words into one word, carries added back in."""
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
 
 
 def checksum(data: bytes) -> int:
-    """The checksum of octets; an odd one at the end counts as if a zero followed."""
+    """Return the checksum of octets; an odd one at the end counts as if a zero followed."""
     padded = data + b"\0" * (len(data) % 2)
     return ~fold(sum(struct.unpack(f">{len(padded) // 2}H", padded))) & 0xFFFF
 
 
 def updated(before: int, old: int, new: int) -> int:
-    """The checksum when one aligned word changes."""
+    """Return the checksum after one aligned word has changed."""
     return ~fold((~before & 0xFFFF) + (~old & 0xFFFF) + new) & 0xFFFF

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lowers the MSS that a SYN offers (RFC 9293 section 3.7.1), with the checksum brought along."""
+"""The MSS clamp of a SYN (RFC 9293 section 3.7.1), with the checksum updated."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ _LOOKED_AT: Final = 10
 
 
 def clamp_mss(segment: bytes, limit: int) -> bytes:
-    """The TCP segment with an MSS of at most `limit`; unchanged if its options cannot be read."""
+    """Return the TCP segment with an MSS of at most `limit`; unchanged if it is unreadable."""
     end = min((segment[12] >> 4) * 4, len(segment))
     at = 20
     for _ in range(_LOOKED_AT):

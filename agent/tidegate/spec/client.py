@@ -8,7 +8,7 @@ from tidegate.spec.state import State, VipEntry
 
 
 def pool_for(entry: VipEntry, packet: Packet) -> int | None:
-    """The pool for this client; None if the client is denied. The longest prefix decides."""
+    """Return the pool for this client, by longest prefix; None if the client is denied."""
     client = unpacked(packet.source)
     for network, pool in entry.routes:
         if client.version == network.version and client in network:
@@ -17,7 +17,7 @@ def pool_for(entry: VipEntry, packet: Packet) -> int | None:
 
 
 def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int) -> bool:
-    """Takes a SYN from the share of the client's prefix, if the VIP has a limit."""
+    """Take a SYN from the share of the client's prefix; return False if it is used up."""
     limit = entry.vip.syn_limit
     if limit is None:
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend's host does with a frame that may be tunnelled: the specification of bpf/decap.c.
+"""What a backend's host does with a frame that may be tunnelled: specification of bpf/decap.c.
 
 A frame is taken out of its tunnel, dropped with a reason, or passed untouched. It is judged from
 the outside in: is it a tunnel packet, is it for one of our tunnel addresses, does it come from
@@ -23,7 +23,7 @@ GUE_PORT: Final = 6080
 """UDP destination port of GUE as assigned by IANA."""
 
 VERIFIABLE_BYTES: Final = 9216
-"""The longest UDP datagram whose checksum is added up (a jumbo frame): the verifier wants one."""
+"""The longest UDP datagram whose checksum is added up (a jumbo frame), a bound for the verifier."""
 
 _ETHERNET: Final = 14
 _TAGS: Final = (b"\x81\x00", b"\x88\xa8")
@@ -67,8 +67,12 @@ class Outcome(IntEnum):
 
 TAKEN_OUT: Final = frozenset(
     {
-        *(Outcome.IPIP, Outcome.SIX_IN_FOUR, Outcome.FOUR_IN_SIX, Outcome.SIX_IN_SIX),
-        *(Outcome.GUE_OVER_FOUR, Outcome.GUE_OVER_SIX),
+        Outcome.IPIP,
+        Outcome.SIX_IN_FOUR,
+        Outcome.FOUR_IN_SIX,
+        Outcome.SIX_IN_SIX,
+        Outcome.GUE_OVER_FOUR,
+        Outcome.GUE_OVER_SIX,
     }
 )
 PASSED: Final = frozenset({Outcome.OTHER_DESTINATION, Outcome.NOT_PLAIN})
@@ -110,7 +114,7 @@ class _Outer:
     is_plain: bool
 
 
-class _Bad(Exception):  # noqa: N818 - a verdict, not a fault
+class _NotTakenOut(Exception):  # noqa: N818 - an outcome, not a fault
     """The frame is dropped or passed as this outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
@@ -119,7 +123,7 @@ class _Bad(Exception):  # noqa: N818 - a verdict, not a fault
 
 
 def process(accept: Accept, counts: Counter[Outcome], frame: bytes) -> tuple[Verdict, bytes]:
-    """Decides on a frame, counts the outcome, and returns verdict and frame."""
+    """Decide on a frame, count the outcome, and return verdict and frame."""
     start = _start_of_ip(frame)
     ip = frame[start:]
     outer = _parse_outer(frame[start - 2 : start], ip)
@@ -127,16 +131,16 @@ def process(accept: Accept, counts: Counter[Outcome], frame: bytes) -> tuple[Ver
         return Verdict.PASS, frame
     try:
         outcome, inner = _take_out(accept, outer, ip)
-    except _Bad as bad:
-        counts[bad.outcome] += 1
-        return (Verdict.PASS if bad.outcome in PASSED else Verdict.DROP), frame
+    except _NotTakenOut as refused:
+        counts[refused.outcome] += 1
+        return (Verdict.PASS if refused.outcome in PASSED else Verdict.DROP), frame
     counts[outcome] += 1
     kind = _IPV4 if inner[0] >> 4 == 4 else _IPV6  # noqa: PLR2004 - an IP version
     return Verdict.PASS, frame[: start - 2] + kind + inner
 
 
 def _start_of_ip(frame: bytes) -> int:
-    """Where the network header begins, behind up to two VLAN tags."""
+    """Return where the network header begins, behind up to two VLAN tags."""
     start = _ETHERNET
     for _ in range(_MOST_TAGS):
         if frame[start - 2 : start] in _TAGS:
@@ -145,7 +149,7 @@ def _start_of_ip(frame: bytes) -> int:
 
 
 def _parse_outer(kind: bytes, ip: bytes) -> _Outer | None:
-    """The outer header, or None if it is not a readable IP header."""
+    """Read the outer header; None if it is not a readable IP header."""
     if kind == _IPV4 and len(ip) >= 20 and ip[0] >> 4 == 4 and ip[0] & 15 >= 5:  # noqa: PLR2004
         return _Outer(
             source=IPv4Address(ip[12:16]),
@@ -170,10 +174,10 @@ def _parse_outer(kind: bytes, ip: bytes) -> _Outer | None:
 
 
 def _is_tunnel(accept: Accept, outer: _Outer, ip: bytes) -> bool:
-    """IP in IP by its protocol number; GUE by its port and by the variant in its first two bits.
+    """Return whether it is IP in IP (by protocol) or GUE (by port and variant).
 
-    Variant 1 has no header of its own: 01 are also the first bits of the IP versions 4 and 6. What
-    is not variant 1 is for a GUE socket of the host.
+    Variant 1 has no header of its own: its first bits 01 are also those of the IP versions 4 and 6.
+    What is not variant 1 is for a GUE socket of the host.
     """
     if outer.protocol in (_IPIP, _IPV6_IN):
         return True
@@ -189,22 +193,22 @@ def _is_tunnel(accept: Accept, outer: _Outer, ip: bytes) -> bool:
 
 
 def _take_out(accept: Accept, outer: _Outer, ip: bytes) -> tuple[Outcome, bytes]:
-    """How the packet was tunnelled, and what was inside with the rest of the frame."""
+    """Return how the packet was tunnelled, and the inner packet with the rest of the frame."""
     if accept.addresses and outer.destination not in accept.addresses:
-        raise _Bad(Outcome.OTHER_DESTINATION)
+        raise _NotTakenOut(Outcome.OTHER_DESTINATION)
     if not outer.is_plain:
-        raise _Bad(Outcome.NOT_PLAIN)
+        raise _NotTakenOut(Outcome.NOT_PLAIN)
     if accept.sources and not _is_allowed(accept.sources, outer.source):
-        raise _Bad(Outcome.BAD_SOURCE)
+        raise _NotTakenOut(Outcome.BAD_SOURCE)
     is_gue = outer.protocol == _UDP
     start = outer.header + (8 if is_gue else 0)
     if not start <= outer.length <= len(ip):
-        raise _Bad(Outcome.BAD_LENGTH)
+        raise _NotTakenOut(Outcome.BAD_LENGTH)
     room = outer.length - start
     if is_gue:
         room = int.from_bytes(ip[outer.header + 4 : outer.header + 6]) - 8
         if not 0 <= room <= outer.length - start:
-            raise _Bad(Outcome.BAD_LENGTH)
+            raise _NotTakenOut(Outcome.BAD_LENGTH)
     _verify(outer, ip, is_gue=is_gue)
     inner = ip[start:]
     version = _version_inside(outer, inner, room)
@@ -216,24 +220,24 @@ def _is_allowed(sources: Sequence[IPv4Network | IPv6Network], source: Address) -
 
 
 def _verify(outer: _Outer, ip: bytes, *, is_gue: bool) -> None:
-    """The outer checksums, which nobody can check once the outer headers are gone.
+    """Verify the outer checksums, which nobody can once the outer headers are gone.
 
     Those of the inner packet are left to the stack. A UDP checksum of 0 means none, over IPv6 too:
     a tunnel may do without (RFC 6935), since inner addresses have checksums of their own.
     """
     if outer.header == 20 and _sum(ip[:20]) != 0xFFFF:  # noqa: PLR2004 - RFC 791
-        raise _Bad(Outcome.BAD_CHECKSUM)
+        raise _NotTakenOut(Outcome.BAD_CHECKSUM)
     if not is_gue or ip[outer.header + 6 : outer.header + 8] == b"\0\0":
         return
     size = int.from_bytes(ip[outer.header + 4 : outer.header + 6])
     datagram = ip[outer.header : outer.header + size]
     pseudo = outer.source.packed + outer.destination.packed + size.to_bytes(4) + bytes(3) + b"\x11"
     if size > VERIFIABLE_BYTES or _sum(pseudo + datagram) != 0xFFFF:  # noqa: PLR2004 - RFC 768
-        raise _Bad(Outcome.BAD_CHECKSUM)
+        raise _NotTakenOut(Outcome.BAD_CHECKSUM)
 
 
 def _sum(data: bytes) -> int:
-    """One's complement sum of 16-bit words (RFC 1071); 0xFFFF over a right checksum."""
+    """Return the one's complement sum of words (RFC 1071); 0xFFFF over a right checksum."""
     data += bytes(len(data) % 2)
     total = sum(int.from_bytes(data[i : i + 2]) for i in range(0, len(data), 2))
     while total >> 16:
@@ -242,19 +246,19 @@ def _sum(data: bytes) -> int:
 
 
 def _version_inside(outer: _Outer, inner: bytes, room: int) -> int:
-    """4 or 6, after checking that a whole packet is there."""
+    """Return 4 or 6, after checking that a whole packet is there."""
     version = inner[0] >> 4 if inner else 0
     expected = {_IPIP: (4,), _IPV6_IN: (6,), _UDP: (4, 6)}[outer.protocol]
     header = 20 if version == 4 else 40  # noqa: PLR2004 - an IP version
     if version not in expected or room < header:
-        raise _Bad(Outcome.BAD_INNER)
+        raise _NotTakenOut(Outcome.BAD_INNER)
     if version == 4:  # noqa: PLR2004
         header = (inner[0] & 15) * 4
         length = int.from_bytes(inner[2:4])
     else:
         length = 40 + int.from_bytes(inner[4:6])
     if header < 20 or not header <= length <= room:  # noqa: PLR2004 - RFC 791
-        raise _Bad(Outcome.BAD_INNER)
+        raise _NotTakenOut(Outcome.BAD_INNER)
     return version
 
 
@@ -268,12 +272,12 @@ def _outcome(outer: _Outer, version: int, *, is_gue: bool) -> Outcome:
 
 
 def _with_ecn(outer: _Outer, inner: bytes, version: int) -> bytes:
-    """The inner packet with the congestion that its tunnel met (RFC 6040 §4.2, figure 4)."""
+    """Return the inner packet with the congestion of its tunnel (RFC 6040 §4.2, figure 4)."""
     here = inner[1] & 3 if version == 4 else inner[1] >> 4 & 3  # noqa: PLR2004
     there = here
     if outer.ecn == _CE:
         if not here:
-            raise _Bad(Outcome.BAD_ECN)
+            raise _NotTakenOut(Outcome.BAD_ECN)
         there = _CE
     elif outer.ecn == _ECT1 and here == _ECT0:
         there = _ECT1

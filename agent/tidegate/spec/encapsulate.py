@@ -35,7 +35,7 @@ class Tunnel:
 
 
 def tunnel_to(backend: BackendEntry, link: Link | None) -> Tunnel | Reason:
-    """The way to a backend, or why there is none."""
+    """Return the tunnel to a backend, or why there is none."""
     is_v4 = isinstance(backend.address, IPv4Address)
     gateway = (link.gateway4 if is_v4 else link.gateway6) if link else None
     if link is None or gateway is None:
@@ -46,16 +46,16 @@ def tunnel_to(backend: BackendEntry, link: Link | None) -> Tunnel | Reason:
 
 
 def encapsulate(
-    settings: Settings, packet: Packet, frame: bytes, tunnel: Tunnel, value: int
+    settings: Settings, packet: Packet, frame: bytes, tunnel: Tunnel, hash_: int
 ) -> bytes:
-    """The frame to transmit. `value` is the flow hash. Ethernet padding is left out."""
+    """Return the frame to transmit. `hash_` is the flow hash. Ethernet padding is left out."""
     inner = frame[packet.l3 : packet.l3 + packet.length]
     backend = tunnel.backend
     is_v4 = isinstance(backend.address, IPv4Address)
-    source = _source(settings, value, is_v4=is_v4)
+    source = _source(settings, hash_, is_v4=is_v4)
     protocol = _IPV6 if packet.is_v6 else _IPIP
     if backend.gue_port:
-        port = _GUE_PORTS | value >> 20 & 0x3FFF
+        port = _GUE_PORTS | hash_ >> 20 & 0x3FFF
         inner = _datagram(source + backend.address.packed, port, backend.gue_port, inner)
         protocol = _UDP
     outer = _outer4 if is_v4 else _outer6
@@ -65,14 +65,14 @@ def encapsulate(
     return tunnel.gateway + tunnel.link.mac + tags + kind + header + inner
 
 
-def _source(settings: Settings, value: int, *, is_v4: bool) -> bytes:
-    """An outer source address: the network, and bits of the flow hash behind its prefix."""
+def _source(settings: Settings, hash_: int, *, is_v4: bool) -> bytes:
+    """Return an outer source address: the network, and bits of the flow hash behind its prefix."""
     if is_v4:
         network4 = settings.source4
-        bits4 = value & _MASK32 & int(network4.hostmask)
+        bits4 = hash_ & _MASK32 & int(network4.hostmask)
         return (int(network4.network_address) | bits4).to_bytes(4)
     network6 = settings.source6
-    bits6 = value & _MASK64 & int(network6.hostmask)
+    bits6 = hash_ & _MASK64 & int(network6.hostmask)
     return (int(network6.network_address) | bits6).to_bytes(16)
 
 
@@ -87,7 +87,7 @@ def _outer6(tos: int, protocol: int, length: int, addresses: bytes) -> bytes:
 
 
 def _datagram(addresses: bytes, source: int, port: int, payload: bytes) -> bytes:
-    """A UDP datagram with its checksum, which is never 0 (RFC 768)."""
+    """Return a UDP datagram with its checksum, which is never 0 (RFC 768)."""
     length = len(payload) + 8
     bare = struct.pack(">HHHH", source, port, length, 0) + payload
     check = checksum(addresses + struct.pack(">HH", _UDP, length) + bare) or 0xFFFF

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of flows: which events a packet makes, and which of them are not told."""
+"""Events of sampled flows: which of them a packet causes, and which of these are written."""
 
 from typing import Final, NamedTuple
 
@@ -17,22 +17,29 @@ RATE: Final = 10_000
 _FLOOD_RATE: Final = 1
 """Per second, VIP and CPU."""
 _SAMPLED: Final = 0xFFFF
-"""The bits of the flow hash that are held against the VIP's share."""
+"""The bits of the flow hash that are compared with the VIP's share."""
 
 
 class Subject(NamedTuple):
-    """What events are about: a packet, its VIP, its flow hash, and when (monotonic ns)."""
+    """The subject of events: a packet, its VIP, its flow hash, and the time (monotonic ns)."""
 
     packet: Packet
     vip: VipEntry
-    hash: int
+    hash_: int
     now: int
 
 
-def forwarded(state: State, about: Subject, choice: Choice, *, is_entered: bool | None) -> None:
-    """Tells of a packet that was forwarded.
+def report_forwarded(
+    state: State, about: Subject, choice: Choice, *, is_entered: bool | None
+) -> None:
+    """Report a packet that was forwarded.
 
-    `is_entered` says whether its entry was written, or the limit refused it; None: it needed none.
+    Args:
+        state: gets the events.
+        about: the packet.
+        choice: where it went.
+        is_entered: whether its entry was written (False: refused by the limit); None: it needed
+            none.
     """
     packet = about.packet
     if packet.is_error:
@@ -49,12 +56,14 @@ def forwarded(state: State, about: Subject, choice: Choice, *, is_entered: bool 
     }
     for kind, is_so in happened.items():
         if is_so:
-            _tell(state, about, _event(about, kind, Reason.NONE, choice))
+            _report(state, about, _event(about, kind, Reason.NONE, choice))
 
 
-def dropped(state: State, about: Subject, reason: Reason, choice: Choice | None = None) -> None:
-    """Tells of a packet of a flow that was dropped, and where it would have gone."""
-    _tell(state, about, _event(about, EventKind.DROPPED, reason, choice))
+def report_dropped(
+    state: State, about: Subject, reason: Reason, choice: Choice | None = None
+) -> None:
+    """Report a packet of a flow that was dropped, and where it would have gone."""
+    _report(state, about, _event(about, EventKind.DROPPED, reason, choice))
 
 
 def _event(about: Subject, kind: EventKind, reason: Reason, choice: Choice | None) -> Event:
@@ -66,7 +75,7 @@ def _event(about: Subject, kind: EventKind, reason: Reason, choice: Choice | Non
         kind=kind,
         vip=about.vip.identity,
         backend=backend,
-        slot=slot_of(about.hash, TABLE_SIZE),
+        slot=slot_of(about.hash_, TABLE_SIZE),
         generation=choice.generation if choice else 0,
         decision=decision,
         reason=reason,
@@ -78,14 +87,14 @@ def _event(about: Subject, kind: EventKind, reason: Reason, choice: Choice | Non
     )
 
 
-def _tell(state: State, about: Subject, event: Event) -> None:
-    """A flow is sampled by its hash, so that all of its events are told or none is."""
+def _report(state: State, about: Subject, event: Event) -> None:
+    """Write an event if its flow is sampled: by its hash, so all of its events are, or none."""
     share = about.vip.vip.flow_sampling
-    if event.kind is EventKind.FLOOD:  # it is about the VIP, whatever the flow
+    if event.kind is EventKind.FLOOD:  # an event of the VIP, whatever the flow
         limit = state.flood_limits.setdefault(event.vip.id, Bucket())
         if share and limit.take(_FLOOD_RATE, about.now):
             state.events.append(event)
-    elif about.hash & _SAMPLED < share:
+    elif about.hash_ & _SAMPLED < share:
         if state.event_limit.take(RATE, about.now):
             state.events.append(event)
         else:

@@ -27,7 +27,7 @@ def _round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
 
 
 def siphash13(keys: tuple[int, int], words: list[int]) -> int:
-    """64-bit hash of 64-bit words; their number is part of the initial state."""
+    """Return the 64-bit hash of 64-bit words; their number is part of the initial state."""
     key0, key1 = keys
     v0 = key0 ^ 0x736F6D6570736575
     v1 = key1 ^ 0x646F72616E646F6D ^ len(words)
@@ -44,11 +44,11 @@ def siphash13(keys: tuple[int, int], words: list[int]) -> int:
 
 
 def flow_hash(keys: tuple[int, int], packet: Packet, entry: VipEntry) -> int:
-    """Hash of a packet's flow.
+    """Return the hash of a packet's flow.
 
-    The source (32 bits of IPv4, 128 of IPv6), then the VIP's tag with the ports; then, for a
-    network VIP, the destination address. A VIP that keeps a client on one backend leaves out what
-    differs between the client's flows.
+    It covers the source (32 bits of IPv4, 128 of IPv6), then the VIP's tag with the ports; then,
+    for a network VIP, the destination address. A VIP that keeps a client on one backend leaves out
+    what differs between the client's flows.
     """
     source = packet.source
     words = [_word(source[:8]), _word(source[8:])] if packet.is_v6 else [_word(source[12:])]
@@ -63,12 +63,12 @@ def flow_hash(keys: tuple[int, int], packet: Packet, entry: VipEntry) -> int:
 
 
 def _word(octets: bytes) -> int:
-    """Octets in network order as the number that a little-endian machine loads."""
+    """Return octets in network order as the number that a little-endian machine loads."""
     return int.from_bytes(octets, "little")
 
 
 def destination_digest(address: bytes) -> int:
-    """What tells a network VIP's destination addresses apart in a flow key: bits 12 to 31."""
+    """Return bits 12 to 31 of a flow key, which distinguish a network VIP's addresses."""
     words = [_word(address[i : i + 4]) for i in range(0, 16, 4)]
     factors = (0x27D4EB2F, 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
     mixed = 0
@@ -77,11 +77,11 @@ def destination_digest(address: bytes) -> int:
     return mixed & 0xFFFFF000
 
 
-def slot_of(value: int, size: int) -> int:
-    """The slot of a hash in a table of `size` slots: the upper 32 bits, scaled."""
-    return (value >> 32) * size >> 32
+def slot_of(hash_: int, size: int) -> int:
+    """Return the slot of a hash in a table of `size` slots: the upper 32 bits, scaled."""
+    return (hash_ >> 32) * size >> 32
 
 
-def rehash(value: int) -> int:
-    """The next value of Knuth's MMIX generator, from which another slot is drawn."""
-    return (value * 6364136223846793005 + 1442695040888963407) & _MASK
+def rehash(hash_: int) -> int:
+    """Return the next value of Knuth's MMIX generator, from which another slot is drawn."""
+    return (hash_ * 6364136223846793005 + 1442695040888963407) & _MASK

@@ -3,8 +3,8 @@
 
 A probe is an ordinary connection from this host to a VIP, whose socket carries a mark that names a
 backend. It is sent into the same tunnel as the traffic of clients, so it proves all that they need:
-the way to the backend, its decapsulation, its VIP address and its server. The tables have no say,
-and neither has quarantine: a backend that failed must be probed to be seen to come back.
+the way to the backend, its decapsulation, its VIP address and its server. Tables and quarantine
+are not consulted: a backend that failed must be probed so that its recovery is noticed.
 """
 
 from collections import Counter
@@ -32,14 +32,14 @@ class Action(IntEnum):
     """The return values of a tc program (include/uapi/linux/pkt_cls.h)."""
 
     NEXT = -1
-    """Not ours: whatever else is on the interface has its turn."""
+    """Not ours: left to whatever else is on the interface."""
     SEND = 0
     """Encapsulated."""
     DROP = 2
 
 
 def mark_of(backend: int) -> int:
-    """The socket mark (SO_MARK) that sends a socket's packets to the backend of this id."""
+    """Return the socket mark (SO_MARK) that sends packets to the backend of this id."""
     return MARK << _ID_BITS | backend
 
 
@@ -52,7 +52,7 @@ def process(
     *,
     gso: bool = False,
 ) -> tuple[Action, bytes]:
-    """Decides on an outgoing frame, counts probes by reason (`NONE`: sent), returns the frame.
+    """Decide on an outgoing frame, count probes by reason (`NONE`: sent), return the frame.
 
     Args:
         state: VIPs, backends and links are read; nothing is changed.
@@ -87,7 +87,7 @@ def _send(  # noqa: PLR0911 - one for each reason
     *,
     gso: bool,
 ) -> bytes | Reason:
-    """The frame as the balancer would send it to this backend, or why there is none."""
+    """Return the frame as the balancer would send it to this backend, or why there is none."""
     if packet.kind is Kind.LATER_FRAGMENT or packet.is_first_fragment:
         return Reason.FRAGMENT
     # What a host sends is not padded yet.
@@ -103,8 +103,8 @@ def _send(  # noqa: PLR0911 - one for each reason
     overhead = outer + (8 if entry.gue_port else 0)
     if packet.length > (_MOST_BYTES - overhead if gso else tunnel.limit):
         return Reason.TOO_BIG
-    value = flow_hash(state.settings.hash_keys, packet, vip)
-    out = encapsulate(state.settings, packet, frame, tunnel, value)
+    hash_ = flow_hash(state.settings.hash_keys, packet, vip)
+    out = encapsulate(state.settings, packet, frame, tunnel, hash_)
     if not entry.gue_port:
         return out
     at = ETHERNET + outer
@@ -113,14 +113,14 @@ def _send(  # noqa: PLR0911 - one for each reason
 
 
 def _datagram_checksum(packet: Packet, out: bytes, outer: int) -> int:
-    """GUE's checksum, from the inner headers alone; 0 where they do not tell.
+    """Return GUE's checksum, from the inner headers alone; 0 where they do not determine it.
 
     When the packet passes here its own checksum may still be the driver's to fill in, which would
     spoil a sum over it. But once it is filled in it makes up for everything behind it: transport
     header and payload then add up to what the pseudo-header lacks to 0xFFFF, and an IPv4 header
     adds up to 0xFFFF by itself. So their sum is known without looking at them (Linux calls this
     local checksum offload, Documentation/networking/checksum-offloads.rst). A UDP datagram without
-    a checksum says nothing, nor do packets with extension headers, which no probe has.
+    a checksum determines nothing, nor do packets with extension headers, which no probe has.
     """
     inner = out[ETHERNET + outer + 8 :]
     udp = out[ETHERNET + outer :][:8]

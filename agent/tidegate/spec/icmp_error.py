@@ -17,13 +17,13 @@ _QUOTED: Final = {6: Kind.TCP, 17: Kind.UDP}
 
 
 def is_error(packet: Packet, frame: bytes) -> bool:
-    """Whether an ICMP packet is an error of a type that concerns flows."""
+    """Return whether an ICMP packet is an error of a type that concerns flows."""
     kind = frame[packet.l3 + packet.l4]
     return kind in (_ERRORS6 if packet.is_v6 else _ERRORS4)
 
 
 def mtu_is_absurd(packet: Packet, frame: bytes) -> bool:
-    """Whether it tells an MTU that no link may have; 0 is one (RFC 1191 did away with it)."""
+    """Return whether its MTU is one that no link may have, such as 0 (obsolete, RFC 1191)."""
     message = frame[packet.l3 + packet.l4 :]
     if packet.is_v6:
         return message[0] == _PACKET_TOO_BIG and int.from_bytes(message[4:8]) < _LEAST_MTU6
@@ -34,7 +34,7 @@ def mtu_is_absurd(packet: Packet, frame: bytes) -> bool:
 
 
 def quoted_flow(packet: Packet, frame: bytes) -> Packet | None:
-    """The packet as one of the flow that it quotes, source and destination the other way round.
+    """Return the packet as one of the flow that it quotes, source and destination swapped.
 
     None: what is quoted is not the first eight bytes of TCP or UDP from the address that the error
     was sent to.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token buckets: how much a flood may take. A bucket holds one second's worth at most."""
+"""Token buckets: limits for floods. A bucket holds one second's worth at most."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,7 @@ class Bucket:
     at: int = 0
 
     def take(self, rate: int, now: int) -> bool:
-        """Takes one token if there is one; `rate` is in tokens per second."""
+        """Take one token if there is one; `rate` is in tokens per second."""
         passed = now - self.at
         full = rate * TOKEN
         refill = full if passed >= SECOND else rate * passed // 1000 * 1049 // 1000

@@ -15,7 +15,7 @@ _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 
 
 class Kind(Enum):
-    """What a packet carries, as far as decisions need to know."""
+    """What a packet carries, as far as decisions depend on it."""
 
     TCP = "TCP"
     UDP = "UDP"
@@ -25,7 +25,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Packet:
-    """What the decisions look at.
+    """The properties of a packet that decisions depend on.
 
     Attributes:
         l3: bytes of the frame before the IP header: Ethernet and VLAN tags.
@@ -58,7 +58,7 @@ class Packet:
 
 
 def parse(frame: bytes) -> Packet | None:
-    """Reads a frame. None: truncated, too many headers, or nothing that a VIP could be for."""
+    """Read a frame. None: truncated, too many headers, or nothing that a VIP could be for."""
     if len(frame) < ETHERNET:
         return None
     at = ETHERNET
@@ -77,7 +77,7 @@ def parse(frame: bytes) -> Packet | None:
 
 
 def parse_ip(ip: bytes, ethertype: bytes, l3: int) -> Packet | None:
-    """Reads the IP header and, in IPv6, what comes before the transport header."""
+    """Read the IP header and, in IPv6, what comes before the transport header."""
     if ethertype == IPV4:
         return _parse4(ip, l3)
     if ethertype == IPV6:

@@ -12,7 +12,7 @@ _HANDSHAKE: Final = 2
 
 
 def server_id(payload: bytes, quic: Quic) -> bytes | None:
-    """The server id that a datagram carries, or None: it then goes by the table.
+    """Return the server id that a datagram carries, or None: it then goes by the table.
 
     None: not QUIC, too short, Initial or 0-RTT (whose connection id the client chose), version
     negotiation.
@@ -31,5 +31,5 @@ def server_id(payload: bytes, quic: Quic) -> bytes | None:
         connection_id = payload[6:]
     else:
         connection_id = payload[1:]
-    found = connection_id[begin:end]
-    return found if len(found) == quic.server_id_length else None
+    id_ = connection_id[begin:end]
+    return id_ if len(id_) == quic.server_id_length else None

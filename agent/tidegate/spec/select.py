@@ -30,13 +30,13 @@ class Choice:
 
 
 def flow_key(packet: Packet, entry: VipEntry) -> FlowKey:
-    """What a flow is known by."""
+    """Return the key of a packet's flow in the connection table and the SYN table."""
     digest = destination_digest(packet.destination) if entry.vip.is_network else 0
     return FlowKey(packet.source, entry.identity.id | digest, packet.source_port, packet.port)
 
 
 def usable(state: State, backend: int, incarnation: int | None) -> BackendEntry | None:
-    """The entry of an id, if packets may go to this use of it (None: to any use)."""
+    """Return the entry of an id if packets may go to this incarnation (None: to any)."""
     entry = state.backends.get(backend)
     if entry is None or entry.quarantined:
         return None
@@ -44,9 +44,9 @@ def usable(state: State, backend: int, incarnation: int | None) -> BackendEntry 
 
 
 def select(
-    state: State, vip: VipEntry, packet: Packet, key: FlowKey, pool: int, value: int, now: int
+    state: State, vip: VipEntry, packet: Packet, key: FlowKey, pool: int, hash_: int, now: int
 ) -> Choice | Reason:
-    """The choice of connection table, SYN table and Maglev table, in this order."""
+    """Choose by connection table, SYN table and Maglev table, in this order."""
     tracking = vip.vip.tracking
     is_tcp = packet.kind is Kind.TCP
     flow = None
@@ -59,7 +59,7 @@ def select(
     table = state.tables.get(pool)
     if table is None:
         return Reason.NO_TABLE
-    slot = slot_of(value, len(table.current))
+    slot = slot_of(hash_, len(table.current))
     if tracking == "transition" and is_tcp and table.tracked[slot]:
         flow = _entry(state, vip, packet, key, now)
         tracked = _tracked(state, flow, packet, key, now)
@@ -77,7 +77,7 @@ def select(
         if before:
             return replace(before, track=track, had_entry=flow is not None)
 
-    choice = _current(state, table, slot, value, _decision(packet))
+    choice = _current(state, table, slot, hash_, _decision(packet))
     if isinstance(choice, Reason):
         return choice
     if packet.is_syn and in_window:
@@ -86,7 +86,7 @@ def select(
 
 
 def _entry(state: State, vip: VipEntry, packet: Packet, key: FlowKey, now: int) -> Flow | None:
-    """The flow's entry, if it is of this use of the VIP's id, and in UDP not idle for too long."""
+    """Return the flow's entry if it is of this VIP's incarnation and, in UDP, not idle too long."""
     flow = state.flows.get(key)
     if flow is None or flow.vip_incarnation != vip.identity.incarnation:
         return None
@@ -112,7 +112,7 @@ def _tracked(
 def _from_before(
     state: State, vip: VipEntry, key: FlowKey, table: Table, slot: int
 ) -> Choice | None:
-    """Of an untracked flow in a slot in transition: where its SYN went, or the fallback."""
+    """Choose for an untracked flow in a slot in transition: where its SYN went, or the fallback."""
     mark = state.syns.get(key)
     opened = table.windows[table.window[slot]].opened
     if mark and mark.vip_incarnation == vip.identity.incarnation and mark.generation >= opened:
@@ -131,17 +131,17 @@ def _decision(packet: Packet) -> Decision:
 
 
 def _current(
-    state: State, table: Table, slot: int, value: int, decision: Decision
+    state: State, table: Table, slot: int, hash_: int, decision: Decision
 ) -> Choice | Reason:
-    """The slot's current owner; if it is unusable, the owner of another slot of the same hash."""
+    """Choose the slot's current owner or, if that is unusable, the owner of a re-hashed slot."""
     owner = int(table.current[slot])
     entry = usable(state, owner, None)
     if entry:
         return Choice(owner, entry, decision, table.generation)
     passed_over = "quarantined" if owner in state.backends else "gone"
     for _ in range(REHASHES):
-        value = rehash(value)
-        owner = int(table.current[slot_of(value, len(table.current))])
+        hash_ = rehash(hash_)
+        owner = int(table.current[slot_of(hash_, len(table.current))])
         entry = usable(state, owner, None)
         if entry:
             return Choice(owner, entry, decision, table.generation, rehashed=passed_over)
@@ -149,14 +149,14 @@ def _current(
 
 
 def flow_of(vip: VipEntry, choice: Choice) -> Flow:
-    """What is remembered of a choice."""
+    """Return the entry that records a choice."""
     return Flow(
         choice.backend, choice.entry.incarnation, vip.identity.incarnation, choice.generation
     )
 
 
 def track(state: State, vip: VipEntry, key: FlowKey, choice: Choice, now: int) -> bool:
-    """Writes an entry, unless new ones come faster than the VIP allows; tells whether it did."""
+    """Write an entry unless new ones come faster than the VIP allows; return whether it did."""
     id_ = vip.identity.id
     counters = state.counters(id_)
     bucket = state.insert_limits.setdefault(id_, Bucket())

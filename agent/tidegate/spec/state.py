@@ -26,19 +26,19 @@ class Service(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Where a client network goes: a pool, or nowhere (None)."""
+    """Where packets of a client network go: to a pool, or nowhere (None)."""
 
     network: Network
     pool: int | None
 
 
 class VipEntry(NamedTuple):
-    """What is known of a service.
+    """Value of the VIP map: a service.
 
     Attributes:
         identity: id and incarnation.
         pool: id of its pool.
-        tag: what stands for it in the flow hash.
+        tag: stands for the service in the flow hash.
         vip: its options; of an address entry, defaults.
         echo: whether pings are answered; address entries alone have it.
         routes: client networks, the longest first.
@@ -53,7 +53,7 @@ class VipEntry(NamedTuple):
 
 
 class BackendEntry(NamedTuple):
-    """What the backend map says of an id; `gue_port` 0 is IP in IP, `mtu` 0 that of the link."""
+    """Value of the backend map; `gue_port` 0 is IP in IP, `mtu` 0 that of the link."""
 
     incarnation: int
     address: Address
@@ -81,7 +81,7 @@ class FragmentKey(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """Which use of which backend id a flow belongs to, and the generation that said so."""
+    """The backend (id and incarnation) of a flow, and the generation that chose it."""
 
     backend: int
     backend_incarnation: int
@@ -90,7 +90,7 @@ class Flow(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What is told of a flow, but for the time; ports are 2 bytes in network order.
+    """An event of a flow, without its time; ports are 2 bytes in network order.
 
     Attributes:
         vip: id and incarnation.
@@ -123,7 +123,7 @@ class Link(NamedTuple):
 
 @dataclass
 class VipCounters:
-    """What is counted for a VIP."""
+    """The counters of a VIP."""
 
     packets: int = 0
     bytes: int = 0
@@ -138,7 +138,7 @@ class VipCounters:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a program is built with."""
+    """The build constants of a program."""
 
     hash_keys: tuple[int, int]
     source4: IPv4Network
@@ -152,8 +152,8 @@ class State:
     Attributes:
         seen: monotonic ns of each tracked flow's last packet (UDP) or of its entry.
         fragments_at: monotonic ns of each fragment entry.
-        events: what was told, oldest first.
-        events_lost: events above the limit. A ring buffer that is full is the kernel's alone.
+        events: as written to the ring buffer, oldest first.
+        events_lost: events above the limit. Here the ring buffer is never full.
     """
 
     settings: Settings
@@ -181,11 +181,11 @@ class State:
     flood_limits: dict[int, Bucket] = field(default_factory=dict)
 
     def counters(self, vip: int) -> VipCounters:
-        """The counters of a VIP id."""
+        """Return the counters of a VIP id."""
         return self.vip_counters.setdefault(vip, VipCounters())
 
     def install(self, generation: Generation) -> None:
-        """Puts a generation in force; flows and SYNs stay, and counters of ids that keep owners."""
+        """Put a generation in force; keep flows, SYNs, and the counters of ids that keep owners."""
         self._forget_counters(generation)
         pools = {name: placed.identity.id for name, placed in generation.pools.items()}
         exact: dict[Service, VipEntry] = {}
@@ -205,7 +205,7 @@ class State:
         self._install_backends(generation, pools)
 
     def _forget_counters(self, generation: Generation) -> None:
-        """Counters of an id begin anew with its next owner; those of its last one end then."""
+        """Drop the counters of ids that get a new owner."""
         vips = {entry.identity for entry in self.vips.values()}
         vips |= {entry.identity for _, _, entry in self.networks}
         backends = {(id_, entry.incarnation) for id_, entry in self.backends.items()}
@@ -256,7 +256,7 @@ def _routes(placed: PlacedVip, pools: Mapping[str, int]) -> tuple[Route, ...]:
 
 
 def _address_entry(entries: list[VipEntry], network: Network) -> VipEntry:
-    """What says that an address is ours, for ICMP and later fragments; the lowest id counts."""
+    """Return the entry of an address for ICMP and later fragments: that of the lowest id."""
     first = min(entries, key=lambda entry: entry.identity.id)
     plain = Vip("", network, 0, "tcp", "")
     echo = any(entry.vip.echo for entry in entries)
