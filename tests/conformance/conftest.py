@@ -13,7 +13,7 @@ from tidegate.dataplane.tunnel.tunnel import Decap
 
 @pytest.fixture
 def both() -> Iterator[Both]:
-    """Give the kernel and the model, which must agree on everything."""
+    """Give the kernel and the specification, which must agree on everything."""
     with both_engines() as found:
         yield found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand-written packet cases: what is expected of one frame, from the model and from the kernel."""
+"""Hand-written packet cases: what is expected of one frame, from the spec and from the kernel."""
 
 from collections import Counter
 
@@ -145,7 +145,7 @@ def test_a_datagram_is_tracked_at_once(both: Both) -> None:
 
 
 def _moved_source(both: Both, before: Generation, after: Generation) -> int:
-    """A source port whose slot has another owner after the change, found on the model alone."""
+    """A source port whose slot has another owner after the change, found on the spec alone."""
     for sport in range(40000, 41000):
         owners = []
         for generation in (before, after):

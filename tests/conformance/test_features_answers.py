@@ -28,7 +28,7 @@ FAMILIES = pytest.mark.parametrize("ip", [ip4(), ip6()], ids=["v4", "v6"])
 
 @pytest.fixture
 def alone() -> Iterator[Kernel]:
-    """Give the kernel without the model, for more frames than the model has time for."""
+    """Give the kernel without the spec, for more frames than the spec has time for."""
     with Kernel() as kernel:
         kernel.install(generations(web(backend("b1")))[-1])
         yield kernel

@@ -22,13 +22,13 @@ UNREACHED = {
     Reason.NONE,
     # Every pool of documents in force has a table, and a test-run has 256 bytes of headroom.
     *(Reason.NO_TABLE, Reason.NO_HEADROOM),
-    # It takes 10,000 answers in a second, more frames than the model does in that time.
+    # It takes 10,000 answers in a second, more frames than the specification does in that time.
     Reason.ECHO_LIMIT,
 }
 
 
 def test_random_frames_and_documents() -> None:
-    """Whatever arrives, under whatever documents: model and kernel do the same."""
+    """Whatever arrives, under whatever documents: specification and kernel do the same."""
     seed = int(datetime.now(UTC).strftime("%Y%m%d"))
     report = fuzz(20_000, seed)
     if report.difference is not None:
@@ -48,7 +48,7 @@ def test_random_frames_and_documents() -> None:
 def test_a_difference_is_found_and_made_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model with a fault is caught; what is written is one frame, which can be simulated."""
+    """A spec with a fault is caught; what is written is one frame, which can be simulated."""
 
     def faulty(state: State, frame: bytes, interface: int) -> Result:
         result = process(state, frame, interface)
@@ -62,7 +62,7 @@ def test_a_difference_is_found_and_made_small(
     told = write(report.difference, tmp_path)
     assert report.difference.steps[0].frames[0].hex() in told
     arguments = ["--keys", str(tmp_path / "step-1.json"), "--in", str(tmp_path / "step-1.pcap")]
-    # The program and the real model agree on that frame.
+    # The program and the real specification agree on that frame.
     seed = ["--hash-seed", BUILD.hash_seed.decode()]
     assert main(["simulate", "--engine", "both", "--json", *arguments, *seed]) == 0
     assert '"verdict": "TX"' in capsys.readouterr().out

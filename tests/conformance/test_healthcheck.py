@@ -18,7 +18,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from support.documents.roster import backend, desired, generations, vip
 from support.packets.frames import ETHER, ip4, ip6, tcp, udp
-from support.packets.kernel import BUILD, LINK, Kernel, model
+from support.packets.kernel import BUILD, LINK, Kernel, spec_state
 from tidegate.dataplane.kernel import loader
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.tunnel.probes import Probes
@@ -60,7 +60,7 @@ class Both:
         side = self.sides[encapsulation]
         self.kernel, self.probes = side.kernel, side.probes
         self.kernel.link(LINK)
-        self.state = model()
+        self.state = spec_state()
         self.state.install(GENERATIONS[encapsulation])
         self.ids = {
             key.name: placed.identity.id

@@ -31,7 +31,7 @@ def wanted(tracking: Tracking, numbers: list[int]) -> Desired:
 def test_only_flows_of_the_window_can_move_when_every_entry_is_lost(
     both: Both, tracking: Tracking
 ) -> None:
-    """On model and kernel: agent reinstalled, or another host took over, in the middle.
+    """On specification and kernel: agent reinstalled, or another host took over, in the middle.
 
     Flows from before the window stay, through changes before and after the loss. Those that were
     born in it move where their slot's owner of before is another one: they are counted.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated sequences of packets and roster changes: model and kernel stay byte-equal."""
+"""Generated sequences of packets and roster changes: specification and kernel stay byte-equal."""
 
 import time
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from support.documents.roster import backend, web
 from support.packets.frames import ip4, ip6, tcp, udp
-from support.packets.kernel import Kernel, assert_equal, model
+from support.packets.kernel import Kernel, assert_equal, spec_state
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired
 from tidegate.planner import plan
@@ -54,7 +54,7 @@ def frames() -> st.SearchStrategy[bytes]:
 def test_any_sequence(steps: list[tuple[Desired, list[bytes]]]) -> None:
     """After every step each frame, verdict, map and counter is the same on both sides."""
     with Kernel() as kernel:
-        state = model()
+        state = spec_state()
         generation: Generation = NOTHING
         for second, (desired, packets) in enumerate(steps):
             generation = plan(desired, generation, 1000 + second)

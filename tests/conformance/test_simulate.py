@@ -71,9 +71,9 @@ def test_all_engines_say_the_same(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Verdict, names, slot, decision and frame, from the program and from the specification."""
-    kernel, model, both = (run(files, engine, capsys) for engine in ("kernel", "model", "both"))
+    kernel, spec, both = (run(files, engine, capsys) for engine in ("kernel", "spec", "both"))
     assert kernel == both
-    assert kernel == model
+    assert kernel == spec
     assert len(kernel[0]) == len(FRAMES)
     assert {line["vip"] for line in kernel[0]} >= {None, "www", "www6", "dns"}
     assert {line["backend"] for line in kernel[0]} == {None, "b1", "b2"}
@@ -108,13 +108,13 @@ def simulation() -> Iterator[Simulation]:
 
 
 def test_both_tells_a_different_frame(simulation: Simulation) -> None:
-    """A model that believes in another MTU answers what the kernel sends on."""
-    link = simulation.model.state.links[1]
-    simulation.model.state.links = {1: link._replace(mtu=60)}
+    """A specification that believes in another MTU answers what the kernel sends on."""
+    link = simulation.spec.state.links[1]
+    simulation.spec.state.links = {1: link._replace(mtu=60)}
     outcome, faults = simulation.run(tcp("A", data="x" * 50))
     assert outcome.verdict is Verdict.TX
-    assert outcome.slot is None  # the model is no witness of what it did not see
-    assert any(fault.startswith("model : TX") for fault in faults)
+    assert outcome.slot is None  # the specification is no witness of what it did not see
+    assert any(fault.startswith("spec  : TX") for fault in faults)
     assert any(fault.startswith("kernel: TX") for fault in faults)
     assert any("flows" in fault for fault in faults)
 
@@ -122,15 +122,15 @@ def test_both_tells_a_different_frame(simulation: Simulation) -> None:
 def test_both_tells_a_different_table(simulation: Simulation) -> None:
     """An entry that one side alone has is found, though no packet tells."""
     assert simulation.run(tcp("A"))[1] == []
-    key, flow = simulation.model.state.flows.popitem()
-    simulation.model.state.flows[key] = flow._replace(generation=7)
+    key, flow = simulation.spec.state.flows.popitem()
+    simulation.spec.state.flows[key] = flow._replace(generation=7)
     _, faults = simulation.run(tcp("S", dport=81))
     assert [fault for fault in faults if "generation=7" in fault]
 
 
 def test_both_tells_a_different_counter(simulation: Simulation) -> None:
     """Counters are compared after each frame."""
-    simulation.model.state.backend_packets[1] += 1
+    simulation.spec.state.backend_packets[1] += 1
     assert any("backends[1]" in fault for fault in simulation.run(tcp("S", dport=81))[1])
 
 
@@ -138,17 +138,17 @@ def test_the_command_ends_with_1_at_a_difference(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], simulation: Simulation
 ) -> None:
     """The frame is named and both results are said."""
-    link = simulation.model.state.links[1]
-    simulation.model.state.links = {1: link._replace(mtu=50)}
+    link = simulation.spec.state.links[1]
+    simulation.spec.state.links = {1: link._replace(mtu=50)}
     options = Namespace(capture=files[1], out=None, json=True)
     assert run_frames(options, simulation.run, list) == 1
     said = capsys.readouterr().err
-    assert "kernel and model differ at frame 4" in said
-    assert "model : DROP too_big" in said
+    assert "kernel and spec differ at frame 4" in said
+    assert "spec  : DROP too_big" in said
 
 
 def test_what_the_kernel_did_is_read_from_its_counters(simulation: Simulation) -> None:
-    """The model is asked for the slot alone: without it everything else is there."""
+    """The specification is asked for the slot alone: without it everything else is there."""
     sent = simulation.kernel.run(tcp("S"))
     assert (sent.verdict, sent.vip, sent.decision) == (Verdict.TX, "www", Decision.SYN)
     assert sent.backend in simulation.kernel._names.backends.values()
@@ -171,8 +171,8 @@ def test_without_privileges_it_says_what_to_do(files: tuple[Path, Path]) -> None
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--engine model" in done.stderr
+    assert "--engine spec" in done.stderr
     assert "Traceback" not in done.stderr
-    command += ["--engine", "model"]
+    command += ["--engine", "spec"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == len(FRAMES)

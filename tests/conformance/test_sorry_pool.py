@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VIP whose pool has nobody left: its packets, from the model and from the kernel."""
+"""A VIP whose pool has nobody left: its packets, from the specification and from the kernel."""
 
 from dataclasses import replace
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from support.documents.roster import backend, desired, generations, vip
 from support.packets.frames import ip4, tcp
-from support.packets.kernel import BUILD, Kernel, model
+from support.packets.kernel import BUILD, Kernel, spec_state
 from tidegate.dataplane.kernel import loader, maps, programs
 from tidegate.errors import CompileError
 from tidegate.model.generation import NOTHING, Generation
@@ -88,7 +88,7 @@ def test_no_flow_moves_in_the_model(
     steps: list[tuple[list[Backend], list[tuple[int, bool]]]], tracking: str
 ) -> None:
     """Whatever comes, goes and drains between SYN, first ACK and all that follows."""
-    state = model()
+    state = spec_state()
     play(steps, tracking, state.install, lambda frame: process(state, frame, 1).backend)
 
 
@@ -116,7 +116,7 @@ def test_flows_from_before_the_window_survive_the_loss_of_every_entry(tracking: 
     first, *changes = generations(
         *(wanted(tracking, [backend(f"b{i}") for i in (*r, 1, 2, 3)]) for r in rosters_)
     )
-    state = model()
+    state = spec_state()
     state.install(first)
     before = {s: process(state, tcp("A", sport=s), 1).backend for s in FLOWS}
     for change in changes:

@@ -157,7 +157,7 @@ def _number(chance: random.Random, name: str, low: int, high: int) -> int:
     if name == "port":
         return max(low, chance.choice(PORTS))
     if name in {"insert_limit", "rate"}:
-        # The kernel and the model look at the clock separately, so nothing between: see `Session`.
+        # The kernel and the spec look at the clock separately, so nothing between: see `Session`.
         return chance.choice([low, low, low if name == "rate" else 1_000_000, 1_000_000])
     if name == "udp_idle_timeout":
         return chance.choice([0, AGE // 2, high])

@@ -167,7 +167,7 @@ def _count(report: Report, result: Result) -> None:
 
 
 def trial(needed: frozenset[Feature], steps: Sequence[Step], judge: Judge) -> str | None:
-    """How a new kernel and a new model differ over these steps."""
+    """How a new kernel and a new specification differ over these steps."""
     with Session(judge, needed) as session:
         for each in steps:
             session.install(each)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fuzzer's session: one program and one model that are given the same documents and frames.
+"""The fuzzer's session: one program and one spec that are given the same documents and frames.
 
 What documents and frames these are is not decided here.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from fuzz.documents import Keys, desired
 from fuzz.frames import Target
-from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, assert_equal, model
+from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, assert_equal, spec_state
 from tidegate.dataplane.inspect.simulation import SHORTEST
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
@@ -50,7 +50,7 @@ class Step:
 
 
 class Session:
-    """A kernel and a model that are given the same steps, from `with` to its end.
+    """A kernel and a specification that are given the same steps, from `with` to its end.
 
     The two look at the clock at different times, so whether a bucket got a token in between must
     never decide. A limit is one per second or out of reach, and every fifty frames all buckets are
@@ -61,7 +61,7 @@ class Session:
         self._judge = judge
         self._features = needed
         self._kernel = Kernel()
-        self._state = model()
+        self._state = spec_state()
         self._generation: Generation = NOTHING
         self._second = FIRST_SECOND
         self._sent = 0
@@ -152,7 +152,7 @@ class Session:
             return expected, None
         return expected, (
             f"kernel: {verdict.name} {out.hex()}\n"
-            f"model:  {expected.verdict.name} {expected.reason.name} {expected.frame.hex()}"
+            f"spec:   {expected.verdict.name} {expected.reason.name} {expected.frame.hex()}"
         )
 
     def compare(self) -> str | None:

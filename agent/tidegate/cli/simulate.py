@@ -40,12 +40,12 @@ touches no traffic. KEYS.json is a JSON object from key relative to the release 
    "vips/www": {"address": "192.0.2.10", "port": 80, "protocol": "tcp", "pool": "web"}}
 """
 _EPILOG = """\
-exit codes: 0 done; 1 kernel and model differ; 2 wrong usage or host; 3 documents were refused
+exit codes: 0 done; 1 kernel and spec differ; 2 wrong usage or host; 3 documents were refused
 
 examples:
   tidegate simulate --keys keys.json --in capture.pcap
   tidegate simulate --keys keys.json --in capture.pcap --json --out sent.pcap | jq .verdict
-  tidegate simulate --keys keys.json --in capture.pcap --engine model     (needs no privileges)
+  tidegate simulate --keys keys.json --in capture.pcap --engine spec     (needs no privileges)
 """
 _COLUMNS: Final = (
     *(("n", 7), ("verdict", 7), ("reason", 12), ("vip", 20), ("backend", 20)),
@@ -78,7 +78,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     add(
         "--engine",
-        choices=("kernel", "model", "both"),
+        choices=("kernel", "spec", "both"),
         default="kernel",
         help="the program (default), the specification, or both held against each other",
     )
@@ -169,16 +169,16 @@ def _engine(
 ) -> "tuple[Run, Callable[[], list[str]]]":
     """What runs a frame, and what is left to compare at the end."""
     from tidegate.spec import Link, Settings
-    from tidegate.spec.simulation import Model
+    from tidegate.spec.simulation import Specification
 
     gateway = options.gateway_mac
     link = Link(options.interface_mac, gateway, gateway, options.mtu)
     build = _build(options, generation)
-    if options.engine == "model":
+    if options.engine == "spec":
         settings = Settings(build.hash_keys(), build.source4, build.source6)
-        model = Model(settings, link, time.monotonic_ns)
-        model.install(generation)
-        return lambda frame: (model.run(frame), []), list
+        spec = Specification(settings, link, time.monotonic_ns)
+        spec.install(generation)
+        return lambda frame: (spec.run(frame), []), list
     return _kernel(build, link, generation, stack, compare=options.engine == "both")
 
 
@@ -192,7 +192,7 @@ def _kernel(
         stack.enter_context(simulation.kernel)
     except CapabilityError as error:
         raise CapabilityError(
-            f"{error}. Or let the specification answer, which needs no privileges: --engine model"
+            f"{error}. Or let the specification answer, which needs no privileges: --engine spec"
         ) from error
     simulation.install(generation)
     return simulation.run, simulation.compare_tables if compare else list
@@ -258,7 +258,7 @@ def _sum_up(seen: "Counter[str]", cut: int, *, is_json: bool) -> None:
 
 def _differ(place: str, faults: list[str]) -> int:
     sys.stdout.flush()
-    print(f"tidegate: kernel and model differ at {place}:", file=sys.stderr)
+    print(f"tidegate: kernel and spec differ at {place}:", file=sys.stderr)
     for fault in faults:
         print(f"  {fault}", file=sys.stderr)
     return 1

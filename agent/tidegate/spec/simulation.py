@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as an engine of `tidegate simulate`: one frame in, what became of it out, by name.
+"""The spec as an engine of `tidegate simulate`: one frame in, what became of it out, by name.
 
 The kernel's engine is `dataplane/inspect/simulation.py`. Both give an `Outcome`, and what the maps
 hold under the same names, so that the two can be compared. No I/O here, and no packet decisions.
@@ -65,7 +65,7 @@ def names(generation: Generation) -> Names:
     )
 
 
-class Model:
+class Specification:
     """The specification with a state of its own.
 
     Args:
@@ -117,15 +117,15 @@ def counters(state: State) -> Contents:
     }
 
 
-def differences(kernel: Contents, model: Contents) -> list[str]:
+def differences(kernel: Contents, spec: Contents) -> list[str]:
     """Every entry in which the two differ, as lines."""
     found = []
-    for name in kernel.keys() | model.keys():
-        here, there = kernel.get(name, {}), model.get(name, {})
+    for name in kernel.keys() | spec.keys():
+        here, there = kernel.get(name, {}), spec.get(name, {})
         if here == there:
             continue
         found += [
-            f"{name}[{key}]: kernel {here.get(key)}, model {there.get(key)}"
+            f"{name}[{key}]: kernel {here.get(key)}, spec {there.get(key)}"
             for key in {**here, **there}
             if here.get(key) != there.get(key)
         ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from support.packets.kernel import BUILD, LOOPBACK, Kernel, assert_equal, model
+from support.packets.kernel import BUILD, LOOPBACK, Kernel, assert_equal, spec_state
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.programs import Build
@@ -23,7 +23,7 @@ from tidegate.spec.limit import SECOND, Bucket
 
 @dataclass
 class Both:
-    """The kernel and the model, given the same generations and the same frames."""
+    """The kernel and the specification, given the same generations and the same frames."""
 
     kernel: Kernel
     state: State
@@ -96,9 +96,9 @@ class Both:
 
 @contextmanager
 def both_engines(build: Build = BUILD) -> Iterator[Both]:
-    """New kernel maps and a new model, whose counters are compared at the end."""
+    """New kernel maps and a new specification, whose counters are compared at the end."""
     with Kernel(build) as kernel:
-        state = model()
+        state = spec_state()
         state.settings = Settings(build.hash_keys(), build.source4, build.source6)
         found = Both(kernel, state)
         yield found

@@ -63,7 +63,7 @@ def empty(fd: int, shape: maps.Shape) -> None:
         bpf.map_delete(fd, keys[at : at + shape.key_size])
 
 
-def model() -> State:
+def spec_state() -> State:
     """The specification's state that matches a new Kernel."""
     settings = Settings(BUILD.hash_keys(), BUILD.source4, BUILD.source6)
     return State(settings, {LOOPBACK: LINK})

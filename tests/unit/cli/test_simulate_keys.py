@@ -42,7 +42,7 @@ class Files:
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, what was printed, and what was said on the side."""
         files = ["--keys", str(self.keys), "--in", str(self.capture)]
-        code = main(["simulate", "--engine", "model", *files, *arguments])
+        code = main(["simulate", "--engine", "spec", *files, *arguments])
         return code, *self._capsys.readouterr()
 
     def lines(self, *arguments: str) -> list[dict[str, Any]]:

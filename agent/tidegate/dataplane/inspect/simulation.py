@@ -38,8 +38,8 @@ from tidegate.spec.simulation import (
     INTERFACE,
     LONGEST,
     Contents,
-    Model,
     Outcome,
+    Specification,
     counters,
     differences,
     names,
@@ -165,7 +165,7 @@ class Kernel:
         )
 
     def tables(self) -> Contents:
-        """The tables that packets write, as the model has them."""
+        """The tables that packets write, as the specification has them."""
         capacity = self._capacity
         return {
             "flows": readback.flows(self._maps["flows"], capacity.flows),
@@ -174,7 +174,7 @@ class Kernel:
         }
 
     def counters(self) -> Contents:
-        """The counters, as the model has them."""
+        """The counters, as the specification has them."""
         self._take_counters()
         return {
             "vips": readback.vip_counters(self._last_vips),
@@ -184,39 +184,39 @@ class Kernel:
 
 
 class Simulation:
-    """The kernel with the model beside it.
+    """The kernel with the specification beside it.
 
-    The model gives the slot. With `compare` it is also held against the kernel: verdict, frame and
+    The spec gives the slot. With `compare` it is also held against the kernel: verdict, frame and
     counters after each frame, and the tables of flows after each frame while they are small.
     Reading a table takes longer the fuller it is, so with n entries it is read every 1 + n/16
     frames.
 
     Args:
-        build: what the program is compiled with, and the model does likewise.
+        build: what the program is compiled with, and the specification does likewise.
     """
 
     def __init__(self, build: programs.Build, link: Link, *, compare: bool) -> None:
         self.kernel = Kernel(build, link)
         settings = Settings(build.hash_keys(), build.source4, build.source6)
-        self.model = Model(settings, link, time.monotonic_ns)
+        self.spec = Specification(settings, link, time.monotonic_ns)
         self._compare = compare
         self._unread = 0  # frames since the tables were last compared
 
     def install(self, generation: Generation) -> None:
         """Puts a generation in force on both."""
         self.kernel.install(generation)
-        self.model.install(generation)
+        self.spec.install(generation)
 
     def run(self, frame: bytes) -> tuple[Outcome, list[str]]:
-        """What the kernel did with one frame, and in what the model differs."""
-        real, expected = self.kernel.run(frame), self.model.run(frame)
+        """What the kernel did with one frame, and in what the specification differs."""
+        real, expected = self.kernel.run(frame), self.spec.run(frame)
         faults = []
         if self._compare:
             if (real.verdict, real.frame) != (expected.verdict, expected.frame):
-                faults += [_line("kernel", real), _line("model ", expected)]
-            faults += differences(self.kernel.counters(), counters(self.model.state))
+                faults += [_line("kernel", real), _line("spec  ", expected)]
+            faults += differences(self.kernel.counters(), counters(self.spec.state))
             self._unread += 1
-            state = self.model.state
+            state = self.spec.state
             entries = len(state.flows) + len(state.syns) + len(state.fragments)
             if self._unread > entries // 16:
                 faults += self.compare_tables()
@@ -225,7 +225,7 @@ class Simulation:
 
     def compare_tables(self) -> list[str]:
         """In what the tables of flows differ, and how many frames ago they were equal."""
-        found = differences(self.kernel.tables(), tables(self.model.state))
+        found = differences(self.kernel.tables(), tables(self.spec.state))
         if found and self._unread > 1:
             found.append(f"the tables were equal {self._unread} frames before")
         self._unread = 0
