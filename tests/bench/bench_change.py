@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from tidegate.agent.reconciler import Applied, Outcome
 from tidegate.agent.traces.changes import ChangeTraces
-from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import unwatched
 from tidegate.keyspace.documents.memo import Memo
@@ -135,7 +135,7 @@ def measure(memo: Memo | None, traces: ChangeTraces | None = None) -> dict[str, 
     """Figures of a change."""
     documents, steps = release(BACKENDS), Steps()
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    plane.make_folder(pins)
+    make_plane_folder(pins)
     fds = maps.create(maps.shapes(maps.Capacity(1 << 16, 1 << 13, 1 << 12)))
     reached = unwatched if traces is None else traces.reached
     publisher, last = Publisher(fds, pins, grace=0, reached=reached), EMPTY

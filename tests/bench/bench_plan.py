@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from support.documents.roster import backend, desired, vip
-from tidegate.dataplane import plane
-from tidegate.dataplane.inspect.flow_impact import affected
-from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.inspect.flow_impact import flow_impact
+from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired
@@ -64,7 +64,7 @@ def fill(fd: int, generation: Generation) -> None:
 def main() -> None:
     """Prints milliseconds of each part, median of several runs."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    plane.make_folder(pins)
+    make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, maps.Capacity(flows=2 * FLOWS))
     publisher = Publisher(fds, pins, grace=0)
     try:
@@ -77,13 +77,13 @@ def main() -> None:
         before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         times: dict[str, list[float]] = {"generation": [], "plan": [], "flows": []}
         for _ in range(RUNS):
-            with Live(pins) as live:
+            with PinnedDataPlane(pins) as pinned:
                 at = [time.perf_counter()]
-                generation = live.generation()
+                generation = pinned.generation()
                 at.append(time.perf_counter())
                 planned = plan(after, generation, 1)
                 at.append(time.perf_counter())
-                found = affected(live.flows(), generation, planned, time.monotonic_ns())
+                found = flow_impact(pinned.flows(), generation, planned, time.monotonic_ns())
                 at.append(time.perf_counter())
             for name, begin, end in zip(times, at, at[1:], strict=False):
                 times[name].append(1e3 * (end - begin))

@@ -15,8 +15,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from support.documents.roster import backend, desired, vip
-from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import maps
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.values import Desired
 from tidegate.planner import plan
@@ -58,7 +58,7 @@ def median(work: Callable[[int], float]) -> float:
 def main() -> None:
     """Prints a table."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    plane.make_folder(pins)
+    make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)
     publisher, wanted = Publisher(fds, pins, grace=0), roster()
     clock = 1000

@@ -23,8 +23,8 @@ from bench_publish import SMALL, roster
 
 from tidegate.agent.health.fleet import HealthDesk
 from tidegate.agent.mailbox import Bell, Mailbox
-from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.status import verdicts
@@ -132,7 +132,7 @@ class Trials:
 def main(trials: int) -> int:
     """Prints percentiles; 1 if the 99th from verdict to flag is 10 ms or more."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
-    plane.make_folder(pins)
+    make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)
     publisher = Publisher(fds, pins, grace=0)
     gc.collect()

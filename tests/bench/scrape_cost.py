@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tidegate.agent.metrics.host_points import CheckPoints
 from tidegate.agent.metrics.packet_points import PacketPoints
 from tidegate.dataplane.inspect import events
-from tidegate.dataplane.inspect.metering import Counted
+from tidegate.dataplane.inspect.counter_reader import CounterSample
 from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.health.standing import unknown
@@ -126,16 +126,16 @@ def scrape(fds: maps.Maps, wanted: Generation) -> tuple[list[Points], float]:
     """Measures one scrape, part by part; its points and its cost."""
     maker = PacketPoints(0, time.time_ns)
 
-    def counted() -> Counted:
+    def counted() -> CounterSample:
         totals = counters.read(fds, wanted)
-        return Counted(
+        return CounterSample(
             wanted, totals, counters.per_cpu_packets(fds), events.counts(fds["event_counts"])
         )
 
     standings = {key: unknown(0.0) for key in wanted.backends}
     checks = CheckPoints(0)
 
-    def made(of: PacketPoints, found: Counted, by: CheckPoints) -> list[Points]:
+    def made(of: PacketPoints, found: CounterSample, by: CheckPoints) -> list[Points]:
         of_checks = [f for f in by.points(standings, {}, time.time()) if isinstance(f, Points)]
         return [*of.points(found), *of_checks]
 

@@ -23,6 +23,7 @@ from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
 from tidegate.dataplane.kernel import maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import pinned_programs
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.publish import tables
 from tidegate.dataplane.publish.steps import Step
@@ -259,11 +260,11 @@ def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: in
     flows = packets_of(place, in_force).establish(vips)
     died = fork(work, step, hit)
     assert died.steps[step] == hit
-    assert place.attached() in dataplane.pinned_programs(place.pins)
+    assert place.attached() in pinned_programs(place.pins)
     new = plan(CLAMPED, in_force, NOW)
     assert_flows_stay(place, in_force, new, vips, flows)
     fork(work, None)
-    assert dataplane.pinned_programs(place.pins) == {place.attached()}
+    assert pinned_programs(place.pins) == {place.attached()}
     assert not (place.pins / "program-next").exists()
     assert not (place.pins / "proof").exists()
     assert_flows_stay(place, in_force, new, vips, flows)

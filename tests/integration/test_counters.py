@@ -11,6 +11,7 @@ from support.documents.roster import backend, desired, generations, vip
 from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.constants import ID_COOLDOWN_SECONDS
 from tidegate.model.generation import NOTHING, Generation
@@ -78,7 +79,7 @@ def stepped(*steps: tuple[int, list[str]]) -> Iterator[Generation]:
 def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
     """What a gone VIP or backend counted is not told of the next owner of its id."""
     pins = plane.Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
-    plane.make_folder(pins)
+    make_plane_folder(pins)
     try:
         publisher = Publisher(kernel, pins, 0.0)
         late = 1000 + 2 * ID_COOLDOWN_SECONDS

@@ -20,11 +20,11 @@ from scapy.layers.l2 import Ether
 from support.packets.kernel import BUILD, LINK, LOOPBACK
 from tidegate.cli.main import main
 from tidegate.dataplane import links
-from tidegate.dataplane import plane as dataplane
-from tidegate.dataplane.inspect.flow_impact import affected
-from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.inspect.flow_impact import flow_impact
+from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import CapabilityError
@@ -53,7 +53,7 @@ class Plane:
 
     def __init__(self, folder: Path) -> None:
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        dataplane.make_folder(self.pins)
+        make_plane_folder(self.pins)
         self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
         self.publisher = Publisher(self.maps, self.pins, grace=0)
         build = replace(BUILD, features=ALL_FEATURES)
@@ -217,9 +217,9 @@ def test_entries_that_no_packet_would_follow_are_no_flows(plane: Plane, planned:
     there = plane.flows_of("web/b4")
     del contents["pools/web/backends/b4"]
     after = plane.publish(contents)
-    with Live(plane.pins) as live:
+    with PinnedDataPlane(plane.pins) as pinned:
         later = time.monotonic_ns() + 2_000_000_000
-        found = affected(live.flows(), live.generation(), after, later)
+        found = flow_impact(pinned.flows(), pinned.generation(), after, later)
     assert (found.tracked, found.stale) == (FLOWS // 2 - there, FLOWS // 2 + there)
 
 
@@ -256,8 +256,8 @@ def test_what_is_read_is_of_one_moment(plane: Plane) -> None:
     thread = threading.Thread(target=publish)
     thread.start()
     try:
-        with Live(plane.pins) as live:
-            found = [live.generation() for _ in range(15)]
+        with PinnedDataPlane(plane.pins) as pinned:
+            found = [pinned.generation() for _ in range(15)]
     finally:
         stop.set()
         thread.join()
@@ -288,8 +288,8 @@ def test_an_empty_data_plane_is_planned_from_nothing(
         assert (code, found["generation"], found["flows"]["tracked"]) == (0, 0, 0)
         assert len(found["backends"]["added"]) == 5
         assert "nothing is in force there; all is new" in planned.lines(WEB)[1]
-    with Live(plane.pins) as live:
-        assert live.generation().vips == NOTHING.vips
+    with PinnedDataPlane(plane.pins) as pinned:
+        assert pinned.generation().vips == NOTHING.vips
 
 
 def test_people_read_what_changes(plane: Plane, planned: Plan) -> None:
@@ -321,7 +321,7 @@ def test_without_privileges_it_says_what_to_do(plane: Plane) -> None:
     """The pins are root's; the message says so."""
     os.seteuid(65534)
     try:
-        with pytest.raises(CapabilityError, match="run as root"), Live(plane.pins):
+        with pytest.raises(CapabilityError, match="run as root"), PinnedDataPlane(plane.pins):
             pass
     finally:
         os.seteuid(0)

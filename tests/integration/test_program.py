@@ -15,6 +15,7 @@ from support.documents.roster import backend, desired, generations, vip
 from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
 from tidegate.dataplane.kernel import loader, maps, programs
+from tidegate.dataplane.kernel.pins import make_plane_folder, pinned_programs
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.proof import prove
 from tidegate.errors import CompileError, DataplaneError
@@ -50,7 +51,7 @@ print(sent, sorted(missing))
 @pytest.fixture
 def pins() -> Iterator[Path]:
     folder = Path(f"/sys/fs/bpf/tgproof-{secrets.token_hex(4)}")
-    dataplane.make_folder(folder)
+    make_plane_folder(folder)
     yield folder
     dataplane.remove(folder, [])
 
@@ -129,12 +130,12 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
             plane.serve(simple)
             plane.publisher.publish(simple, 0.0)
             running = programs.attached("lb0")
-            pinned = dataplane.pinned_programs(settings.pins)
+            pinned = pinned_programs(settings.pins)
             patch.setattr(loader, "MOST_VERIFIED", 1000)
             with pytest.raises(CompileError, match="takes the verifier"):
                 plane.serve(simple, clamped)
             assert programs.attached("lb0") == running
-            assert dataplane.pinned_programs(settings.pins) == pinned == {running.program_id}
+            assert pinned_programs(settings.pins) == pinned == {running.program_id}
             patch.undo()
             plane.serve(simple, clamped)
             assert programs.attached("lb0") != running

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from support.documents.roster import backend, desired, generations, vip, web
-from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish import entries, tables
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Step
@@ -34,7 +34,7 @@ SMALL = maps.Capacity(flows=1024, syns=1024, fragments=1024)
 def pins() -> Iterator[Path]:
     """A folder of the test's own on the BPF file system."""
     folder = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-    plane.make_folder(folder)
+    make_plane_folder(folder)
     yield folder
     shutil.rmtree(folder)
 

@@ -86,9 +86,9 @@ class Agent:
         )
         recorder = self._trace(in_force)
         self._connect(in_force)
-        self._meter = Meter(self._plane.fates)
+        self._meter = Meter(self._plane.packet_outcomes)
         self._meters = Meters(
-            Sources(self._plane.metering, self._health.checks, self._follower, self._flows),
+            Sources(self._plane.counter_reader, self._health.checks, self._follower, self._flows),
             *(recorder, self._config.telemetry, self._telemetry.pipeline.metrics),
         )
         self._desk = Desk(self._mailbox.post, self._chronicle.past, self._meters.text)

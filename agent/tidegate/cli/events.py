@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate events`: what the data plane tells of sampled flows, as it happens.
 
-Only arguments and printing; the events come from `dataplane/inspect/live_events.py`.
+Only arguments and printing; the events come from `dataplane/inspect/event_stream.py`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from tidegate.agent.config import AgentConfig
-    from tidegate.dataplane.inspect.live_events import LiveEvents, Source
+    from tidegate.dataplane.inspect.event_stream import EventSource, NamedEvents
 
 _ABOUT = """\
 Prints the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted,
@@ -71,17 +71,17 @@ def _number(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tidegate.dataplane.inspect.live_events import LiveEvents
+    from tidegate.dataplane.inspect.event_stream import NamedEvents
 
     try:
         with ExitStack() as undo:
             pins = options.pin_dir or _config(options).pin_dir
-            live = undo.enter_context(LiveEvents(Path(pins), _source(options, Path(pins), undo)))
-            if not live.samples:
+            stream = undo.enter_context(NamedEvents(Path(pins), _source(options, Path(pins), undo)))
+            if not stream.samples:
                 _say("no VIP has flow_sampling above 0, so nothing is told until one has")
-            for event in islice(_all(live), options.n):
+            for event in islice(_all(stream), options.n):
                 print(json.dumps(event) if options.json else _line(event), flush=True)
-            _say_lost(live)
+            _say_lost(stream)
     except BrokenPipeError:  # the reader of our lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -93,13 +93,13 @@ def _config(options: argparse.Namespace) -> "AgentConfig":
     return config.read(options.config)
 
 
-def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "Source":
+def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "EventSource":
     """The ring buffer; where the agent has it, the agent."""
     from tidegate.cli.agent_events import AgentEvents
-    from tidegate.dataplane.inspect.live_events import Ring
+    from tidegate.dataplane.inspect.event_stream import RingReader
 
     try:
-        return undo.enter_context(Ring(pins))
+        return undo.enter_context(RingReader(pins))
     except RingTaken as taken:
         if options.pin_dir:
             raise RingTaken(f"{taken}. If it is the agent, name its file with -c") from taken
@@ -109,14 +109,14 @@ def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "Source
             raise RingTaken(f"{taken}, and it is not the agent ({error})") from error
 
 
-def _all(live: "LiveEvents") -> Iterator[dict[str, Any]]:
+def _all(stream: "NamedEvents") -> Iterator[dict[str, Any]]:
     while True:
-        yield from live.read(_WAIT)
-        _say_lost(live)
+        yield from stream.read(_WAIT)
+        _say_lost(stream)
 
 
-def _say_lost(live: "LiveEvents") -> None:
-    lost = live.lost()
+def _say_lost(stream: "NamedEvents") -> None:
+    lost = stream.lost()
     if lost:
         _say(f"{lost:,} events were lost: above the limit per CPU, or the ring buffer was full")
 

@@ -14,7 +14,7 @@ from tidegate.agent import config
 from tidegate.agent.journal import files, lines, owner, replay
 from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step
 from tidegate.cli.history import Endpoint
-from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.errors import AgentError
 from tidegate.keyspace.paths import backend_key
 from tidegate.model.values import Address
@@ -175,8 +175,8 @@ def _seed(settings: config.AgentConfig, fingerprint: str) -> str | None:
     """
     if not fingerprint:
         return None
-    with Live(Path(settings.pin_dir)) as live:
-        seed = live.generation().hash_seed
+    with PinnedDataPlane(Path(settings.pin_dir)) as pinned:
+        seed = pinned.generation().hash_seed
     if lines.fingerprint(seed) != fingerprint:
         raise AgentError(
             "the release had another hash_seed then than the one in force, and the journal keeps "

@@ -6,7 +6,6 @@ maps, the tables in force, the program. Whoever opens the folder holds a lock on
 agents never write to one data plane.
 """
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane import links
-from tidegate.dataplane.inspect.metering import Metering
+from tidegate.dataplane.inspect.counter_reader import CounterReader
 from tidegate.dataplane.kernel import counters, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import (
+    NEXT_PROGRAM,
+    PROGRAM,
+    make_plane_folder,
+    pin_anew,
+    pinned_programs,
+)
 from tidegate.dataplane.links import Gateways, Link
 from tidegate.dataplane.proof import prove
-from tidegate.dataplane.publish.audit import Difference, Finding, mended
+from tidegate.dataplane.publish.audit import Difference, Finding, repaired
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
@@ -36,12 +42,7 @@ from tidegate.model.generation import Generation
 
 log = logging.getLogger(__name__)
 
-_BPF_FS_MAGIC: Final = 0xCAFE4A11
-_MOUNT_POINT: Final = Path("/sys/fs/bpf")
-_PROGRAM: Final = "program"
-_NEXT: Final = "program-next"
 _PROBE_COUNTS: Final = "probe_counts"
-_MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 Mode = Literal["native", "generic", "auto"]
 
@@ -89,7 +90,7 @@ class DataPlane:
         self._links: dict[str, Link] = {}
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins = settings.pins
-        make_folder(self._pins)
+        make_plane_folder(self._pins)
         self._fence = Fence(self._pins)
         self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
         self.publisher = Publisher(
@@ -97,7 +98,9 @@ class DataPlane:
             reached=reached,
             fence=self._fence.check,
         )
-        self.metering = Metering(self._maps, self.publisher, settings.capacity, self._pins)
+        self.counter_reader = CounterReader(
+            self._maps, self.publisher, settings.capacity, self._pins
+        )
         self._default = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -146,11 +149,11 @@ class DataPlane:
         self._ours.add(bpf.object_id(fresh))
         # Pinned under a second name until it is attached: at any moment what is attached is pinned.
         try:
-            _pin(fresh, folder / _NEXT)
+            pin_anew(fresh, folder / NEXT_PROGRAM)
             reached(Step.PROGRAM_PINNED)
             self.follow()
             reached(Step.PROGRAM_ATTACHED)
-            (folder / _NEXT).rename(folder / _PROGRAM)
+            (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
         except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
             raise DataplaneError(f"cannot put a new program in place: {error}") from error
@@ -158,7 +161,7 @@ class DataPlane:
         self._ours = {bpf.object_id(fresh)}
         reached(Step.PROGRAM_KEPT)
         if before >= 0:
-            self.metering.take_times(before)
+            self.counter_reader.record_run_time(before)
             os.close(before)
         names = ",".join(sorted(each.name for each in build.features))
         log.info("program id=%d features=%s", bpf.object_id(fresh), names)
@@ -180,7 +183,7 @@ class DataPlane:
                 self.follow()
                 there = [programs.attached(interface) for interface in self.modes]
                 if bpf.object_id(fresh) not in {each.program_id for each in there if each}:
-                    (self._fence.folder / _NEXT).unlink(missing_ok=True)
+                    (self._fence.folder / NEXT_PROGRAM).unlink(missing_ok=True)
         os.close(fresh)
 
     @property
@@ -188,16 +191,16 @@ class DataPlane:
         """The interfaces as they were last read."""
         return dict(self._links)
 
-    def fates(self) -> npt.NDArray[np.uint64]:
-        """What became of the packets of each VIP id in use, as `counters.fates` has it.
+    def packet_outcomes(self) -> npt.NDArray[np.uint64]:
+        """What became of the packets of each VIP id in use, as `counters.packet_outcomes` has it.
 
-        The metering also takes note of the program's running time, if that is measured.
+        The counter_reader also takes note of the program's running time, if that is measured.
 
         Raises:
             DataplaneError: the counters cannot be read.
         """
-        self.metering.take_times(self._program)
-        return counters.fates(self.metering.vips())
+        self.counter_reader.record_run_time(self._program)
+        return counters.packet_outcomes(self.counter_reader.vips())
 
     def reload(self, gateways: Gateways, grace: float) -> None:
         """Takes over what may change while it runs."""
@@ -253,12 +256,12 @@ class DataPlane:
             FenceError: the data plane is another agent's now.
             DataplaneError: the kernel cannot be read.
         """
-        return [*self.publisher.audit(deep=deep), *mended(self._differences())]
+        return [*self.publisher.audit(deep=deep), *repaired(self._differences())]
 
     def _differences(self) -> Iterator[Difference]:
         """Pins and attachments that are not as we left them."""
         folder = self._fence.folder
-        for name, fd in {**self._maps, _PROGRAM: self._program}.items():
+        for name, fd in {**self._maps, PROGRAM: self._program}.items():
             if not (folder / name).exists():
                 finding = Finding("pins", name, "missing")
                 yield Difference(finding, partial(bpf.pin, fd, str(folder / name)))
@@ -296,7 +299,7 @@ class DataPlane:
 
     def close(self) -> None:
         """Closes descriptors; pins and attachments stay, so packets go on."""
-        self.metering.close()
+        self.counter_reader.close()
         self.publisher.close()
         self._maps.close()
         if self._probes is not None:
@@ -322,65 +325,3 @@ def remove(pins: Path, interfaces: Sequence[str]) -> None:
         for name in names:
             (Path(folder) / name).unlink()
         Path(folder).rmdir()
-
-
-def make_folder(pins: Path) -> None:
-    """Makes the folder of a data plane's pins; raises as `make_pins` does."""
-    make_pins(pins / "tables")
-
-
-def make_pins(pins: Path) -> None:
-    """Makes a folder for pins, and mounts the BPF file system if it is missing.
-
-    Raises:
-        CapabilityError: it cannot be made there.
-    """
-    if not any(_is_bpf_fs(parent) for parent in [pins, *pins.parents] if parent.exists()):
-        if _MOUNT_POINT not in pins.parents:
-            raise CapabilityError(
-                f"pin_dir {pins} is not on a BPF file system: mount one there "
-                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
-            )
-        _mount()
-    try:
-        pins.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CapabilityError(
-            f"cannot create {pins}: {error.strerror}. Run as root, or give the folder to the "
-            "agent's user"
-        ) from error
-
-
-def _is_bpf_fs(path: Path) -> bool:
-    buffer = ctypes.create_string_buffer(128)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.statfs(os.fsencode(path), buffer) != 0:
-        return False
-    return int.from_bytes(buffer.raw[:8], "little") == _BPF_FS_MAGIC
-
-
-def _mount() -> None:
-    """Mounts the BPF file system where systemd does; containers and minimal systems lack it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    place = os.fsencode(_MOUNT_POINT)
-    if libc.mount(b"bpf", place, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
-        raise CapabilityError(
-            f"there is no BPF file system at {_MOUNT_POINT} and it cannot be mounted "
-            f"({os.strerror(ctypes.get_errno())}): run `mount -t bpf bpf {_MOUNT_POINT}` as root"
-        )
-
-
-def pinned_programs(pins: Path) -> set[int]:
-    """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
-    found: set[int] = set()
-    for path in (pins / _PROGRAM, pins / _NEXT):
-        if path.exists():
-            fd = bpf.open_pin(str(path))
-            found.add(bpf.object_id(fd))
-            os.close(fd)
-    return found
-
-
-def _pin(fd: int, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    bpf.pin(fd, str(path))

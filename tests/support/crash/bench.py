@@ -24,9 +24,10 @@ import numpy as np
 from support.documents.roster import backend, desired, vip
 from support.packets.frames import CLIENT4, CLIENT6, ip4, ip6, tcp, udp
 from support.packets.kernel import BUILD, empty
-from tidegate.dataplane import links, plane
+from tidegate.dataplane import links
 from tidegate.dataplane.kernel import maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish import ledger, tables
 from tidegate.dataplane.publish.mirror import KEYED, Mirror
 from tidegate.dataplane.publish.publisher import Publisher
@@ -275,7 +276,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        plane.make_folder(self.pins)
+        make_plane_folder(self.pins)
         self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
         self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
 

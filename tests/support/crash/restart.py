@@ -4,7 +4,7 @@
 from tidegate.dataplane.publish import ledger, tables
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.ledger_bytes import decoded, encoded
-from tidegate.dataplane.publish.restore import found_generation
+from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.model.generation import Generation
 
 
@@ -17,4 +17,4 @@ def restarted(generation: Generation) -> Generation:
         placed.identity.id: tables.decode(bytes(tables.encode(placed.table)))
         for placed in generation.pools.values()
     }
-    return found_generation(decoded(pinned, strict=True), in_force)
+    return restored_generation(decoded(pinned, strict=True), in_force)

@@ -19,10 +19,11 @@ from typing import Self
 
 import numpy as np
 
-from tidegate.dataplane import links, plane
-from tidegate.dataplane.inspect import events, readback
+from tidegate.dataplane import links
+from tidegate.dataplane.inspect import events, map_values
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.generation import Generation
 from tidegate.spec import Link, Settings, State, Verdict
@@ -83,7 +84,7 @@ class Kernel:
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._cpus)})
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
-        plane.make_folder(self.pins)
+        make_plane_folder(self.pins)
         self.maps, self.program = _idle[build].pop() if _idle[build] else _load(build)
         self.publisher = Publisher(self.maps, self.pins, grace=0)
         self.link(LINK)
@@ -122,11 +123,11 @@ class Kernel:
 
     def flows(self, table: str) -> dict[FlowKey, Flow]:
         """The connection table (`flows`) or the SYN table (`syns`)."""
-        return readback.flows(self.maps[table], CAPACITY.flows)
+        return map_values.flows(self.maps[table], CAPACITY.flows)
 
     def fragments(self) -> dict[FragmentKey, Flow]:
         """Where first fragments went."""
-        return readback.fragments(self.maps["fragments"], CAPACITY.fragments)
+        return map_values.fragments(self.maps["fragments"], CAPACITY.fragments)
 
     def refill(self) -> None:
         """Gives back what was used of the limit on answers."""
@@ -149,18 +150,18 @@ class Kernel:
 
     def verdicts(self) -> dict[int, int]:
         """Packets by verdict."""
-        return readback.verdicts(self.maps["verdict_counts"])
+        return map_values.verdicts(self.maps["verdict_counts"])
 
     def vip_counters(self) -> dict[int, VipCounters]:
         """What is counted for each VIP id that had packets."""
         fd = self.maps["vip_counts"]
-        return readback.vip_counters(readback.per_cpu(fd, layout.VIP_COUNTERS, IDS))
+        return map_values.vip_counters(map_values.per_cpu(fd, layout.VIP_COUNTERS, IDS))
 
     def backend_counters(self) -> dict[int, tuple[int, int]]:
         """Packets and bytes of each backend id."""
         fd = self.maps["backend_counts"]
-        counts = readback.per_cpu(fd, layout.BACKEND_COUNTERS, IDS)
-        return readback.backend_counters(counts)
+        counts = map_values.per_cpu(fd, layout.BACKEND_COUNTERS, IDS)
+        return map_values.backend_counters(counts)
 
 
 def assert_equal(kernel: Kernel, state: State) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.documents.roster import backend, desired, vip
-from tidegate.dataplane.publish.desired import NO_INTENT, intent
+from tidegate.dataplane.publish.desired import NOTHING_DESIRED, desired_maps
 from tidegate.model.generation import NOTHING, Identity
 from tidegate.model.values import Backend, Desired, SourceRoute, Vip
 from tidegate.planner import plan
@@ -56,7 +56,7 @@ def test_an_earlier_intent_changes_nothing(steps: list[Desired], pauses: list[in
 
     Documents that stay are the same objects from step to step, as they are in an agent.
     """
-    generation, last, oldest, now = NOTHING, NO_INTENT, NO_INTENT, 1000
+    generation, last, oldest, now = NOTHING, NOTHING_DESIRED, NOTHING_DESIRED, 1000
     before: dict[object, object] = {}
     for step, pause in zip(steps, pauses, strict=False):
         shared = [
@@ -66,11 +66,11 @@ def test_an_earlier_intent_changes_nothing(steps: list[Desired], pauses: list[in
         wanted = replace(step, vips=shared[0], pools=shared[1], backends=shared[2])
         now += pause
         generation = plan(wanted, generation, now)
-        fresh = intent(generation)
-        assert intent(generation, last) == fresh
-        assert intent(generation, oldest) == fresh
+        fresh = desired_maps(generation)
+        assert desired_maps(generation, last) == fresh
+        assert desired_maps(generation, oldest) == fresh
         last = fresh
-        oldest = fresh if oldest is NO_INTENT else oldest
+        oldest = fresh if oldest is NOTHING_DESIRED else oldest
 
 
 def test_pools_under_other_ids_are_noticed() -> None:
@@ -83,4 +83,8 @@ def test_pools_under_other_ids_are_noticed() -> None:
         for name, placed in generation.pools.items()
     }
     other = replace(generation, pools=moved)
-    assert intent(other, intent(generation)) == intent(other) != intent(generation)
+    assert (
+        desired_maps(other, desired_maps(generation))
+        == desired_maps(other)
+        != desired_maps(generation)
+    )

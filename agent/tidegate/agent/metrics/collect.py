@@ -19,7 +19,7 @@ from tidegate.agent.metrics.host_points import CheckPoints, Left, StateClock
 from tidegate.agent.metrics.packet_points import PacketPoints
 from tidegate.agent.report import Facts
 from tidegate.agent.traces.flows import FlowCounts
-from tidegate.dataplane.inspect.metering import Census, Metering
+from tidegate.dataplane.inspect.counter_reader import Census, CounterReader
 from tidegate.errors import AgentError, CapabilityError, DataplaneError
 from tidegate.health.standing import Standing
 from tidegate.health.tally import PoolTally
@@ -75,7 +75,7 @@ class Flows(Protocol):
 class Sources:
     """Where values come from, for any thread."""
 
-    metering: Metering
+    counter_reader: CounterReader
     checks: Checks
     etcd: Contact
     flows: Flows
@@ -106,7 +106,7 @@ class Meters:
         self._recorder = recorder
         self._sender = sender
         self._began = time.time_ns()
-        self._packets = PacketPoints(sources.metering.began, time.time_ns)
+        self._packets = PacketPoints(sources.counter_reader.began, time.time_ns)
         self._checks = CheckPoints(self._began)
         self._states = StateClock(time.monotonic())
         self._left: Left | None = None
@@ -125,7 +125,7 @@ class Meters:
         where = place(self._settings.prometheus)
         try:
             if self._settings.metrics.program_stats:
-                self._sources.metering.keep_times()
+                self._sources.counter_reader.measure_run_times()
             if where is not None:
                 self._endpoint = Endpoint(where, self.text)
                 log.info("prometheus listen=%s port=%d", where.host, self._endpoint.port)
@@ -171,12 +171,14 @@ class Meters:
 
     def _collect(self) -> list[Family]:
         sources, left = self._sources, self._left
-        metering, checks = sources.metering, sources.checks
-        families: list[Family] = [*self._packets.points(metering.read())]
+        counter_reader, checks = sources.counter_reader, sources.checks
+        families: list[Family] = [*self._packets.points(counter_reader.read())]
         if self._census is not None:
             families += self._packets.live(self._census)
-        families += host_points.of_maps(metering.written(), self._census, metering.limits)
-        families += host_points.of_program(metering.times, self._began)
+        families += host_points.of_maps(
+            counter_reader.written(), self._census, counter_reader.limits
+        )
+        families += host_points.of_program(counter_reader.times, self._began)
         if left is not None:
             contact = sources.etcd.last_contact
             families += host_points.of_host(left, contact, time.monotonic(), self._began)
@@ -193,7 +195,7 @@ class Meters:
         while not self._end.wait(pause):
             began = time.thread_time()
             try:
-                self._census = self._sources.metering.census()
+                self._census = self._sources.counter_reader.census()
             except (OSError, DataplaneError) as error:
                 if self._end.is_set():
                     return

@@ -9,7 +9,7 @@ from typing import Final, get_args
 from tidegate import __version__
 from tidegate.agent.report import Facts
 from tidegate.agent.traces.flows import FlowCounts
-from tidegate.dataplane.inspect.metering import Census, Times
+from tidegate.dataplane.inspect.counter_reader import Census, RunTimes
 from tidegate.health.standing import Standing
 from tidegate.health.tally import BOUNDS, PoolTally
 from tidegate.keyspace.status.document import State, StatusDocument
@@ -126,7 +126,7 @@ def of_maps(
     ]
 
 
-def of_program(times: Times, began: int) -> list[Family]:
+def of_program(times: RunTimes, began: int) -> list[Family]:
     """How long the program took."""
     return [
         _one(names.PROGRAM_TIME, times.nanoseconds / 1e9, began),

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane.inspect.metering import Census, Counted
+from tidegate.dataplane.inspect.counter_reader import Census, CounterSample
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
@@ -63,7 +63,7 @@ class PacketPoints:
         self._name_backends()
         self._name_cpus()
 
-    def points(self, counted: Counted) -> list[Points]:
+    def points(self, counted: CounterSample) -> list[Points]:
         """All that is counted by packets."""
         self._follow(counted.generation)
         vips, backends = counted.totals.vips[self._vip_ids], counted.totals.backends

@@ -28,7 +28,7 @@ from tidegate.agent.operator.socket import Routes
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.flow_names import FlowNames
 from tidegate.agent.traces.flow_tap import FlowTap
-from tidegate.dataplane.inspect.live_events import Ring
+from tidegate.dataplane.inspect.event_stream import RingReader
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.generation import Generation
 from tidegate.telemetry.flows.follow import Flow, Flows
@@ -142,7 +142,7 @@ class FlowTraces:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                with Ring(self._pins) as ring:
+                with RingReader(self._pins) as ring:
                     self._say("")
                     self._read(ring)
             except (DataplaneError, CapabilityError) as error:
@@ -163,7 +163,7 @@ class FlowTraces:
             log.info("flows traced again")
         self._fault = fault
 
-    def _read(self, ring: Ring) -> None:
+    def _read(self, ring: RingReader) -> None:
         while not self._ended.is_set():
             records = ring.read(_WAIT)
             self._lost += ring.lost()

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane.inspect import readback
+from tidegate.dataplane.inspect import map_values
 from tidegate.dataplane.kernel import layout
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.decision import Decision, EventKind, Reason
@@ -125,7 +125,7 @@ class Counts(NamedTuple):
 
 def counts(fd: int) -> Counts:
     """What `event_counts` holds."""
-    found = readback.per_cpu(fd, layout.EVENT_COUNTERS, 1)
+    found = map_values.per_cpu(fd, layout.EVENT_COUNTERS, 1)
     return Counts(int(found["sent"].sum()), int(found["lost"].sum()))
 
 

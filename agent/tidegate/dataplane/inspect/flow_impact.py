@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane.inspect.live import Flows
+from tidegate.dataplane.inspect.pinned import Flows
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIPS
 from tidegate.model.generation import Generation
 
@@ -24,7 +24,7 @@ _SECOND = 1_000_000_000
 
 
 @dataclass
-class Affected:
+class FlowImpact:
     """Tracked flows by what becomes of them. By VIP or backend where that says more.
 
     Attributes:
@@ -49,7 +49,7 @@ class Affected:
         return sum(sum(each.values()) for each in (self.lost_vip, self.lost_backend))
 
 
-class Uses(NamedTuple):
+class ActiveIncarnations(NamedTuple):
     """A generation by ids: the incarnation of each that packets may follow, 0 for none."""
 
     vips: _Incarnations
@@ -84,7 +84,7 @@ class Uses(NamedTuple):
             )
         return state
 
-    def follow(self, flows: Flows, now: int) -> npt.NDArray[np.bool_]:
+    def tracked(self, flows: Flows, now: int) -> npt.NDArray[np.bool_]:
         """Which of these entries are tracked flows at this moment of the monotonic clock, ns."""
         entry = flows.entry
         vip, backend = vip_ids(flows), entry["backend"]
@@ -103,7 +103,9 @@ def vip_ids(flows: Flows) -> npt.NDArray[np.uint32]:
     return ids
 
 
-def affected(flows: Iterable[Flows], before: Generation, after: Generation, now: int) -> Affected:
+def flow_impact(
+    flows: Iterable[Flows], before: Generation, after: Generation, now: int
+) -> FlowImpact:
     """Counts flows by what becomes of them.
 
     Args:
@@ -112,14 +114,14 @@ def affected(flows: Iterable[Flows], before: Generation, after: Generation, now:
         after: the one that would follow.
         now: monotonic clock, ns, as the packet path's.
     """
-    old, new = Uses.of(before), Uses.of(after)
-    found = Affected()
+    old, new = ActiveIncarnations.of(before), ActiveIncarnations.of(after)
+    found = FlowImpact()
     by_vip = {kind: np.zeros(MAX_VIPS, np.int64) for kind in ("lost_vip", "forgotten")}
     by_backend = {kind: np.zeros(MAX_BACKENDS, np.int64) for kind in ("lost_backend", "leaving")}
     for part in flows:
         vip, backend = vip_ids(part), part.entry["backend"]
         use, incarnation = part.entry["vip_incarnation"], part.entry["backend_incarnation"]
-        is_tracked = old.follow(part, now)
+        is_tracked = old.tracked(part, now)
         has_vip, is_followed = new.vips[vip] == use, new.tracking[vip] == use
         stays = is_tracked & is_followed & (new.backends[backend] == incarnation)
         found.tracked += int(np.count_nonzero(is_tracked))

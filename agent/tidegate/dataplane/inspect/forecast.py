@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.dataplane.inspect.flow_impact import Affected, affected
-from tidegate.dataplane.inspect.live import Live
+from tidegate.dataplane.inspect.flow_impact import FlowImpact, flow_impact
+from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation
@@ -40,7 +40,7 @@ class Forecast:
     after: Generation | None
     diff: Diff = field(default_factory=Diff)
     changed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    flows: Affected | None = None
+    flows: FlowImpact | None = None
     refusals: tuple[str, ...] = ()
 
 
@@ -56,8 +56,8 @@ def forecast(desired: Desired, pins: Path, limits: guards.Limits) -> Forecast:
         CapabilityError: the pins may not be read.
         DataplaneError: they cannot be read.
     """
-    with Live(pins) as live:
-        before, now = live.generation(), int(time.time())
+    with PinnedDataPlane(pins) as pinned:
+        before, now = pinned.generation(), int(time.time())
         refusals = [str(r) for r in guards.refusals(desired, before, limits, (), now)]
         try:
             after = plan(desired, before, now)
@@ -65,7 +65,7 @@ def forecast(desired: Desired, pins: Path, limits: guards.Limits) -> Forecast:
             return Forecast(before, None, refusals=(*refusals, str(error)))
         diff = difference(before, after)
         refusals += [str(r) for r in guards.disruption_refusals(diff, desired.revision, (), now)]
-        flows = affected(live.flows(), before, after, time.monotonic_ns())
+        flows = flow_impact(pinned.flows(), before, after, time.monotonic_ns())
     return Forecast(before, after, diff, _changed(before, after, diff), flows, tuple(refusals))
 
 

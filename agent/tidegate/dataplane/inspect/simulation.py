@@ -26,10 +26,11 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.dataplane import links, plane
-from tidegate.dataplane.inspect import readback
+from tidegate.dataplane import links
+from tidegate.dataplane.inspect import map_values
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import NOTHING, Generation
@@ -80,7 +81,7 @@ class Kernel:
         with ExitStack() as undo:
             self._pins = Path(f"/sys/fs/bpf/tidegate-simulate-{secrets.token_hex(4)}")
             undo.callback(shutil.rmtree, self._pins, ignore_errors=True)
-            plane.make_folder(self._pins)
+            make_plane_folder(self._pins)
             self._maps = maps.create(maps.shapes(self._capacity))
             undo.callback(self._maps.close)
             self._publisher = Publisher(self._maps, self._pins, grace=0)
@@ -136,11 +137,11 @@ class Kernel:
         return self._told_by_counters(verdict, result.frame)
 
     def _vip_counts(self) -> npt.NDArray[np.void]:
-        return readback.per_cpu(self._maps["vip_counts"], layout.VIP_COUNTERS, self._vips)
+        return map_values.per_cpu(self._maps["vip_counts"], layout.VIP_COUNTERS, self._vips)
 
     def _backend_counts(self) -> npt.NDArray[np.void]:
         fd = self._maps["backend_counts"]
-        return readback.per_cpu(fd, layout.BACKEND_COUNTERS, self._backends)
+        return map_values.per_cpu(fd, layout.BACKEND_COUNTERS, self._backends)
 
     def _take_counters(self) -> None:
         self._last_vips = self._vip_counts()
@@ -168,18 +169,18 @@ class Kernel:
         """The tables that packets write, as the specification has them."""
         capacity = self._capacity
         return {
-            "flows": readback.flows(self._maps["flows"], capacity.flows),
-            "syns": readback.flows(self._maps["syns"], capacity.syns),
-            "fragments": readback.fragments(self._maps["fragments"], capacity.fragments),
+            "flows": map_values.flows(self._maps["flows"], capacity.flows),
+            "syns": map_values.flows(self._maps["syns"], capacity.syns),
+            "fragments": map_values.fragments(self._maps["fragments"], capacity.fragments),
         }
 
     def counters(self) -> Contents:
         """The counters, as the specification has them."""
         self._take_counters()
         return {
-            "vips": readback.vip_counters(self._last_vips),
-            "backends": readback.backend_counters(self._last_backends),
-            "verdicts": readback.verdicts(self._maps["verdict_counts"]),
+            "vips": map_values.vip_counters(self._last_vips),
+            "backends": map_values.backend_counters(self._last_backends),
+            "verdicts": map_values.verdicts(self._maps["verdict_counts"]),
         }
 
 

@@ -92,7 +92,7 @@ def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return sums
 
 
-def fates(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+def packet_outcomes(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
     """What became of each VIP id's packets: shape (ids, 3).
 
     All packets, those that were dropped, and TCP packets without a SYN that no table of flows knew.

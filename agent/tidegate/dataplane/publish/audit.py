@@ -4,7 +4,7 @@
 Nobody but the agent writes to these maps, so a difference is somebody's hand, a defect of ours or
 of the kernel, or damaged memory. What was written is known byte for byte (`mirror`), so a look
 costs the reading and a comparison. The tables are half a megabyte each and were read back when they
-were filled: only a deep look reads them again. A table that is wrong is not mended where packets
+were filled: only a deep look reads them again. A table that is wrong is not repaired where packets
 read it, but replaced by a new one like any other.
 
 This is not for what packets change (flows, limits, counters), and not for a generation that is only
@@ -53,7 +53,7 @@ class Difference(NamedTuple):
     """What was found, and how to put it right."""
 
     finding: Finding
-    mend: Callable[[], object]
+    repair: Callable[[], object]
 
 
 def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding]:
@@ -67,15 +67,15 @@ def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding
     Raises:
         OSError: the kernel refused to read.
     """
-    return mended(_differences(mirror, generation, deep=deep))
+    return repaired(_differences(mirror, generation, deep=deep))
 
 
-def mended(differences: Iterable[Difference]) -> list[Finding]:
+def repaired(differences: Iterable[Difference]) -> list[Finding]:
     """Puts right what differs; says what it was, and what could not be."""
     found: list[Finding] = []
-    for finding, mend in differences:
+    for finding, repair in differences:
         try:
-            mend()
+            repair()
         except (OSError, DataplaneError, CapabilityError) as error:
             found.append(finding._replace(failure=str(error)))
         else:

@@ -15,7 +15,7 @@ from tidegate.model.generation import NOTHING, Generation
 
 
 @dataclass(frozen=True)
-class Intent:
+class DesiredMaps:
     """The content of maps by name, and the records of the ledger but for the meta record."""
 
     generation: Generation = NOTHING
@@ -23,10 +23,10 @@ class Intent:
     maps: Mapping[str, entries.Contents] = field(default_factory=dict)
 
 
-NO_INTENT: Final = Intent()
+NOTHING_DESIRED: Final = DesiredMaps()
 
 
-def intent(generation: Generation, last: Intent = NO_INTENT) -> Intent:
+def desired_maps(generation: Generation, last: DesiredMaps = NOTHING_DESIRED) -> DesiredMaps:
     """The intent of a generation, with the help of an earlier one's."""
     records = ledger.records(generation, last.generation, last.records)
     if last.maps and _lead_alike(generation, last.generation):
@@ -38,7 +38,7 @@ def intent(generation: Generation, last: Intent = NO_INTENT) -> Intent:
             "prefixes": entries.prefixes(generation),
         }
     servers = entries.quic_servers(generation)
-    return Intent(generation, records, {**of_vips, "quic_servers": servers})
+    return DesiredMaps(generation, records, {**of_vips, "quic_servers": servers})
 
 
 def meta(generation: Generation, hold: str) -> MetaRecord:

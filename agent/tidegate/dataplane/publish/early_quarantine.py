@@ -22,7 +22,7 @@ from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.values import BackendKey, Fitness
 
 
-class Ahead:
+class EarlyQuarantine:
     """What is flagged beyond the generation in force."""
 
     def __init__(self, mirror: Mirror) -> None:

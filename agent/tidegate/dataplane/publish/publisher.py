@@ -39,12 +39,12 @@ import numpy as np
 from tidegate.dataplane.kernel import counters
 from tidegate.dataplane.publish import backend_entries, ledger, tables
 from tidegate.dataplane.publish.audit import Finding, audit
-from tidegate.dataplane.publish.desired import NO_INTENT, Intent, intent, meta
-from tidegate.dataplane.publish.early_quarantine import Ahead
+from tidegate.dataplane.publish.desired import NOTHING_DESIRED, DesiredMaps, desired_maps, meta
+from tidegate.dataplane.publish.early_quarantine import EarlyQuarantine
 from tidegate.dataplane.publish.fence import check_number
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.mirror import Loaded, Mirror
-from tidegate.dataplane.publish.restore import found_generation
+from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
@@ -92,8 +92,8 @@ class Publisher:
         self.reached = reached
         self._fence = fence
         self._retired: list[_Retired] = []
-        self._ahead = Ahead(self.mirror)
-        self._intent = NO_INTENT
+        self._early = EarlyQuarantine(self.mirror)
+        self._desired = NOTHING_DESIRED
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as we know."""
         self._is_lost = False
@@ -127,7 +127,7 @@ class Publisher:
             DataplaneError: the kernel refused a step. `in_force` is what is in force: the last
                 generation, or a mixture in which each VIP is on its old or its new table.
         """
-        if generation.number == self.in_force.number and self.is_certain and not self._ahead:
+        if generation.number == self.in_force.number and self.is_certain and not self._early:
             self._note_origin(generation)
             self.in_force = generation  # a new revision that no packet can tell from the last one
             return
@@ -138,7 +138,7 @@ class Publisher:
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
                 "changed; the next attempt goes on from what was found"
             )
-        wanted = self._intent = intent(generation, self._intent)
+        wanted = self._desired = desired_maps(generation, self._desired)
         filled: dict[int, Loaded] = {}
         before = dict(self.mirror.records)
         try:
@@ -156,7 +156,7 @@ class Publisher:
             raise _failure(generation, error, rest) from error
         self.in_force = generation
         self.is_certain = True
-        self._ahead.settle()
+        self._early.settle()
 
     def quarantine(self, keys: Iterable[BackendKey]) -> int:
         """Flags backends ahead of their generation (`ahead`); says how many were not flagged.
@@ -168,7 +168,7 @@ class Publisher:
             return 0
         self.check()
         try:
-            return self._ahead.flag(keys, self.in_force)
+            return self._early.flag(keys, self.in_force)
         except OSError as error:
             self._take_stock()
             raise DataplaneError(f"backends cannot be flagged: {error}") from error
@@ -242,7 +242,7 @@ class Publisher:
     def _found(self) -> Generation:
         """What the mirror says that is in force."""
         loaded = self.mirror.tables
-        return found_generation(
+        return restored_generation(
             self.mirror.records, {pool_id: tables.read(loaded[pool_id].fd) for pool_id in loaded}
         )
 
@@ -252,13 +252,13 @@ class Publisher:
         try:
             self.mirror.load(strict=False)
             self.in_force = self._found()
-            self._ahead.settle()
+            self._early.settle()
         except _REFUSALS as error:
             log.warning("kernel_unread reason=%s", error)
             return
         self._is_lost = False
 
-    def _prepare(self, wanted: Intent, filled: dict[int, Loaded]) -> None:
+    def _prepare(self, wanted: DesiredMaps, filled: dict[int, Loaded]) -> None:
         """Steps 1 and 2: what no table and no VIP in force leads to."""
         generation = wanted.generation
         taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
@@ -267,7 +267,7 @@ class Publisher:
         counters.clear_reused(self.mirror.fds, self.in_force, generation)
         self.reached(Step.NUMBER_TAKEN)
         differing = backend_entries.changed(self.in_force, generation)
-        differing += self._ahead.within(generation)
+        differing += self._early.within(generation)
         changed = differing if self.is_certain else list(generation.backends.values())
         self._write_backends(wanted, changed)
         self._fill_tables(generation, filled)
@@ -279,10 +279,10 @@ class Publisher:
         if not self.is_certain:
             self._take_stock()
             return "what was found at the start is in force"
-        mirror, last = self.mirror, self._ahead.over(self.in_force)
+        mirror, last = self.mirror, self._early.over(self.in_force)
         try:
             mirror.load(strict=False)
-            wanted = intent(last)
+            wanted = desired_maps(last)
             self._write_backends(wanted, list(last.backends.values()))
             mirror.record(records)
             mirror.forget_others(records)
@@ -293,7 +293,7 @@ class Publisher:
             return f"each VIP is on its old table, but not all is put back ({error})"
         return f"generation {last.number} stays in force"
 
-    def _write_backends(self, wanted: Intent, changed: list[PlacedBackend]) -> None:
+    def _write_backends(self, wanted: DesiredMaps, changed: list[PlacedBackend]) -> None:
         mirror = self.mirror
         living = (ledger.PoolRecord, ledger.BackendRecord)
         mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, living)})
@@ -347,7 +347,7 @@ class Publisher:
             self._retired.append(_Retired(now + self.grace, old))
         self.mirror.tables[pool_id] = table
 
-    def _write_vips(self, wanted: Intent) -> None:
+    def _write_vips(self, wanted: DesiredMaps) -> None:
         mirror, maps = self.mirror, wanted.maps
         mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, ledger.VipRecord)})
         self.reached(Step.VIPS_RECORDED)
@@ -374,7 +374,7 @@ class Publisher:
             except OSError as error:
                 raise DataplaneError(f"the ledger cannot be written: {error}") from error
 
-    def _retire(self, wanted: Intent) -> None:
+    def _retire(self, wanted: DesiredMaps) -> None:
         mirror, generation, records = self.mirror, wanted.generation, wanted.records
         mirror.record({place: r for place, r in records.items() if place.kind is Kind.VIP})
         self.reached(Step.VIPS_FREED)

@@ -14,7 +14,7 @@ from tidegate.model.generation import Freed, Generation, PlacedPool, Table
 from tidegate.planner import confirm
 
 
-def found_generation(
+def restored_generation(
     records: Mapping[Place, ledger.Record], in_force: Mapping[int, Table]
 ) -> Generation:
     """What the kernel holds, as a generation.

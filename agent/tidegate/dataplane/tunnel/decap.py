@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.pins import make_bpf_folder
 from tidegate.dataplane.tunnel import tunnel
 from tidegate.errors import DataplaneError
 from tidegate.model.values import Address
@@ -129,7 +130,7 @@ def _exists(interface: str) -> bool:
 @contextmanager
 def _locked(interface: str, pins: Path) -> Iterator[Path]:
     """The interface's folder, for one process at a time; an empty one is not left behind."""
-    plane.make_pins(pins)
+    make_bpf_folder(pins)
     fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # A BPF file system refuses dots, and no interface has a colon in its name.
     folder = pins / interface.replace(".", ":")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane.inspect import events, flow_impact
-from tidegate.dataplane.inspect.live import Flows
+from tidegate.dataplane.inspect.pinned import Flows
 from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish.mirror import KEYED
@@ -31,7 +31,7 @@ _BATCH: Final = 1 << 12
 _LRU: Final = ("flows", "syns", "fragments", "syn_limits")
 
 
-class Counted(NamedTuple):
+class CounterSample(NamedTuple):
     """What one read of the kernel's counters found.
 
     Attributes:
@@ -59,14 +59,14 @@ class Census(NamedTuple):
     generation: Generation
 
 
-class Times(NamedTuple):
+class RunTimes(NamedTuple):
     """Of the program, and of those before it, since the agent started."""
 
     nanoseconds: int = 0
     runs: int = 0
 
 
-class Metering:
+class CounterReader:
     """Reads counters and counts entries, until the data plane is closed.
 
     Args:
@@ -85,7 +85,7 @@ class Metering:
         self._is_closed = False
         self._statistics = -1
         self._last = bpf.ProgramTime(0, 0, 0)
-        self.times = Times()
+        self.times = RunTimes()
         self.began = (pins / "vip_counts").stat().st_mtime_ns
         """When the counters were made, ns since 1970."""
         shapes = maps.shapes(capacity)
@@ -95,7 +95,7 @@ class Metering:
         """The counters of the VIPs in force, by id, for the loop; raises DataplaneError."""
         return counters.vip_totals(self._fds, self._publisher.in_force)
 
-    def read(self) -> Counted:
+    def read(self) -> CounterSample:
         """All counters, of one moment as far as packets allow.
 
         Raises:
@@ -104,7 +104,7 @@ class Metering:
         with self._lock:
             self._check()
             generation = self._publisher.in_force
-            return Counted(
+            return CounterSample(
                 generation,
                 counters.read(self._fds, generation),
                 counters.per_cpu_packets(self._fds),
@@ -125,7 +125,7 @@ class Metering:
             key = layout.LIMIT_KEY if name == "syn_limits" else layout.FLOW_KEY
             key = layout.FRAGMENT_KEY if name == "fragments" else key
             value = layout.BUCKET if name == "syn_limits" else layout.FLOW
-            uses = flow_impact.Uses.of(generation) if name == "flows" else None
+            uses = flow_impact.ActiveIncarnations.of(generation) if name == "flows" else None
             cursor = bpf.map_batches(self._fds[name], key.itemsize, value.itemsize, _BATCH)
             while True:
                 with self._lock:  # for one batch: a close need not wait for all of it
@@ -138,7 +138,7 @@ class Metering:
                 if uses is not None and count:
                     words = np.frombuffer(keys, key, count)["vip"]
                     flows = Flows(words, np.frombuffer(values, value, count))
-                    followed = uses.follow(flows, time.monotonic_ns())
+                    followed = uses.tracked(flows, time.monotonic_ns())
                     live += np.bincount(flow_impact.vip_ids(flows)[followed], minlength=MAX_VIPS)
             entries[name] = found
         return Census(entries, live, generation)
@@ -147,7 +147,7 @@ class Metering:
         if self._is_closed:
             raise DataplaneError("the data plane is closed")
 
-    def keep_times(self) -> None:
+    def measure_run_times(self) -> None:
         """Has the kernel measure the time of every program of the host until this is closed.
 
         Raises:
@@ -163,13 +163,13 @@ class Metering:
                 "CAP_SYS_ADMIN and Linux 5.8"
             ) from error
 
-    def take_times(self, program: int) -> None:
+    def record_run_time(self, program: int) -> None:
         """Takes note of what the program that is in force has run; on the loop's thread."""
         if self._statistics < 0:
             return
         now = bpf.program_time(program)
         last = self._last if self._last.id == now.id else bpf.ProgramTime(now.id, 0, 0)
-        self.times = Times(
+        self.times = RunTimes(
             self.times.nanoseconds + now.nanoseconds - last.nanoseconds,
             self.times.runs + now.runs - last.runs,
         )

@@ -36,7 +36,7 @@ _PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 _SECOND: Final = 1_000_000_000
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Where events come from."""
 
     def read(self, wait: float) -> npt.NDArray[np.void]:
@@ -46,7 +46,7 @@ class Source(Protocol):
         """Events that were lost since the last call, or since the source was opened."""
 
 
-class Ring:
+class RingReader:
     """The one reader of a data plane's ring buffer, from `with` to its end.
 
     Args:
@@ -90,7 +90,7 @@ class Ring:
         return self._counted.lost - before.lost
 
 
-class LiveEvents:
+class NamedEvents:
     """Events with the names that they had, from `with` to its end.
 
     Args:
@@ -98,7 +98,7 @@ class LiveEvents:
         source: where the events come from.
     """
 
-    def __init__(self, pins: Path, source: Source) -> None:
+    def __init__(self, pins: Path, source: EventSource) -> None:
         self._pins = pins
         self._source = source
 

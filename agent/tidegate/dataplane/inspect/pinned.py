@@ -21,7 +21,7 @@ from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish import ledger_bytes, tables
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
-from tidegate.dataplane.publish.restore import found_generation
+from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_POOLS
 from tidegate.model.generation import NOTHING, Generation, Table
@@ -52,7 +52,7 @@ class _Found(NamedTuple):
     is_whole: bool
 
 
-class Live:
+class PinnedDataPlane:
     """What is pinned in a folder, from `with` to its end; nothing at all if there is no folder."""
 
     def __init__(self, pins: Path) -> None:
@@ -134,7 +134,7 @@ class Live:
             return None
         meta = records.get(_META)
         is_done = not isinstance(meta, MetaRecord) or meta.attempt <= meta.number
-        generation = found_generation(records, found)
+        generation = restored_generation(records, found)
         is_built = all(placed.digest for placed in generation.pools.values())
         return _Found(generation, is_done and is_built)
 

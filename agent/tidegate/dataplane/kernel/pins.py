@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a data plane's pins on the BPF file system, and the programs pinned in it."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Final
+
+from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.errors import CapabilityError
+
+PROGRAM: Final = "program"
+"""Name of the pin of the balancer that runs."""
+NEXT_PROGRAM: Final = "program-next"
+"""Name of the pin of the balancer that is about to replace it."""
+
+_BPF_FS_MAGIC: Final = 0xCAFE4A11
+_MOUNT_POINT: Final = Path("/sys/fs/bpf")
+_MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
+
+
+def make_plane_folder(pins: Path) -> None:
+    """Makes the folder of a data plane's pins; raises as `make_bpf_folder` does."""
+    make_bpf_folder(pins / "tables")
+
+
+def make_bpf_folder(pins: Path) -> None:
+    """Makes a folder for pins, and mounts the BPF file system if it is missing.
+
+    Raises:
+        CapabilityError: it cannot be made there.
+    """
+    if not any(_is_bpf_fs(parent) for parent in [pins, *pins.parents] if parent.exists()):
+        if _MOUNT_POINT not in pins.parents:
+            raise CapabilityError(
+                f"pin_dir {pins} is not on a BPF file system: mount one there "
+                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
+            )
+        _mount()
+    try:
+        pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CapabilityError(
+            f"cannot create {pins}: {error.strerror}. Run as root, or give the folder to the "
+            "agent's user"
+        ) from error
+
+
+def _is_bpf_fs(path: Path) -> bool:
+    buffer = ctypes.create_string_buffer(128)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:8], "little") == _BPF_FS_MAGIC
+
+
+def _mount() -> None:
+    """Mounts the BPF file system where systemd does; containers and minimal systems lack it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = os.fsencode(_MOUNT_POINT)
+    if libc.mount(b"bpf", place, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
+        raise CapabilityError(
+            f"there is no BPF file system at {_MOUNT_POINT} and it cannot be mounted "
+            f"({os.strerror(ctypes.get_errno())}): run `mount -t bpf bpf {_MOUNT_POINT}` as root"
+        )
+
+
+def pinned_programs(pins: Path) -> set[int]:
+    """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
+    found: set[int] = set()
+    for path in (pins / PROGRAM, pins / NEXT_PROGRAM):
+        if path.exists():
+            fd = bpf.open_pin(str(path))
+            found.add(bpf.object_id(fd))
+            os.close(fd)
+    return found
+
+
+def pin_anew(fd: int, path: Path) -> None:
+    """Pin a map or program, in place of what is pinned at this path."""
+    path.unlink(missing_ok=True)
+    bpf.pin(fd, str(path))
