@@ -44,8 +44,13 @@ def kernel() -> Iterator[Kernel]:
 
 def command(pins: Path, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "tidegate.cli.main", "events"),
-        *("--pin-dir", str(pins), *options),
+        sys.executable,
+        "-m",
+        "tidegate.cli.main",
+        "events",
+        "--pin-dir",
+        str(pins),
+        *options,
     ]
 
 
@@ -95,7 +100,12 @@ def test_it_prints_what_happened_before_with_names_and_times(kernel: Kernel) -> 
     assert (done.returncode, done.stderr) == (0, "")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in told] == [
-        *("new", "promoted", "finished", "dropped", "new", "promoted"),
+        "new",
+        "promoted",
+        "finished",
+        "dropped",
+        "new",
+        "promoted",
     ]
     assert {event["vip"] for event in told[:4]} == {"web"}
     first = told[0]

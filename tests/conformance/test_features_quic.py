@@ -122,9 +122,7 @@ def test_connections_of_a_failed_backend_go_by_the_table(both: Both, state: Back
     assert both.backends([frame]) == ["b2"]
     both.want(wanted(quic, state))
     results = [both.send(frame) for _ in range(3)]
-    assert [r.decision for r in results] == [
-        *(Decision.DATAGRAM, Decision.TRACKED, Decision.TRACKED),
-    ]
+    assert [r.decision for r in results] == [Decision.DATAGRAM, Decision.TRACKED, Decision.TRACKED]
     assert {both.backend(r) for r in results} <= {"b1", "b3"}
     both.want(wanted(quic))
     assert both.send(frame).decision == Decision.QUIC

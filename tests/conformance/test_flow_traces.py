@@ -57,7 +57,10 @@ class Host:
             bpf.pin(kernel.maps[name], str(kernel.pins / name))
         self.want(first, None)
         self.traces = FlowTraces(
-            *(kernel.pins, limits, self, self.generation),
+            kernel.pins,
+            limits,
+            self,
+            self.generation,
             change_of=lambda number: Context(number, number),
             first_packet=lambda number, _: self.first_packets.append(number),
         )
@@ -117,7 +120,9 @@ def test_a_connection_is_one_span() -> None:
     assert said["tidegate.generation"] == said["tidegate.generation.first"] == 1
     assert said["tidegate.flow.end"] == "finished"
     assert [moment.name.rpartition(".")[2] for moment in span.events] == [
-        *("new", "promoted", "finished"),
+        "new",
+        "promoted",
+        "finished",
     ]
     assert before - 10**9 < span.began < span.ended < after
     assert lb.first_packets == [1]
@@ -146,7 +151,8 @@ def test_a_flow_that_loses_its_backend_is_linked_to_the_change() -> None:
     assert moved.attributes["tidegate.backend.before"] == lost
     assert moved.attributes["tidegate.backend"] == span.attributes["tidegate.backend"] != lost
     assert (first.attributes["tidegate.flow.end"], span.attributes["tidegate.flow.end"]) == (
-        *("stopped", "reset"),
+        "stopped",
+        "reset",
     )
     assert lb.first_packets[-1] == 2
 

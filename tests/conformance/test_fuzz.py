@@ -21,7 +21,8 @@ pytestmark = pytest.mark.root
 UNREACHED = {
     Reason.NONE,
     # Every pool of documents in force has a table, and a test-run has 256 bytes of headroom.
-    *(Reason.NO_TABLE, Reason.NO_HEADROOM),
+    Reason.NO_TABLE,
+    Reason.NO_HEADROOM,
     # It takes 10,000 answers in a second, more frames than the specification does in that time.
     Reason.ECHO_LIMIT,
 }

@@ -89,9 +89,18 @@ def run(program: int, frame: bytes, mark: int, gso_size: int = 0) -> tuple[Actio
     context_buffer = ctypes.create_string_buffer(bytes(context), len(context))
     attr = struct.pack(
         "<IIIIQQIIIIQQ",
-        *(program, 0, len(frame), len(result)),
-        *(ctypes.addressof(source), ctypes.addressof(result), 1, 0),
-        *(len(context), 0, ctypes.addressof(context_buffer), 0),
+        program,
+        0,
+        len(frame),
+        len(result),
+        ctypes.addressof(source),
+        ctypes.addressof(result),
+        1,
+        0,
+        len(context),
+        0,
+        ctypes.addressof(context_buffer),
+        0,
     )
     _, after = bpf._bpf(bpf._PROG_TEST_RUN, attr)
     action, _, size = struct.unpack_from("<iII", after, 4)

@@ -37,11 +37,17 @@ KEYS: dict[str, dict[str, Any]] = {
     "vips/dns": {"address": "10.99.0.1", "port": 53, "protocol": "udp", "pool": "web"},
 }
 FRAMES = [
-    *(b"", b"short", bytes(14)),
+    b"",
+    b"short",
+    bytes(14),
     *(tcp(f, ip, sport=s) for s in range(40000, 40020) for ip in (ip4(), ip6()) for f in "SAA"),
     *(udp(sport=s) for s in range(40000, 40010)),
-    *(tcp("S", dport=81), tcp("A", data="x" * 1460), tcp("S", ip4(len=41)), tcp("S")[:40]),
-    *(tcp("A", data="x" * 5000), tcp("A", dport=81, data="x" * 5000)),
+    tcp("S", dport=81),
+    tcp("A", data="x" * 1460),
+    tcp("S", ip4(len=41)),
+    tcp("S")[:40],
+    tcp("A", data="x" * 5000),
+    tcp("A", dport=81, data="x" * 5000),
 ]
 
 
@@ -78,7 +84,11 @@ def test_all_engines_say_the_same(
     assert {line["vip"] for line in kernel[0]} >= {None, "www", "www6", "dns"}
     assert {line["backend"] for line in kernel[0]} == {None, "b1", "b2"}
     assert {line["decision"] for line in kernel[0]} == {
-        *(None, "syn", "current", "tracked", "datagram")
+        None,
+        "syn",
+        "current",
+        "tracked",
+        "datagram",
     }
     assert {line["reason"] for line in kernel[0]} == {None, "bad_length"}
 
@@ -165,9 +175,19 @@ def test_without_privileges_it_says_what_to_do(files: tuple[Path, Path]) -> None
     """One sentence, exit code 2, and the engine that needs none; that one then works."""
     keys, capture = files
     command = [
-        *("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"),
-        *(sys.executable, "-m", "tidegate.cli.main", "simulate", "--json"),
-        *("--keys", str(keys), "--in", str(capture)),
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        sys.executable,
+        "-m",
+        "tidegate.cli.main",
+        "simulate",
+        "--json",
+        "--keys",
+        str(keys),
+        "--in",
+        str(capture),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -201,8 +201,12 @@ class Frames:
         fragment, payload = self._fragment4(payload)
         length = 20 + len(options) + len(payload)
         fields = [
-            *(4 << 4 | 5 + len(options) // 4, chance.choice([0, 0, 1, 2, 3, 0xB8])),
-            *(length, 0x7000 + chance.randrange(4), fragment, chance.choice([1, 64, 255])),
+            4 << 4 | 5 + len(options) // 4,
+            chance.choice([0, 0, 1, 2, 3, 0xB8]),
+            length,
+            0x7000 + chance.randrange(4),
+            fragment,
+            chance.choice([1, 64, 255]),
         ]
         bare = struct.pack(">BBHHHBBH", *fields, protocol, 0) + source.packed + to.packed + options
         return bare[:10] + checksum(bare).to_bytes(2) + bare[12:] + payload

@@ -20,6 +20,7 @@ import numpy as np
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from tidegate import spec
 from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.programs import Attachment, attachment
@@ -97,17 +98,32 @@ def read(interface: str, gateways: Gateways) -> Link:
         hop4 = gateways.ipv4 or _default_gateway(netlink, socket.AF_INET, index)
         hop6 = gateways.ipv6 or _default_gateway(netlink, socket.AF_INET6, index)
         return Link(
-            interface,
-            index,
-            _mac(link.get_attr("IFLA_ADDRESS")) or _NOBODY,
-            link.get_attr("IFLA_MTU"),
-            hop4,
-            hop6,
-            _neighbour(netlink, index, hop4),
-            _neighbour(netlink, index, hop6),
-            attachment(link),
-            link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
+            interface=interface,
+            index=index,
+            mac=_mac(link.get_attr("IFLA_ADDRESS")) or _NOBODY,
+            mtu=link.get_attr("IFLA_MTU"),
+            gateway4=hop4,
+            gateway6=hop6,
+            gateway4_mac=_neighbour(netlink, index, hop4),
+            gateway6_mac=_neighbour(netlink, index, hop6),
+            program=attachment(link),
+            queues=link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
         )
+
+
+def of_spec(interface: str, index: int, link: spec.Link) -> Link:
+    """Return an interface as the specification describes it, for a program without a real one."""
+    return Link(
+        interface=interface,
+        index=index,
+        mac=link.mac,
+        mtu=link.mtu,
+        gateway4=None,
+        gateway6=None,
+        gateway4_mac=link.gateway4,
+        gateway6_mac=link.gateway6,
+        program=None,
+    )
 
 
 def _mac(text: str | None) -> bytes | None:

@@ -94,7 +94,9 @@ class DataPlane:
         self._fence = Fence(self._pins)
         self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
         self.publisher = Publisher(
-            *(self._maps, self._fence.folder, settings.grace),
+            self._maps,
+            self._fence.folder,
+            settings.grace,
             reached=reached,
             fence=self._fence.check,
         )

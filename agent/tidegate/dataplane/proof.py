@@ -57,8 +57,7 @@ def prove(program: Program, build: programs.Build, pins: Path) -> None:
     fd = -1
     try:
         fd = programs.load_balancer(program, own)
-        facts = links.Link("lo", _LOOPBACK, _LINK.mac, _LINK.mtu, None, None, *_LINK[1:3], None)
-        links.write(own["links"], facts)
+        links.write(own["links"], links.of_spec("lo", _LOOPBACK, _LINK))
         generation = _generation(build.features)
         publisher.publish(generation, 0.0)
         _compare(fd, build, generation)

@@ -34,14 +34,13 @@ from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Step
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Quic, SourceRoute, Vip
-from tidegate.spec import Verdict
+from tidegate.spec import Link, Verdict
 
 FLOWS = 48
 """Flows of a VIP that are established, and SYNs that tell its table."""
 SMALL = maps.Capacity(flows=8192, syns=8192, fragments=1024)
-LOOPBACK = links.Link(
-    *("lo", 1, b"\x02\0\0\0\0\x01", 1500, None, None),
-    *(b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", None),
+LOOPBACK = links.of_spec(
+    "lo", 1, Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
 )
 _MAP_FD_BY_ID = 14
 EMPTIED = (*KEYED, "backends", "outer", "flows", "syns", "fragments")

@@ -33,17 +33,22 @@ def records(told: Iterable[Told]) -> npt.NDArray[np.void]:
     """What the reader of the ring buffer would return."""
     rows = [
         (
-            *(
-                round(each.at * SECOND),
-                each.generation if each.backend else 0,
-                1,
-                1,
-                each.backend,
-                int(each.backend > 0),
-            ),
-            *(7, each.kind, Decision.CURRENT if each.backend else 0, each.reason, each.protocol),
-            *(packed(ip_address(each.client)), packed(ip_address(each.vip))),
-            *(each.port, 80, 0),
+            round(each.at * SECOND),
+            each.generation if each.backend else 0,
+            1,
+            1,
+            each.backend,
+            int(each.backend > 0),
+            7,
+            each.kind,
+            Decision.CURRENT if each.backend else 0,
+            each.reason,
+            each.protocol,
+            packed(ip_address(each.client)),
+            packed(ip_address(each.vip)),
+            each.port,
+            80,
+            0,
         )
         for each in told
     ]

@@ -105,11 +105,7 @@ class Kernel:
 
     def link(self, link: Link) -> None:
         """Sets what the program knows of the interface."""
-        facts = links.Link(
-            *("lo", LOOPBACK, link.mac, link.mtu, None, None),
-            *(link.gateway4, link.gateway6, None),
-        )
-        links.write(self.maps["links"], facts)
+        links.write(self.maps["links"], links.of_spec("lo", LOOPBACK, link))
 
     def install(self, generation: Generation) -> None:
         """Publishes a generation as the agent does."""

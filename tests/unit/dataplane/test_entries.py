@@ -32,7 +32,10 @@ def entry(value: bytes) -> dict[str, int]:
 def test_every_option_is_in_the_entry() -> None:
     """Times, limits and the rest arrive where bpf/layout.h draws them."""
     service = vip(
-        *("web", "192.0.2.1", 443, "udp"),
+        "web",
+        "192.0.2.1",
+        443,
+        "udp",
         udp_idle_timeout=30,
         insert_limit=1000,
         syn_limit=SynLimit(10, 16, 48),

@@ -54,7 +54,10 @@ TAG6 = int.from_bytes(bytes.fromhex("0ce4502deeb5acd5"), "little")
 def every_option() -> Desired:
     """A VIP, a pool and a backend with no field at its default."""
     service = vip(
-        *("quic", "2001:db8:1::/64", 443, "udp"),
+        "quic",
+        "2001:db8:1::/64",
+        443,
+        "udp",
         tracking="transition",
         hash="source",
         udp_idle_timeout=30,
@@ -175,7 +178,11 @@ def test_the_longest_records_fit() -> None:
     longest = str(ip_address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
     network = ip_network((longest, 127), strict=False)
     worst = vip(
-        *(LONG, str(network), 65535, "udp", LONG),
+        LONG,
+        str(network),
+        65535,
+        "udp",
+        LONG,
         tracking="transition",
         hash="source+port",
         udp_idle_timeout=big,
@@ -202,7 +209,15 @@ def test_the_longest_records_fit() -> None:
         command=(wide * 100,) * 8,
     )
     pool = Pool(
-        *(LONG, big, big, "gue", 65535, 65535, 3600, 16, 100),
+        LONG,
+        big,
+        big,
+        "gue",
+        65535,
+        65535,
+        3600,
+        16,
+        100,
         Health(mode="external", check=check, most_per_minute=1000, hold_down=3600),
     )
     key = BackendKey(LONG, LONG)

@@ -27,8 +27,20 @@ from tidegate.spec.state import Event
 
 _SONAME: Final = "libbcc.so.0"
 _NAMED: Final = (
-    *("vip", "vip_incarnation", "backend", "backend_incarnation", "kind", "decision", "reason"),
-    *("generation", "slot", "protocol", "source", "destination", "source_port", "port"),
+    "vip",
+    "vip_incarnation",
+    "backend",
+    "backend_incarnation",
+    "kind",
+    "decision",
+    "reason",
+    "generation",
+    "slot",
+    "protocol",
+    "source",
+    "destination",
+    "source_port",
+    "port",
 )
 _LONGEST_WAIT: Final = 1_000_000
 """Seconds; more would not fit the milliseconds that libbpf takes as an int."""

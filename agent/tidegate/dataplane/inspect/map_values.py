@@ -14,8 +14,13 @@ from tidegate.model.decision import Decision, Reason
 from tidegate.spec.state import Flow, FlowKey, FragmentKey, VipCounters
 
 _SUMS = (
-    *("packets", "bytes", "rehashed_quarantined", "rehashed_gone"),
-    *("tracked", "untracked", "answered"),
+    "packets",
+    "bytes",
+    "rehashed_quarantined",
+    "rehashed_gone",
+    "tracked",
+    "untracked",
+    "answered",
 )
 
 

@@ -105,11 +105,7 @@ class Kernel:
 
     def _write_link(self) -> None:
         link = self._link
-        facts = links.Link(
-            *("lo", INTERFACE, link.mac, link.mtu, None, None),
-            *(link.gateway4, link.gateway6, None),
-        )
-        links.write(self._maps["links"], facts)
+        links.write(self._maps["links"], links.of_spec("lo", INTERFACE, link))
 
     def install(self, generation: Generation) -> None:
         """Publishes a generation as the agent does."""

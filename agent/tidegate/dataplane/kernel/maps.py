@@ -79,8 +79,11 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "flows": Shape(bpf.LRU_HASH, flow_key, flow, capacity.flows, bpf.F_NO_COMMON_LRU),
         "syns": Shape(bpf.LRU_HASH, flow_key, flow, capacity.syns, bpf.F_NO_COMMON_LRU),
         "fragments": Shape(
-            *(bpf.LRU_HASH, layout.FRAGMENT_KEY.itemsize, flow),
-            *(capacity.fragments, bpf.F_NO_COMMON_LRU),
+            bpf.LRU_HASH,
+            layout.FRAGMENT_KEY.itemsize,
+            flow,
+            capacity.fragments,
+            bpf.F_NO_COMMON_LRU,
         ),
         "quic_servers": Shape(
             bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
@@ -97,13 +100,13 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "event_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "event_counts": Shape(percpu, u32, layout.EVENT_COUNTERS.itemsize, 1),
         # Names and values of what the ids stand for; no packet reads them.
-        "ledger": Shape(
-            *(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES),
-            *(MAX_BACKENDS, bpf.F_NO_PREALLOC),
-        ),
+        "ledger": Shape(bpf.HASH, 2 * u32, LEDGER_VALUE_BYTES, MAX_BACKENDS, bpf.F_NO_PREALLOC),
         "wide_ledger": Shape(
-            *(bpf.HASH, 2 * u32, WIDE_LEDGER_VALUE_BYTES),
-            *(MAX_VIPS + MAX_POOLS, bpf.F_NO_PREALLOC),
+            bpf.HASH,
+            2 * u32,
+            WIDE_LEDGER_VALUE_BYTES,
+            MAX_VIPS + MAX_POOLS,
+            bpf.F_NO_PREALLOC,
         ),
     }
 

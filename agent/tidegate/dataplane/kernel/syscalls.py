@@ -81,7 +81,13 @@ def map_create(
     """Creates a map and returns its descriptor. Sizes in bytes; the name is cut to 15."""
     attr = struct.pack(
         "<IIIIIII16s",
-        *(kind, key_size, value_size, max_entries, flags, inner_fd, 0),
+        kind,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+        inner_fd,
+        0,
         name.encode()[:15],
     )
     return _bpf(_MAP_CREATE, attr)[0]
@@ -163,8 +169,14 @@ def map_batches(
     while not is_last:
         attr = struct.pack(
             "<QQQQIIQQ",
-            *(0 if is_first else _address(cursor), _address(following)),
-            *(_address(keys), _address(values), size, fd, 0, 0),
+            0 if is_first else _address(cursor),
+            _address(following),
+            _address(keys),
+            _address(values),
+            size,
+            fd,
+            0,
+            0,
         )
         buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
         try:
@@ -186,8 +198,14 @@ def array_values(fd: int, first: int, room: npt.NDArray[Any], count: int) -> Non
     cursor = ctypes.create_string_buffer(max(0, first - 1).to_bytes(4, "little"), 4)
     attr = struct.pack(
         "<QQQQIIQQ",
-        *(_address(cursor) if first else 0, _address(cursor)),
-        *(_address(keys), room.ctypes.data, count, fd, 0, 0),
+        _address(cursor) if first else 0,
+        _address(cursor),
+        _address(keys),
+        room.ctypes.data,
+        count,
+        fd,
+        0,
+        0,
     )
     buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
     with contextlib.suppress(FileNotFoundError):  # the last element of the map was among them
@@ -266,8 +284,16 @@ def program_load(kind: int, name: str, code: bytes, log_level: int) -> Loaded:
     log = ctypes.create_string_buffer(_LOG_BYTES)
     attr = struct.pack(
         "<IIQQIIQII16s",
-        *(kind, len(code) // _INSTRUCTION, _address(instructions), _address(licence)),
-        *(log_level, len(log), _address(log), 0, 0, name.encode()[:15]),
+        kind,
+        len(code) // _INSTRUCTION,
+        _address(instructions),
+        _address(licence),
+        log_level,
+        len(log),
+        _address(log),
+        0,
+        0,
+        name.encode()[:15],
     )
     fd, number = -1, 0
     try:
@@ -325,8 +351,18 @@ def run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> Run:
     context_buffer = ctypes.create_string_buffer(context, len(context)) if context else None
     attr = struct.pack(
         "<IIIIQQIIIIQQ",
-        *(fd, 0, len(frame), len(result), _address(source), _address(result), repeat, 0),
-        *(len(context), 0, _address(context_buffer) if context_buffer else 0, 0),
+        fd,
+        0,
+        len(frame),
+        len(result),
+        _address(source),
+        _address(result),
+        repeat,
+        0,
+        len(context),
+        0,
+        _address(context_buffer) if context_buffer else 0,
+        0,
     )
     _, after = _bpf(_PROG_TEST_RUN, attr)
     verdict, _, size = struct.unpack_from("<III", after, 4)

@@ -112,23 +112,22 @@ def _services(
 
 
 def _entry(generation: Generation, placed: PlacedVip) -> bytes:
-    vip, syn, quic = placed.vip, placed.vip.syn_limit, placed.vip.quic
-    return _one(
-        (
-            *placed.identity,
-            generation.pools[placed.serving(vip.pool)].identity.id,
-            _flags(vip),
-            vip_tag(vip),
-            vip.udp_idle_timeout,
-            vip.insert_limit,
-            *((syn.rate, syn.prefix4, syn.prefix6) if syn else (0, 0, 0)),
-            vip.mss_clamp or 0,
-            *((quic.server_id_length, quic.offset) if quic else (0, 0)),
-            0,
-            vip.flow_sampling,
-        ),
-        layout.VIP,
-    )
+    vip, entry = placed.vip, np.zeros(1, layout.VIP)
+    entry["id"], entry["incarnation"] = placed.identity
+    entry["pool"] = generation.pools[placed.serving(vip.pool)].identity.id
+    entry["flags"] = _flags(vip)
+    entry["tag"] = vip_tag(vip)
+    entry["idle"] = vip.udp_idle_timeout
+    entry["insert_rate"] = vip.insert_limit
+    if vip.syn_limit:
+        entry["syn_rate"] = vip.syn_limit.rate
+        entry["syn_prefix4"] = vip.syn_limit.prefix4
+        entry["syn_prefix6"] = vip.syn_limit.prefix6
+    entry["mss"] = vip.mss_clamp or 0
+    if vip.quic:
+        entry["quic_length"], entry["quic_offset"] = vip.quic
+    entry["sampling"] = vip.flow_sampling
+    return entry.tobytes()
 
 
 def _flags(vip: Vip) -> int:

@@ -165,24 +165,24 @@ def records(
         last: another generation.
         known: its records, which are taken over where the two have the same.
     """
-    found = dict(known)
+    result = dict(known)
     for place in _left(last, generation):
-        found.pop(place, None)
+        result.pop(place, None)
     pool_ids = {name: placed.identity.id for name, placed in generation.pools.items()}
     has_same_pools = pool_ids == {name: p.identity.id for name, p in last.pools.items()}
     for name, vip in generation.vips.items():
         if last.vips.get(name) is not vip or not has_same_pools:
-            found[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
+            result[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
     for name, in_pool in generation.pools.items():
         if last.pools.get(name) is not in_pool:
-            found[Place(Kind.POOL, in_pool.identity.id)] = _pool_record(in_pool)
+            result[Place(Kind.POOL, in_pool.identity.id)] = _pool_record(in_pool)
     for key, backend in generation.backends.items():
         if last.backends.get(key) is not backend:
-            found[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
+            result[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
     for kind, freed in _freed(generation).items():
         for id_, rest in freed.items():
-            found[Place(kind, id_)] = FreedRecord(rest.incarnation, rest.at)
-    return found
+            result[Place(kind, id_)] = FreedRecord(rest.incarnation, rest.at)
+    return result
 
 
 def _left(last: Generation, now: Generation) -> Iterator[Place]:
@@ -209,42 +209,43 @@ def _freed(generation: Generation) -> dict[Kind, Mapping[int, Freed]]:
 def _pool_record(placed: PlacedPool) -> PoolRecord:
     pool = placed.pool
     return PoolRecord(
-        placed.identity.incarnation,
-        pool.name,
-        pool.deregistration_delay,
-        pool.transition_window,
-        pool.encapsulation,
-        pool.gue_port,
-        pool.mtu,
-        pool.slow_start,
-        pool.slow_start_steps,
-        pool.max_removed_percent,
-        pool.health,
+        incarnation=placed.identity.incarnation,
+        name=pool.name,
+        deregistration_delay=pool.deregistration_delay,
+        transition_window=pool.transition_window,
+        encapsulation=pool.encapsulation,
+        gue_port=pool.gue_port,
+        mtu=pool.mtu,
+        slow_start=pool.slow_start,
+        slow_start_steps=pool.slow_start_steps,
+        max_removed_percent=pool.max_removed_percent,
+        health=pool.health,
     )
 
 
 def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
     vip = placed.vip
+    routes = ((packed_network(r.network), pool_ids[r.pool]) for r in vip.source_routes)
     return VipRecord(
-        placed.identity.incarnation,
-        vip.name,
-        str(vip.network),
-        vip.port,
-        vip.protocol,
-        vip.pool,
-        vip.tracking,
-        vip.hash,
-        vip.udp_idle_timeout,
-        vip.insert_limit,
-        vip.syn_limit,
-        vip.mss_clamp,
-        vip.echo,
-        vip.quic,
-        tuple((packed_network(r.network), pool_ids[r.pool]) for r in vip.source_routes),
-        tuple(packed_network(network) for network in vip.deny),
-        vip.flow_sampling,
-        vip.sorry_pool,
-        tuple(pool_ids[pool] for pool in placed.unserved),
+        incarnation=placed.identity.incarnation,
+        name=vip.name,
+        address=str(vip.network),
+        port=vip.port,
+        protocol=vip.protocol,
+        pool=vip.pool,
+        tracking=vip.tracking,
+        hash=vip.hash,
+        udp_idle_timeout=vip.udp_idle_timeout,
+        insert_limit=vip.insert_limit,
+        syn_limit=vip.syn_limit,
+        mss_clamp=vip.mss_clamp,
+        echo=vip.echo,
+        quic=vip.quic,
+        source_routes=tuple(routes),
+        deny=tuple(packed_network(network) for network in vip.deny),
+        flow_sampling=vip.flow_sampling,
+        sorry_pool=vip.sorry_pool,
+        unserved=tuple(pool_ids[pool] for pool in placed.unserved),
     )
 
 
@@ -253,27 +254,28 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
     named = {pool for _, pool in record.source_routes}.union(record.unserved)
     if not named <= pool_names.keys():
         return None
+    routes = (
+        SourceRoute(unpacked_network(network), pool_names[pool])
+        for network, pool in record.source_routes
+    )
     return Vip(
-        record.name,
-        ip_network(record.address),
-        record.port,
-        record.protocol,
-        record.pool,
-        record.tracking,
-        record.hash,
-        record.udp_idle_timeout,
-        record.insert_limit,
-        SynLimit(*record.syn_limit) if record.syn_limit else None,
-        record.mss_clamp,
-        record.echo,
-        Quic(*record.quic) if record.quic else None,
-        tuple(
-            SourceRoute(unpacked_network(network), pool_names[pool])
-            for network, pool in record.source_routes
-        ),
-        tuple(unpacked_network(network) for network in record.deny),
-        record.flow_sampling,
-        record.sorry_pool,
+        name=record.name,
+        network=ip_network(record.address),
+        port=record.port,
+        protocol=record.protocol,
+        pool=record.pool,
+        tracking=record.tracking,
+        hash=record.hash,
+        udp_idle_timeout=record.udp_idle_timeout,
+        insert_limit=record.insert_limit,
+        syn_limit=SynLimit(*record.syn_limit) if record.syn_limit else None,
+        mss_clamp=record.mss_clamp,
+        echo=record.echo,
+        quic=Quic(*record.quic) if record.quic else None,
+        source_routes=tuple(routes),
+        deny=tuple(unpacked_network(network) for network in record.deny),
+        flow_sampling=record.flow_sampling,
+        sorry_pool=record.sorry_pool,
     )
 
 
@@ -285,57 +287,58 @@ def of_backends(placed: Iterable[PlacedBackend]) -> dict[Place, Record]:
 def _backend_record(placed: PlacedBackend) -> BackendRecord:
     backend = placed.backend
     return BackendRecord(
-        placed.identity.incarnation,
-        backend.pool,
-        backend.name,
-        str(backend.address),
-        backend.weight,
-        backend.state,
-        placed.retire_at,
-        backend.quic_server_id,
-        backend.starts_at,
-        backend.drain_deadline,
-        placed.weight,
-        placed.reachable,
-        *placed.fitness,
+        incarnation=placed.identity.incarnation,
+        pool=backend.pool,
+        name=backend.name,
+        address=str(backend.address),
+        weight=backend.weight,
+        state=backend.state,
+        retire_at=placed.retire_at,
+        quic_server_id=backend.quic_server_id,
+        starts_at=backend.starts_at,
+        drain_deadline=backend.drain_deadline,
+        effective_weight=placed.weight,
+        reachable=placed.reachable,
+        is_out=placed.fitness.is_out,
+        joins_at=placed.fitness.joins_at,
     )
 
 
 def _placed_backend(id_: int, record: BackendRecord) -> PlacedBackend:
     backend = Backend(
-        record.pool,
-        record.name,
-        ip_address(record.address),
-        record.weight,
-        record.state,
-        record.quic_server_id,
-        record.starts_at,
-        record.drain_deadline,
+        pool=record.pool,
+        name=record.name,
+        address=ip_address(record.address),
+        weight=record.weight,
+        state=record.state,
+        quic_server_id=record.quic_server_id,
+        starts_at=record.starts_at,
+        drain_deadline=record.drain_deadline,
     )
-    then = effect(backend, None, 0)  # of a record from before slow start: its state says it all
+    by_state = effect(backend, None, 0)  # for a record from before slow start
     weight, reachable = record.effective_weight, record.reachable
     return PlacedBackend(
-        Identity(id_, record.incarnation),
-        backend,
-        then.weight if weight is None else weight,
-        then.reachable if reachable is None else reachable,
-        record.retire_at,
-        Fitness(record.is_out, record.joins_at),
+        identity=Identity(id_, record.incarnation),
+        backend=backend,
+        weight=by_state.weight if weight is None else weight,
+        reachable=by_state.reachable if reachable is None else reachable,
+        retire_at=record.retire_at,
+        fitness=Fitness(record.is_out, record.joins_at),
     )
 
 
 def _placed_pool(id_: int, record: PoolRecord) -> tuple[Identity, Pool]:
     pool = Pool(
-        record.name,
-        record.deregistration_delay,
-        record.transition_window,
-        record.encapsulation,
-        record.gue_port,
-        record.mtu,
-        record.slow_start,
-        record.slow_start_steps,
-        record.max_removed_percent,
-        record.health,
+        name=record.name,
+        deregistration_delay=record.deregistration_delay,
+        transition_window=record.transition_window,
+        encapsulation=record.encapsulation,
+        gue_port=record.gue_port,
+        mtu=record.mtu,
+        slow_start=record.slow_start,
+        slow_start_steps=record.slow_start_steps,
+        max_removed_percent=record.max_removed_percent,
+        health=record.health,
     )
     return Identity(id_, record.incarnation), pool
 

@@ -87,8 +87,12 @@ def create_map(name: str, shape: maps.Shape) -> int:
     """
     try:
         return bpf.map_create(
-            *(shape.kind, f"tg_{name}", shape.key_size, shape.value_size),
-            *(shape.max_entries, shape.flags),
+            shape.kind,
+            f"tg_{name}",
+            shape.key_size,
+            shape.value_size,
+            shape.max_entries,
+            shape.flags,
         )
     except PermissionError as error:
         raise CapabilityError(
