@@ -196,7 +196,7 @@ def test_an_agent_that_wakes_beside_a_new_data_plane_writes_nothing(
     there, program = holds(place), place.attached()
     os.kill(stale.pid, signal.SIGCONT)
     for order in ("clamped", "follow", "audit"):
-        assert "another agent's now" in stale.tell(order)
+        assert "created again by another agent" in stale.tell(order)
     assert stale.tell("close").startswith("done")
     assert (holds(place), place.attached()) == (there, program)
     assert fresh.tell("clamped") == "done 2"

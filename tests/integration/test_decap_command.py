@@ -160,7 +160,7 @@ def test_somebody_elses_program_stays(backend: Backend) -> None:
     for command in ("attach", "detach"):
         done = backend.decap(command)
         assert done.returncode == 2
-        assert "has an XDP program that `tidegate decap` did not put there" in done.stderr
+        assert "has an XDP program that `tidegate decap` did not attach" in done.stderr
     assert "another XDP program is there" in backend.decap("status").stdout
     assert other.send() == "b1"
     assert other.decap("detach").returncode == 0

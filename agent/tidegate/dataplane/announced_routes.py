@@ -27,7 +27,7 @@ _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def keep_routes(table: int, wanted: frozenset[Network]) -> tuple[int, int]:
-    """Makes our routes of a table exactly these; how many were added, and how many removed.
+    """Make our routes of a table exactly these; return how many were added and removed.
 
     Raises:
         DataplaneError: the kernel refused one; those before it are as wanted.

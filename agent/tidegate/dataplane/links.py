@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the data plane must know of an interface: its MAC and MTU, and the gateways' MACs.
+"""Interfaces as the data plane needs them: MAC and MTU, and the gateways' MACs.
 
 The kernel's own tables are the source: the default route names the gateway, the neighbour table its
-MAC. A netlink socket wakes us on any change of link, neighbour or route; what changed is read
-afresh, so that a lost message costs nothing. The balancer's packets bypass the stack, so nothing
+MAC. A netlink socket wakes us on any change of link, neighbour or route; the state is then read
+again, so that a lost message costs nothing. The balancer's packets bypass the stack, so nothing
 else keeps the neighbour entry alive: we ask the kernel to (NTF_USE).
 """
 
@@ -34,7 +34,7 @@ _NUD_VALID: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # a MAC that the st
 _NUD_FRESH: Final = 0x02 | 0x40 | 0x80  # reachable, noarp, permanent
 _MAIN_TABLE: Final = 254
 _SETTLE_MS: Final = 20
-_NOBODY: Final = b"\0" * 6
+_NO_MAC: Final = b"\0" * 6
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Link:
         )
 
     def missing(self) -> str | None:
-        """What keeps it from forwarding, as a sentence, or None."""
+        """Return why it cannot forward, as a sentence, or None."""
         if self.gateway4_mac or self.gateway6_mac:
             return None
         if self.gateway4 or self.gateway6:
@@ -84,7 +84,7 @@ class Link:
 
 
 def read(interface: str, gateways: Gateways) -> Link:
-    """Reads an interface's facts, and asks the kernel to resolve a gateway that is not fresh.
+    """Read an interface's facts, and ask the kernel to resolve a gateway that is not fresh.
 
     Raises:
         DataplaneError: the interface does not exist.
@@ -100,7 +100,7 @@ def read(interface: str, gateways: Gateways) -> Link:
         return Link(
             interface=interface,
             index=index,
-            mac=_mac(link.get_attr("IFLA_ADDRESS")) or _NOBODY,
+            mac=_mac(link.get_attr("IFLA_ADDRESS")) or _NO_MAC,
             mtu=link.get_attr("IFLA_MTU"),
             gateway4=hop4,
             gateway6=hop6,
@@ -131,7 +131,7 @@ def _mac(text: str | None) -> bytes | None:
 
 
 def _default_gateway(netlink: Any, family: int, index: int) -> Address | None:  # noqa: ANN401
-    """Next hop of the default route with the lowest metric that leaves through an interface."""
+    """Return the next hop of the interface's default route with the lowest metric."""
     best: tuple[int, str] | None = None
     for route in netlink.get_default_routes(family=family, table=_MAIN_TABLE):
         metric = route.get_attr("RTA_PRIORITY") or 0
@@ -146,7 +146,7 @@ def _default_gateway(netlink: Any, family: int, index: int) -> Address | None:  
 
 
 def _neighbour(netlink: Any, index: int, hop: Address | None) -> bytes | None:  # noqa: ANN401
-    """The MAC of a next hop; one that the kernel is not sure of is probed for."""
+    """Return the MAC of a next hop; have the kernel probe for one that it is not sure of."""
     if hop is None:
         return None
     family = socket.AF_INET if hop.version == 4 else socket.AF_INET6  # noqa: PLR2004
@@ -165,7 +165,7 @@ def _neighbour(netlink: Any, index: int, hop: Address | None) -> bytes | None:  
 
 
 def write(links_fd: int, link: Link) -> None:
-    """Puts an interface's facts where the program reads them.
+    """Put an interface's facts where the program reads them.
 
     Raises:
         DataplaneError: its index is beyond what the map holds.
@@ -179,8 +179,8 @@ def write(links_fd: int, link: Link) -> None:
         [
             (
                 link.mac,
-                link.gateway4_mac or _NOBODY,
-                link.gateway6_mac or _NOBODY,
+                link.gateway4_mac or _NO_MAC,
+                link.gateway6_mac or _NO_MAC,
                 link.gateway4_mac is not None,
                 link.gateway6_mac is not None,
                 link.mtu,
@@ -192,7 +192,7 @@ def write(links_fd: int, link: Link) -> None:
 
 
 class LinkWatch:
-    """Calls back on any change of links, neighbours or routes, from a thread of its own."""
+    """A watch that calls back on any change of links, neighbours or routes, from its own thread."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -202,11 +202,11 @@ class LinkWatch:
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
 
     def start(self) -> None:
-        """Starts watching."""
+        """Start watching."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops and joins."""
+        """Stop watching and join the thread."""
         self._stop.send(b"x")
         self._thread.join()
         for each in (self._socket, self._wake, self._stop):
@@ -218,7 +218,7 @@ class LinkWatch:
         for poller in (both, only_stop):
             poller.register(self._wake, select.POLLIN)
         while self._wake.fileno() not in {fd for fd, _ in both.poll()}:
-            # One change comes as several messages; they are answered together.
+            # One change comes as several messages; they are handled together.
             if only_stop.poll(_SETTLE_MS):
                 return
             self._drain()

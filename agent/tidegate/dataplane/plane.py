@@ -49,7 +49,7 @@ Mode = Literal["native", "generic", "auto"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What opening a data plane takes.
+    """The settings of a data plane.
 
     Attributes:
         pins: folder on a BPF file system.
@@ -73,16 +73,16 @@ class DataPlane:
     """The pinned data plane, from `open` to `close`. Closing leaves it forwarding."""
 
     def __init__(self, settings: Settings, reached: Reached = unwatched) -> None:
-        """Opens or creates the pins, adopts what is in them, and attaches the program.
+        """Open or create the pins, adopt what is in them, and attach the program.
 
         Args:
-            settings: what it takes.
-            reached: told after each step of publishing and of replacing the program.
+            settings: its settings.
+            reached: called after each step of publishing and of replacing the program.
 
         Raises:
             CapabilityError: not root, no BPF file system, no bcc.
             DataplaneError: the pins are of another version, another agent has them, an interface
-                has somebody else's program, or the kernel refused.
+                has a foreign program, or the kernel refused.
         """
         self._gateways = settings.gateways
         self._interfaces = tuple(settings.interfaces)
@@ -111,14 +111,14 @@ class DataPlane:
         self.serve(self.publisher.adopt())
 
     def _load_probes(self) -> Probes:
-        """Built with every feature, so no change of documents needs another one."""
+        """Load the probe program with every feature, so no change of documents needs another."""
         probes = Probes(self._default, self._maps)
         (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
         probes.pin_counters(self._pins / _PROBE_COUNTS)
         return probes
 
     def serve(self, *generations: Generation) -> None:
-        """Makes the program one that can do what these generations need, and nothing more.
+        """Make the program one that can do what these generations need, and nothing more.
 
         A new one is built and proven beside the one that runs, and then takes its place on each
         interface in one exchange; the maps are the same, so no flow notices.
@@ -149,7 +149,7 @@ class DataPlane:
         reached(Step.PROGRAM_LOADED)
         before, self._program = self._program, fresh
         self._ours.add(bpf.object_id(fresh))
-        # Pinned under a second name until it is attached: at any moment what is attached is pinned.
+        # Pinned under a second name until it is attached: what is attached is always pinned.
         try:
             pin_anew(fresh, folder / NEXT_PROGRAM)
             reached(Step.PROGRAM_PINNED)
@@ -158,7 +158,7 @@ class DataPlane:
             (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
         except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
-            raise DataplaneError(f"cannot put a new program in place: {error}") from error
+            raise DataplaneError(f"cannot replace the program: {error}") from error
         self._build = build
         self._ours = {bpf.object_id(fresh)}
         reached(Step.PROGRAM_KEPT)
@@ -169,7 +169,7 @@ class DataPlane:
         log.info("program id=%d features=%s", bpf.object_id(fresh), names)
 
     def _proven(self, build: programs.Build) -> int:
-        """A program that was compiled, proven and loaded over our maps, as a descriptor."""
+        """Compile, prove and load a program over our maps; return its descriptor."""
         try:
             program = programs.compile_balancer(build)
             prove(program, build, self._fence.folder)
@@ -178,7 +178,7 @@ class DataPlane:
             raise DataplaneError(f"cannot load a new program: {error.strerror}") from error
 
     def _put_back(self, before: int, fresh: int) -> None:
-        """Makes the program that ran before the one that runs, on every interface again."""
+        """Attach the program that ran before to every interface again."""
         self._program = before
         if before >= 0:
             with suppress(DataplaneError):  # else the next look at the links does it
@@ -194,7 +194,7 @@ class DataPlane:
         return dict(self._links)
 
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
-        """What became of the packets of each VIP id in use, as `counters.packet_outcomes` has it.
+        """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
 
         The counter_reader also takes note of the program's running time, if that is measured.
 
@@ -205,19 +205,19 @@ class DataPlane:
         return counters.packet_outcomes(self.counter_reader.vips())
 
     def reload(self, gateways: Gateways, grace: float) -> None:
-        """Takes over what may change while it runs."""
+        """Apply settings that may change while it runs."""
         self._gateways = gateways
         self.publisher.grace = grace
         self.follow()
 
     def follow(self) -> None:
-        """Brings attachments and link facts up to date; cheap if nothing changed.
+        """Bring attachments and link facts up to date; cheap if nothing changed.
 
         An interface that is away is reported and tried again at the next change.
 
         Raises:
             DataplaneError: an interface that is there refuses the program.
-            FenceError: the data plane is another agent's now.
+            FenceError: another agent has taken over the data plane.
         """
         self._fence.check()
         for interface in self._interfaces:
@@ -241,7 +241,7 @@ class DataPlane:
                 log.info("link %s", link)
 
     def _take_over_egress(self, interface: str) -> None:
-        """Makes an interface's tc egress as the settings want it, whatever an agent before left."""
+        """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""
         if self._probes is None:
             detach_probes(interface)
             return
@@ -249,33 +249,33 @@ class DataPlane:
         log.info("probe_tunnel interface=%s", interface)
 
     def audit(self, *, deep: bool) -> list[Finding]:
-        """Compares maps, pins and attachments with what has to be there, and puts them right.
+        """Compare maps, pins and attachments with what has to be there, and repair them.
 
         Args:
             deep: read tables and unused entries too.
 
         Raises:
-            FenceError: the data plane is another agent's now.
+            FenceError: another agent has taken over the data plane.
             DataplaneError: the kernel cannot be read.
         """
         return [*self.publisher.audit(deep=deep), *repaired(self._differences())]
 
     def _differences(self) -> Iterator[Difference]:
-        """Pins and attachments that are not as we left them."""
+        """Find pins and attachments that are not as we left them."""
         folder = self._fence.folder
         for name, fd in {**self._maps, PROGRAM: self._program}.items():
             if not (folder / name).exists():
                 finding = Finding("pins", name, "missing")
                 yield Difference(finding, partial(bpf.pin, fd, str(folder / name)))
         for interface in list(self.modes):
-            with suppress(DataplaneError):  # an interface that is away is not the audit's to report
+            with suppress(DataplaneError):  # `follow` reports an interface that is away
                 on = programs.attached(interface)
                 if on is None or on.program_id != bpf.object_id(self._program):
                     fault = "changed" if on else "missing"
                     yield Difference(Finding("program", interface, fault), self.follow)
 
     def _attach(self, link: Link) -> None:
-        """Attaches our program unless it is there. Somebody else's is never replaced."""
+        """Attach our program unless it is there. Never replace a foreign one."""
         interface, there = link.interface, link.program
         if there is not None and there.program_id == bpf.object_id(self._program):
             self.modes[interface] = there.mode
@@ -283,7 +283,7 @@ class DataPlane:
         if there is not None and there.program_id not in self._ours:
             raise DataplaneError(
                 f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): "
-                f"if it is not needed, take it off with `ip link set dev {interface} xdp off`"
+                f"if it is not needed, detach it with `ip link set dev {interface} xdp off`"
             )
         mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
         if self._mode == "auto" and there is not None:
@@ -300,7 +300,7 @@ class DataPlane:
         log.info("attached interface=%s mode=%s", interface, mode)
 
     def close(self) -> None:
-        """Closes descriptors; pins and attachments stay, so packets go on."""
+        """Close descriptors; pins and attachments stay, so packets go on."""
         self.counter_reader.close()
         self.publisher.close()
         self._maps.close()
@@ -316,7 +316,7 @@ def _has_checks(generation: Generation) -> bool:
 
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:
-    """Takes the programs off these interfaces and removes the pins: the end of this data plane."""
+    """Detach the programs from these interfaces and remove the pins: the data plane's end."""
     ours = pinned_programs(pins)
     for interface in interfaces:
         there = programs.attached(interface)

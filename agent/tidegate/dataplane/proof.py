@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves a compiled balancer on a fixed set of packets before it may have real ones.
+"""The proof of a compiled balancer on a fixed set of packets before it gets real ones.
 
 The program is loaded over maps of its own, given a small generation, and run on a few frames by
-test-run; the specification says what has to come out. A program that disagrees is refused, and the
-one that runs stays.
+test-run; the specification defines the expected result. A program that disagrees is refused, and
+the one that runs stays.
 """
 
 import os
@@ -38,7 +38,7 @@ _SYN, _ACK, _RST = 0x02, 0x10, 0x04
 
 
 def prove(program: Program, build: programs.Build, pins: Path) -> None:
-    """Compares the program with the specification.
+    """Compare the program with the specification.
 
     Args:
         program: compiled with `build`.
@@ -78,7 +78,7 @@ def _compare(fd: int, build: programs.Build, generation: Generation) -> None:
         found = bpf.run(fd, frame)
         if (found.verdict, found.frame) != (wanted.verdict, wanted.frame):
             raise DataplaneError(
-                "the new program does not do what the specification says, and is not used: frame "
+                "the new program disagrees with the specification and is not used: frame "
                 f"{frame.hex()} gave verdict {found.verdict} and {found.frame.hex()}, not "
                 f"{int(wanted.verdict)} and {wanted.frame.hex()}"
             )
@@ -106,7 +106,7 @@ def _generation(features: frozenset[Feature]) -> Generation:
 
 
 def _frames(features: frozenset[Feature]) -> Iterator[bytes]:
-    """New flows, established ones, pings, and what must not be touched."""
+    """Yield frames of new and established flows, pings, and frames that must not be touched."""
     yield _MACS + b"\x08\x06" + bytes(28)  # ARP
     yield _frame4(6, _tcp(_SYN, 1))[:40]
     yield _frame4(6, _tcp(_SYN, 1), to=ip_address("192.0.2.2").packed)

@@ -16,7 +16,7 @@ from tidegate.spec.balancer import Verdict, process
 from tidegate.spec.state import Link, Settings, State
 
 INTERFACE = 1
-"""The index of the loopback, on which a test-run says that its frames came in."""
+"""The index of the loopback, the interface of a test-run's frames."""
 
 LONGEST = 3520
 """Bytes of a frame that a program sees: a page of 4096, less 256 in front for headers to come and
@@ -24,7 +24,7 @@ LONGEST = 3520
 capture was put together by segmentation offload; no driver gives such a one to a program."""
 
 Contents: TypeAlias = Mapping[str, Mapping[Any, Any]]
-"""What packets can change: map by name, and its entries. A counter at 0 is not there."""
+"""What packets can change: map by name, and its entries. A counter at 0 is left out."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Names:
 
 
 def names(generation: Generation) -> Names:
-    """The names by id."""
+    """Return the names by id."""
     return Names(
         generation.number,
         {placed.identity.id: name for name, placed in generation.vips.items()},
@@ -80,12 +80,12 @@ class Specification:
         self._names = names(NOTHING)
 
     def install(self, generation: Generation) -> None:
-        """Puts a generation in force."""
+        """Put a generation in force."""
         self.state.install(generation)
         self._names = names(generation)
 
     def run(self, frame: bytes) -> Outcome:
-        """What the specification says of one frame."""
+        """Run one frame through the specification."""
         result = process(self.state, frame[:LONGEST], INTERFACE, self._now())
         self.state.events.clear()  # nobody reads them here, and a capture may be long
         return Outcome(
@@ -101,12 +101,12 @@ class Specification:
 
 
 def tables(state: State) -> Contents:
-    """The tables that packets write."""
+    """Return the tables that packets write."""
     return {"flows": state.flows, "syns": state.syns, "fragments": state.fragments}
 
 
 def counters(state: State) -> Contents:
-    """The counters."""
+    """Return the counters."""
     return {
         "vips": state.vip_counters,
         "backends": {
@@ -118,7 +118,7 @@ def counters(state: State) -> Contents:
 
 
 def differences(kernel: Contents, spec: Contents) -> list[str]:
-    """Every entry in which the two differ, as lines."""
+    """Return every entry in which the two differ, as lines."""
     found = []
     for name in kernel.keys() | spec.keys():
         here, there = kernel.get(name, {}), spec.get(name, {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captures: frames out of a pcap or pcapng file, and frames into a pcap file, by libpcap.
+"""Captures: reading frames from a pcap or pcapng file, and writing a pcap file, by libpcap.
 
 libpcap is what tcpdump reads with, so it knows every variant: both byte orders, micro- and
 nanoseconds, pcapng. It is called through ctypes, since the few functions that are needed have not
@@ -67,12 +67,12 @@ def _library() -> Any:  # noqa: ANN401 - ctypes has no such type
             entry.restype, entry.argtypes = result, arguments
         return library
     raise CapabilityError(
-        "there is no libpcap, which reads captures: install it (Debian: apt install tcpdump)"
+        "cannot find libpcap, which reads captures: install it (Debian: apt install tcpdump)"
     )
 
 
 def read(path: Path) -> Iterator[Frame]:
-    """The frames of a capture in order; `-` is standard input.
+    """Yield the frames of a capture in order; `-` is standard input.
 
     Raises:
         ConfigError: no such file, not a capture, not of Ethernet, or broken behind some frame.
@@ -137,7 +137,7 @@ class Writer:
         return self
 
     def write(self, number: int, frame: bytes) -> None:
-        """Appends a frame."""
+        """Append a frame."""
         header = _Header(_Time(number, 0), len(frame), len(frame))
         self._library.pcap_dump(self._dumper, ctypes.byref(header), frame)
 
@@ -147,7 +147,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # pcap_dump does not tell of its errors; the stream under it remembers them.
+        # pcap_dump returns no errors; the stream under it remembers them.
         stream = ctypes.c_void_p(self._library.pcap_dump_file(self._dumper))
         failed = self._library.pcap_dump_flush(self._dumper) or ctypes.CDLL(None).ferror(stream)
         self._library.pcap_dump_close(self._dumper)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a data plane's metrics are read from, for a thread that is not the agent's loop.
+"""The counters and entries of a data plane, for a thread that is not the agent's loop.
 
 The maps' descriptors stay the same while the data plane is open, and reading a counter disturbs
-nobody, so metrics are read from the kernel beside the loop. Only the program's descriptor comes and
-goes: its running times are left here by the loop. Closing waits for a reader, so that no descriptor
-is read that has become another file.
+nothing, so metrics are read from the kernel beside the loop. Only the program's descriptor changes:
+the loop records its running times here. Closing waits for a reader, so that no descriptor is read
+that has become another file.
 """
 
 import os
@@ -32,10 +32,10 @@ _LRU: Final = ("flows", "syns", "fragments", "syn_limits")
 
 
 class CounterSample(NamedTuple):
-    """What one read of the kernel's counters found.
+    """The result of reading the kernel's counters once.
 
     Attributes:
-        generation: whose ids they are by.
+        generation: whose ids they are indexed by.
         by_cpu: packets of each verdict and CPU.
     """
 
@@ -46,12 +46,12 @@ class CounterSample(NamedTuple):
 
 
 class Census(NamedTuple):
-    """A count of what packets have written.
+    """A count of the entries that packets have written.
 
     Attributes:
         entries: of each map.
         live: flows of each VIP id that packets would follow.
-        generation: whose ids they are by.
+        generation: whose ids they are indexed by.
     """
 
     entries: Mapping[str, int]
@@ -60,7 +60,7 @@ class Census(NamedTuple):
 
 
 class RunTimes(NamedTuple):
-    """Of the program, and of those before it, since the agent started."""
+    """Running time of the programs since the agent started."""
 
     nanoseconds: int = 0
     runs: int = 0
@@ -92,11 +92,11 @@ class CounterReader:
         self.limits = {name: shapes[name].max_entries for name in (*KEYED, *_LRU)}
 
     def vips(self) -> npt.NDArray[np.void]:
-        """The counters of the VIPs in force, by id, for the loop; raises DataplaneError."""
+        """Read the counters of the VIPs in force, by id, for the loop; raise DataplaneError."""
         return counters.vip_totals(self._fds, self._publisher.in_force)
 
     def read(self) -> CounterSample:
-        """All counters, of one moment as far as packets allow.
+        """Read all counters, of one moment as far as packets allow.
 
         Raises:
             DataplaneError: the kernel refused, or the data plane is closed.
@@ -112,11 +112,11 @@ class CounterReader:
             )
 
     def written(self) -> dict[str, int]:
-        """Entries of the maps that the agent writes."""
+        """Return the number of entries of each map that the agent writes."""
         return {name: len(found) for name, found in self._publisher.mirror.written.items()}
 
     def census(self) -> Census:
-        """Counts entries, which takes a second for some millions; raises as `read`."""
+        """Count entries, which takes a second for some millions; raise as `read`."""
         generation = self._publisher.in_force
         live = np.zeros(MAX_VIPS, np.int64)
         entries = {}
@@ -148,7 +148,7 @@ class CounterReader:
             raise DataplaneError("the data plane is closed")
 
     def measure_run_times(self) -> None:
-        """Has the kernel measure the time of every program of the host until this is closed.
+        """Have the kernel measure the time of every program of the host until this is closed.
 
         Raises:
             CapabilityError: it may not.
@@ -164,7 +164,7 @@ class CounterReader:
             ) from error
 
     def record_run_time(self, program: int) -> None:
-        """Takes note of what the program that is in force has run; on the loop's thread."""
+        """Record how long the program in force has run; call it on the loop's thread."""
         if self._statistics < 0:
             return
         now = bpf.program_time(program)
@@ -176,7 +176,7 @@ class CounterReader:
         self._last = now
 
     def close(self) -> None:
-        """Ends reading; waits for a read that is under way."""
+        """End reading; wait for a read that is under way."""
         with self._lock:
             self._is_closed = True
             if self._statistics >= 0:

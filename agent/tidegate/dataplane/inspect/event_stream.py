@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow events of a pinned data plane, live, with names and wall-clock times.
+"""The stream of flow events of a pinned data plane, with names and wall-clock times.
 
-Needs no agent: ring buffer, counters and the ledger with the names are all pinned. A ring buffer
-has one reader, since whoever takes an event takes it from everybody else; a lock on a folder beside
-the pins sees to that. An agent that traces flows is that reader, and hands on what it reads. What a
-record is, and how it is taken, is `events`.
+It needs no agent: ring buffer, counters and the ledger with the names are all pinned. A ring buffer
+has one reader, since each event can be read once; a lock on a folder beside the pins ensures that.
+An agent that traces flows is that reader, and forwards what it reads. What a record is, and how it
+is read, is in `events`.
 """
 
 import fcntl
@@ -37,13 +37,13 @@ _SECOND: Final = 1_000_000_000
 
 
 class EventSource(Protocol):
-    """Where events come from."""
+    """Where events come from: the ring buffer, or the agent that reads it."""
 
     def read(self, wait: float) -> npt.NDArray[np.void]:
-        """The events that there are, oldest first; waits this many seconds for the first one."""
+        """Return pending events, oldest first; wait this many seconds for the first one."""
 
     def lost(self) -> int:
-        """Events that were lost since the last call, or since the source was opened."""
+        """Return how many events were lost since the last call, or since the source was opened."""
 
 
 class RingReader:
@@ -57,10 +57,10 @@ class RingReader:
         self._pins = pins
 
     def __enter__(self) -> Self:
-        """Opens the pins.
+        """Open the pins.
 
         Raises:
-            RingTaken: it has a reader.
+            RingTaken: another process reads it.
             DataplaneError: nothing is pinned there.
             CapabilityError: not allowed.
         """
@@ -85,13 +85,13 @@ class RingReader:
         return self._reader.read(wait)
 
     def lost(self) -> int:
-        """Events that the kernel did not tell since the last call, or since the reader began."""
+        """Return how many events the kernel lost since the last call, or since the opening."""
         before, self._counted = self._counted, events.counts(self._counts)
         return self._counted.lost - before.lost
 
 
 class NamedEvents:
-    """Events with the names that they had, from `with` to its end.
+    """Events with the names of VIPs and backends, from `with` to its end.
 
     Args:
         pins: the folder of the data plane's pins.
@@ -103,7 +103,7 @@ class NamedEvents:
         self._source = source
 
     def __enter__(self) -> Self:
-        """Opens the pins.
+        """Open the pins.
 
         Raises:
             DataplaneError: nothing is pinned there.
@@ -131,25 +131,25 @@ class NamedEvents:
         self.samples = any(placed.vip.flow_sampling for placed in found.vips.values())
 
     def lost(self) -> int:
-        """Events that were lost since the last call, or since the source was opened."""
+        """Return how many events were lost since the last call, or since the source was opened."""
         return self._source.lost()
 
     def read(self, wait: float) -> Iterator[dict[str, Any]]:
-        """The events that there are, oldest first; raises as the source does.
+        """Return pending events, oldest first; raise as the source does.
 
         Args:
             wait: seconds to wait for the first one.
         """
         records = self._source.read(wait)
-        told = list(events.named(records))
-        if any(event.vip not in self._vips for event in told) or any(
-            event.backend and event.backend not in self._backends for event in told
+        found = list(events.named(records))
+        if any(event.vip not in self._vips for event in found) or any(
+            event.backend and event.backend not in self._backends for event in found
         ):
-            self._read_names()  # of a generation that came after the last look
-        return map(self._described, told, _wall_clock(records))
+            self._read_names()  # of a generation that was published since they were last read
+        return map(self._described, found, _wall_clock(records))
 
     def _described(self, event: Event, at: str) -> dict[str, Any]:
-        """A name is None where the ledger no longer has the id; ids and incarnations remain."""
+        """Describe an event; a name is None where the ledger no longer has the id."""
         use = event.backend or Identity(0, 0)
         key = self._backends.get(use)
         decision = event.decision
@@ -176,7 +176,7 @@ class NamedEvents:
 
 
 def _wall_clock(records: npt.NDArray[np.void]) -> Iterator[str]:
-    """Times of records, which have the monotonic clock's, in UTC with microseconds."""
+    """Yield the times of records, of the monotonic clock, as UTC with microseconds."""
     offset = time.time_ns() - time.monotonic_ns()
     for stamp in records["time"].tolist():
         seconds, rest = divmod(stamp + offset, _SECOND)
@@ -184,7 +184,7 @@ def _wall_clock(records: npt.NDArray[np.void]) -> Iterator[str]:
 
 
 def _opened(pins: Path, names: Sequence[str], undo: ExitStack) -> list[int]:
-    """Descriptors of pinned maps, which end with `undo`."""
+    """Open pinned maps; `undo` closes the descriptors."""
     found = []
     for name in names:
         found.append(_open(pins / name))

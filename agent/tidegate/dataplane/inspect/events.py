@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the events that the program tells of sampled flows (bpf/events.h).
+"""The reader of the ring buffer with events of sampled flows (bpf/events.h).
 
 The ring buffer is read by libbpf, which libbcc brings: its positions are shared with the kernel,
 and need the memory barriers of C. libbpf hands each record to a function with (context, data,
 size); the function here is write(2) itself, with a descriptor as its context. So the records go
-into a file in memory without a line of Python for each, and come out as one array. What they mean
-to whom is not decided here.
+into a file in memory without a line of Python for each, and come out as one array. What an event
+means is not interpreted here.
 """
 
 import ctypes
@@ -75,7 +75,7 @@ class Reader:
         self._fd = fd
 
     def __enter__(self) -> Self:
-        """Maps the ring buffer.
+        """Map the ring buffer.
 
         Raises:
             CapabilityError: libbcc is not installed.
@@ -101,11 +101,11 @@ class Reader:
         os.close(self._records)
 
     def fileno(self) -> int:
-        """What select and epoll may wait for: readable while there are events."""
+        """Return what select and epoll may wait for: it is readable while there are events."""
         return self._fd
 
     def read(self, wait: float = 0.0) -> npt.NDArray[np.void]:
-        """Takes all events that there are, oldest first, as records of `layout.EVENT`.
+        """Take all pending events, oldest first, as records of `layout.EVENT`.
 
         Args:
             wait: seconds to wait for the first one; other threads run meanwhile.
@@ -136,13 +136,13 @@ class Counts(NamedTuple):
 
 
 def counts(fd: int) -> Counts:
-    """What `event_counts` holds."""
+    """Read the map `event_counts`."""
     found = map_values.per_cpu(fd, layout.EVENT_COUNTERS, 1)
     return Counts(int(found["sent"].sum()), int(found["lost"].sum()))
 
 
 def named(records: npt.NDArray[np.void]) -> Iterable[Event]:
-    """Records as the specification's values, without their times."""
+    """Convert records to the specification's values, without their times."""
     columns = (records[name].tolist() for name in _NAMED)
     for vip, vip_use, chosen, use, kind, decision, reason, *rest, source_port, port in zip(
         *columns, strict=True

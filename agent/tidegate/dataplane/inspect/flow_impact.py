@@ -25,14 +25,14 @@ _SECOND = 1_000_000_000
 
 @dataclass
 class FlowImpact:
-    """Tracked flows by what becomes of them. By VIP or backend where that says more.
+    """Tracked flows by what becomes of them, by VIP or backend where that is useful.
 
     Attributes:
         tracked: all of them.
         stale: entries that no packet would follow already.
-        lost_vip: their VIP goes, or becomes another address, port or protocol.
-        lost_backend: their backend goes at once, or is taken out (quarantined, disabled).
-        forgotten: their VIP stays and tracks nothing any more; the tables decide.
+        lost_vip: their VIP is removed, or changes its address, port or protocol.
+        lost_backend: their backend is removed at once, quarantined or disabled.
+        forgotten: their VIP stays but no longer tracks flows; the tables decide.
         leaving: they stay, until their backend's drain has ended.
     """
 
@@ -45,7 +45,7 @@ class FlowImpact:
 
     @property
     def lost(self) -> int:
-        """Flows that do not go on where they are."""
+        """Flows that do not stay where they are."""
         return sum(sum(each.values()) for each in (self.lost_vip, self.lost_backend))
 
 
@@ -62,7 +62,7 @@ class ActiveIncarnations(NamedTuple):
 
     @classmethod
     def of(cls, generation: Generation) -> Self:
-        """The arrays of a generation."""
+        """Build the arrays of a generation."""
         state = cls(
             np.zeros(MAX_VIPS, np.uint32),
             np.zeros(MAX_VIPS, np.uint32),
@@ -85,7 +85,7 @@ class ActiveIncarnations(NamedTuple):
         return state
 
     def tracked(self, flows: Flows, now: int) -> npt.NDArray[np.bool_]:
-        """Which of these entries are tracked flows at this moment of the monotonic clock, ns."""
+        """Return which of these entries are tracked flows at this monotonic time, ns."""
         entry = flows.entry
         vip, backend = vip_ids(flows), entry["backend"]
         is_tracked: npt.NDArray[np.bool_] = self.tracking[vip] == entry["vip_incarnation"]
@@ -98,7 +98,7 @@ class ActiveIncarnations(NamedTuple):
 
 
 def vip_ids(flows: Flows) -> npt.NDArray[np.uint32]:
-    """The VIP's id of each entry; the rest of the word tells addresses of a network apart."""
+    """Return the VIP id of each entry; the other bits are a digest of the destination."""
     ids: npt.NDArray[np.uint32] = flows.vip & np.uint32(MAX_VIPS - 1)
     return ids
 
@@ -106,7 +106,7 @@ def vip_ids(flows: Flows) -> npt.NDArray[np.uint32]:
 def flow_impact(
     flows: Iterable[Flows], before: Generation, after: Generation, now: int
 ) -> FlowImpact:
-    """Counts flows by what becomes of them.
+    """Count flows by what becomes of them.
 
     Args:
         flows: the connection table.

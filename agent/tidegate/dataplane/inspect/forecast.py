@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What documents would do to a live data plane, without doing it: the body of `tidegate plan`.
+"""What documents would do to a running data plane, without doing it: the body of `tidegate plan`.
 
 It takes the steps of an agent (guards, plan, difference) from the generation that is in force, and
 counts what would become of the flows that are tracked. Nothing is written anywhere.
@@ -25,7 +25,7 @@ from tidegate.planner.diff import Diff, difference
 
 @dataclass(frozen=True)
 class Forecast:
-    """What would come.
+    """What the documents would do.
 
     Attributes:
         before: the generation in force.
@@ -45,7 +45,7 @@ class Forecast:
 
 
 def forecast(desired: Desired, pins: Path, limits: guards.Limits) -> Forecast:
-    """Reads the data plane in a folder of pins, and says what these documents would do to it.
+    """Read a pinned data plane and forecast what these documents would do to it.
 
     Args:
         desired: documents without a fault.
@@ -70,7 +70,7 @@ def forecast(desired: Desired, pins: Path, limits: guards.Limits) -> Forecast:
 
 
 def _changed(before: Generation, after: Generation, diff: Diff) -> dict[str, tuple[str, ...]]:
-    """Which fields of each changed document differ."""
+    """Return which fields of each changed document differ."""
     found: dict[str, tuple[str, ...]] = {}
     for name in diff.vips.changed:
         was, would_be = before.vips[name], after.vips[name]
@@ -93,7 +93,7 @@ def _fields(old: Any, new: Any) -> tuple[str, ...]:  # noqa: ANN401 - two values
 
 
 def shares(generation: Generation | None, pool: str) -> dict[str, float]:
-    """Each backend's share of a pool's slots, in percent, by name; none without a table."""
+    """Return each backend's share of a pool's slots, in percent, by name; none without a table."""
     placed = generation.pools.get(pool) if generation else None
     if generation is None or placed is None:
         return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packets left in the maps, as the specification's values: flows, fragments and counters."""
+"""What packets write to the maps, as the specification's values: flows, fragments, counters."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _SUMS = (
 
 
 def flows(fd: int, capacity: int) -> dict[FlowKey, Flow]:
-    """The connection table, or the SYN table."""
+    """Read the connection table or the SYN table."""
     keys, values = _items(fd, layout.FLOW_KEY, capacity)
     ports = ([n.to_bytes(2) for n in keys[f].tolist()] for f in ("source_port", "port"))
     named = zip(map(bytes, keys["source"]), keys["vip"].tolist(), *ports, strict=True)
@@ -33,7 +33,7 @@ def flows(fd: int, capacity: int) -> dict[FlowKey, Flow]:
 
 
 def fragments(fd: int, capacity: int) -> dict[FragmentKey, Flow]:
-    """Where first fragments went."""
+    """Read the fragment table: where first fragments went."""
     keys, values = _items(fd, layout.FRAGMENT_KEY, capacity)
     named = zip(
         map(bytes, keys["source"]),
@@ -57,14 +57,14 @@ def _flows(values: npt.NDArray[np.void]) -> Iterable[Flow]:
 
 
 def per_cpu(fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """The first `count` values of a per-CPU array: shape (count, CPUs)."""
+    """Read the first `count` values of a per-CPU array: shape (count, CPUs)."""
     cpus = maps.cpu_count()
     raw = bpf.map_items(fd, 4, dtype.itemsize * cpus, count)[1]
     return np.frombuffer(raw, dtype).reshape(-1, cpus)
 
 
 def vip_counters(counts: npt.NDArray[np.void]) -> dict[int, VipCounters]:
-    """Counters of each VIP id that has any, from `vip_counts` (shape: ids, CPUs)."""
+    """Return counters of each VIP id that has any, from `vip_counts` (shape: ids, CPUs)."""
     words = np.ascontiguousarray(counts).view(np.uint64).reshape(len(counts), -1)
     return {
         int(vip): VipCounters(
@@ -81,12 +81,12 @@ def _counter(kind: type[Any], counts: npt.NDArray[np.uint64]) -> Counter[Any]:
 
 
 def backend_counters(counts: npt.NDArray[np.void]) -> dict[int, tuple[int, int]]:
-    """Packets and bytes of each backend id that has any, from `backend_counts`."""
+    """Return packets and bytes of each backend id that has any, from `backend_counts`."""
     packets, total = counts["packets"].sum(axis=1), counts["bytes"].sum(axis=1)
     return {int(i): (int(packets[i]), int(total[i])) for i in np.flatnonzero(packets)}
 
 
 def verdicts(fd: int) -> dict[int, int]:
-    """Packets by verdict."""
+    """Read the packets by verdict."""
     counts = per_cpu(fd, layout.VERDICTS, maps.VERDICTS).sum(axis=1)
     return {verdict: int(count) for verdict, count in enumerate(counts) if count}

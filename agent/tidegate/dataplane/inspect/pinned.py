@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at a pinned data plane that changes nothing: its generation, and its tracked flows.
+"""The state of a pinned data plane, read without changing it: its generation and tracked flows.
 
 Pins are opened read-only, no lock is taken and no leftover is removed, so an agent may run and
 publish meanwhile. What is read is then checked to be of one moment: if the ledger's last complete
@@ -37,7 +37,7 @@ class Flows(NamedTuple):
     """Entries of the connection table, one array element each.
 
     Attributes:
-        vip: word that names the VIP (layout.FLOW_KEY).
+        vip: VIP id, and bits of a network VIP's address above it (layout.FLOW_KEY).
         entry: as the packet path has it (layout.FLOW).
     """
 
@@ -60,7 +60,7 @@ class PinnedDataPlane:
         self._fds: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        """Opens the pins.
+        """Open the pins.
 
         Raises:
             CapabilityError: it may not.
@@ -107,7 +107,7 @@ class PinnedDataPlane:
         return not self._fds
 
     def generation(self) -> Generation:
-        """The generation in force.
+        """Read the generation in force.
 
         Raises:
             DataplaneError: it cannot be read, or changes faster than it can be read.
@@ -126,7 +126,7 @@ class PinnedDataPlane:
         raise DataplaneError(f"{self._pins} changes faster than it can be read: try again")
 
     def _read_generation(self) -> _Found | None:
-        """What is in force, or None if it changed meanwhile."""
+        """Read what is in force; None if it changed meanwhile."""
         slots = self._slots()
         records = ledger_bytes.read(self._fds)
         found = self._tables(slots)
@@ -139,13 +139,13 @@ class PinnedDataPlane:
         return _Found(generation, is_done and is_built)
 
     def _slots(self) -> dict[int, int]:
-        """The kernel's id of each pool's table."""
+        """Read the kernel's id of each pool's table."""
         keys, values, count = bpf.map_items(self._fds["outer"], 4, 4, MAX_POOLS)
         pools, found = (np.frombuffer(raw, "<u4", count).tolist() for raw in (keys, values))
         return dict(zip(pools, found, strict=True))
 
     def _tables(self, slots: dict[int, int]) -> dict[int, Table] | None:
-        """The tables that the outer map points to, or None if one has no pin yet or any more."""
+        """Read the tables that the outer map points to; None if one has no pin."""
         found: dict[int, Table] = {}
         for path in (self._pins / "tables").iterdir():
             pool_id = path.name.split("-")[0]
@@ -160,7 +160,7 @@ class PinnedDataPlane:
         return found if found.keys() == slots.keys() else None
 
     def flows(self) -> Iterator[Flows]:
-        """The connection table, in parts that take a bounded room."""
+        """Yield the connection table in parts of bounded size."""
         if not self._fds:
             return
         sizes = layout.FLOW_KEY.itemsize, layout.FLOW.itemsize

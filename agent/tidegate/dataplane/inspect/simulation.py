@@ -2,11 +2,11 @@
 """The real program as an engine of `tidegate simulate`: by test-run, with maps of its own.
 
 The kernel runs the program on a frame (BPF_PROG_TEST_RUN) and returns the verdict and the frame
-that it left; no interface is needed. A verdict says nothing of VIP, backend and reason. They are
+that it left; no interface is needed. The verdict does not include VIP, backend and reason. They are
 read from what the frame changed: the program counts each forwarded packet for its VIP, backend and
 decision, and each drop by reason, so the counters before and after name them. The thread is held on
-one CPU, since counters and free lists are per CPU. The slot is the one thing that the program keeps
-to itself: the specification's flow hash gives it, and only if the specification agrees on the rest.
+one CPU, since counters and free lists are per CPU. The slot alone is not visible from outside: the
+specification's flow hash gives it, and only if the specification agrees on the rest.
 
 A frame of less than 14 bytes, an Ethernet header, cannot be test-run: the kernel refuses. No driver
 would give it to a program, and the program's first check would pass it, so it passes.
@@ -52,7 +52,7 @@ SHORTEST: Final = 14
 
 
 def capacity() -> maps.Capacity:
-    """Room for 65,536 flows on one CPU, where there are no more than 16 to share the tables."""
+    """Return room for 65,536 flows on one CPU, with up to 16 CPUs to share the tables."""
     cpus = maps.cpu_count()
     return maps.Capacity(min(cpus << 16, 1 << 20), min(cpus << 13, 1 << 17))
 
@@ -73,7 +73,7 @@ class Kernel:
         self._name(NOTHING)
 
     def __enter__(self) -> Self:
-        """Builds everything.
+        """Create the maps and load the program.
 
         Raises:
             CapabilityError: not root, no BPF file system, or no bcc.
@@ -108,7 +108,7 @@ class Kernel:
         links.write(self._maps["links"], links.of_spec("lo", INTERFACE, link))
 
     def install(self, generation: Generation) -> None:
-        """Publishes a generation as the agent does."""
+        """Publish a generation as the agent does."""
         self._publisher.publish(generation, 0.0)
         self._publisher.reap(1.0)
         self._name(generation)
@@ -121,7 +121,7 @@ class Kernel:
         self._backends = 1 + max(self._names.backends, default=0)
 
     def run(self, frame: bytes) -> Outcome:
-        """What the program did with one frame. The slot stays open: see `Simulation`."""
+        """Run the program on one frame. The slot is not known here: see `Simulation`."""
         if len(frame) < SHORTEST:
             return Outcome(Verdict.PASS, frame)
         seen = frame[:LONGEST]
@@ -130,7 +130,7 @@ class Kernel:
         if verdict is Verdict.PASS:
             is_whole = result.frame == seen
             return Outcome(verdict, frame if is_whole else result.frame)
-        return self._told_by_counters(verdict, result.frame)
+        return self._outcome_by_counters(verdict, result.frame)
 
     def _vip_counts(self) -> npt.NDArray[np.void]:
         return map_values.per_cpu(self._maps["vip_counts"], layout.VIP_COUNTERS, self._vips)
@@ -143,7 +143,7 @@ class Kernel:
         self._last_vips = self._vip_counts()
         self._last_backends = self._backend_counts()
 
-    def _told_by_counters(self, verdict: Verdict, frame: bytes) -> Outcome:
+    def _outcome_by_counters(self, verdict: Verdict, frame: bytes) -> Outcome:
         vips, self._last_vips = self._last_vips, self._vip_counts()
         vip = _changed(vips, self._last_vips)
         if vip is None:  # none of the counters in force: nothing is known but the verdict
@@ -162,7 +162,7 @@ class Kernel:
         )
 
     def tables(self) -> Contents:
-        """The tables that packets write, as the specification has them."""
+        """Read the tables that packets write, as the specification's values."""
         capacity = self._capacity
         return {
             "flows": map_values.flows(self._maps["flows"], capacity.flows),
@@ -171,7 +171,7 @@ class Kernel:
         }
 
     def counters(self) -> Contents:
-        """The counters, as the specification has them."""
+        """Read the counters, as the specification's values."""
         self._take_counters()
         return {
             "vips": map_values.vip_counters(self._last_vips),
@@ -200,12 +200,12 @@ class Simulation:
         self._unread = 0  # frames since the tables were last compared
 
     def install(self, generation: Generation) -> None:
-        """Puts a generation in force on both."""
+        """Put a generation in force on both."""
         self.kernel.install(generation)
         self.spec.install(generation)
 
     def run(self, frame: bytes) -> tuple[Outcome, list[str]]:
-        """What the kernel did with one frame, and in what the specification differs."""
+        """Run one frame; return its outcome in the kernel, and how the specification differs."""
         real, expected = self.kernel.run(frame), self.spec.run(frame)
         faults = []
         if self._compare:
@@ -221,7 +221,7 @@ class Simulation:
         return replace(real, slot=expected.slot if agree else None), faults
 
     def compare_tables(self) -> list[str]:
-        """In what the tables of flows differ, and how many frames ago they were equal."""
+        """Return how the tables of flows differ, and how many frames ago they were equal."""
         found = differences(self.kernel.tables(), tables(self.spec.state))
         if found and self._unread > 1:
             found.append(f"the tables were equal {self._unread} frames before")
@@ -235,14 +235,14 @@ def _line(engine: str, outcome: Outcome) -> str:
 
 
 def _on_one_cpu() -> Callable[[], None]:
-    """Holds the thread on one CPU, and returns what sets it free."""
+    """Keep the thread on one CPU; return the function that ends this."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     return lambda: os.sched_setaffinity(0, allowed)
 
 
 def _changed(before: npt.NDArray[np.void], after: npt.NDArray[np.void]) -> int | None:
-    """Index of the one element, over all CPUs, that differs; None if none does."""
+    """Return the index of the one element, over all CPUs, that differs; None if none does."""
     # As plain numbers: numpy compares structures ten times slower.
     words = (each.view(np.uint64).reshape(len(each), -1) for each in (before, after))
     differing = np.flatnonzero(np.not_equal(*words).any(axis=1))
@@ -250,6 +250,6 @@ def _changed(before: npt.NDArray[np.void], after: npt.NDArray[np.void]) -> int |
 
 
 def _risen(before: npt.NDArray[np.uint64], after: npt.NDArray[np.uint64]) -> int | None:
-    """Which of a VIP's counters (shape: CPUs, counters) has risen."""
+    """Return which of a VIP's counters (shape: CPUs, counters) has risen."""
     risen = np.flatnonzero((before != after).any(axis=0))
     return int(risen[0]) if len(risen) else None

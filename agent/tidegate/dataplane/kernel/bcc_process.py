@@ -3,8 +3,8 @@
 
     python -m tidegate.dataplane.kernel.bcc_process <request >answer
 
-The request and the answer are JSON of `compiler.Request` and `compiler.Program`. What the compiler
-says goes to stderr, and the exit code is 1 if it refused the text, 3 if bcc is not installed.
+The request and the answer are JSON of `compiler.Request` and `compiler.Program`. The compiler's
+messages go to stderr, and the exit code is 1 if it refused the text, 3 if bcc is not installed.
 """
 
 import ctypes
@@ -22,10 +22,10 @@ _WARNINGS: Final = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wn
 
 
 def main() -> int:
-    """Reads the request, writes the answer; returns the exit code."""
+    """Read the request, write the answer, and return the exit code."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     answer = os.dup(1)
-    os.dup2(2, 1)  # bcc says some things on stdout
+    os.dup2(2, 1)  # bcc writes some messages to stdout
     try:
         import bcc  # noqa: PLC0415 - its absence is an answer
     except ImportError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the C of bpf/ with bcc, in a process of its own.
+"""The compiler of the C in bpf/: bcc, in a process of its own.
 
 bcc brings all of clang. In the agent's process it would keep 110 MiB of memory for good, and an
 error in it would end the agent: bcc 0.26 dies of a segmentation fault of some errors in syntax. So
@@ -58,7 +58,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What the compiling process is asked: C text, its program function, macros and values."""
+    """The input of the compiling process: C text, its program function, macros and values."""
 
     program: str
     text: str
@@ -66,7 +66,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def source(name: str) -> str:
-    """A file of bpf/ with its local headers in place.
+    """Return the text of a file of bpf/ with its local headers in place.
 
     bcc rewrites map calls in the main file alone, so the headers are made part of it; #line keeps
     the compiler's messages on the real file and line.
@@ -87,7 +87,7 @@ def source(name: str) -> str:
 
 @cache
 def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -> Program:
-    """Compiles bpf/<program>.c, whose program function has the same name.
+    """Compile bpf/<program>.c, whose program function has the same name.
 
     Args:
         program: file and function.
@@ -103,7 +103,7 @@ def compile_program(program: str, constants: tuple[tuple[str, str], ...] = ()) -
 
 
 def compile_text(program: str, text: str, constants: tuple[tuple[str, str], ...]) -> Program:
-    """Compiles C text that has a program function of this name; raises as `compile_program`."""
+    """Compile C text that has a program function of this name; raise as `compile_program`."""
     request = Request(program=program, text=text, constants=constants)
     # -P: whatever folder the agent is in, nothing is imported from there.
     command = (sys.executable, "-P", "-m", "tidegate.dataplane.kernel.bcc_process")
@@ -131,5 +131,5 @@ def compile_text(program: str, text: str, constants: tuple[tuple[str, str], ...]
 
 
 def _failure(program: str, sentence: str, messages: bytes) -> CompileError:
-    said = "\n".join(filter(None, (sentence, messages.decode(errors="replace"))))
-    return CompileError(f"{program}.c does not compile:\n{said}", said)
+    text = "\n".join(filter(None, (sentence, messages.decode(errors="replace"))))
+    return CompileError(f"{program}.c does not compile:\n{text}", text)

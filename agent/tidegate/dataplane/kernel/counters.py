@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packets have counted, summed over CPUs: the kernel's counters as arrays by id.
+"""The kernel's counters, summed over CPUs, as arrays by id.
 
 The kernel hands over a per-CPU array in batches, from any element on. A batch is as large as a
 core's cache takes, so its values are summed while they are near, and a host with many CPUs needs no
@@ -9,8 +9,8 @@ Every read sums all that it reads. To look first at what has changed since the l
 to keep every CPU's value and to read both, old and new: that takes about as long as the sum itself
 (`./dev bench telemetry`), and cannot save the kernel's copying.
 
-Counters belong to a use of an id: they are zeroed before an id has its next owner, so an owner is
-never told its predecessor's packets, also by an agent that starts later.
+Counters belong to an incarnation of an id: they are zeroed before an id gets its next owner, so an
+owner never inherits its predecessor's packets, not even in an agent that starts later.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ _WORD: Final = np.dtype("<u8")
 
 
 class Totals(NamedTuple):
-    """Counters over all CPUs, by id; element 0 is nobody's.
+    """Counters over all CPUs, by id; element 0 is unused.
 
     Attributes:
         vips: `layout.VIP_COUNTERS`.
@@ -44,7 +44,7 @@ class Totals(NamedTuple):
 
 
 def read(fds: Mapping[str, int], generation: Generation) -> Totals:
-    """The counters of a generation's ids. May be called on any thread.
+    """Read the counters of a generation's ids. It may be called on any thread.
 
     Raises:
         DataplaneError: the kernel refused.
@@ -59,7 +59,7 @@ def read(fds: Mapping[str, int], generation: Generation) -> Totals:
 
 
 def vip_totals(fds: Mapping[str, int], generation: Generation) -> npt.NDArray[np.void]:
-    """The counters of a generation's VIPs alone, by id; raises as `read`."""
+    """Read the counters of a generation's VIPs alone, by id; raise as `read`."""
     try:
         return _sums(fds["vip_counts"], layout.VIP_COUNTERS, _ids(generation.vips))
     except OSError as error:
@@ -71,7 +71,7 @@ def _ids(placed: Mapping[Any, Any]) -> int:
 
 
 def _sums(fd: int, dtype: np.dtype[np.void], count: int) -> npt.NDArray[np.void]:
-    """The first `count` elements of a per-CPU array, each summed over its CPUs."""
+    """Sum the first `count` elements of a per-CPU array, each over its CPUs."""
     cpus, words = maps.cpu_count(), dtype.itemsize // _WORD.itemsize
     size = max(1, BATCH_BYTES // (cpus * dtype.itemsize))
     room = np.empty((min(size, count), cpus, words), _WORD)
@@ -84,7 +84,7 @@ def _sums(fd: int, dtype: np.dtype[np.void], count: int) -> npt.NDArray[np.void]
 
 
 def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Sums over CPUs of an array of shape (ids, CPUs, counters).
+    """Sum an array of shape (ids, CPUs, counters) over the CPUs.
 
     By einsum: `sum` over the middle axis adds two numbers at a time where there are two counters.
     """
@@ -93,7 +93,7 @@ def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def packet_outcomes(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """What became of each VIP id's packets: shape (ids, 3).
+    """Return the outcomes of each VIP id's packets: shape (ids, 3).
 
     All packets, those that were dropped, and TCP packets without a SYN that no table of flows knew.
     """
@@ -103,7 +103,7 @@ def packet_outcomes(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
 
 
 def per_cpu_packets(fds: Mapping[str, int]) -> npt.NDArray[np.uint64]:
-    """Packets that each CPU has run the program for: shape (verdicts, CPUs).
+    """Read the packets that each CPU has run the program for: shape (verdicts, CPUs).
 
     Raises:
         DataplaneError: the kernel refused.
@@ -117,7 +117,7 @@ def per_cpu_packets(fds: Mapping[str, int]) -> npt.NDArray[np.uint64]:
 
 
 def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) -> None:
-    """Zeroes the counters of ids that are about to have another owner; raises OSError.
+    """Zero the counters of ids that are about to get another owner; raise OSError.
 
     No packet is counted for them: they rested for longer than a flow may, and lead nowhere yet.
     """
@@ -133,5 +133,5 @@ def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) 
 
 
 def _reused(known: set[Identity], wanted: Iterable[Identity]) -> list[Identity]:
-    """Uses of ids that are new and not the first: the counters of a first use are zero."""
+    """Return new incarnations but the first of an id, whose counters are zero."""
     return [use for use in wanted if use.incarnation > 1 and use not in known]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the enums of `tidegate.model.decision` as C.
+"""The enums of `tidegate.model.decision` as C.
 
 `python -m tidegate.dataplane.kernel.enums > bpf/enums.h` renews the header; a unit test compares
 the two.
@@ -12,13 +12,13 @@ from tidegate.model.decision import Decision, EventKind, Reason
 
 
 def enum_text(kind: type[IntEnum], prefix: str, count: str) -> str:
-    """An enum as C: members with a prefix, then their number under the name `count`."""
+    """Return an enum as C: members with a prefix, then their number under the name `count`."""
     lines = [f"\t{prefix}{member.name} = {member.value}," for member in kind]
     return "\n".join(["enum {", *lines, f"\t{count} = {len(kind)},", "};"])
 
 
 def render() -> str:
-    """The text of `bpf/enums.h`."""
+    """Return the text of `bpf/enums.h`."""
     return "\n".join(
         [
             "/* SPDX-License-Identifier: GPL-2.0-only */",

@@ -146,7 +146,7 @@ OWNER: Final = MAY_BE_TRACKED - 1
 KEY_FIXED_BITS: Final = 32
 """Bits before the address in the keys of `prefixes` and `routes`; they are matched whole."""
 
-_DRAWINGS: Final = {
+_LAYOUTS: Final = {
     "vips": (VIP_KEY, VIP),
     "prefixes": (PREFIX_KEY, VIP),
     "routes": (ROUTE_KEY, ROUTE),
@@ -176,15 +176,15 @@ def _offsets(dtype: np.dtype[Any]) -> tuple[tuple[str, int], ...]:
 
 
 def check(program: Program) -> None:
-    """Compares the compiler's layout with ours.
+    """Compare the compiler's layout with ours.
 
     Raises:
-        DataplaneError: naming the table whose drawing differs.
+        DataplaneError: naming the table whose layout differs.
     """
     for table, leaf in program.leaves.items():
-        if table not in _DRAWINGS:
+        if table not in _LAYOUTS:
             continue
-        key, value = _DRAWINGS[table]
+        key, value = _LAYOUTS[table]
         ours = Leaf(key.itemsize, value.itemsize, _offsets(key), _offsets(value))
         same_sizes = (leaf.key_size, leaf.size) == (ours.key_size, ours.size)
         same_fields = leaf.key_fields == ours.key_fields and (
@@ -192,6 +192,6 @@ def check(program: Program) -> None:
         )
         if not (same_sizes and same_fields):
             raise DataplaneError(
-                f"bpf/layout.h and dataplane/kernel/layout.py draw map {table!r} differently: "
+                f"bpf/layout.h and dataplane/kernel/layout.py define map {table!r} differently: "
                 f"{leaf} against {ours}"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads compiled programs over maps of our choice, within limits of our own on their size."""
+"""The loader of compiled programs: over given maps, with limits of our own on their size."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ class Kind(IntEnum):
 
 
 def load(program: Program, maps: Mapping[str, int], kind: Kind = Kind.XDP) -> int:
-    """Loads a program over these maps (table name to descriptor) and returns its descriptor.
+    """Load a program over these maps (table name to descriptor); return its descriptor.
 
     What tc runs (`SCHED_CLS`) has the limits of what the driver runs.
 
@@ -75,14 +75,14 @@ def load(program: Program, maps: Mapping[str, int], kind: Kind = Kind.XDP) -> in
 
 @dataclass(frozen=True)
 class Effort:
-    """What the verifier says of a program that it took: instructions looked at, bytes of stack."""
+    """The verifier's effort for an accepted program: instructions checked, bytes of stack."""
 
     instructions: int
     stack: int
 
     @classmethod
     def of(cls, log: str) -> "Effort":
-        """Reads the summary at the end of a log; a kernel that does not say counts as 0."""
+        """Read the summary at the end of a log; a number that is missing counts as 0."""
         processed = re.search(r"^processed (\d+) insns", log, re.MULTILINE)
         stack = re.search(r"^stack depth (\d+)", log, re.MULTILINE)
         return cls(int(processed[1]) if processed else 0, int(stack[1]) if stack else 0)

@@ -62,7 +62,7 @@ class Capacity:
 
 
 def shapes(capacity: Capacity) -> dict[str, Shape]:
-    """Every pinned map by name."""
+    """Return the shape of every pinned map by name."""
     u32 = layout.ID.itemsize
     flow = layout.FLOW.itemsize
     flow_key = layout.FLOW_KEY.itemsize
@@ -112,7 +112,7 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
 
 
 def _trie(key: np.dtype[np.void], value: np.dtype[np.void], entries: int) -> Shape:
-    """The kernel has tries without preallocation only."""
+    """Return the shape of a trie, which the kernel has without preallocation only."""
     return Shape(bpf.LPM_TRIE, key.itemsize, value.itemsize, entries, bpf.F_NO_PREALLOC)
 
 
@@ -121,13 +121,13 @@ INNER: Final = Shape(bpf.ARRAY, layout.ID.itemsize, layout.TABLE.itemsize, 1)
 
 @cache
 def cpu_count() -> int:
-    """CPUs that a per-CPU map has values for: the possible ones, not those online."""
+    """Count the CPUs that a per-CPU map has values for: the possible ones, not those online."""
     text = Path("/sys/devices/system/cpu/possible").read_text()
     return int(text.strip().split("-")[-1].split(",")[-1]) + 1
 
 
 def create_inner() -> int:
-    """An inner table, empty, as a descriptor."""
+    """Create an empty inner table; return its descriptor."""
     return _create("inner", INNER)
 
 
@@ -169,14 +169,14 @@ class Maps(Mapping[str, int]):
         return len(self._fds)
 
     def close(self) -> None:
-        """Closes the descriptors; pinned maps live on."""
+        """Close the descriptors; pinned maps live on."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
 
 
 def few(wanted: Mapping[str, Shape], ids: int) -> dict[str, Shape]:
-    """The same for ids below a number: per-CPU arrays are allocated element by element."""
+    """Return shapes for few ids: per-CPU arrays are allocated element by element."""
     return {
         name: replace(shape, max_entries=min(shape.max_entries, ids))
         if shape.kind == bpf.PERCPU_ARRAY
@@ -186,7 +186,7 @@ def few(wanted: Mapping[str, Shape], ids: int) -> dict[str, Shape]:
 
 
 def create(wanted: Mapping[str, Shape]) -> Maps:
-    """Maps without pins, which die with their descriptors: for proofs, tests and simulation."""
+    """Create maps without pins, for proofs, tests and simulation; closing them frees them."""
     fds: dict[str, int] = {}
     for name, shape in wanted.items():
         fds[name] = _create_named(name, shape)
@@ -204,7 +204,7 @@ def _create_named(name: str, shape: Shape) -> int:
 
 
 def create_or_adopt(pins: Path, capacity: Capacity) -> tuple[Maps, bool]:
-    """Opens what is pinned in a folder and creates what is not.
+    """Open what is pinned in a folder and create what is not.
 
     Returns:
         The maps, and whether they were there before.
@@ -241,7 +241,7 @@ def _compare(path: Path, shape: Shape, info: bpf.MapInfo) -> None:
 
 
 def read_all(name: str, fd: int) -> dict[bytes, bytes]:
-    """All elements of a hash or a trie that `shapes` has by this name."""
+    """Read all elements of a hash or a trie that `shapes` has by this name."""
     shape = shapes(Capacity())[name]
     sizes = shape.key_size, shape.value_size
     if shape.kind == bpf.LPM_TRIE:  # kernels before 5.13 have no batches of tries
@@ -256,6 +256,6 @@ def read_all(name: str, fd: int) -> dict[bytes, bytes]:
 
 
 def read_array(fd: int, dtype: np.dtype[np.void], capacity: int) -> np.ndarray:
-    """All values of an array map, in the order of their index."""
+    """Read all values of an array map, in the order of their index."""
     _, values, count = bpf.map_items(fd, 4, dtype.itemsize, capacity)
     return np.frombuffer(values, dtype, count)

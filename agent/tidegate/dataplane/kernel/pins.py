@@ -20,12 +20,12 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 
 def make_plane_folder(pins: Path) -> None:
-    """Makes the folder of a data plane's pins; raises as `make_bpf_folder` does."""
+    """Make the folder of a data plane's pins; raise as `make_bpf_folder` does."""
     make_bpf_folder(pins / "tables")
 
 
 def make_bpf_folder(pins: Path) -> None:
-    """Makes a folder for pins, and mounts the BPF file system if it is missing.
+    """Make a folder for pins, and mount the BPF file system if it is missing.
 
     Raises:
         CapabilityError: it cannot be made there.
@@ -55,7 +55,7 @@ def _is_bpf_fs(path: Path) -> bool:
 
 
 def _mount() -> None:
-    """Mounts the BPF file system where systemd does; containers and minimal systems lack it."""
+    """Mount the BPF file system where systemd does; containers and minimal systems lack it."""
     libc = ctypes.CDLL(None, use_errno=True)
     place = os.fsencode(_MOUNT_POINT)
     if libc.mount(b"bpf", place, b"bpf", _MS_NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
@@ -66,7 +66,7 @@ def _mount() -> None:
 
 
 def pinned_programs(pins: Path) -> set[int]:
-    """Ids of the pinned programs: one, or two after a crash while one replaced the other."""
+    """Return the ids of pinned programs: one, or two after a crash during a replacement."""
     found: set[int] = set()
     for path in (pins / PROGRAM, pins / NEXT_PROGRAM):
         if path.exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which programs there are, what they are built with, and how they come onto an interface.
+"""The programs: what they are built with, and how they are attached to an interface.
 
 An XDP program that is attached through netlink stays when the process ends, which is what keeps
 packets flowing while the agent is away. Replacing it is one atomic exchange in the driver.
@@ -33,7 +33,7 @@ _ATTACHED: Final[Mapping[str, XdpMode]] = {"xdp": "native", "xdpgeneric": "gener
 
 @dataclass(frozen=True)
 class Build:
-    """What a balancer is built with.
+    """The build settings of a balancer.
 
     Attributes:
         hash_seed: key of the flow hash; equal on every host of a fleet, so that all choose alike.
@@ -48,12 +48,12 @@ class Build:
     features: frozenset[Feature] = ALL_FEATURES
 
     def hash_keys(self) -> tuple[int, int]:
-        """The two 64-bit words of the hash key."""
+        """Return the two 64-bit words of the hash key."""
         digest = hashlib.blake2b(self.hash_seed, digest_size=16, person=b"tidegate-flow").digest()
         return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
     def constants(self) -> tuple[tuple[str, str], ...]:
-        """The macros that bpf/balancer.c expects."""
+        """Return the macros that bpf/balancer.c expects."""
         key0, key1 = self.hash_keys()
         source6 = self.source6.network_address.packed
         mask6 = int(self.source6.hostmask)
@@ -75,12 +75,12 @@ class Build:
 
 
 def _network_order(word: bytes) -> str:
-    """Four bytes as the constant that a little-endian machine stores in that order."""
+    """Return four bytes as the constant that a little-endian machine stores in that order."""
     return f"{int.from_bytes(word, 'little'):#x}U"
 
 
 def compile_balancer(build: Build) -> Program:
-    """Compiles bpf/balancer.c and checks that both sides draw its maps alike.
+    """Compile bpf/balancer.c and check that both sides lay out its maps alike.
 
     Raises:
         CompileError: with the compiler's messages.
@@ -92,7 +92,7 @@ def compile_balancer(build: Build) -> Program:
 
 
 def attach(fd: int, interface: str, mode: XdpMode) -> None:
-    """Puts a loaded XDP program on an interface of the current network namespace.
+    """Attach a loaded XDP program to an interface of this network namespace.
 
     A program that is there in the same mode is replaced atomically.
 
@@ -125,12 +125,12 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
 
 
 def detach(interface: str, mode: XdpMode) -> None:
-    """Takes the XDP program off an interface; nothing happens if there is none."""
+    """Detach the XDP program from an interface; do nothing if there is none."""
     attach(-1, interface, mode)
 
 
 def load_balancer(program: Program, fds: Mapping[str, int]) -> int:
-    """Loads a compiled balancer over these maps and returns its descriptor.
+    """Load a compiled balancer over these maps and return its descriptor.
 
     What belongs to one program alone is made here: an inner table to verify against, and the memory
     in which the steps of one packet hand on what they found.
@@ -161,14 +161,14 @@ class Attachment(NamedTuple):
 
 
 def attachment(link: Any) -> Attachment | None:  # noqa: ANN401 - a netlink message
-    """The XDP program that a link message tells of, or None."""
+    """Return the XDP program in a netlink link message, or None."""
     xdp = link.get_attr("IFLA_XDP")
     mode = _ATTACHED.get(xdp.get_attr("IFLA_XDP_ATTACHED")) if xdp else None
     return Attachment(mode, xdp.get_attr("IFLA_XDP_PROG_ID")) if mode else None
 
 
 def attached(interface: str) -> Attachment | None:
-    """The XDP program that is on an interface, or None.
+    """Return the XDP program that is on an interface, or None.
 
     Raises:
         DataplaneError: there is no such interface.
@@ -178,7 +178,7 @@ def attached(interface: str) -> Attachment | None:
 
 
 def interface_index(interface: str) -> int:
-    """The index of an interface of the current network namespace.
+    """Return the index of an interface of the current network namespace.
 
     Raises:
         DataplaneError: there is none of this name.
@@ -190,7 +190,7 @@ def interface_index(interface: str) -> int:
 
 
 def attach_pass(interface: str) -> None:
-    """Puts bpf/pass.c on an interface, so that a veth delivers what its peer sends by XDP_TX."""
+    """Attach bpf/pass.c, so that a veth delivers what its peer sends by XDP_TX."""
     fd = load(compile_program("pass"), {})
     try:
         attach(fd, interface, "native")

@@ -41,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MapInfo(NamedTuple):
-    """What the kernel says of a map."""
+    """The kernel's description of a map."""
 
     type: int
     id: int
@@ -52,7 +52,7 @@ class MapInfo(NamedTuple):
 
 
 def _bpf(command: int, attr: bytes) -> tuple[int, bytes]:
-    """One bpf(2) call; returns its result and the attribute as the kernel left it."""
+    """Call bpf(2); return its result and the attribute as the kernel left it."""
     buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
     return _call(command, buffer), buffer.raw
 
@@ -78,7 +78,7 @@ def map_create(
     flags: int = 0,
     inner_fd: int = 0,
 ) -> int:
-    """Creates a map and returns its descriptor. Sizes in bytes; the name is cut to 15."""
+    """Create a map and return its descriptor. Sizes in bytes; the name is cut to 15."""
     attr = struct.pack(
         "<IIIIIII16s",
         kind,
@@ -94,7 +94,7 @@ def map_create(
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """The value of a key, or None. For a per-CPU map the size is that of all CPUs' values."""
+    """Read the value of a key, or None. For a per-CPU map the size is that of all CPUs' values."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value = ctypes.create_string_buffer(value_size)
     attr = struct.pack("<IxxxxQQQ", fd, _address(key_buffer), _address(value), 0)
@@ -106,7 +106,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 
 
 def map_update(fd: int, key: bytes, value: bytes | memoryview, flags: int = ANY) -> None:
-    """Writes one element. A contiguous writable buffer is passed on without a copy."""
+    """Write one element. A contiguous writable buffer is passed on without a copy."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
     if isinstance(value, bytes):
         holder = ctypes.create_string_buffer(value, len(value))
@@ -117,7 +117,7 @@ def map_update(fd: int, key: bytes, value: bytes | memoryview, flags: int = ANY)
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
-    """Writes `count` elements, whose keys and values are packed one after another, in one call."""
+    """Write `count` elements, whose keys and values are packed one after another, in one call."""
     if count == 0:
         return
     key_buffer = ctypes.create_string_buffer(keys, len(keys))
@@ -129,7 +129,7 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
 
 
 def map_delete(fd: int, key: bytes) -> bool:
-    """Deletes a key; False if it was not there."""
+    """Delete a key; return False if it was not there."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
     try:
         _bpf(_MAP_DELETE, struct.pack("<IxxxxQ", fd, _address(key_buffer)))
@@ -139,7 +139,7 @@ def map_delete(fd: int, key: bytes) -> bool:
 
 
 def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[bytes, bytes, int]:
-    """All keys, all values and their number, read in one batch of up to `capacity`."""
+    """Read all keys, all values and their number, in one batch of up to `capacity`."""
     keys = ctypes.create_string_buffer(max(1, key_size * capacity))
     values = ctypes.create_string_buffer(max(1, value_size * capacity))
     # The kernel's cursor is a key for hashes and 32 bits for their batches; either fits here.
@@ -148,7 +148,7 @@ def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[b
         "<QQQQIIQQ", 0, _address(cursor), _address(keys), _address(values), capacity, fd, 0, 0
     )
     buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
-    # ENOENT says that this batch was the last; the count is written all the same.
+    # ENOENT means that this batch was the last; the count is written all the same.
     with contextlib.suppress(FileNotFoundError):
         _call(_MAP_LOOKUP_BATCH, buffer)
     count = struct.unpack_from("<I", buffer, 32)[0]
@@ -158,7 +158,7 @@ def map_items(fd: int, key_size: int, value_size: int, capacity: int) -> tuple[b
 def map_batches(
     fd: int, key_size: int, value_size: int, size: int
 ) -> Iterator[tuple[bytes, bytes, int]]:
-    """All keys and values of a hash that may change meanwhile, in batches of about `size`.
+    """Yield keys and values of a hash that may change meanwhile, in batches of about `size`.
 
     An element that is there all the time comes once. The kernel reads whole buckets, so a batch
     has to hold the fullest one.
@@ -189,7 +189,7 @@ def map_batches(
 
 
 def array_values(fd: int, first: int, room: npt.NDArray[Any], count: int) -> None:
-    """Reads `count` values of an array of any kind into `room`, from the element `first` on.
+    """Read `count` values of an array of any kind into `room`, from the element `first` on.
 
     `room` is contiguous and holds them exactly; of a per-CPU array, all CPUs' values of each.
     """
@@ -216,7 +216,7 @@ def array_values(fd: int, first: int, room: npt.NDArray[Any], count: int) -> Non
 
 
 def map_walk(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int]:
-    """All keys, all values and their number, read key by key, as every kind of map allows."""
+    """Read all keys, all values and their number, key by key, as every kind of map allows."""
     keys: list[bytes] = []
     values: list[bytes] = []
     key: bytes | None = None
@@ -229,7 +229,7 @@ def map_walk(fd: int, key_size: int, value_size: int) -> tuple[bytes, bytes, int
 
 
 def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
-    """The key after this one, the first for None; None at the end."""
+    """Return the key after this one, the first for None; None at the end."""
     key_buffer = ctypes.create_string_buffer(key, key_size) if key is not None else None
     following = ctypes.create_string_buffer(key_size)
     attr = struct.pack(
@@ -243,34 +243,34 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
 
 
 def pin(fd: int, path: str) -> None:
-    """Pins a map or program on a bpffs."""
+    """Pin a map or program on a bpffs."""
     name = ctypes.create_string_buffer(path.encode())
     _bpf(_OBJ_PIN, struct.pack("<QII", _address(name), fd, 0))
 
 
 def open_pin(path: str, *, read_only: bool = False) -> int:
-    """A descriptor of what is pinned at this path."""
+    """Open what is pinned at this path; return its descriptor."""
     name = ctypes.create_string_buffer(path.encode())
     flags = _F_RDONLY if read_only else 0
     return _bpf(_OBJ_GET, struct.pack("<QII", _address(name), 0, flags))[0]
 
 
 def object_id(fd: int) -> int:
-    """The kernel's id of a program or map; both have it in the second word of their info."""
+    """Return the kernel's id of a program or map; both have it in the second word of their info."""
     info = ctypes.create_string_buffer(88)
     _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
     return int.from_bytes(info.raw[4:8], "little")
 
 
 def map_info(fd: int) -> MapInfo:
-    """Type, id and sizes of a map."""
+    """Read the type, id and sizes of a map."""
     info = ctypes.create_string_buffer(88)
     _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
     return MapInfo(*struct.unpack_from("<IIIIII", info.raw))
 
 
 class Loaded(NamedTuple):
-    """What came of loading a program: its descriptor or -1, the kernel's errno, its log."""
+    """The result of loading a program: its descriptor or -1, the kernel's errno, its log."""
 
     fd: int
     errno: int
@@ -278,7 +278,7 @@ class Loaded(NamedTuple):
 
 
 def program_load(kind: int, name: str, code: bytes, log_level: int) -> Loaded:
-    """Loads a program of licence GPL. The name is cut to 15 bytes; a refusal is no exception."""
+    """Load a program of licence GPL. The name is cut to 15 bytes; a refusal is no exception."""
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
     log = ctypes.create_string_buffer(_LOG_BYTES)
@@ -312,7 +312,7 @@ class ProgramTime(NamedTuple):
 
 
 def program_time(fd: int) -> ProgramTime:
-    """What the kernel's statistics say of a program; zero where they were never on."""
+    """Read the kernel's statistics of a program; zero where they were never on."""
     info = ctypes.create_string_buffer(224)
     _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
     return ProgramTime(
@@ -321,12 +321,12 @@ def program_time(fd: int) -> ProgramTime:
 
 
 def enable_stats() -> int:
-    """Turns on run-time statistics of all programs of the host until the descriptor is closed."""
+    """Turn on run-time statistics of all programs of the host until the descriptor is closed."""
     return _bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
 
 
 class Run(NamedTuple):
-    """What a program did with a frame: its return value, the frame it left, ns per repetition."""
+    """The result of a test-run: return value, the frame that it left, ns per repetition."""
 
     verdict: int
     frame: bytes
@@ -334,12 +334,12 @@ class Run(NamedTuple):
 
 
 def run(fd: int, frame: bytes, ifindex: int = 0, repeat: int = 1) -> Run:
-    """Runs an XDP program on one frame (BPF_PROG_TEST_RUN).
+    """Run an XDP program on one frame (BPF_PROG_TEST_RUN).
 
     Args:
         fd: program.
         frame: at least 14 bytes, or the kernel refuses it.
-        ifindex: interface that the program is told the frame came in on; 0 for the loopback.
+        ifindex: interface that the program sees as the frame's; 0 for the loopback.
         repeat: the kernel does not restore the frame between repetitions.
     """
     source = ctypes.create_string_buffer(frame, len(frame))

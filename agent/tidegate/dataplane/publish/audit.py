@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the kernel with what it has to hold, names what differs, and puts it right.
+"""The audit: compare the kernel with what it must hold, name what differs, and repair it.
 
-Nobody but the agent writes to these maps, so a difference is somebody's hand, a defect of ours or
-of the kernel, or damaged memory. What was written is known byte for byte (`mirror`), so a look
+Only the agent writes to these maps, so a difference is a manual change, a defect of ours or of
+the kernel, or damaged memory. What was written is known byte for byte (`mirror`), so a look
 costs the reading and a comparison. The tables are half a megabyte each and were read back when they
 were filled: only a deep look reads them again. A table that is wrong is not repaired where packets
 read it, but replaced by a new one like any other.
@@ -33,9 +33,9 @@ class Finding(NamedTuple):
 
     Attributes:
         map: its name, `tables` for the content of a table, `pins` for a pin.
-        key: what it is for, for people.
-        fault: `missing`, `changed`, or `foreign` for what nobody wanted.
-        failure: why it could not be put right; empty if it is right again.
+        key: what it is for, to be read by people.
+        fault: `missing`, `changed`, or `foreign` for what should not be there.
+        failure: why it could not be repaired; empty if it was.
     """
 
     map: str
@@ -44,23 +44,23 @@ class Finding(NamedTuple):
     failure: str = ""
 
     def __str__(self) -> str:
-        """A sentence."""
-        end = f"and could not be put right: {self.failure}" if self.failure else "and was put right"
+        """Return a sentence."""
+        end = f"and could not be repaired: {self.failure}" if self.failure else "and was repaired"
         return f"map {self.map}: {self.key} was {self.fault} {end}"
 
 
 class Difference(NamedTuple):
-    """What was found, and how to put it right."""
+    """What was found, and how to repair it."""
 
     finding: Finding
     repair: Callable[[], object]
 
 
 def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding]:
-    """Compares and repairs.
+    """Compare and repair.
 
     Args:
-        mirror: what has to be there.
+        mirror: what must be there.
         generation: in force, complete.
         deep: read tables and unused entries too.
 
@@ -71,7 +71,7 @@ def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding
 
 
 def repaired(differences: Iterable[Difference]) -> list[Finding]:
-    """Puts right what differs; says what it was, and what could not be."""
+    """Repair what differs; return what it was, and what could not be repaired."""
     found: list[Finding] = []
     for finding, repair in differences:
         try:
@@ -140,7 +140,7 @@ def _slots(mirror: Mirror, generation: Generation) -> Iterator[Difference]:
 
 
 def _pins(mirror: Mirror) -> Iterator[Difference]:
-    """Pins that are gone: without them the next agent would not find what packets use."""
+    """Find missing pins: without them the next agent would not find what packets use."""
     for table in mirror.tables.values():
         if not table.pin.exists():
             finding = Finding("pins", f"tables/{table.pin.name}", "missing")
@@ -177,7 +177,7 @@ def _pool(generation: Generation, pool_id: int) -> str:
 
 
 def _named(name: str, key: bytes) -> str:
-    """What a key of a keyed map is for."""
+    """Describe what a key of a keyed map is for."""
     match name:
         case "vips":
             vip = np.frombuffer(key, layout.VIP_KEY)[0]

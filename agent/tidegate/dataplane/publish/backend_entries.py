@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of backends: how one is brought to what a generation says of its backend.
+"""Entries of backends: how one is updated to what a generation has for its backend.
 
 An entry has two endpoints and a byte that selects one. A changed address is written to the other
 endpoint, where no packet looks, and then selected: an update of an array's element is a plain copy,
@@ -15,7 +15,7 @@ from tidegate.model.values import Pool
 
 
 def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
-    """Backends whose entry differs, for what they say or for what their pool says."""
+    """Return the backends whose entry differs, by their own document or their pool's."""
     same_pools = {
         name
         for name, placed in after.pools.items()
@@ -31,7 +31,7 @@ def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
 
 
 def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> None:
-    """Writes everything of an entry but the selection of a changed address."""
+    """Write everything of an entry but the selection of a changed address."""
     backend = placed.backend
     address = packed(backend.address)
     if entry["incarnation"] != placed.identity.incarnation:
@@ -48,11 +48,11 @@ def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> Non
 
 
 def select(entry: np.void, placed: PlacedBackend) -> None:
-    """Selects the endpoint that has the backend's address; `stage` came before."""
+    """Select the endpoint that has the backend's address; call `stage` before."""
     address = packed(placed.backend.address)
     entry["selected"] = int(bytes(entry["endpoints"]["address"][0]) != address)
 
 
 def _path(pool: Pool) -> tuple[int, int]:
-    """How packets travel to a pool's backends: port of GUE or 0, MTU or 0."""
+    """Return how packets travel to a pool's backends: port of GUE or 0, MTU or 0."""
     return pool.gue_port if pool.encapsulation == "gue" else 0, pool.mtu or 0

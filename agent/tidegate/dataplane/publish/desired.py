@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every map has to hold for a generation, as far as it follows from the generation alone.
+"""What every map must hold for a generation, as far as it follows from the generation alone.
 
-A pure function of the generation. The intent of an earlier one makes it faster: what the two have
-in common is taken over, and most changes leave all VIPs and nearly all backends as they were.
+A pure function of the generation. The maps of an earlier one make it faster: what the two have in
+common is reused, and most changes leave all VIPs and nearly all backends as they were.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from tidegate.model.generation import NOTHING, Generation
 
 @dataclass(frozen=True)
 class DesiredMaps:
-    """The content of maps by name, and the records of the ledger but for the meta record."""
+    """The content of maps by name, and the ledger's records without the meta record."""
 
     generation: Generation = NOTHING
     records: Mapping[Place, ledger.Record] = field(default_factory=dict)
@@ -27,7 +27,7 @@ NOTHING_DESIRED: Final = DesiredMaps()
 
 
 def desired_maps(generation: Generation, last: DesiredMaps = NOTHING_DESIRED) -> DesiredMaps:
-    """The intent of a generation, with the help of an earlier one's."""
+    """Build the desired maps of a generation, reusing those of an earlier one."""
     records = ledger.records(generation, last.generation, last.records)
     if last.maps and _lead_alike(generation, last.generation):
         of_vips = {name: last.maps[name] for name in ("routes", "vips", "prefixes")}
@@ -42,7 +42,7 @@ def desired_maps(generation: Generation, last: DesiredMaps = NOTHING_DESIRED) ->
 
 
 def meta(generation: Generation, hold: str) -> MetaRecord:
-    """The meta record of a generation that is in force, complete; `hold` is no part of it."""
+    """Return the meta record of a generation in force, complete; `hold` is not part of it."""
     return MetaRecord(
         generation.number,
         generation.revision,
@@ -55,7 +55,7 @@ def meta(generation: Generation, hold: str) -> MetaRecord:
 
 
 def _lead_alike(one: Generation, other: Generation) -> bool:
-    """Whether the VIPs are the same, and lead to the same ids of pools."""
+    """Return whether the VIPs are the same, and lead to the same ids of pools."""
     return one.vips == other.vips and _pool_ids(one) == _pool_ids(other)
 
 

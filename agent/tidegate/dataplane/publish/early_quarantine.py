@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends that packets already pass by, while the generation that says so is still being built.
+"""Backends quarantined in the kernel before the generation that removes them is published.
 
-The way to a generation is long for a dead backend's clients: planning, tables, verification. The
-flag alone is one write. It is safe to crash or fail at any moment, because the ledger's record is
-written first: it says that the backend is out, so a start that finds it plans without the backend
-and sets the flag itself, whether or not it was set. A flag is never ahead of its record. The mirror
-knows both, so an audit expects them. Until a generation is published whole, what is put back is put
-back with these flags, and the next publishing writes these entries in any case, also where the
-generation is the one in force: a verdict that was taken back must not leave its flag behind.
+A generation takes long from a dead backend's clients' point of view: planning, tables,
+verification. The flag alone is one write. A crash or failure is safe at any moment, because the
+ledger's record is written first: it says that the backend is out, so a start that reads it plans
+without the backend and sets the flag itself, whether or not it was set. A flag is never written
+before its record. The mirror knows both, so an audit expects them. Until a generation is published
+completely, a rollback keeps these flags, and the next publishing writes these entries in any case,
+also where the generation is the one in force: a health result that was revoked must not leave its
+flag behind.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from tidegate.model.values import BackendKey, Fitness
 
 
 class EarlyQuarantine:
-    """What is flagged beyond the generation in force."""
+    """The backends that are flagged beyond the generation in force."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
@@ -33,7 +34,7 @@ class EarlyQuarantine:
         return bool(self._placed)
 
     def flag(self, keys: Iterable[BackendKey], in_force: Generation) -> int:
-        """Flags these backends; returns how many of them were not.
+        """Flag these backends; return how many of them were not flagged before.
 
         Raises:
             OSError: the kernel refused. What was flagged is flagged.
@@ -54,13 +55,13 @@ class EarlyQuarantine:
         return len(fresh)
 
     def over(self, generation: Generation) -> Generation:
-        """A generation as the kernel has it with these flags."""
+        """Return a generation as the kernel has it with these flags."""
         return replace(generation, backends={**generation.backends, **self._placed})
 
     def within(self, generation: Generation) -> list[PlacedBackend]:
-        """What a generation says of these backends."""
+        """Return these backends as a generation has them."""
         return [generation.backends[key] for key in self._placed if key in generation.backends]
 
     def settle(self) -> None:
-        """A generation is in force whole, or the kernel was read anew: nothing is ahead of it."""
+        """Forget the flags: a generation is in force whole, or the kernel was read anew."""
         self._placed.clear()

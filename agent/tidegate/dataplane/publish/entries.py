@@ -35,7 +35,7 @@ _HASH: Final = {
 
 
 def vips(generation: Generation) -> Contents:
-    """Map `vips`: VIPs of one address, and for each address one entry of protocol ICMP."""
+    """Return map `vips`: VIPs of one address, and one entry of protocol ICMP for each address."""
     return {
         vip_key(network, port, protocol): value
         for (network, port, protocol), value in _services(generation, networks=False)
@@ -43,7 +43,7 @@ def vips(generation: Generation) -> Contents:
 
 
 def prefixes(generation: Generation) -> Contents:
-    """Map `prefixes`: VIPs that are networks, and for each network one entry of protocol ICMP."""
+    """Return map `prefixes`: VIPs that are networks, and for each one entry of protocol ICMP."""
     return {
         prefix_key(network, port, protocol): value
         for (network, port, protocol), value in _services(generation, networks=True)
@@ -51,7 +51,7 @@ def prefixes(generation: Generation) -> Contents:
 
 
 def routes(generation: Generation) -> Contents:
-    """Map `routes`: source routes and denied prefixes of all VIPs."""
+    """Return map `routes`: source routes and denied prefixes of all VIPs."""
     found: Contents = {}
     for placed in generation.vips.values():
         id_ = placed.identity.id
@@ -64,7 +64,7 @@ def routes(generation: Generation) -> Contents:
 
 
 def quic_servers(generation: Generation) -> Contents:
-    """Map `quic_servers`: backends by pool and server id; one with a key beats one that drains."""
+    """Return map `quic_servers`: backends by pool and server id; a draining one yields."""
     found: Contents = {}
     having = [p for p in generation.backends.values() if p.backend.quic_server_id]
     for placed in sorted(having, key=lambda p: p.retire_at is None):
@@ -77,19 +77,19 @@ def quic_servers(generation: Generation) -> Contents:
 
 
 def vip_key(network: Network, port: int, protocol: int) -> bytes:
-    """Key of `vips`; of the network only its address counts."""
+    """Return a key of `vips`; of the network only its address counts."""
     return _one((packed(network.network_address), port, protocol, 0), layout.VIP_KEY)
 
 
 def prefix_key(network: Network, port: int, protocol: int) -> bytes:
-    """Key of `prefixes`."""
+    """Return a key of `prefixes`."""
     length = layout.KEY_FIXED_BITS + mapped_length(network)
     address = packed(network.network_address)
     return _one((length, protocol, 0, port, address), layout.PREFIX_KEY)
 
 
 def route_key(vip_id: int, network: Network) -> bytes:
-    """Key of `routes`."""
+    """Return a key of `routes`."""
     length = layout.KEY_FIXED_BITS + mapped_length(network)
     return _one((length, vip_id, packed(network.network_address)), layout.ROUTE_KEY)
 
@@ -97,7 +97,7 @@ def route_key(vip_id: int, network: Network) -> bytes:
 def _services(
     generation: Generation, *, networks: bool
 ) -> list[tuple[tuple[Network, int, int], bytes]]:
-    """Network, port and protocol, and the entry, of each VIP of one kind and of its address."""
+    """Return the entries of all VIPs of one kind, and of their addresses, with their keys."""
     placed_vips = [p for p in generation.vips.values() if p.vip.is_network == networks]
     found = [
         ((p.vip.network, p.vip.port, PROTOCOLS[p.vip.protocol]), _entry(generation, p))
@@ -140,7 +140,7 @@ def _flags(vip: Vip) -> int:
 
 
 def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
-    """Says that an address is ours; it stands for the VIP there that has the lowest id."""
+    """Return the entry of an address, which stands for the VIP there with the lowest id."""
     first = min(there, key=lambda placed: placed.identity.id)
     entry = np.zeros(1, layout.VIP)
     entry["id"], entry["incarnation"] = first.identity

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a data plane to one agent: a lock on its folder, and the number of its last generation.
+"""The fence that keeps a data plane to one agent: a lock on its folder, and the last number.
 
 The lock is on the folder's inode, for as long as the agent lives, stopped or running. Whoever takes
 the folder away and makes a new one there has another inode and other maps: an agent that slept
@@ -26,7 +26,7 @@ class Fence:
     """The lock on a folder of pins, from opening to `close`."""
 
     def __init__(self, pins: Path) -> None:
-        """Takes the lock.
+        """Take the lock.
 
         Raises:
             DataplaneError: another agent has it.
@@ -39,7 +39,7 @@ class Fence:
         except BlockingIOError as error:
             self.close()
             raise DataplaneError(
-                f"another agent holds {pins}: stop it, or give this one another pin_dir"
+                f"another agent holds {pins}: stop it, or set another pin_dir for this one"
             ) from error
         except FenceError:
             self.close()
@@ -51,38 +51,38 @@ class Fence:
         return Path(f"/proc/self/fd/{self._fd}")
 
     def check(self) -> None:
-        """Makes sure that the folder at the path is the locked one.
+        """Make sure that the folder at the path is the locked one.
 
         Raises:
-            FenceError: it is gone, or another one is in its place.
+            FenceError: it was removed or replaced.
         """
         ours = os.fstat(self._fd)
         try:
             there = self._pins.stat()
         except FileNotFoundError:
             raise FenceError(
-                f"{self._pins} was removed while this agent ran: it has nothing to write to any "
-                "more, and leaves everything as it is. Start it again to set up a new data plane"
+                f"{self._pins} was removed while this agent ran, so it writes nothing more; "
+                "restart the agent to set up a new data plane"
             ) from None
         if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
             raise FenceError(
-                f"{self._pins} is another agent's now: it was removed and made anew while this "
-                "agent did not run. This agent writes nothing more; stop one of the two"
+                f"{self._pins} was removed and created again by another agent while this one did "
+                "not run, so this agent writes nothing more; stop one of the two"
             )
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Release the lock."""
         os.close(self._fd)
 
 
 def check_number(fds: Mapping[str, int], ours: MetaRecord) -> None:
-    """Makes sure that the last number in the ledger is not above ours.
+    """Make sure that the last number in the ledger is not above ours.
 
     One that is below, away or unreadable is damage, not another agent: numbers only grow. The audit
     repairs that.
 
     Raises:
-        FenceError: somebody else has published.
+        FenceError: another agent has published.
     """
     name, key = ledger_bytes.where(Place(Kind.META, 0))
     value = bpf.map_lookup(fds[name], key, WIDE_LEDGER_VALUE_BYTES)
@@ -94,6 +94,6 @@ def check_number(fds: Mapping[str, int], ours: MetaRecord) -> None:
         ):
             raise FenceError(
                 f"generation {max(meta.number, meta.attempt)} is in the kernel and this agent's "
-                f"last one is {ours.number}: another agent publishes to the same maps. This agent "
-                "writes nothing more; stop one of the two"
+                f"last one is {ours.number}: another agent publishes to the same maps, so this "
+                "one writes nothing more; stop one of the two"
             )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ids in the other maps stand for: a pinned map of records that no packet reads.
+"""The ledger: what the ids in the other maps stand for, in pinned maps that no packet reads.
 
-With it an agent that starts over knows every name, id, incarnation and document in force without
-asking etcd, and a crash cannot part the names from the tables: both live as long as the pins.
+With it an agent that restarts knows every name, id, incarnation and document in force without
+asking etcd, and a crash cannot separate names and tables: both live as long as the pins.
 
 There are two maps. The wide one has VIPs, which may have a hundred source routes, pools, which may
 have a check, and the meta record; the other has backends, of which there may be many more. A VIP's
@@ -136,7 +136,7 @@ class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
 
 
 class FreedRecord(_Record, frozen=True, array_like=True, tag="freed"):
-    """An id at rest."""
+    """A freed id, which is not reused before its cooldown has passed."""
 
     incarnation: int
     at: int
@@ -158,12 +158,12 @@ _NO_RECORDS: Final[Mapping[Place, Record]] = {}
 def records(
     generation: Generation, last: Generation = NOTHING, known: Mapping[Place, Record] = _NO_RECORDS
 ) -> dict[Place, Record]:
-    """What the ledger holds when this generation is in force, but for the meta record.
+    """Return the ledger's records when this generation is in force, without the meta record.
 
     Args:
         generation: what is in force.
         last: another generation.
-        known: its records, which are taken over where the two have the same.
+        known: its records, which are reused where the two are equal.
     """
     result = dict(known)
     for place in _left(last, generation):
@@ -186,7 +186,7 @@ def records(
 
 
 def _left(last: Generation, now: Generation) -> Iterator[Place]:
-    """Places of what is not there any more, or has changed."""
+    """Yield the places of what is gone or has changed."""
     for name, vip in last.vips.items():
         if now.vips.get(name) is not vip:
             yield Place(Kind.VIP, vip.identity.id)
@@ -250,7 +250,7 @@ def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
 
 
 def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
-    """The VIP of a record; None if a pool that it names by id is not there."""
+    """Return the VIP of a record; None if a pool that it names by id is not there."""
     named = {pool for _, pool in record.source_routes}.union(record.unserved)
     if not named <= pool_names.keys():
         return None
@@ -280,7 +280,7 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
 
 
 def of_backends(placed: Iterable[PlacedBackend]) -> dict[Place, Record]:
-    """The records of these backends alone."""
+    """Return the records of these backends alone."""
     return {Place(Kind.BACKEND, one.identity.id): _backend_record(one) for one in placed}
 
 
@@ -354,7 +354,7 @@ class Contents(NamedTuple):
 
 
 def contents(found: Mapping[Place, Record]) -> Contents:
-    """The values that a ledger's records stand for."""
+    """Return the values that a ledger's records stand for."""
     meta = MetaRecord(0, 0)
     vips: dict[str, PlacedVip] = {}
     pools: dict[str, tuple[Identity, Pool]] = {}

@@ -17,7 +17,7 @@ _decoder: Final = msgspec.msgpack.Decoder(Record)
 
 
 def read(maps: Mapping[str, int]) -> dict[Place, Record]:
-    """All records.
+    """Read all records.
 
     Raises:
         DataplaneError: a record cannot be read, for example one of a later version.
@@ -27,7 +27,7 @@ def read(maps: Mapping[str, int]) -> dict[Place, Record]:
 
 
 def decoded(found: Mapping[bytes, bytes], *, strict: bool) -> dict[Place, Record]:
-    """The records of key and value bytes.
+    """Decode records from key and value bytes.
 
     Args:
         found: elements of the two maps.
@@ -51,7 +51,7 @@ def decoded(found: Mapping[bytes, bytes], *, strict: bool) -> dict[Place, Record
 
 
 def encoded(records: Mapping[Place, Record]) -> dict[str, dict[bytes, bytes]]:
-    """The elements of these records, by map.
+    """Encode records as elements, by map.
 
     Raises:
         DataplaneError: a record is longer than its map's values.
@@ -64,12 +64,12 @@ def encoded(records: Mapping[Place, Record]) -> dict[str, dict[bytes, bytes]]:
 
 
 def where(place: Place) -> tuple[str, bytes]:
-    """Map and key of a record."""
+    """Return map and key of a record."""
     return _map_of(place), struct.pack("<II", *place)
 
 
 def encode(place: Place, record: Record) -> bytes:
-    """The value of a record: its length in 2 bytes, MessagePack, zeros.
+    """Encode the value of a record: its length in 2 bytes, MessagePack, zeros.
 
     Raises:
         DataplaneError: it is longer than its map's values.
@@ -85,7 +85,7 @@ def encode(place: Place, record: Record) -> bytes:
 
 
 def decode(value: bytes) -> Record:
-    """The record of a value; raises ValueError or msgspec.DecodeError for what is none."""
+    """Decode the record of a value; raise ValueError or msgspec.DecodeError if it is invalid."""
     length = struct.unpack_from("<H", value)[0]
     record: Record = _decoder.decode(value[2 : 2 + length])
     return record

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the maps that hold generations have in them, as it was last read or written.
+"""A copy of the maps that hold generations, as they were last read or written.
 
-With it only differences are written, and an audit knows what has to be there. It is true as long
-as every call to the kernel succeeds. After one that failed it may not be, since a batch can fail in
+With it only differences are written, and an audit knows what must be there. It is exact as long as
+every call to the kernel succeeds. After one that failed it may not be, since a batch can fail in
 its middle: then `load` reads everything again.
 """
 
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
     pin: Path
 
     def drop(self) -> None:
-        """Takes the pin and the descriptor away; the table goes when no slot points to it."""
+        """Remove the pin and close the descriptor; the table goes when no slot points to it."""
         self.pin.unlink(missing_ok=True)
         os.close(self.fd)
 
@@ -45,7 +45,7 @@ class Mirror:
     """The kernel's content and the ways to change it.
 
     Attributes:
-        entries: backends by id, as bpf/layout.h draws them.
+        entries: backends by id, as bpf/layout.h defines them.
         written: key and value bytes of each keyed map.
         records: the ledger's records, as values.
         tables: tables in force by pool id.
@@ -60,7 +60,7 @@ class Mirror:
         self.tables: dict[int, Loaded] = {}
 
     def load(self, *, strict: bool) -> None:
-        """Reads everything but the tables.
+        """Read everything but the tables.
 
         Args:
             strict: refuse records that cannot be read, instead of leaving them out.
@@ -74,16 +74,16 @@ class Mirror:
         self.records = ledger_bytes.decoded(found, strict=strict)
 
     def load_tables(self) -> None:
-        """Opens the tables in force by their pins, and removes pins of tables that are not."""
+        """Open the tables in force by their pins, and remove pins of tables that are not."""
         found = tables.adopt(self.pins, self.fds["outer"])
         self.tables = {pool_id: Loaded(*table) for pool_id, table in found.items()}
 
     def read_entries(self) -> np.ndarray:
-        """What the kernel has now for every backend id."""
+        """Read the kernel's entry of every backend id."""
         return maps.read_array(self.fds["backends"], layout.BACKEND, MAX_BACKENDS)
 
     def record(self, wanted: Mapping[Place, ledger.Record]) -> None:
-        """Writes records that are new or changed."""
+        """Write records that are new or changed."""
         records = self.records
         changed = {
             place: record
@@ -95,7 +95,7 @@ class Mirror:
         self.records.update(changed)
 
     def forget_others(self, places: Collection[Place]) -> None:
-        """Deletes all records but those at these places, those that cannot be read among them."""
+        """Delete all records but those at these places, those that cannot be read among them."""
         kept = {ledger_bytes.where(place) for place in places}
         for name in ledger_bytes.MAPS:
             for key in [key for key in self.written[name] if (name, key) not in kept]:
@@ -104,20 +104,20 @@ class Mirror:
             del self.records[place]
 
     def write_entries(self, ids: Slots) -> None:
-        """Writes these backends' entries as they stand in `entries`."""
+        """Write these backends' entries as they stand in `entries`."""
         bpf.map_update_batch(
             self.fds["backends"], ids.tobytes(), self.entries[ids].tobytes(), len(ids)
         )
 
     def clear_entries(self, living: Collection[int]) -> None:
-        """Empties the entries of all but these ids."""
+        """Empty the entries of all but these ids."""
         used = np.flatnonzero(self.entries["incarnation"])
         gone = np.setdiff1d(used, np.fromiter(living, np.int64, len(living)))
         self.entries[gone] = np.zeros((), layout.BACKEND)
         self.write_entries(gone.astype(np.uint32))
 
     def put(self, name: str, wanted: entries.Contents) -> None:
-        """Writes the elements of a keyed map that are new or changed."""
+        """Write the elements of a keyed map that are new or changed."""
         written, fd = self.written[name], self.fds[name]
         changed = {key: value for key, value in wanted.items() if written.get(key) != value}
         if name in _TRIES:  # kernels before 5.13 have no batches of tries
@@ -129,17 +129,17 @@ class Mirror:
         written.update(changed)
 
     def drop_others(self, name: str, wanted: entries.Contents) -> None:
-        """Deletes the elements of a keyed map that are not wanted."""
+        """Delete the elements of a keyed map that are not wanted."""
         for key in self.written[name].keys() - wanted.keys():
             self.delete(name, key)
 
     def delete(self, name: str, key: bytes) -> None:
-        """Deletes an element of a keyed map."""
+        """Delete an element of a keyed map."""
         bpf.map_delete(self.fds[name], key)
         self.written[name].pop(key, None)
 
     def point(self, new: Mapping[int, Loaded]) -> None:
-        """Points slots of the outer map to tables, all in one call."""
+        """Point slots of the outer map to tables, all in one call."""
         slots = np.array(list(new), np.uint32)
         fds = np.array([table.fd for table in new.values()], np.uint32)
         bpf.map_update_batch(self.fds["outer"], slots.tobytes(), fds.tobytes(), len(slots))

@@ -12,10 +12,10 @@ Why this order. A table must not name a backend without an entry (1 before 3), a
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
 still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
 record names its pools. The flag that quarantines a backend is in its entry, so it takes effect in
-step 1, before any table is rebuilt (`quarantine`: sooner). A crash leaves a VIP on its old or new
-table. The next start reads the kernel, plans from what it finds, and thereby finishes or discards
-the rest: a backend with an entry and no slot is as good as one that was just added. The number is
-written first, so that no two attempts ever have the same one.
+step 1, before any table is rebuilt (`quarantine` sets it even earlier). A crash leaves a VIP on its
+old or new table. The next start reads the kernel, plans from what it finds, and thereby finishes or
+discards the rest: a backend with an entry and no slot is as good as one that was just added. The
+number is written first, so that no two attempts ever have the same one.
 
 When the kernel refuses something up to step 2, all is put back as it was, and the last generation
 is in force whole. Later there are flows that began on the new tables, and putting the old ones back
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 _META: Final = Place(Kind.META, 0)
 
 _REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
-"""How the kernel says no."""
+"""How a refusal by the kernel arrives."""
 
 _Records = dict[Place, ledger.Record]
 
@@ -74,8 +74,8 @@ class Publisher:
         fds: descriptors of the maps by name.
         pins: folder of the pins, which has a folder `tables`.
         grace: seconds for which a replaced table stays loaded.
-        reached: told after each step.
-        fence: asked before anything is written; raises if it must not be.
+        reached: called after each step.
+        fence: called before anything is written; raises if nothing may be.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Publisher:
         self._early = EarlyQuarantine(self.mirror)
         self._desired = NOTHING_DESIRED
         self.is_certain = True
-        """Whether the kernel holds exactly the generation in force, as far as we know."""
+        """Whether the kernel holds exactly the generation in force, as far as is known."""
         self._is_lost = False
         self.in_force: Generation = NOTHING
         self.hold = ""
         """Why an operator has frozen this host; kept beside the tables (`keep_hold`)."""
 
     def adopt(self) -> Generation:
-        """Reads what the kernel holds, so that publishing goes on from there.
+        """Read what the kernel holds, so that publishing continues from there.
 
         Raises:
             DataplaneError: the ledger has a record that cannot be read.
@@ -116,27 +116,27 @@ class Publisher:
         return self.in_force
 
     def publish(self, generation: Generation, now: float) -> None:
-        """Brings the kernel from the generation in force to this one.
+        """Bring the kernel from the generation in force to this one.
 
         Args:
             generation: what the kernel shall hold.
             now: monotonic clock, s; starts the grace delay of the tables that it replaces.
 
         Raises:
-            FenceError: the maps are somebody else's now; nothing was written.
+            FenceError: another agent has taken over the maps; nothing was written.
             DataplaneError: the kernel refused a step. `in_force` is what is in force: the last
                 generation, or a mixture in which each VIP is on its old or its new table.
         """
         if generation.number == self.in_force.number and self.is_certain and not self._early:
             self._note_origin(generation)
-            self.in_force = generation  # a new revision that no packet can tell from the last one
+            self.in_force = generation  # a new revision that changes nothing for any packet
             return
         self.check()
         if self._is_lost:
             self._take_stock()
             raise DataplaneError(
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
-                "changed; the next attempt goes on from what was found"
+                "changed; the next attempt continues from there"
             )
         wanted = self._desired = desired_maps(generation, self._desired)
         filled: dict[int, Loaded] = {}
@@ -159,7 +159,7 @@ class Publisher:
         self._early.settle()
 
     def quarantine(self, keys: Iterable[BackendKey]) -> int:
-        """Flags backends ahead of their generation (`ahead`); says how many were not flagged.
+        """Flag backends before their generation is built; return how many were not flagged yet.
 
         Raises:
             FenceError, DataplaneError: as in `publish`.
@@ -171,13 +171,13 @@ class Publisher:
             return self._early.flag(keys, self.in_force)
         except OSError as error:
             self._take_stock()
-            raise DataplaneError(f"backends cannot be flagged: {error}") from error
+            raise DataplaneError(f"cannot flag backends: {error}") from error
 
     def check(self) -> None:
-        """Makes sure that nobody else writes to these maps.
+        """Make sure that no other agent writes to these maps.
 
         Raises:
-            FenceError: somebody does.
+            FenceError: another agent does.
         """
         self._fence()
         taken = self.mirror.records.get(_META)
@@ -185,13 +185,13 @@ class Publisher:
             check_number(self.mirror.fds, taken)
 
     def audit(self, *, deep: bool) -> list[Finding]:
-        """Compares the kernel with the generation in force, and puts right what differs.
+        """Compare the kernel with the generation in force, and repair what differs.
 
         Args:
             deep: read tables and unused entries too.
 
         Raises:
-            FenceError: somebody else writes to these maps.
+            FenceError: another agent writes to these maps.
             DataplaneError: the kernel cannot be read.
         """
         if not self.is_certain:
@@ -200,13 +200,13 @@ class Publisher:
         try:
             return audit(self.mirror, self.in_force, deep=deep)
         except OSError as error:
-            raise DataplaneError(f"the kernel cannot be read: {error.strerror}") from error
+            raise DataplaneError(f"cannot read the kernel's maps: {error.strerror}") from error
 
     def keep_hold(self, reason: str) -> None:
-        """Keeps, beside the tables, why an operator has frozen this host; empty ends that.
+        """Keep, beside the tables, why an operator has frozen this host; an empty reason ends it.
 
         Raises:
-            FenceError: the maps are somebody else's now.
+            FenceError: another agent has taken over the maps.
             DataplaneError: the ledger cannot be written.
         """
         self.check()
@@ -215,7 +215,7 @@ class Publisher:
         try:
             self.mirror.record({_META: msgspec.structs.replace(known, hold=reason)})
         except OSError as error:
-            raise DataplaneError(f"the ledger cannot be written: {error}") from error
+            raise DataplaneError(f"cannot write the ledger: {error}") from error
         self.hold = reason
 
     @property
@@ -224,7 +224,7 @@ class Publisher:
         return min((r.until for r in self._retired), default=None)
 
     def reap(self, now: float) -> None:
-        """Frees the tables whose grace delay has passed by this monotonic second."""
+        """Free the tables whose grace delay has passed by this monotonic second."""
         for retired in [r for r in self._retired if r.until <= now]:
             retired.table.pin.unlink(missing_ok=True)
             self.reached(Step.TABLE_UNPINNED)
@@ -233,21 +233,21 @@ class Publisher:
             self.reached(Step.TABLE_FREED)
 
     def close(self) -> None:
-        """Closes descriptors. What is pinned stays, and replaced tables lose their pins."""
+        """Close descriptors. What is pinned stays, and replaced tables lose their pins."""
         self.reap(float("inf"))
         for table in self.mirror.tables.values():
             os.close(table.fd)
         self.mirror.tables.clear()
 
     def _found(self) -> Generation:
-        """What the mirror says that is in force."""
+        """Return the generation that is in force according to the mirror."""
         loaded = self.mirror.tables
         return restored_generation(
             self.mirror.records, {pool_id: tables.read(loaded[pool_id].fd) for pool_id in loaded}
         )
 
     def _take_stock(self) -> None:
-        """Finds out what came into force, after a step failed; if even that fails, later again."""
+        """Find out what came into force after a step failed; if even that fails, do so later."""
         self.is_certain, self._is_lost = False, True
         try:
             self.mirror.load(strict=False)
@@ -259,7 +259,7 @@ class Publisher:
         self._is_lost = False
 
     def _prepare(self, wanted: DesiredMaps, filled: dict[int, Loaded]) -> None:
-        """Steps 1 and 2: what no table and no VIP in force leads to."""
+        """Do steps 1 and 2: write what no table and no VIP in force leads to."""
         generation = wanted.generation
         taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
         self.mirror.record({_META: taken})
@@ -273,7 +273,7 @@ class Publisher:
         self._fill_tables(generation, filled)
 
     def _undo(self, records: _Records, filled: Mapping[int, Loaded]) -> str:
-        """Puts back what `_prepare` has done; says what is in force then."""
+        """Undo what `_prepare` has done; return what is in force then."""
         for table in filled.values():
             table.drop()
         if not self.is_certain:
@@ -313,7 +313,7 @@ class Publisher:
         self.reached(Step.QUIC_WRITTEN)
 
     def _fill_tables(self, generation: Generation, filled: dict[int, Loaded]) -> None:
-        """Makes the tables that differ; each is in `filled` from its first moment on."""
+        """Make the tables that differ; each is in `filled` from its first moment on."""
         for name, placed in generation.pools.items():
             old = self.in_force.pools.get(name)
             if old is not None and old.table is placed.table and placed.identity == old.identity:
@@ -365,14 +365,14 @@ class Publisher:
             self.reached(deleted)
 
     def _note_origin(self, generation: Generation) -> None:
-        """Records that what is in force is of another release now, if it is."""
+        """Record that what is in force is of another release now, if it is."""
         before, after = meta(self.in_force, self.hold), meta(generation, self.hold)
         if (before.release, before.pointer) != (after.release, after.pointer):
             self.check()
             try:
                 self.mirror.record({_META: after})
             except OSError as error:
-                raise DataplaneError(f"the ledger cannot be written: {error}") from error
+                raise DataplaneError(f"cannot write the ledger: {error}") from error
 
     def _retire(self, wanted: DesiredMaps) -> None:
         mirror, generation, records = self.mirror, wanted.generation, wanted.records

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generation that the kernel holds, from what was read: after a start, and after a failure.
+"""The generation that the kernel holds, restored from its maps: after a start, and after a failure.
 
-What is found may be between two generations. It is told as it is, so that the planner goes on from
-what packets meet: tables as they stand, and backends, VIPs and ids as the ledger names them.
+The maps may be between two generations. They are taken as they are, so that the planner continues
+from what packets meet: tables as they stand, and backends, VIPs and ids as the ledger names them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from tidegate.planner import confirm
 def restored_generation(
     records: Mapping[Place, ledger.Record], in_force: Mapping[int, Table]
 ) -> Generation:
-    """What the kernel holds, as a generation.
+    """Return what the kernel holds, as a generation.
 
     Args:
         records: of the ledger.

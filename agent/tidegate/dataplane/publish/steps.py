@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of publishing, by name: where it can be watched, timed, and killed by a test.
 
-The publisher tells a hook after each step. What the steps are for, and why they come in this order,
-is argued in `publish`.
+The publisher calls a hook after each step. What the steps are for, and why they come in this order,
+is argued in `publisher`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 
 class Step(Enum):
-    """What has just been done. Steps of one thing among several are told once for each."""
+    """What has just been done. A step that is done for several things is reported once for each."""
 
     NUMBER_TAKEN = "the generation's number is spent"
     LEDGER_WRITTEN = "pools and backends are recorded"
@@ -48,4 +48,4 @@ Reached: TypeAlias = Callable[[Step], None]
 
 
 def unwatched(step: Step) -> None:
-    """The hook of those who do not watch."""
+    """Do nothing: the hook of callers that do not watch."""

@@ -3,7 +3,7 @@
 
 An inner table is one array element, so it is written by one call, and nobody reads it before the
 outer map's slot points to it. Each is pinned as tables/<pool id>-<generation>: opening a map by the
-id that the outer map tells would take CAP_SYS_ADMIN.
+id that the outer map returns would take CAP_SYS_ADMIN.
 """
 
 import os
@@ -26,7 +26,7 @@ _OWNER: Final = np.uint32(layout.OWNER)
 
 
 def encode(table: Table) -> bytearray:
-    """The bytes of a table as bpf/layout.h draws it."""
+    """Encode a table as bpf/layout.h defines it."""
     blob = bytearray(layout.TABLE.itemsize)
     leaf = np.frombuffer(blob, layout.TABLE)[0]
     leaf["generation"] = table.generation
@@ -43,7 +43,7 @@ def encode(table: Table) -> bytearray:
 
 
 def decode(blob: bytes) -> Table:
-    """A table from its bytes; the arrays are copies that own their memory."""
+    """Decode a table; the arrays are copies that own their memory."""
     leaf = np.frombuffer(blob, layout.TABLE)[0]
     windows = leaf["windows"][: int(leaf["window_count"])]
     table = Table(
@@ -60,11 +60,11 @@ def decode(blob: bytes) -> Table:
 
 
 def fill(table: Table, reached: Reached = unwatched) -> int:
-    """A new inner map with this table in it, read back and compared; returns its descriptor.
+    """Create an inner map with this table, read back and compared; return its descriptor.
 
     Args:
         table: the table.
-        reached: told when it is written, before it is read back.
+        reached: called when it is written, before it is read back.
 
     Raises:
         DataplaneError: no memory, or what was read back is not what was written.
@@ -89,7 +89,7 @@ def fill(table: Table, reached: Reached = unwatched) -> int:
 
 
 def read(fd: int) -> Table:
-    """The table in an inner map."""
+    """Read the table in an inner map."""
     blob = bpf.map_lookup(fd, _FIRST, layout.TABLE.itemsize)
     if blob is None:
         raise DataplaneError("an inner table has no element")  # an array always has its elements
@@ -97,18 +97,18 @@ def read(fd: int) -> Table:
 
 
 def holds(fd: int, table: Table) -> bool:
-    """Whether an inner map has this table in it, byte for byte."""
+    """Return whether an inner map has this table in it, byte for byte."""
     blob = encode(table)
     return bpf.map_lookup(fd, _FIRST, len(blob)) == bytes(blob)
 
 
 def pin_path(pins: Path, pool_id: int, generation: int) -> Path:
-    """Where a pool's table of a generation is pinned."""
+    """Return where a pool's table of a generation is pinned."""
     return pins / "tables" / f"{pool_id}-{generation}"
 
 
 def pin(fd: int, path: Path) -> None:
-    """Pins a table.
+    """Pin a table.
 
     Raises:
         DataplaneError: the kernel refused.
@@ -120,24 +120,24 @@ def pin(fd: int, path: Path) -> None:
 
 
 def id_of(fd: int) -> int:
-    """The kernel's id of a table, which is what the outer map tells."""
+    """Return the kernel's id of a table, which is what a look-up in the outer map returns."""
     return bpf.object_id(fd)
 
 
 def slots(outer: int) -> dict[int, int]:
-    """Ids of the tables that the outer map points to, by pool id."""
+    """Read the ids of the tables that the outer map points to, by pool id."""
     keys, values, count = bpf.map_items(outer, 4, 4, MAX_POOLS)
     found = zip(np.frombuffer(keys, "<u4", count), np.frombuffer(values, "<u4", count), strict=True)
     return {int(pool): int(table) for pool, table in found}
 
 
 def clear_slot(outer: int, pool_id: int) -> None:
-    """Takes a pool's table out of the outer map."""
+    """Take a pool's table out of the outer map."""
     bpf.map_delete(outer, pool_id.to_bytes(4, "little"))
 
 
 def adopt(pins: Path, outer: int) -> dict[int, tuple[int, Path]]:
-    """Descriptor and pin of each pool's table in force, by pool id.
+    """Open each pool's table in force; return descriptor and pin by pool id.
 
     Pins that the outer map does not point to are left over from a crash and are removed.
     """

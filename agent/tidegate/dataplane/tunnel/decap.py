@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/decap.c on a backend's interface: put there, found again by a later process, taken off.
+"""bpf/decap.c on a backend's interface: attached, found again by a later process, detached.
 
 No process stays. What a later one must find is pinned in a folder per interface: the program, by
 which it knows what is attached as ours, the counters, and what is accepted. The folder of a new
 program is `next` until it is attached and `now` afterwards, so what is attached is pinned at any
-moment, also after a crash between two steps. Somebody else's XDP program is never replaced.
+moment, also after a crash between two steps. A foreign XDP program is never replaced.
 """
 
 import fcntl
@@ -37,8 +37,8 @@ class Status(NamedTuple):
 
     Attributes:
         mode: how our program is attached; None if it is not.
-        foreign: id of somebody else's program there.
-        counters: since our program was put there, whether or not it still is.
+        foreign: id of a foreign program there.
+        counters: since our program was attached, whether or not it still is.
     """
 
     mode: programs.XdpMode | None
@@ -48,7 +48,7 @@ class Status(NamedTuple):
 
 
 def attach(interface: str, accept: Accept, mode: plane.Mode, pins: Path) -> programs.XdpMode:
-    """Puts the program on an interface of the current network namespace, in place of our last one.
+    """Attach the program to an interface of this network namespace, in place of our last one.
 
     The exchange is atomic: no packet meets an interface without a program.
 
@@ -63,7 +63,7 @@ def attach(interface: str, accept: Accept, mode: plane.Mode, pins: Path) -> prog
 
     Raises:
         CapabilityError: not root, no BPF file system, no bcc.
-        DataplaneError: the interface is not there, has somebody else's program, or refused ours.
+        DataplaneError: the interface does not exist, has a foreign program, or refused ours.
     """
     programs.interface_index(interface)
     with _locked(interface, pins) as folder:
@@ -80,13 +80,13 @@ def attach(interface: str, accept: Accept, mode: plane.Mode, pins: Path) -> prog
 
 
 def detach(interface: str, pins: Path) -> bool:
-    """Takes our program off an interface, and its pins with it.
+    """Detach our program from an interface, and remove its pins.
 
     Returns:
         Whether it was there.
 
     Raises:
-        DataplaneError: the interface has somebody else's program.
+        DataplaneError: the interface has a foreign program.
     """
     with _locked(interface, pins) as folder:
         there = programs.attached(interface) if _exists(interface) else None
@@ -99,7 +99,7 @@ def detach(interface: str, pins: Path) -> bool:
 
 
 def status(interface: str, pins: Path) -> Status:
-    """What is on an interface, what it accepts, and what became of tunnel packets.
+    """Read what is on an interface, what it accepts, and the outcomes of tunnel packets.
 
     Raises:
         DataplaneError: there is no such interface.
@@ -129,7 +129,7 @@ def _exists(interface: str) -> bool:
 
 @contextmanager
 def _locked(interface: str, pins: Path) -> Iterator[Path]:
-    """The interface's folder, for one process at a time; an empty one is not left behind."""
+    """Give the interface's folder to one process at a time; remove it if it is left empty."""
     make_bpf_folder(pins)
     fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # A BPF file system refuses dots, and no interface has a colon in its name.
@@ -145,7 +145,7 @@ def _locked(interface: str, pins: Path) -> Iterator[Path]:
 
 
 def _ours(folder: Path) -> set[int]:
-    """Ids of the pinned programs: one, or more after a crash in the middle of an exchange."""
+    """Return the ids of pinned programs: one, or more after a crash during an exchange."""
     found: set[int] = set()
     for name in (_NOW, _NEXT, _BEFORE):
         path = folder / name / _PROGRAM
@@ -158,13 +158,13 @@ def _ours(folder: Path) -> set[int]:
 
 def _foreign(interface: str, program: int) -> DataplaneError:
     return DataplaneError(
-        f"{interface} has an XDP program that `tidegate decap` did not put there (id {program}): "
-        f"if it is not needed, take it off with `ip link set dev {interface} xdp off`"
+        f"{interface} has an XDP program that `tidegate decap` did not attach (id {program}): "
+        f"if it is not needed, detach it with `ip link set dev {interface} xdp off`"
     )
 
 
 def _pin(decap: tunnel.Decap, accept: Accept, folder: Path) -> None:
-    """Pins everything; the program last, since by it the folder counts."""
+    """Pin everything; the program last, since it makes the folder valid."""
     port = tunnel.create_map(_PORT, tunnel.PORT_SHAPE)
     try:
         bpf.map_update(port, bytes(4), accept.gue_port.to_bytes(4, "little"))
@@ -184,7 +184,7 @@ def _attach(
     elif there is not None and there.mode != wanted:
         raise DataplaneError(
             f"{interface} has the program in {there.mode} mode: `tidegate decap detach {interface}`"
-            f" first, or go on with --mode {there.mode}"
+            f" first, or keep --mode {there.mode}"
         )
     try:
         decap.attach(interface, wanted)
@@ -205,7 +205,7 @@ def _take_over(folder: Path) -> None:
 
 
 def _accepted(folder: Path) -> Accept:
-    """What a pinned program takes out."""
+    """Read what a pinned program takes out."""
     sizes = tunnel.decap_shapes()
     keys = {}
     for name in (_ADDRESSES, _SOURCES):

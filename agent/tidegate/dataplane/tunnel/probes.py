@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads bpf/healthcheck.c, which sends this host's health checks to the backend that they name.
+"""The loader of bpf/healthcheck.c, which sends health checks to the backend that they name.
 
-It sits at the tc egress of an interface, whatever XDP program that has, and stays there when its
-object is closed. What a probe asks and what its answer means is not its business.
+It runs at the tc egress of an interface, whatever XDP program that has, and stays there when its
+object is closed. The content of probes and their answers is not handled here.
 """
 
 import errno
@@ -22,7 +22,7 @@ from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.compiler import compile_program
 from tidegate.dataplane.kernel.loader import Kind, load
 from tidegate.dataplane.kernel.programs import Build, interface_index
-from tidegate.dataplane.tunnel.tunnel import Counted, create_map, named, read_totals
+from tidegate.dataplane.tunnel.tunnel import CountedProgram, create_map, named, read_totals
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.decision import Reason
 from tidegate.model.features import ALL_FEATURES
@@ -31,24 +31,24 @@ _EGRESS: Final = 0xFFFFFFF3
 """The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
 _FILTER: Final = "tidegate-probes"
 _HANDLE, _PRIORITY = 0x5447, 0x5447
-"""Our filter's own place, so that it replaces and removes nobody else's."""
+"""Our filter's own place, so that no other filter is replaced or removed."""
 _ALL_PROTOCOLS: Final = 0x0003
 """ETH_P_ALL."""
 
 
 def probe_shapes() -> dict[str, maps.Shape]:
-    """The map of bpf/healthcheck.c that the balancer does not have."""
+    """Return the map of bpf/healthcheck.c that the balancer does not have."""
     return {"probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason))}
 
 
-class Probes(Counted):
+class Probes(CountedProgram):
     """bpf/healthcheck.c over a balancer's maps, which must outlive this object, not what it loads.
 
     It has no state but its counters, so a new one simply takes the place of the one before.
     """
 
     def __init__(self, build: Build, balancer: Mapping[str, int]) -> None:
-        """Compiles and loads it.
+        """Compile and loads it.
 
         Args:
             build: of the balancer: its outer sources are the probes' too.
@@ -57,7 +57,7 @@ class Probes(Counted):
         Raises:
             CompileError: with the compiler's or the verifier's messages.
             CapabilityError: not root, or no bcc.
-            DataplaneError: the maps are drawn differently than the program has them.
+            DataplaneError: the maps' layout differs from the program's.
         """
         everything = replace(build, features=ALL_FEATURES)
         program = compile_program("healthcheck", everything.constants())
@@ -71,7 +71,7 @@ class Probes(Counted):
         super().__init__(fd, fds, "probe_counts", len(Reason))
 
     def attach(self, interface: str) -> None:
-        """Puts it on an interface's tc egress, in place of the one that is there.
+        """Attach it to an interface's tc egress, in place of the one that is there.
 
         Other tc programs stay, and see what is not a probe.
 
@@ -100,12 +100,12 @@ class Probes(Counted):
             )
 
     def counters(self) -> Counter[Reason]:
-        """Probes by what became of them: `NONE` was sent, the others were dropped."""
+        """Read the probes by outcome: `NONE` was sent, the others were dropped."""
         return named(Reason, self._read())
 
 
 def read_probe_counters(path: Path) -> Counter[Reason]:
-    """The counters that a `Probes` pinned, as its own `counters` has them."""
+    """Read the counters that a `Probes` pinned, as its own `counters` has them."""
     fd = bpf.open_pin(str(path))
     try:
         return named(Reason, read_totals(fd, len(Reason)))
@@ -114,7 +114,7 @@ def read_probe_counters(path: Path) -> Counter[Reason]:
 
 
 def detach_probes(interface: str) -> None:
-    """Takes bpf/healthcheck.c off an interface; nothing happens if it is not there.
+    """Detach bpf/healthcheck.c from an interface; do nothing if it is not there.
 
     Raises:
         DataplaneError: there is no such interface.
@@ -139,7 +139,7 @@ def detach_probes(interface: str) -> None:
 
 @contextmanager
 def _refusals(interface: str, what: str) -> Iterator[None]:
-    """Turns the kernel's refusals into our errors."""
+    """Turn the kernel's refusals into our errors."""
     try:
         yield
     except NetlinkError as error:

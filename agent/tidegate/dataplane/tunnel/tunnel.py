@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backends' end of the tunnel: loads bpf/decap.c with what it is to accept, and counts.
 
-It stays attached when its object is closed. The balancer's end is `programs` and `host`.
+It stays attached when its object is closed. The balancer's end is `programs` and `plane`.
 
 `python -m tidegate.dataplane.tunnel.tunnel > bpf/tunnel.h` renews the header with the outcomes.
 """
@@ -36,7 +36,7 @@ PORT_SHAPE: Final = maps.Shape(bpf.ARRAY, _U32, _U32, 1)
 _YES: Final = (1).to_bytes(_U32, "little")
 
 
-class Counted:
+class CountedProgram:
     """A loaded program with a per-CPU array of counters, closed together."""
 
     def __init__(self, program: int, fds: dict[str, int], counts: str, size: int) -> None:
@@ -57,14 +57,14 @@ class Counted:
         self.close()
 
     def close(self) -> None:
-        """Closes the descriptors; what is attached or pinned stays."""
+        """Close the descriptors; what is attached or pinned stays."""
         os.close(self.program)
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
 
     def pin_counters(self, path: Path) -> None:
-        """Pins the counters on a BPF file system, for `read_counters` of another process."""
+        """Pin the counters on a BPF file system, for `read_counters` of another process."""
         bpf.pin(self._fds[self._counts], str(path))
 
     def _read(self) -> list[int]:
@@ -72,7 +72,7 @@ class Counted:
 
 
 def read_totals(fd: int, size: int) -> list[int]:
-    """A per-CPU array of 64-bit counters, added up over the CPUs."""
+    """Read a per-CPU array of 64-bit counters, summed over the CPUs."""
     cpus = maps.cpu_count()
     _, values, count = bpf.map_items(fd, _U32, _U64 * cpus, size)
     totals = np.frombuffer(values, "<u8").reshape(count, cpus).sum(axis=1)
@@ -80,7 +80,7 @@ def read_totals(fd: int, size: int) -> list[int]:
 
 
 def create_map(name: str, shape: maps.Shape) -> int:
-    """A map without a pin, as a descriptor.
+    """Create a map without a pin; return its descriptor.
 
     Raises:
         CapabilityError: not allowed.
@@ -104,7 +104,7 @@ def create_map(name: str, shape: maps.Shape) -> int:
 
 
 def decap_shapes() -> dict[str, maps.Shape]:
-    """The maps of bpf/decap.c."""
+    """Return the maps of bpf/decap.c."""
     return {
         "decap_addresses": maps.Shape(bpf.HASH, _ADDRESS_BYTES, _U32, _MOST_ADDRESSES),
         "decap_sources": maps.Shape(
@@ -115,7 +115,7 @@ def decap_shapes() -> dict[str, maps.Shape]:
 
 
 def compile_decap(accept: Accept) -> Program:
-    """Compiles bpf/decap.c for what it is to accept; checks that nobody asked for cost nothing."""
+    """Compile bpf/decap.c for what it is to accept; unused checks are left out."""
     constants = [("GUE_PORT", str(accept.gue_port)), ("COUNT", "1")]
     if accept.addresses:
         constants.append(("CHECK_DESTINATION", "1"))
@@ -124,11 +124,11 @@ def compile_decap(accept: Accept) -> Program:
     return compile_program("decap", tuple(constants))
 
 
-class Decap(Counted):
+class Decap(CountedProgram):
     """bpf/decap.c, loaded with maps of its own."""
 
     def __init__(self, accept: Accept = ANYTHING) -> None:
-        """Compiles and loads it.
+        """Compile and loads it.
 
         Raises:
             CompileError: with the compiler's or the verifier's messages.
@@ -147,22 +147,22 @@ class Decap(Counted):
         super().__init__(load(program, fds), fds, "decap_counts", len(Outcome))
 
     def attach(self, interface: str, mode: programs.XdpMode = "native") -> None:
-        """Puts it on an interface of the current network namespace; raises as `programs.attach`."""
+        """Attach it to an interface of this network namespace; raise as `programs.attach`."""
         programs.attach(self.program, interface, mode)
 
     def pin(self, folder: Path) -> None:
-        """Pins the maps under their names, for another process to read."""
+        """Pin the maps under their names, for another process to read."""
         for name, fd in self._fds.items():
             bpf.pin(fd, str(folder / name))
 
     def counters(self) -> Counter[Outcome]:
-        """Tunnel packets by what became of them."""
+        """Read the tunnel packets by outcome."""
         return named(Outcome, self._read())
 
 
 def _check_size(what: str, wanted: int, most: int) -> None:
     if wanted > most:
-        raise DataplaneError(f"decapsulation has room for {most} {what}, not for {wanted}")
+        raise DataplaneError(f"{wanted} {what} are too many: decapsulation takes up to {most}")
 
 
 def _address(address: Address) -> bytes:
@@ -170,7 +170,7 @@ def _address(address: Address) -> bytes:
 
 
 def _prefix(network: IPv4Network | IPv6Network) -> bytes:
-    """Key of the prefix map: length in bits, family included, then the address."""
+    """Return key of the prefix map: length in bits, family included, then the address."""
     length = 32 + network.prefixlen
     return length.to_bytes(_U32, "little") + _address(network.network_address)
 
@@ -178,13 +178,13 @@ def _prefix(network: IPv4Network | IPv6Network) -> bytes:
 def attach_decap(
     interface: str, accept: Accept = ANYTHING, mode: programs.XdpMode = "native"
 ) -> None:
-    """Puts bpf/decap.c on a backend's interface, where it stays; raises as `Decap` does."""
+    """Attach bpf/decap.c to a backend's interface, where it stays; raise as `Decap` does."""
     with Decap(accept) as decap:
         decap.attach(interface, mode)
 
 
 def read_counters(path: Path) -> Counter[Outcome]:
-    """The counters that a `Decap` pinned."""
+    """Read the counters that a `Decap` pinned."""
     fd = bpf.open_pin(str(path))
     try:
         return named(Outcome, read_totals(fd, len(Outcome)))
@@ -193,12 +193,12 @@ def read_counters(path: Path) -> Counter[Outcome]:
 
 
 def named(kind: Any, totals: list[int]) -> Counter[Any]:  # noqa: ANN401 - either of two enums
-    """Counters by the members of an enum, which count from 0; those that are 0 are left out."""
+    """Return counters by the members of an enum, which count from 0; without those at 0."""
     return Counter({kind(i): total for i, total in enumerate(totals) if total})
 
 
 def render() -> str:
-    """The text of bpf/tunnel.h."""
+    """Return the text of bpf/tunnel.h."""
     return "\n".join(
         [
             "/* SPDX-License-Identifier: GPL-2.0-only */",
