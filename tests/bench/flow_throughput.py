@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from support.collector.otlp_receiver import Receiver
 from support.documents.roster import VIP4, backend, desired, vip
-from support.packets.flow_events import Told, records
+from support.packets.flow_events import FlowEvent, records
 from support.packets.frames import ip4, tcp
 from support.packets.kernel import Kernel
 from tidegate.agent.traces.flow_names import FlowNames
@@ -69,7 +69,7 @@ class Cost(NamedTuple):
 
 def batch(first: int, size: int, rate: int) -> npt.NDArray[np.void]:
     """Events of flows of three events each, from the `first` event on."""
-    made = np.repeat(records([Told(EventKind.NEW)]), size)
+    made = np.repeat(records([FlowEvent(EventKind.NEW)]), size)
     number = first + np.arange(size)
     made["kind"] = np.array(LIFE, np.uint8)[number % 3]
     made["source_port"] = 1024 + number // 3 % 60_000

@@ -29,11 +29,11 @@ def decaps() -> Iterator[dict[str, Decap]]:
 
 @pytest.fixture(params=["anything", "strict"])
 def end(request: pytest.FixtureRequest, decaps: dict[str, Decap]) -> tunnelled.Both:
-    """Give a backend's end of the tunnel, that takes anything and one that does not."""
+    """Give a backend's end of the tunnel: one that takes anything, and one that does not."""
     return tunnelled.Both(tunnelled.SETTINGS[request.param], decaps[request.param])
 
 
 @pytest.fixture
 def strict(decaps: dict[str, Decap]) -> tunnelled.Both:
-    """Give the one that does not."""
+    """Give the end that does not."""
     return tunnelled.Both(tunnelled.STRICT, decaps["strict"])

@@ -60,7 +60,7 @@ NOT_OURS = {
 
 @pytest.mark.parametrize("name", NOT_OURS)
 def test_what_is_not_for_a_vip_passes_untouched(both: Both, name: str) -> None:
-    """Nothing is dropped, changed or counted before the VIP look-up says that it is ours."""
+    """Nothing is dropped, changed or counted before the VIP look-up finds that it is ours."""
     both.install(generations(ROSTER4)[-1])
     frame = NOT_OURS[name]
 
@@ -138,14 +138,14 @@ def test_a_reset_is_forwarded_and_not_tracked(both: Both) -> None:
 
 
 def test_a_datagram_is_tracked_at_once(both: Both) -> None:
-    """A datagram does not say whether its flow is new."""
+    """A datagram does not show whether its flow is new."""
     both.install(generations(ROSTER4)[-1])
     assert both.send(udp()).decision == Decision.DATAGRAM
     assert both.send(udp()).decision == Decision.TRACKED
 
 
 def _moved_source(both: Both, before: Generation, after: Generation) -> int:
-    """A source port whose slot has another owner after the change, found on the spec alone."""
+    """Return a source port whose slot has another owner after the change, by the spec alone."""
     for sport in range(40000, 41000):
         owners = []
         for generation in (before, after):
@@ -170,7 +170,7 @@ def test_a_flow_from_before_the_change_stays_with_the_fallback(both: Both) -> No
 
 
 def test_a_flow_born_in_the_window_stays_where_its_syn_went(both: Both) -> None:
-    """The SYN table tells it from the flows of before, though the slot moves on meanwhile."""
+    """The SYN table distinguishes it from earlier flows, though the slot moves on meanwhile."""
     five = [backend(f"b{i}") for i in range(1, 6)]
     before, after, back = generations(ROSTER4, web(*five), ROSTER4)
     sport = _moved_source(both, before, after)

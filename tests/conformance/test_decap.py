@@ -109,11 +109,11 @@ def test_congestion_marks_come_out_of_the_tunnel(end: Both, over: int, version: 
 
 
 def test_ethernet_padding_is_left_to_the_stack(end: Both) -> None:
-    """The smallest frames are padded to 60 bytes; the inner length tells what is content."""
+    """The smallest frames are padded to 60 bytes; the inner length bounds the content."""
     packet = IP(src="10.77.11.2", dst="10.99.0.1") / UDP(dport=7)
     assert end.send(tunnelled(4, packet) + bytes(4))[1] == bytes(ETHER / packet) + bytes(4)
 
 
 def test_the_header_of_outcomes_is_the_generated_one() -> None:
-    """bpf/tunnel.h says what the specification says."""
+    """bpf/tunnel.h equals the specification."""
     assert files("tidegate.bpf").joinpath("tunnel.h").read_text() == tunnel.render()

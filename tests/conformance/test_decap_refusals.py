@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bpf/decap.c leaves alone, refuses, and makes of damage: what its specification says."""
+"""What bpf/decap.c leaves alone, refuses, and makes of damage, as its specification does."""
 
 import os
 import random
@@ -186,12 +186,12 @@ REFUSED = {
     "an inner length below its header": Case(
         "the same", tunnelled(4, inner(4, len=19)), Outcome.BAD_INNER
     ),
-    "congestion that cannot be told": Case(
+    "congestion that cannot be marked": Case(
         "the sender does not know ECN, so a loss is the only signal (RFC 6040 section 4.2)",
         tunnelled(4, inner(4), tos=3),
         Outcome.BAD_ECN,
     ),
-    "congestion that cannot be told over IPv6": Case(
+    "congestion that cannot be marked over IPv6": Case(
         "the same", tunnelled(6, inner(6), tos=3), Outcome.BAD_ECN
     ),
 }
@@ -258,7 +258,7 @@ def test_mutated_and_cut_frames(decaps: dict[str, Decap]) -> None:
 
 
 def mutated(chance: random.Random, frame: bytes) -> bytes:
-    """A frame with up to three damaged bytes, half of them with a repaired checksum, maybe cut."""
+    """Return a frame with up to three damaged bytes, half with a repaired checksum, maybe cut."""
     damaged = bytearray(frame)
     for _ in range(chance.randint(0, 3)):
         at = chance.randrange(12, min(len(damaged), 110))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events: the kernel and the specification tell the same of every packet, and in the same order."""
+"""Events: the kernel and the specification write the same of every packet, in the same order."""
 
 import select
 import threading
@@ -38,7 +38,7 @@ TWO = (backend("b1"), backend("b2", "fd01::2"))
 
 
 def sampled(*backends: Backend, share: int = ALL, **options: Any) -> Desired:
-    """TCP and UDP in both families, whose flows are sampled."""
+    """Return TCP and UDP VIPs in both families, whose flows are sampled."""
     vips = [
         vip("web4", VIP4, flow_sampling=share, **options),
         vip("web6", VIP6, flow_sampling=share, **options),
@@ -47,7 +47,7 @@ def sampled(*backends: Backend, share: int = ALL, **options: Any) -> Desired:
     return desired(vips, list(backends or TWO))
 
 
-class Told:
+class EventRecorder:
     """The events of both engines, which must be the same."""
 
     def __init__(self, both: Both, reader: events.Reader) -> None:
@@ -55,24 +55,24 @@ class Told:
         self.reader = reader
 
     def of(self, *frames: bytes) -> list[Event]:
-        """What is told of these frames."""
+        """Send these frames and return their events."""
         before = len(self.both.state.events)
         for frame in frames:
             self.both.send(frame)
-        told = self.both.state.events[before:]
-        assert list(events.named(self.reader.read())) == told
-        return told
+        expected = self.both.state.events[before:]
+        assert list(events.named(self.reader.read())) == expected
+        return expected
 
     def kinds(self, *frames: bytes) -> list[EventKind]:
-        """The kinds of events that are told of these frames."""
+        """Send these frames and return the kinds of their events."""
         return [event.kind for event in self.of(*frames)]
 
 
 @pytest.fixture
-def told(both: Both) -> Iterator[Told]:
+def recorder(both: Both) -> Iterator[EventRecorder]:
     """Give both engines and a reader of the ring buffer, which must have lost nothing."""
     with events.Reader(both.kernel.maps["events"]) as reader:
-        yield Told(both, reader)
+        yield EventRecorder(both, reader)
         counted = events.counts(both.kernel.maps["event_counts"])
         assert counted == (len(both.state.events), both.state.events_lost)
 
@@ -91,23 +91,23 @@ LIVES = {
     "UDP": ([udp(), udp()], [NEW, PROMOTED]),
     "a datagram whose length lies": ([udp(ip4(len=900))], [DROPPED]),
 }
-"""Name: frames of one flow, and what is told of it."""
+"""Name: frames of one flow, and its events."""
 
 
 @pytest.mark.parametrize("name", LIVES)
-def test_the_life_of_a_flow(told: Told, name: str) -> None:
-    """Begin, entry and end are told once each; the packets in between are not."""
-    told.both.want(sampled())
+def test_the_life_of_a_flow(recorder: EventRecorder, name: str) -> None:
+    """Begin, entry and end are one event each; the packets in between are none."""
+    recorder.both.want(sampled())
     frames, expected = LIVES[name]
-    assert told.kinds(*frames) == expected
+    assert recorder.kinds(*frames) == expected
 
 
-def test_an_event_says_who_where_and_why(told: Told) -> None:
+def test_an_event_says_who_where_and_why(recorder: EventRecorder) -> None:
     """Everything that a trace of the flow needs."""
-    generation = told.both.want(sampled())
-    result = told.both.send(tcp("S"))
+    generation = recorder.both.want(sampled())
+    result = recorder.both.send(tcp("S"))
     assert result.backend is not None
-    (event,) = events.named(told.reader.read())
+    (event,) = events.named(recorder.reader.read())
     assert event == Event(
         kind=NEW,
         vip=generation.vips["web4"].identity,
@@ -122,20 +122,20 @@ def test_an_event_says_who_where_and_why(told: Told) -> None:
         source_port=(40000).to_bytes(2),
         port=(80).to_bytes(2),
     )
-    assert told.both.state.events == [event]
+    assert recorder.both.state.events == [event]
 
 
-def test_the_time_is_that_of_the_monotonic_clock(told: Told) -> None:
+def test_the_time_is_that_of_the_monotonic_clock(recorder: EventRecorder) -> None:
     """Whoever joins events with other traces needs one clock."""
-    told.both.want(sampled())
+    recorder.both.want(sampled())
     before = time.monotonic_ns()
-    told.both.send(tcp("S"))
-    (record,) = told.reader.read()
+    recorder.both.send(tcp("S"))
+    (record,) = recorder.reader.read()
     assert before <= record["time"] <= time.monotonic_ns()
 
 
 def _without(both: Both, entered: Event, backends: Iterable[Backend]) -> list[Backend]:
-    """The same roster with the backend that an event names in quarantine."""
+    """Return the same roster with the backend that an event names in quarantine."""
     assert entered.backend is not None
     return [
         replace(each, state="quarantine") if both.id_of(each.name) == entered.backend.id else each
@@ -144,83 +144,85 @@ def _without(both: Both, entered: Event, backends: Iterable[Backend]) -> list[Ba
 
 
 @pytest.mark.parametrize("frame", [tcp("A"), udp()], ids=["TCP", "UDP"])
-def test_a_flow_that_loses_its_backend_is_told_to_move(told: Told, frame: bytes) -> None:
+def test_a_flow_that_loses_its_backend_is_moved(recorder: EventRecorder, frame: bytes) -> None:
     """Quarantine moves tracked flows; where the flow is from is in its earlier events."""
-    both = told.both
+    both = recorder.both
     three = [backend(f"b{i}") for i in range(1, 4)]
     both.want(sampled(*three))
-    entered = told.of(frame)[-1]
+    entered = recorder.of(frame)[-1]
     both.want(sampled(*_without(both, entered, three)))
 
-    moved, again = told.of(frame, frame)
+    moved, again = recorder.of(frame, frame)
     assert (moved.kind, again.kind) == (MOVED, PROMOTED)
     assert moved.backend == again.backend != entered.backend
 
 
-def test_a_syn_that_finds_an_entry_of_a_lost_backend_is_new(told: Told) -> None:
+def test_a_syn_that_finds_an_entry_of_a_lost_backend_is_new(recorder: EventRecorder) -> None:
     """It begins another connection, which never was elsewhere."""
-    both = told.both
+    both = recorder.both
     both.want(sampled())
-    entered = told.of(tcp("A"))[-1]
+    entered = recorder.of(tcp("A"))[-1]
     both.want(sampled(*_without(both, entered, TWO)))
-    assert told.kinds(tcp("S")) == [NEW]
+    assert recorder.kinds(tcp("S")) == [NEW]
 
 
-def test_in_transition_mode_steady_flows_are_not_promoted(told: Told) -> None:
-    """No entry is written for a slot that never changed, so none is told."""
-    told.both.want(sampled(tracking="transition"))
-    assert told.kinds(tcp("S"), tcp("A"), tcp("FA")) == [NEW, FINISHED]
+def test_in_transition_mode_steady_flows_are_not_promoted(recorder: EventRecorder) -> None:
+    """No entry is written for a slot that never changed, so there is no event of one."""
+    recorder.both.want(sampled(tracking="transition"))
+    assert recorder.kinds(tcp("S"), tcp("A"), tcp("FA")) == [NEW, FINISHED]
 
 
-def test_without_tracking_a_datagram_does_not_say_that_it_is_the_first(told: Told) -> None:
-    """Nothing is remembered that would tell."""
-    told.both.want(sampled(tracking="none"))
-    assert told.kinds(udp(), udp(), tcp("S"), tcp("A")) == [NEW]
+def test_without_tracking_no_datagram_is_the_first(recorder: EventRecorder) -> None:
+    """Nothing is remembered by which it could be recognised."""
+    recorder.both.want(sampled(tracking="none"))
+    assert recorder.kinds(udp(), udp(), tcp("S"), tcp("A")) == [NEW]
 
 
-def test_drops_tell_the_reason_and_where_the_packet_would_have_gone(told: Told) -> None:
+def test_a_drop_has_its_reason_and_the_backend_that_was_chosen(recorder: EventRecorder) -> None:
     """Before a choice there is no backend; behind it there is one."""
-    both = told.both
+    both = recorder.both
     denied = sampled(deny=(ip_network("10.77.0.128/25"),))
     both.want(denied)
-    (event,) = told.of(tcp("S", ip4("10.77.0.200")))
+    (event,) = recorder.of(tcp("S", ip4("10.77.0.200")))
     assert (event.reason, event.backend, event.decision) == (Reason.DENIED, None, None)
     both.link(LINK._replace(gateway4=None, gateway6=None))
-    (event,) = told.of(tcp("S"))
+    (event,) = recorder.of(tcp("S"))
     assert (event.reason, event.decision) == (Reason.NO_GATEWAY, Decision.SYN)
     assert event.backend is not None
     both.want(sampled(backend("b1", state="quarantine")))
-    (event,) = told.of(tcp("S"))
+    (event,) = recorder.of(tcp("S"))
     assert (event.reason, event.backend) == (Reason.NO_BACKEND, None)
 
 
-def test_a_share_of_the_flows_is_told_of_whole(told: Told) -> None:
-    """A flow is in or out by its hash: all of its events are told, or none."""
-    told.both.want(sampled(share=HALF))
-    lives = [told.kinds(*(tcp(f, sport=p) for f in ("S", "A", "FA"))) for p in range(40000, 40100)]
+def test_a_share_of_the_flows_is_sampled_completely(recorder: EventRecorder) -> None:
+    """A flow is in or out by its hash: all of its events are written, or none."""
+    recorder.both.want(sampled(share=HALF))
+    lives = [
+        recorder.kinds(*(tcp(f, sport=p) for f in ("S", "A", "FA"))) for p in range(40000, 40100)
+    ]
     assert all(kinds in ([], [NEW, PROMOTED, FINISHED]) for kinds in lives)
     assert 30 < len([kinds for kinds in lives if kinds]) < 70
 
 
-def test_a_vip_that_samples_nothing_tells_nothing(told: Told) -> None:
+def test_a_vip_that_samples_nothing_causes_no_events(recorder: EventRecorder) -> None:
     """Not even of a flood."""
-    told.both.want(sampled(share=0, insert_limit=1))
-    assert told.of(tcp("S"), tcp("A"), *(tcp("A", sport=p) for p in range(41000, 41010))) == []
+    recorder.both.want(sampled(share=0, insert_limit=1))
+    assert recorder.of(tcp("S"), tcp("A"), *(tcp("A", sport=p) for p in range(41000, 41010))) == []
 
 
 @pytest.mark.parametrize("share", [ALL, 1])
-def test_a_flood_is_told_once_a_second_whatever_the_share(told: Told, share: int) -> None:
+def test_a_flood_is_one_event_a_second(recorder: EventRecorder, share: int) -> None:
     """It is about the VIP: entries are refused, which counters count and one event announces."""
-    told.both.want(sampled(share=share, insert_limit=1))
-    kinds = told.kinds(*(tcp("A", sport=p) for p in range(41000, 41020)))
+    recorder.both.want(sampled(share=share, insert_limit=1))
+    kinds = recorder.kinds(*(tcp("A", sport=p) for p in range(41000, 41020)))
     assert kinds.count(EventKind.FLOOD) == 1
     assert set(kinds) <= {PROMOTED, EventKind.FLOOD}
-    web4 = told.both.generation.vips["web4"].identity.id
-    assert told.both.state.vip_counters[web4].untracked == 19
+    web4 = recorder.both.generation.vips["web4"].identity.id
+    assert recorder.both.state.vip_counters[web4].untracked == 19
 
 
 def test_the_rate_is_limited_and_loss_is_counted() -> None:
-    """A burst of one second's worth is told; what is above it is counted as lost."""
+    """A burst of one second's worth is written; what is above it is counted as lost."""
     frame, packets = tcp("S", ip4("10.77.0.200")), 3 * RATE
     with Kernel() as kernel, events.Reader(kernel.maps["events"]) as reader:
         kernel.install(plan(sampled(deny=(ip_network("10.77.0.128/25"),)), NOTHING, 1000))

@@ -30,7 +30,7 @@ DENIED = "10.77.0.200"
 
 @pytest.fixture
 def kernel() -> Iterator[Kernel]:
-    """Give a program whose maps are pinned as an agent pins them, and that tells of all flows."""
+    """Give a program whose maps are pinned as an agent pins them, and that samples all flows."""
     vips = [
         vip("web", VIP4, flow_sampling=65536, deny=(ip_network("10.77.0.128/25"),)),
         vip("dns", VIP6, 53, "udp", flow_sampling=65536),
@@ -69,7 +69,7 @@ class Running:
 
 @contextmanager
 def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
-    """Runs the command for as long as the body takes."""
+    """Run the command for as long as the body takes."""
     out, errors = folder / "out", folder / "errors"
     with (
         out.open("w") as stdout,
@@ -83,7 +83,7 @@ def running(folder: Path, arguments: Sequence[str]) -> Iterator[Running]:
 
 
 def wait_for(file: Path, text: str) -> str:
-    """Waits until a file has this in it, and returns all that it has."""
+    """Wait until a file contains this, and return all of it."""
     deadline = time.monotonic() + 60
     while text not in (found := file.read_text()):
         assert time.monotonic() < deadline, found[-500:]
@@ -98,8 +98,8 @@ def test_it_prints_what_happened_before_with_names_and_times(kernel: Kernel) -> 
         kernel.run(frame)
     done = run(command(kernel.pins, "--json", "-n", "6"))
     assert (done.returncode, done.stderr) == (0, "")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["event"] for event in told] == [
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in printed] == [
         "new",
         "promoted",
         "finished",
@@ -107,13 +107,13 @@ def test_it_prints_what_happened_before_with_names_and_times(kernel: Kernel) -> 
         "new",
         "promoted",
     ]
-    assert {event["vip"] for event in told[:4]} == {"web"}
-    first = told[0]
+    assert {event["vip"] for event in printed[:4]} == {"web"}
+    first = printed[0]
     assert (first["pool"], first["backend"], first["decision"]) == ("web", "b1", "syn")
     assert (first["source"], first["source_port"]) == (CLIENT4, 40000)
     assert (first["destination"], first["port"], first["protocol"]) == (VIP4, 80, "tcp")
-    assert (told[3]["reason"], told[3]["backend"]) == ("denied", None)
-    assert (told[4]["vip"], told[4]["destination"]) == ("dns", VIP6)
+    assert (printed[3]["reason"], printed[3]["backend"]) == ("denied", None)
+    assert (printed[4]["vip"], printed[4]["destination"]) == ("dns", VIP6)
     age = datetime.now(UTC) - datetime.fromisoformat(first["time"])
     assert timedelta(0) <= age < timedelta(minutes=2)
 
@@ -125,9 +125,9 @@ def test_it_goes_on_while_events_come(kernel: Kernel, tmp_path: Path) -> None:
         line = wait_for(reader.out, "\n")
         kernel.run(tcp("S", ip4(DENIED)))
         assert reader.process.wait(60) == 0
-    _, _, told = line.partition("Z new      ")
-    assert told.startswith(f"web tcp {CLIENT4}:40000 > {VIP4}:80 backend=web/b1 slot=")
-    assert "generation=1 decision=syn" in told
+    _, _, printed = line.partition("Z new      ")
+    assert printed.startswith(f"web tcp {CLIENT4}:40000 > {VIP4}:80 backend=web/b1 slot=")
+    assert "generation=1 decision=syn" in printed
     last = reader.out.read_text().splitlines()[-1]
     assert " dropped  web tcp " in last
     assert last.endswith("reason=denied")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the balancer says itself: when it may, to whom, and exactly what; MSS on SYN in IPv6."""
+"""What the balancer sends itself: when, to whom, and exactly what; MSS on SYN in IPv6."""
 
 import struct
 import time
@@ -35,7 +35,7 @@ def alone() -> Iterator[Kernel]:
 
 
 def ones_complement(data: bytes) -> int:
-    """RFC 1071, written here anew so that nothing is checked against itself."""
+    """Compute RFC 1071's sum, written again so that nothing is checked against itself."""
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
@@ -72,7 +72,7 @@ def test_a_ping_on_a_vlan_is_answered_on_it(both: Both) -> None:
 
 
 def spend(kernel: Kernel) -> None:
-    """Uses up what is left of this moment's answers: a token comes each 100 microseconds."""
+    """Use up the answers that are left: a token comes each 100 microseconds."""
     bucket = struct.pack("<QQ", 0, time.monotonic_ns()) * maps.cpu_count()
     bpf.map_update(kernel.maps["answer_limits"], bytes(4), bucket)
 
@@ -109,7 +109,7 @@ ROADS = {
 @pytest.mark.parametrize("name", ROADS)
 @FAMILIES
 def test_what_fits_is_sent_and_one_byte_more_is_not(both: Both, ip: Packet, name: str) -> None:
-    """The MTU that a client is told is exactly what fits (RFC 1191, RFC 8201)."""
+    """The MTU in the error to a client is exactly what fits (RFC 1191, RFC 8201)."""
     address, mtu, options, fits = ROADS[name]
     both.link(LINK._replace(mtu=mtu))
     both.want(desired([vip("a", VIP4), vip("b", VIP6)], [backend("b1", address)], **options))
@@ -117,9 +117,9 @@ def test_what_fits_is_sent_and_one_byte_more_is_not(both: Both, ip: Packet, name
     sent = both.send(tcp("A", ip, data="x" * (fits - headers)))
     assert sent.backend == both.id_of("b1")
     assert len(sent.frame) <= 14 + mtu
-    told = both.send(tcp("A", ip, data="x" * (fits - headers + 1)))
-    assert (told.verdict, told.backend) == (Verdict.TX, None)
-    answer = Ether(told.frame)
+    result = both.send(tcp("A", ip, data="x" * (fits - headers + 1)))
+    assert (result.verdict, result.backend) == (Verdict.TX, None)
+    answer = Ether(result.frame)
     found = answer[ICMP].nexthopmtu if isinstance(ip, IP) else answer[ICMPv6PacketTooBig].mtu
     assert found == fits
 
@@ -202,7 +202,7 @@ def test_an_ipv6_ping_to_a_vip_without_echo_passes(both: Both) -> None:
 
 
 def test_a_port_unreachable_from_a_client_is_an_error_too(both: Both) -> None:
-    """A UDP client that went away says so; its flow's backend hears it."""
+    """A UDP client's host reports that it is gone; the error reaches its flow's backend."""
     both.want(web(*(backend(f"b{i}") for i in range(1, 6))))
     for port in range(40000, 40020):
         quoted = IP(src=VIP4, dst=CLIENT4) / UDP(sport=53, dport=port) / b"answer"

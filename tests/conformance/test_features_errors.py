@@ -28,7 +28,7 @@ ROUTER4, ROUTER6 = IP(src="10.0.0.254", dst=VIP4), IPv6(src="fd00::fe", dst=VIP6
 
 
 def quoted(ip: Packet, port: int, extra: Packet | None = None, size: int = 8) -> Raw:
-    """A packet of the VIP to a client's port, as far as `size` bytes of its TCP header."""
+    """Return a packet of the VIP to a client's port, up to `size` bytes of its TCP header."""
     layers = ip / extra if extra else ip
     whole = bytes(layers / TCP(sport=80, dport=port, flags="A") / b"payload")
     return Raw(whole[: len(whole) - 20 - 7 + size])
@@ -99,7 +99,7 @@ def test_quoted_options_do_not_hide_the_ports(both: Both, size: int) -> None:
         assert both.send(bytes(ETHER / error)).backend == owner
 
 
-def test_an_error_for_an_untracked_flow_goes_by_the_table_and_makes_no_entry(both: Both) -> None:
+def test_an_error_for_an_untracked_flow_goes_by_the_table(both: Both) -> None:
     """It is no packet of its flow: nothing is tracked and no SYN is remembered for it."""
     both.want(web(*SEVEN))
     for port in range(40000, 40010):

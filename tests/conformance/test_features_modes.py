@@ -100,7 +100,7 @@ def test_an_any_port_vip_keeps_flows_by_port_over_a_change(both: Both) -> None:
 
 
 def moved(tracking: Tracking, pool: str) -> Desired:
-    """One VIP that either of two pools may serve."""
+    """Return one VIP that either of two pools may serve."""
     servers = [backend(f"b{i}", pool="old" if i < 4 else "new") for i in range(1, 7)]
     spare = vip("spare", "10.99.0.9", pool="old"), vip("spare2", "10.99.0.8", pool="new")
     return desired([vip("t", "10.99.0.1", tracking=tracking, pool=pool), *spare], servers)
@@ -116,7 +116,7 @@ def test_established_flows_stay_when_the_vip_changes_its_pool(both: Both) -> Non
     assert set(fresh) == {"b4", "b5", "b6"}
 
 
-def test_full_tracking_first_makes_a_change_of_pool_safe_for_transition(both: Both) -> None:
+def test_full_tracking_first_makes_a_change_of_pool_safe(both: Both) -> None:
     """In a steady state `transition` has no entries; with `full` the next packet makes one."""
     both.want(moved("transition", "old"))
     before = acks(both)
@@ -151,7 +151,7 @@ def test_another_seed_aims_elsewhere(both: Both) -> None:
     assert len(set(slots)) == len(set(others)) == len(PORTS)
 
 
-def test_a_flow_beyond_the_limit_on_entries_stays_with_its_backend(both: Both) -> None:
+def test_a_flow_beyond_the_entry_limit_keeps_its_backend(both: Both) -> None:
     """It is not tracked, and the table names the same owner for each of its packets."""
     both.want(desired([vip("web", "10.99.0.1", insert_limit=1)], list(THREE)))
     both.send(tcp("A", sport=1))

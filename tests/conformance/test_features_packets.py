@@ -37,7 +37,7 @@ def serve(both: Both, roster: object = ROSTER) -> None:
 
 
 def checked(packet: Packet) -> bytes:
-    """The packet with every checksum computed anew by scapy."""
+    """Return the packet with every checksum recomputed by scapy."""
     copy = packet.copy()
     layer = copy
     while layer and not isinstance(layer, Raw):
@@ -100,7 +100,7 @@ LIMITS = {"IPIP": (20, {}), "GUE": (28, {"encapsulation": "gue"}), "pool": (20, 
 
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("tags", [None, Dot1Q(vlan=7)], ids=["untagged", "tagged"])
-def test_a_client_is_told_the_mtu(both: Both, name: str, tags: Packet | None) -> None:
+def test_a_client_gets_an_error_with_the_mtu(both: Both, name: str, tags: Packet | None) -> None:
     """Fragmentation needed, packet too big: from the VIP, with the MTU that fits, well formed."""
     overhead, options = LIMITS[name]
     mtu = options.get("mtu", 1500) - overhead
@@ -178,7 +178,7 @@ def test_pings_are_left_to_the_host_where_the_vip_says_so(both: Both) -> None:
 
 
 def quote4(**fields: object) -> Packet:
-    """Eight bytes of a segment that a backend sent as the VIP."""
+    """Return eight bytes of a segment that a backend sent as the VIP."""
     inner = bytes(IP(src=VIP4, dst=CLIENT4, **fields) / TCP(sport=80, dport=40000, flags="A"))
     return Raw(inner[: (inner[0] & 15) * 4 + 8])
 
@@ -248,7 +248,7 @@ def test_an_error_that_nobody_can_mean_is_dropped(both: Both, name: str) -> None
 
 
 def fragments_of(ip: Packet) -> list[bytes]:
-    """A datagram of 3,000 bytes in three fragments."""
+    """Return a datagram of 3,000 bytes in three fragments."""
     payload = bytes(UDP(sport=40000, dport=53) / (b"x" * 2992))
     parts = [payload[i : i + 1200] for i in range(0, len(payload), 1200)]
     found = []

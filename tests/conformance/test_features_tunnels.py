@@ -22,7 +22,7 @@ FAMILIES = pytest.mark.parametrize("ip", [ip4(), ip6()], ids=["v4", "v6"])
 
 
 def assert_sum_is_right(out: bytes, outer: int) -> None:
-    """RFC 1071: a receiver's sum over pseudo-header and datagram is all ones."""
+    """Check RFC 1071: a receiver's sum over pseudo-header and datagram is all ones."""
     addresses = out[26:34] if outer == 20 else out[22:54]
     datagram = out[14 + outer :]
     data = addresses + struct.pack(">HH", 17, len(datagram)) + datagram
@@ -121,7 +121,7 @@ SEVEN = web(*(backend(f"b{i}") for i in range(1, 8)))
 def piece(
     kind: str, *, first: bool, id_: int = 77, source: str = CLIENT4, sport: int = 40000
 ) -> bytes:
-    """The first fragment of a datagram or segment, or a later one."""
+    """Return the first fragment of a datagram or segment, or a later one."""
     udp_header = UDP(sport=sport, dport=53, len=1000)
     tcp_header = TCP(sport=sport, dport=80, flags="A")
     layer = udp_header if kind == "udp" else tcp_header
@@ -164,7 +164,7 @@ def test_fragments_of_a_quarantined_backend_are_dropped(both: Both) -> None:
     assert both.send(piece("udp", first=False)).reason == Reason.FRAGMENT
 
 
-def test_ipv6_fragments_are_told_apart_by_32_bits_of_id(both: Both) -> None:
+def test_ipv6_fragments_are_distinguished_by_32_bits_of_id(both: Both) -> None:
     """The next header of a later one does not count (RFC 8200 section 4.5)."""
     both.want(SEVEN)
     ids = [5, 5 << 16, 0xFFFFFFFF]

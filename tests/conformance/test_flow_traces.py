@@ -34,7 +34,7 @@ HALF = 32768
 
 
 def roster(quarantined: str = "", share: int = 65536) -> Desired:
-    """One VIP whose flows are sampled."""
+    """Return one VIP whose flows are sampled."""
     backends = [backend(name) for name in NAMES]
     if quarantined:
         backends = [
@@ -66,7 +66,7 @@ class Host:
         )
 
     def want(self, wanted: Desired, traces: FlowTraces | None) -> Generation:
-        """Puts the next generation in force, and tells who follows them."""
+        """Put the next generation in force, and pass it to the traces."""
         before, self.generation = self.generation, plan(wanted, self.generation, 1000)
         self.kernel.install(self.generation)
         if traces is not None:
@@ -74,20 +74,20 @@ class Host:
         return self.generation
 
     def emit(self, span: Span) -> None:
-        """Takes a span, as the exporter's queue does."""
+        """Take a span, as the exporter's queue does."""
         with self._came:
             self.spans.append(span)
             self._came.notify_all()
 
     def wait(self, accept: Callable[[], bool]) -> None:
-        """Until something holds that is changed by spans."""
+        """Wait until something holds that is changed by spans."""
         with self._came:
             assert self._came.wait_for(accept, 60), self.spans
 
 
 @contextmanager
 def host(limits: Limits = Limits(), first: Desired | None = None) -> Iterator[Host]:  # noqa: B008
-    """A host whose flows are traced."""
+    """Return a host whose flows are traced."""
     with Kernel() as kernel:
         made = Host(kernel, limits, first or roster())
         made.traces.start()
@@ -199,7 +199,7 @@ def test_a_flood_of_events_is_dropped_by_count() -> None:
 
 
 def test_what_the_kernel_loses_is_counted() -> None:
-    """Above its limit per CPU it tells nothing, and says how often."""
+    """Above its limit per CPU it writes none, and counts them as lost."""
     with Kernel() as kernel:
         lb = Host(kernel, Limits(), roster())
         lb.traces.start()
@@ -238,7 +238,7 @@ def test_the_command_is_served_by_the_agent_that_reads(tmp_path: Path) -> None:
             wait_until(lambda: lb.traces._tap._asked > 0)
             for flags in ("S", "A", "FA"):
                 lb.kernel.run(tcp(flags))
-            told = [json.loads(line) for line in reader.stdout]
+            printed = [json.loads(line) for line in reader.stdout]
             assert reader.wait(60) == 0
         lb.wait(lambda: bool(lb.spans))
         alone = subprocess.run(
@@ -248,8 +248,8 @@ def test_the_command_is_served_by_the_agent_that_reads(tmp_path: Path) -> None:
             timeout=60,
             check=False,
         )
-    assert [event["event"] for event in told] == ["new", "promoted", "finished"]
-    assert {event["vip"] for event in told} == {"web"}
+    assert [event["event"] for event in printed] == ["new", "promoted", "finished"]
+    assert {event["vip"] for event in printed} == {"web"}
     assert len(lb.spans[0].events) == 3
     assert alone.returncode == 2
     assert "name its file with -c" in alone.stderr

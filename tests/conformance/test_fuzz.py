@@ -60,8 +60,8 @@ def test_a_difference_is_found_and_made_small(
     report = fuzz(20_000, 1, faulty)
     assert report.difference is not None
     assert [len(step.frames) for step in report.difference.steps] == [1]
-    told = write(report.difference, tmp_path)
-    assert report.difference.steps[0].frames[0].hex() in told
+    text = write(report.difference, tmp_path)
+    assert report.difference.steps[0].frames[0].hex() in text
     arguments = ["--keys", str(tmp_path / "step-1.json"), "--in", str(tmp_path / "step-1.pcap")]
     # The program and the real specification agree on that frame.
     seed = ["--hash-seed", BUILD.hash_seed.decode()]

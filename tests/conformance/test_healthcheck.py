@@ -56,7 +56,7 @@ class Both:
         self.use(self.encapsulation)
 
     def use(self, encapsulation: str) -> None:
-        """Goes on with the generation of this encapsulation."""
+        """Continue with the generation of this encapsulation."""
         side = self.sides[encapsulation]
         self.kernel, self.probes = side.kernel, side.probes
         self.kernel.link(LINK)
@@ -70,7 +70,7 @@ class Both:
         self.counts.clear()
 
     def send(self, frame: bytes, to: str = "", mark: int | None = None) -> tuple[Action, bytes]:
-        """What both did with a frame, which must be the same."""
+        """Send a frame through both and return the result, which must be the same."""
         mark = mark_of(self.ids[to]) if mark is None else mark
         expected = process(self.state, self.counts, frame, 1, mark)
         assert run(self.probes.program, frame, mark) == expected, frame.hex()
@@ -79,7 +79,7 @@ class Both:
 
 
 def run(program: int, frame: bytes, mark: int, gso_size: int = 0) -> tuple[Action, bytes]:
-    """Runs a tc program on one frame, as if it left through the loopback from a marked socket."""
+    """Run a tc program on one frame, as if it left through the loopback from a marked socket."""
     # struct __sk_buff: its third word is the mark, `gso_size` is at byte 176.
     context = bytearray(192)
     struct.pack_into("<I", context, 8, mark)
@@ -269,7 +269,7 @@ REFUSED = {
         Reason.FRAGMENT,
     ),
     "one byte too many": Case(
-        "nobody on the host is told the MTU of the tunnel: probes are small",
+        "no error with the MTU of the tunnel is sent on the host: probes are small",
         tcp("A", data="x" * (1500 - 20 - 40 + 1)),
         Reason.TOO_BIG,
     ),

@@ -45,7 +45,7 @@ STEPS = [
 
 
 def journal() -> tuple[list[lines.Line], list[Generation]]:
-    """The lines of all steps, and the generations."""
+    """Return the lines of all steps, and the generations."""
     made: list[lines.Line] = [lines.base(NOTHING, "")]
     found: list[Generation] = []
     previous = NOTHING

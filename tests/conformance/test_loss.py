@@ -22,13 +22,13 @@ OLD, YOUNG = range(40000, 40100), range(50000, 50100)
 
 
 def wanted(tracking: Tracking, numbers: list[int]) -> Desired:
-    """A pool of these backends; who leaves drains."""
+    """Return a pool of these backends; those that leave drain."""
     vips = [vip("web", "10.99.0.1", tracking=tracking)]
     return desired(vips, [backend(f"b{i}") for i in numbers], delay=3600, window=3600)
 
 
 @TRACKINGS
-def test_only_flows_of_the_window_can_move_when_every_entry_is_lost(
+def test_only_flows_of_the_window_move_when_entries_are_lost(
     both: Both, tracking: Tracking
 ) -> None:
     """On specification and kernel: agent reinstalled, or another host took over, in the middle.
@@ -59,7 +59,7 @@ def test_only_flows_of_the_window_can_move_when_every_entry_is_lost(
 
 
 def flood(kernel: Kernel, chance: random.Random, syns: int, sources: int) -> None:
-    """SYNs of random ports from each of so many clients in turn."""
+    """Send SYNs of random ports from each of so many clients in turn."""
     frame = bytearray(tcp("S", ip4("10.64.0.0")))
     for number in range(syns):
         frame[26:30] = (0x0A400000 + number % sources).to_bytes(4)
@@ -68,7 +68,7 @@ def flood(kernel: Kernel, chance: random.Random, syns: int, sources: int) -> Non
 
 
 def owners(kernel: Kernel) -> dict[int, bytes]:
-    """Where each old flow's next packet goes: the outer destination."""
+    """Return where each old flow's next packet goes: the outer destination."""
     return {s: kernel.run(tcp("A", sport=s))[1][30:34] for s in OLD}
 
 

@@ -42,7 +42,7 @@ int big(struct xdp_md *ctx)
 
 
 def built(text: str, name: str, number: int) -> None:
-    """Compiles and loads a program, or raises as `load` does."""
+    """Compile and load a program; raise as `load` does."""
     os.close(load(compile_text("big", text, ((name, str(number)),)), {}))
 
 

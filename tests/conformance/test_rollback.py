@@ -27,7 +27,7 @@ GoBack = Callable[[Kernel, Generation, Generation], None]
 
 
 def roster(tracking: str, *names: str, drained: str = "") -> Desired:
-    """All serve; one that drains takes no new flows."""
+    """Return a roster in which all serve; one that drains takes no new flows."""
     servers = [backend(n, state="drain" if n == drained else "active") for n in names]
     return desired([vip("web", "10.99.0.1", tracking=tracking)], servers)
 
@@ -39,7 +39,7 @@ CHANGES = {
 
 
 def raw_swap(kernel: Kernel, before: Generation, _: Generation) -> None:
-    """The old table in the outer map's slot, and nothing else, as if it were still loaded."""
+    """Put the old table in the outer map's slot, and nothing else, as if still loaded."""
     placed = before.pools["web"]
     fd = tables.fill(placed.table)
     bpf.map_update(
@@ -49,7 +49,7 @@ def raw_swap(kernel: Kernel, before: Generation, _: Generation) -> None:
 
 
 def planned(kernel: Kernel, before: Generation, after: Generation) -> None:
-    """What `tidegate rollback` does: the old documents, from what is in force."""
+    """Plan as `tidegate rollback` does: the old documents, from what is in force."""
     servers = {key: placed.backend for key, placed in before.backends.items()}
     wanted = Desired(
         1,
@@ -63,7 +63,7 @@ def planned(kernel: Kernel, before: Generation, after: Generation) -> None:
 
 
 def moved(change: str, tracking: str, go_back: GoBack) -> tuple[int, int]:
-    """Old and new flows that another backend gets after going back."""
+    """Count old and new flows that another backend gets after going back."""
     names, later, drained = CHANGES[change]
     with Kernel() as kernel:
         before = plan(roster(tracking, *names), NOTHING, 1000)
@@ -83,7 +83,7 @@ def moved(change: str, tracking: str, go_back: GoBack) -> tuple[int, int]:
 
 
 def destination(kernel: Kernel, sport: int) -> bytes:
-    """Outer destination of a flow's next packet: each backend has an address of its own."""
+    """Return the outer destination of a flow's next packet: each backend has its own."""
     return kernel.run(tcp("A", sport=sport))[1][30:34]
 
 

@@ -23,7 +23,7 @@ MOMENTS = st.sampled_from([None, None, None, 1001, 1003])
 
 @st.composite
 def rosters(draw: st.DrawFn) -> Desired:
-    """Any roster of up to six backends in either family."""
+    """Draw a roster of up to six backends in either family."""
     backends: list[Backend] = []
     for number in draw(st.sets(st.integers(1, 6), min_size=1)):
         address = draw(st.sampled_from([f"10.1.0.{number}", f"10.2.0.{number}", f"fd01::{number}"]))
@@ -35,7 +35,7 @@ def rosters(draw: st.DrawFn) -> Desired:
 
 
 def frames() -> st.SearchStrategy[bytes]:
-    """Packets of a few flows, so that they meet each other's entries."""
+    """Draw packets of a few flows, so that they meet each other's entries."""
     ports = st.integers(40000, 40011)
     sources = st.sampled_from([ip4(), ip6(), ip4("10.77.0.10"), ip6("fd77:1::9")])
     flags = st.sampled_from(["S", "A", "PA", "FA", "R", "SA"])

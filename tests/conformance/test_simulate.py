@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate simulate` on the real program: what it says is what the kernel did."""
+"""`tidegate simulate` on the real program: it prints what the kernel did."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def run(
     files: tuple[Path, Path], engine: str, capsys: pytest.CaptureFixture[str]
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The lines and the frames that one engine gives."""
+    """Run one engine; return its lines and frames."""
     keys, capture = files
     out = keys.with_name(f"{engine}.pcap")
     arguments = ["--keys", str(keys), "--in", str(capture), "--out", str(out), "--json"]
@@ -130,7 +130,7 @@ def test_both_tells_a_different_frame(simulation: Simulation) -> None:
 
 
 def test_both_tells_a_different_table(simulation: Simulation) -> None:
-    """An entry that one side alone has is found, though no packet tells."""
+    """An entry that one side alone has is found, though no packet shows it."""
     assert simulation.run(tcp("A"))[1] == []
     key, flow = simulation.spec.state.flows.popitem()
     simulation.spec.state.flows[key] = flow._replace(generation=7)

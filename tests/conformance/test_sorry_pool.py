@@ -32,7 +32,7 @@ DISABLED = want(replace(B1, state="disabled"), replace(B2, state="disabled"))
 DRAINED = want(replace(B1, state="drain"), replace(B2, state="drain"))
 
 
-def test_new_connections_reach_the_sorry_pool_and_afterwards_the_pool(both: Both) -> None:
+def test_new_connections_reach_the_sorry_pool_then_the_pool(both: Both) -> None:
     """Every SYN to b9 while b1 and b2 are disabled; the VIP that has no such pool drops."""
     syns = [tcp("S", sport=s) for s in SOURCES]
     both.want(UP)
@@ -44,7 +44,7 @@ def test_new_connections_reach_the_sorry_pool_and_afterwards_the_pool(both: Both
     assert set(both.backends(syns)) == {"b1", "b2"}
 
 
-def test_established_flows_of_failed_backends_go_to_the_sorry_pool(both: Both) -> None:
+def test_flows_of_failed_backends_go_to_the_sorry_pool(both: Both) -> None:
     """Their backend is not usable, so the next packet follows the table, and is tracked there."""
     both.want(UP)
     both.backends(tcp("A", sport=s) for s in SOURCES)

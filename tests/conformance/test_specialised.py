@@ -21,7 +21,7 @@ VIP = {"address": "10.99.0.1", "port": 80, "protocol": "tcp"}
 NEW = {"pools/new": {}, "pools/new/backends/b2": {"address": "10.1.0.2"}}
 
 
-def test_a_draining_backend_is_reached_as_before_when_its_pool_is_gone(both: Both) -> None:
+def test_a_draining_backend_is_reached_without_its_pool(both: Both) -> None:
     """No pool in force has GUE, but the flow's backend still takes nothing else."""
     old = {
         "pools/old": {"encapsulation": "gue"},

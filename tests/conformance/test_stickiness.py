@@ -25,7 +25,7 @@ FLOWS = range(40000, 40024)
 
 @st.composite
 def rosters(draw: st.DrawFn) -> list[Backend]:
-    """Backends that come, go, drain and change their weights; nobody fails."""
+    """Draw backends that come, go, drain and change their weights; none fails."""
     return [
         backend(
             f"b{number}",
@@ -47,7 +47,7 @@ def play(
     install: Callable[[Generation], None],
     send: Callable[[bytes], int | None],
 ) -> int:
-    """Opens and continues flows between changes, and returns how many packets stayed.
+    """Open and continue flows between changes, and return how many packets stayed.
 
     A flow is established by its first ACK; a SYN that was never followed by one may go anywhere.
     """
@@ -97,7 +97,7 @@ def test_no_flow_moves_in_the_model(
 def test_no_flow_moves_in_the_kernel(
     steps: list[tuple[list[Backend], list[tuple[int, bool]]]], tracking: str
 ) -> None:
-    """The same on the program, whose frames tell the backend: each has an address of its own."""
+    """The same on the program, whose frames show the backend: each has an address of its own."""
     with Kernel() as kernel:
         ids: dict[bytes, int] = {}
 
@@ -110,7 +110,7 @@ def test_no_flow_moves_in_the_kernel(
 
 
 @pytest.mark.parametrize("tracking", TRACKINGS)
-def test_flows_from_before_the_window_survive_the_loss_of_every_entry(tracking: str) -> None:
+def test_earlier_flows_survive_the_loss_of_every_entry(tracking: str) -> None:
     """Agent reinstalled, or another host took over: the fallback is in the table itself."""
     rosters_ = [[1, 2, 3], [1, 2, 3, 4], [1, 2, 4, 5], [2, 3, 4, 5, 6]]
     first, *changes = generations(
@@ -127,7 +127,7 @@ def test_flows_from_before_the_window_survive_the_loss_of_every_entry(tracking: 
 
 
 def flood(kernel: Kernel, syns: int) -> None:
-    """SYNs of as many clients."""
+    """Send SYNs of as many clients."""
     frame = bytearray(tcp("S", ip4("10.64.0.0")))
     for number in range(syns):
         frame[27:30] = number.to_bytes(3)

@@ -43,10 +43,10 @@ _OFTEN: Final = {
 
 
 def draw(chance: random.Random, vips: int) -> Keys:
-    """Documents of up to so many VIPs, at least one, and up to eight backends in two pools."""
+    """Draw documents of one to so many VIPs, and up to eight backends in two pools."""
     keys: Keys = {f"pools/{pool}": _document(chance, PoolDocument) for pool in POOLS}
     for number in range(chance.randint(1, vips)):
-        keys[f"vips/v{number}"] = _mended(_document(chance, VipDocument))
+        keys[f"vips/v{number}"] = _repaired(_document(chance, VipDocument))
     for number in range(chance.choice([0, 2, 4, 8, 8, 8, 8])):
         pool = chance.choice(POOLS)
         document = _document(chance, BackendDocument)
@@ -56,8 +56,8 @@ def draw(chance: random.Random, vips: int) -> Keys:
     return accepted(keys)
 
 
-def _mended(vip: dict[str, Any]) -> dict[str, Any]:
-    """The VIP without what most often gets it refused, as client networks of the other family."""
+def _repaired(vip: dict[str, Any]) -> dict[str, Any]:
+    """Return the VIP without common faults, such as client networks of the other family."""
     version = ip_network(vip["address"]).version
     if "deny" in vip:
         vip["deny"] = [each for each in vip["deny"] if ip_network(each).version == version]
@@ -72,7 +72,7 @@ def _mended(vip: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(chance: random.Random, keys: Keys, vips: int) -> Keys:
-    """A change: some keys are new, some gone, most as before."""
+    """Draw a change: some keys are new, some gone, most as before."""
     fresh = draw(chance, vips)
     before = {key: document for key, document in keys.items() if chance.random() > _RARELY / 2}
     after = {key: document for key, document in fresh.items() if chance.random() < _RARELY}
@@ -80,14 +80,14 @@ def step(chance: random.Random, keys: Keys, vips: int) -> Keys:
 
 
 def accepted(keys: Keys) -> Keys:
-    """The documents without those that are refused, and without those that then miss them."""
+    """Return the accepted documents: without refused ones and those that refer to them."""
     while refused := {rejection.key for rejection in validate(snapshot(keys), EMPTY).rejections}:
         keys = {key: document for key, document in keys.items() if key not in refused}
     return keys
 
 
 def snapshot(keys: Keys) -> Snapshot:
-    """Documents as etcd would hold them."""
+    """Return documents as etcd would hold them."""
     return Snapshot(
         1,
         {
@@ -98,7 +98,7 @@ def snapshot(keys: Keys) -> Snapshot:
 
 
 def desired(keys: Keys) -> Desired:
-    """What accepted documents ask for."""
+    """Return what accepted documents ask for."""
     wanted, rejections = validate(snapshot(keys), EMPTY)
     assert not rejections, [str(rejection) for rejection in rejections]
     return wanted

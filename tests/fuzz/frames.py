@@ -41,7 +41,7 @@ class Target:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Compute the Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
@@ -59,7 +59,7 @@ class Frames:
         self._last = _ETHER + b"\x08\x00"
 
     def draw(self) -> bytes:
-        """One frame; every other one is damaged."""
+        """Draw a frame; every other one is damaged."""
         frame = self._good()
         before, self._last = self._last, frame
         if self._chance.random() < 0.5:
@@ -97,7 +97,7 @@ class Frames:
         return _ETHER + tags + (b"\x08\x00" if is_v4 else b"\x86\xdd") + packet + padding
 
     def _segment(self, client: Address, target: Target) -> tuple[int, bytes]:
-        """A TCP segment or UDP datagram from one of a few ports."""
+        """Draw a TCP segment or UDP datagram from one of a few ports."""
         chance = self._chance
         source = 40000 + chance.randrange(12)
         port = target.port or chance.choice([80, 8080])
@@ -155,7 +155,7 @@ class Frames:
         )
 
     def _quic(self, target: Target) -> bytes:
-        """A QUIC header (RFC 9000 section 17): long with its ids, or short."""
+        """Draw a QUIC header (RFC 9000 section 17): long with its ids, or short."""
         chance = self._chance
         if target.server_ids and chance.random() < 0.7:
             id_ = chance.randbytes(target.quic_offset) + chance.choice(target.server_ids)
@@ -169,7 +169,7 @@ class Frames:
         return first + version + bytes([len(id_)]) + id_ + b"\x08" + bytes(8) + self._data()
 
     def _icmp(self, client: Address, target: Target) -> tuple[int, bytes]:
-        """A ping, or an error that quotes what a backend sent to the client as the VIP."""
+        """Draw a ping, or an error that quotes what a backend sent to the client as the VIP."""
         chance = self._chance
         is_v4 = client.version == 4
         if chance.random() < 0.3:
@@ -212,7 +212,7 @@ class Frames:
         return bare[:10] + checksum(bare).to_bytes(2) + bare[12:] + payload
 
     def _fragment4(self, payload: bytes) -> tuple[int, bytes]:
-        """Flags and offset: mostly a whole datagram, else its first, a middle or its last part."""
+        """Draw flags and offset: mostly a whole datagram, else its first, a middle or last part."""
         chance = self._chance
         if chance.random() < 0.85:
             return chance.choice([0, 0x4000]), payload
@@ -236,7 +236,7 @@ class Frames:
         return head + source.packed + to.packed + payload
 
     def _extension(self, protocol: int, payload: bytes) -> tuple[int, bytes]:
-        """A payload behind one extension header (RFC 8200 section 4)."""
+        """Draw a payload behind one extension header (RFC 8200 section 4)."""
         chance = self._chance
         kind = chance.choice([_HOP, _ROUTING, _FRAGMENT, _FRAGMENT, _AUTH, _OPTIONS])
         if kind == _FRAGMENT:
@@ -252,7 +252,7 @@ class Frames:
         return kind, bytes([protocol, units, 1, units * 8 + 4]) + bytes(units * 8 + 4) + payload
 
     def _damage(self, data: bytearray, other: bytes) -> None:
-        """One change in place."""
+        """Damage a frame in place, once."""
         chance = self._chance
         kind = chance.choice(
             ["byte", "byte", "byte", "bit", "word", "cut", "grow", "splice", "gap"]

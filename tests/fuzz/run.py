@@ -73,12 +73,12 @@ class Report:
 
 
 def specification(state: State, frame: bytes, interface: int) -> Result:
-    """What the specification says of a frame now."""
+    """Run a frame through the specification now."""
     return process(state, frame, interface, time.monotonic_ns())
 
 
 def fuzz(frames: int, seed: int, judge: Judge = specification) -> Report:
-    """Runs until a number of frames or the first difference.
+    """Run until a number of frames or the first difference.
 
     Args:
         frames: how many.
@@ -118,7 +118,7 @@ def _steps(chance: random.Random, vips: int) -> list[Step]:
 
 
 def _needed(steps: Sequence[Step]) -> frozenset[Feature]:
-    """What a program must be able to do for all of these steps."""
+    """Return the features that a program needs for all of these steps."""
     found: frozenset[Feature] = frozenset()
     generation = NOTHING
     for second, each in enumerate(steps, FIRST_SECOND + 1):
@@ -128,7 +128,7 @@ def _needed(steps: Sequence[Step]) -> frozenset[Feature]:
 
 
 def _link(chance: random.Random, number: int) -> Link:
-    """An interface; in the middle and at the end of a session one that lacks a gateway."""
+    """Return an interface; in the middle and at the end of a session it lacks a gateway."""
     lacking = {STEPS // 2: {"gateway4": None}, STEPS - 1: {"gateway6": None}}.get(number, {})
     return LINK._replace(mtu=chance.choice([1500, 1500, 1400]), **lacking)
 
@@ -136,7 +136,7 @@ def _link(chance: random.Random, number: int) -> Link:
 def _session(
     session: Session, steps: list[Step], chance: random.Random, frames: int, report: Report
 ) -> tuple[str, list[Step]] | None:
-    """How the two differ, and the steps until then."""
+    """Run a session; return how the two differ, and the steps until then."""
     for number, each in enumerate(steps, 1):
         session.install(each)
         source = Frames(chance, session.targets())
@@ -167,7 +167,7 @@ def _count(report: Report, result: Result) -> None:
 
 
 def trial(needed: frozenset[Feature], steps: Sequence[Step], judge: Judge) -> str | None:
-    """How a new kernel and a new specification differ over these steps."""
+    """Return how a new kernel and a new specification differ over these steps."""
     with Session(judge, needed) as session:
         for each in steps:
             session.install(each)
@@ -182,7 +182,7 @@ def trial(needed: frozenset[Feature], steps: Sequence[Step], judge: Judge) -> st
 
 
 def smaller(found: Difference, judge: Judge) -> Difference:
-    """The same difference with fewer steps and frames, if it shows with fewer."""
+    """Return the same difference with fewer steps and frames, if it shows with fewer."""
     last = found.steps[-1]
     every = [frame for each in found.steps for frame in each.frames]
     for steps in (
@@ -197,7 +197,7 @@ def smaller(found: Difference, judge: Judge) -> Difference:
 
 
 def _fewer_frames(found: Difference, judge: Judge) -> Difference:
-    """Leaves out ever smaller pieces of the one step's frames (delta debugging, Zeller 1999)."""
+    """Leave out ever smaller pieces of the one step's frames (delta debugging, Zeller 1999)."""
     frames = found.steps[0].frames
     size, trials = len(frames) // 2, 0
     while size and trials < _TRIALS:
@@ -216,7 +216,7 @@ def _fewer_frames(found: Difference, judge: Judge) -> Difference:
 
 
 def write(found: Difference, folder: Path) -> str:
-    """Writes a difference's files, and returns what a person has to know."""
+    """Write a difference's files; return how to reproduce it."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("step-*"):
         old.unlink()
@@ -244,7 +244,7 @@ def write(found: Difference, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the fuzzer; 1 if it found a difference."""
+    """Run the fuzzer; return 1 if it found a difference."""
     parser = argparse.ArgumentParser(
         prog="./dev fuzz", description=(__doc__ or "").split("\n\n")[1]
     )

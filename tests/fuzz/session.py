@@ -82,7 +82,7 @@ class Session:
         self._kernel.__exit__(None, None, None)
 
     def install(self, step: Step) -> None:
-        """Puts documents in force on both, a second after the ones before."""
+        """Put documents in force on both, a second after the ones before."""
         self._second += 1
         self._generation = plan(desired(step.keys), self._generation, self._second)
         self._kernel.install(self._generation)
@@ -93,7 +93,7 @@ class Session:
             self._age(step.age)
 
     def targets(self) -> list[Target]:
-        """Where packets for the VIPs in force go; of a network, to three of its addresses."""
+        """Return destinations of packets for the VIPs in force: three addresses of a network."""
         numbers = {"tcp": 6, "udp": 17}
         return [
             Target(address, vip.port, numbers[vip.protocol], *self._quic(vip))
@@ -103,7 +103,7 @@ class Session:
         ]
 
     def _quic(self, vip: Vip) -> tuple[int, tuple[bytes, ...]]:
-        """Where server ids begin, and those that would be found."""
+        """Return where server ids begin, and those that would be found."""
         quic = vip.quic
         if quic is None:
             return 0, ()
@@ -137,7 +137,7 @@ class Session:
                 bpf.map_update(fds["syn_limits"], key + prefix, value.tobytes())
 
     def send(self, frame: bytes) -> tuple[Result, str | None]:
-        """What the specification says of a frame, and how the kernel differs."""
+        """Send a frame; return the specification's result, and how the kernel differs."""
         if self._sent % _REFILL_FRAMES == 0:
             self._refill()
         self._sent += 1
@@ -156,7 +156,7 @@ class Session:
         )
 
     def compare(self) -> str | None:
-        """How maps and counters differ."""
+        """Return how maps and counters differ."""
         kernel, state = self._kernel, self._state
         try:
             assert_equal(kernel, state)

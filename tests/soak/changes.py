@@ -64,7 +64,7 @@ class Keyspace:
             }
 
     def next(self) -> Change:
-        """A change that was not made yet."""
+        """Draw a change that was not made yet."""
         choose = self._random
         if choose.random() < _SHARE_WRONG:
             if self.seen and (len(self.wrong) >= MOST_WRONG or choose.random() < 0.5):
@@ -77,7 +77,7 @@ class Keyspace:
                 return change
 
     def repair(self, key: str) -> Change:
-        """Puts what is right in the place of what was wrong."""
+        """Replace what was wrong by what is right."""
         self.wrong.discard(key)
         document = self.documents.get(key)
         return Change(key, None if document is None else _json(document), wrong=False)
@@ -95,7 +95,7 @@ class Keyspace:
         return f"10.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
     def _valid(self) -> Change | None:
-        """A change that is right; None if the key that was drawn is wrong now."""
+        """Draw a valid change; None if the key that was drawn is wrong now."""
         choose = self._random
         draw = choose.random()
         pool = choose.randrange(POOLS)
@@ -122,7 +122,7 @@ class Keyspace:
         return self._put(key)
 
     def _delete(self) -> Change | None:
-        """Takes a backend of the pool whose turn it is."""
+        """Delete a backend of the pool whose turn it is."""
         self._turn = (self._turn + 1) % POOLS
         here = self._backends[self._turn]
         if len(here) <= _PER_POOL // 2:
@@ -138,7 +138,7 @@ class Keyspace:
         return Change(key, _json(self.documents[key]), wrong=False)
 
     def _spoil(self) -> Change:
-        """Something wrong, at a key that was right or was not there."""
+        """Draw an invalid document, at a key that was valid or absent."""
         choose = self._random
         while True:
             pool = choose.randrange(POOLS)

@@ -103,13 +103,13 @@ class Statuses:
             assert self._changed.wait_for(reached, timeout), f"{what}: {self.latest}"
 
     def refused(self) -> dict[str, int]:
-        """Revision of the refused write by key."""
+        """Return revision of the refused write by key."""
         with self._changed:
             assert not self.latest.get("refusals_left_out"), "a status does not list all refusals"
             return {r["key"]: r["revision"] for r in self.latest.get("refusals", ())}
 
     def stop(self) -> None:
-        """End the watch."""
+        """Return end the watch."""
         self._watch.stop()
 
 
@@ -129,7 +129,7 @@ class Driver:
         self._statuses = Statuses(self._etcd_settings)
 
     def run(self) -> Report:
-        """All of it."""
+        """Run all of it."""
         self._load()
         cpu, began = self._cpu(), time.monotonic()
         count = self._settings["count"]
@@ -160,7 +160,7 @@ class Driver:
         }
 
     def _load(self) -> None:
-        """The first keyspace, before anything is counted."""
+        """Write the first keyspace, before anything is counted."""
         writes = [
             Write(_PREFIX + key, json.dumps(document).encode(), 0)
             for key, document in self._keyspace.documents.items()
@@ -187,7 +187,7 @@ class Driver:
             self._written.append((revision, time.time()))
 
     def _note_refusals(self) -> None:
-        """Frees the keys whose refusal is in the status, by the revision that was refused."""
+        """Free the keys whose refusal is in the status, by the revision that was refused."""
         refused = self._statuses.refused()
         for key, revision in self._wrong.items():
             if revision and refused.get(key) == revision:
@@ -196,7 +196,7 @@ class Driver:
                 self._keyspace.seen.append(key)
 
     def _end(self) -> None:
-        """Everything wrong is refused by name, and everything that is repaired then is in force."""
+        """Check that all that is wrong is refused by name, and in force once it is repaired."""
         self._statuses.wait("the last write", max(self._revisions.values()), _STATUS_WITHIN)
         deadline = time.monotonic() + _STATUS_WITHIN
         while any(self._wrong.values()):
@@ -209,7 +209,7 @@ class Driver:
         self._statuses.wait("the end", self._written[-1][0], _STATUS_WITHIN, clean=True)
 
     def _compare(self) -> None:
-        """The kernel holds what somebody who has just read etcd would plan."""
+        """Check that the kernel holds what a fresh reader of etcd would plan."""
         documents, history = read_prefix(self._etcd, _PREFIX.encode(), 1000, lambda: False)
         assert {k: json.loads(d.value) for k, d in documents.items()} == self._keyspace.documents
         validation = validate(Snapshot(history.revision, documents), EMPTY)
@@ -223,17 +223,17 @@ class Driver:
         assert there.tables == wanted.tables
 
     def _resident(self) -> int:
-        """Resident memory of the agent in KiB."""
+        """Return resident memory of the agent in KiB."""
         text = Path(f"/proc/{self._settings['pid']}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0])
 
     def _cpu(self) -> float:
-        """Seconds of CPU that the agent has had."""
+        """Return seconds of CPU that the agent has had."""
         fields = Path(f"/proc/{self._settings['pid']}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _from_log(self, count: int) -> Report:
-        """Generations, and the time from the answer to a write to its generation in force."""
+        """Return generations, and the time from a write's answer to its generation in force."""
         text = Path(self._settings["log"]).read_text()
         applied = [
             (int(found[3]), _seconds(found[1]), int(found[2])) for found in _LINE.finditer(text)
@@ -259,17 +259,17 @@ class Driver:
 
 
 def _seconds(text: str) -> float:
-    """Wall-clock seconds of a time in the log."""
+    """Return wall-clock seconds of a time in the log."""
     return datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
 
 
 def _mean_milliseconds(work: str, text: str) -> float:
-    """Mean of a generation's times in the log, the first one left out."""
+    """Return mean of a generation's times in the log, the first one left out."""
     return float(np.mean([float(ms) for ms in re.findall(rf"{work}_ms=([0-9.]+)", text)[1:]]))
 
 
 def growth(report: Report) -> float:
-    """How much the agent's memory grew after the first changes, in KiB.
+    """Return how much the agent's memory grew after the first changes, in KiB.
 
     It goes up and down with what is being planned, so medians are compared: of the first and of the
     last quarter of what follows.

@@ -37,7 +37,7 @@ from tidegate.model.values import Desired, Quic, SourceRoute, Vip
 from tidegate.spec import Link, Verdict
 
 FLOWS = 48
-"""Flows of a VIP that are established, and SYNs that tell its table."""
+"""Flows of a VIP that are established, and SYNs that probe its table."""
 SMALL = maps.Capacity(flows=8192, syns=8192, fragments=1024)
 LOOPBACK = links.of_spec(
     "lo", 1, Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
@@ -58,7 +58,7 @@ class Killed(NamedTuple):
 
 
 def fork(work: Callable[[Callable[[Step], None]], None], at: Step | None, hit: int = 1) -> Killed:
-    """Runs work in a child that kills itself when it reaches a step for the n-th time.
+    """Run work in a child that kills itself when it reaches a step for the n-th time.
 
     Without a step it runs to its end. The work is given the hook for its publisher.
     """
@@ -98,14 +98,14 @@ def _child(
     try:
         work(reached)
         code = 0
-    except BaseException as error:  # noqa: BLE001 - the parent tells it
+    except BaseException as error:  # noqa: BLE001 - the parent reports it
         os.write(pipe, f"error {type(error).__name__} {error}".replace("\n", " ").encode())
     finally:
         os._exit(code)
 
 
 def open_maps() -> set[int]:
-    """Kernel ids of the maps that this process has open."""
+    """Return kernel ids of the maps that this process has open."""
     found = set()
     for path in Path("/proc/self/fdinfo").iterdir():
         try:
@@ -117,7 +117,7 @@ def open_maps() -> set[int]:
 
 
 def is_alive(map_id: int) -> bool:
-    """Whether the kernel still has a map of this id."""
+    """Return whether the kernel still has a map of this id."""
     try:
         fd, _ = bpf._bpf(_MAP_FD_BY_ID, map_id.to_bytes(4, "little"))
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def is_alive(map_id: int) -> bool:
 
 @cache
 def _frame(vip: Vip, port: int, kind: str) -> bytes:
-    """A client's frame to a VIP, or to the first address of one that is a network."""
+    """Return a client's frame to a VIP, or to the first address of one that is a network."""
     to = str(vip.address)
     header = ip6(CLIENT6, to) if vip.address.version == 6 else ip4(CLIENT4, to)
     if vip.protocol == "udp":
@@ -137,7 +137,7 @@ def _frame(vip: Vip, port: int, kind: str) -> bytes:
 
 
 class Packets:
-    """What the program does with packets, told by names of backends."""
+    """What the program does with packets, by names of backends."""
 
     def __init__(self, program: int, *rosters: Generation) -> None:
         self._program = program
@@ -148,7 +148,7 @@ class Packets:
         }
 
     def send(self, vip: Vip, port: int, kind: str) -> str | None:
-        """Name of the backend that a frame goes to; None if it does not leave."""
+        """Send a frame; return the name of its backend; None if it does not leave."""
         result = bpf.run(self._program, _frame(vip, port, kind))
         if result.verdict != Verdict.TX:
             return None
@@ -157,14 +157,14 @@ class Packets:
         return self._names[ip_address(address)]
 
     def establish(self, vips: dict[str, Vip]) -> dict[Place, str | None]:
-        """Opens flows to each VIP; says where they went."""
+        """Open flows to each VIP; return where they went."""
         for service in vips.values():
             for i in range(FLOWS):
                 self.send(service, ESTABLISHED + i, "S")
         return self.established(vips)
 
     def established(self, vips: dict[str, Vip]) -> dict[Place, str | None]:
-        """Where a packet of each open flow goes now."""
+        """Return where a packet of each open flow goes now."""
         return {
             (name, i): self.send(service, ESTABLISHED + i, "A")
             for name, service in vips.items()
@@ -172,12 +172,12 @@ class Packets:
         }
 
     def table(self, vip: Vip) -> list[str | None]:
-        """Where new flows go: the VIP's table, as far as so many ports show it."""
+        """Return where new flows go: the VIP's table, as far as so many ports show it."""
         return [self.send(vip, NEW + i, "S") for i in range(FLOWS)]
 
 
 def contents(fds: maps.Maps, pins: Path) -> dict[str, Any]:
-    """Everything in the kernel that has to be equal however a generation came into force.
+    """Return all in the kernel that must be equal however a generation came into force.
 
     Left out are numbers of generations, which attempts use up, and the endpoint of a backend that
     is not selected.
@@ -212,7 +212,7 @@ def _entry(entry: np.void) -> tuple[object, ...]:
 
 
 def wait_gone(map_ids: set[int], seconds: float = 10) -> set[int]:
-    """Maps of these ids that are still there after a while: the kernel frees them in its time."""
+    """Wait for the kernel to free maps of these ids; return those that are left."""
     limit = time.monotonic() + seconds
     left = {i for i in map_ids if is_alive(i)}
     while left and time.monotonic() < limit:
@@ -222,12 +222,12 @@ def wait_gone(map_ids: set[int], seconds: float = 10) -> set[int]:
 
 
 def link_loopback(fds: maps.Maps) -> None:
-    """Gives test runs an interface with gateways."""
+    """Give test runs an interface with gateways."""
     links.write(fds["links"], LOOPBACK)
 
 
 def number(fds: maps.Maps, pins: Path) -> int:
-    """The number that an agent which starts now would go on from."""
+    """Return the number that an agent which starts now would continue from."""
     publisher = Publisher(fds, pins, grace=0)
     found = publisher.adopt().number
     publisher.close()
@@ -235,13 +235,13 @@ def number(fds: maps.Maps, pins: Path) -> int:
 
 
 def empty_folder(pins: Path) -> None:
-    """Removes a folder of pins."""
+    """Remove a folder of pins."""
     shutil.rmtree(pins, ignore_errors=True)
 
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Lets the kernel refuse every new descriptor to this process, and so every new map."""
+    """Let the kernel refuse every new descriptor to this process, and so every new map."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)
@@ -253,7 +253,7 @@ def no_descriptors() -> Iterator[None]:
 
 
 def everything() -> Desired:
-    """Two pools; VIPs of both families and protocols, one that is a network, each way to track."""
+    """Return two pools, and VIPs of both families and protocols, with a network, all modes."""
     vips = [
         vip("web4", "192.0.2.1", tracking="transition"),
         vip("web6", "2001:db8::1"),
@@ -280,11 +280,11 @@ class Bench:
         self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
 
     def publisher(self) -> Publisher:
-        """A publisher in this process."""
+        """Return a publisher in this process."""
         return Publisher(self.maps, self.pins, grace=0)
 
     def start(self, first: Generation) -> Publisher:
-        """Empties the maps and publishes a generation to them."""
+        """Empty the maps and publish a generation to them."""
         shapes = maps.shapes(SMALL)
         for name in EMPTIED:
             empty(self.maps[name], shapes[name])
@@ -296,7 +296,7 @@ class Bench:
         return publisher
 
     def close(self) -> None:
-        """Removes the pins."""
+        """Remove the pins."""
         os.close(self.program)
         self.maps.close()
         empty_folder(self.pins)

@@ -16,7 +16,7 @@ OLD = generations(everything(), now=NOW)[-1]
 
 
 def more() -> Desired:
-    """One more of everything: each keyed map needs room for it, and each table changes."""
+    """Return one more of everything: each keyed map needs room for it, each table changes."""
     base = everything()
     routes = (SourceRoute(ip_network("10.0.0.0/8"), "web"),)
     vips = [
@@ -49,9 +49,9 @@ class Watch:
         self.tables = self.look()
 
     def look(self) -> dict[str, list[str | None]]:
-        """Where new flows go, by VIP."""
+        """Return where new flows go, by VIP."""
         return {name: self.packets.table(service) for name, service in self.vips.items()}
 
     def assert_nothing_moved(self) -> None:
-        """Every open flow is where it was."""
+        """Check that every open flow is where it was."""
         assert self.packets.established(self.vips) == self.flows

@@ -9,7 +9,7 @@ from tidegate.model.generation import Generation
 
 
 def restarted(generation: Generation) -> Generation:
-    """What is left of it when only the pinned maps are."""
+    """Return the generation that is left when only the pinned maps are."""
     meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
     records = ledger.records(generation) | {Place(Kind.META, 0): meta}
     pinned = {key: value for part in encoded(records).values() for key, value in part.items()}

@@ -38,21 +38,21 @@ class Group:
         self._limit = "memory.limit_in_bytes" if v1 else "memory.max"
 
     def limit(self, size: int) -> None:
-        """Bytes that the group may have."""
+        """Return bytes that the group may have."""
         (self._folder / self._limit).write_text(str(size))
 
     def enter(self) -> None:
-        """Puts this process in it. What it has already stays charged where it was."""
+        """Move this process into it. Memory that it already has stays charged where it was."""
         (self._folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def leave(self) -> None:
-        """Puts this process outside, and removes the group."""
+        """Move this process out, and remove the group."""
         (self._base / "cgroup.procs").write_text(str(os.getpid()))
         self._folder.rmdir()
 
 
 def take_memory() -> None:
-    """Has malloc keep memory that this process will not have to ask the kernel for again."""
+    """Have malloc keep memory that this process need not ask the kernel for again."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
@@ -61,7 +61,7 @@ def take_memory() -> None:
 
 
 def rehearse() -> None:
-    """Publishes the same on other maps: what code touches for the first time is memory as well."""
+    """Publish the same on other maps first: code that runs for the first time takes memory."""
     bench = Bench()
     publisher = bench.start(OLD)
     try:
@@ -72,7 +72,7 @@ def rehearse() -> None:
 
 
 def main() -> int:
-    """Runs it."""
+    """Run it."""
     rehearse()
     bench = Bench()
     publisher = bench.start(OLD)

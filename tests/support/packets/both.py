@@ -32,19 +32,19 @@ class Both:
     """Wall clock of the planner, s."""
 
     def install(self, generation: Generation) -> None:
-        """Puts a generation in force on both."""
+        """Put a generation in force on both."""
         self.generation = generation
         self.kernel.install(generation)
         self.state.install(generation)
 
     def want(self, desired: Desired, after: int = 1) -> Generation:
-        """Plans the next generation, some seconds after the last one, and puts it in force."""
+        """Plan the next generation, some seconds after the last one, and put it in force."""
         self.clock += after
         self.install(plan(desired, self.generation, self.clock))
         return self.generation
 
     def send(self, frame: bytes) -> Result:
-        """What both did with a frame, which must be the same."""
+        """Send a frame through both and return the result, which must be the same."""
         expected = process(self.state, frame, LOOPBACK, time.monotonic_ns())
         verdict, out = self.kernel.run(frame)
         assert (verdict, out) == (expected.verdict, expected.frame)
@@ -54,7 +54,7 @@ class Both:
         return expected
 
     def backends(self, frames: Iterable[bytes]) -> list[str | None]:
-        """Names of the backends that frames went to."""
+        """Return names of the backends that frames went to."""
         return [self.backend(self.send(frame)) for frame in frames]
 
     def backend(self, result: Result) -> str | None:
@@ -63,11 +63,11 @@ class Both:
         return None if result.backend is None else names[result.backend]
 
     def id_of(self, name: str, pool: str = "web") -> int:
-        """Id of a backend."""
+        """Return id of a backend."""
         return self.generation.backends[BackendKey(pool, name)].identity.id
 
     def age(self, seconds: int) -> None:
-        """Lets time pass for what is remembered of flows and fragments."""
+        """Let time pass for what is remembered of flows and fragments."""
         for table in ("flows", "syns", "fragments"):
             self.kernel.age(table, seconds)
         for times in (self.state.seen, self.state.fragments_at):
@@ -75,13 +75,13 @@ class Both:
                 times[key] -= seconds * SECOND
 
     def refill_answers(self) -> None:
-        """Lets a second pass for the limit on answers."""
+        """Let a second pass for the limit on answers."""
         empty = bytes(layout.BUCKET.itemsize * maps.cpu_count())
         bpf.map_update(self.kernel.maps["answer_limits"], bytes(4), empty)
         self.state.answers = Bucket()
 
     def forget(self) -> None:
-        """Loses the connection table and the SYN table, as a host that takes over has none."""
+        """Empty the connection table and the SYN table, as on a host that takes over."""
         for table in ("flows", "syns"):
             self.kernel.clear(table)
         self.state.flows.clear()
@@ -89,14 +89,14 @@ class Both:
         self.state.seen.clear()
 
     def link(self, link: Link) -> None:
-        """Sets what both know of the interface."""
+        """Set what both know of the interface."""
         self.kernel.link(link)
         self.state.links = {LOOPBACK: link}
 
 
 @contextmanager
 def both_engines(build: Build = BUILD) -> Iterator[Both]:
-    """New kernel maps and a new specification, whose counters are compared at the end."""
+    """Give new kernel maps and a new specification; compare their counters at the end."""
     with Kernel(build) as kernel:
         state = spec_state()
         state.settings = Settings(build.hash_keys(), build.source4, build.source6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of flows for tests of what reads them, as the ring buffer has them."""
+"""Events of flows for tests of their readers, as the ring buffer has them."""
 
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -15,8 +15,8 @@ from tidegate.model.decision import Decision, EventKind, Reason
 SECOND = 1_000_000_000
 
 
-class Told(NamedTuple):
-    """One event; times are in seconds, backend 0 is none."""
+class FlowEvent(NamedTuple):
+    """One event; times are in seconds, backend 0 means none."""
 
     kind: EventKind
     at: float = 0.0
@@ -29,8 +29,8 @@ class Told(NamedTuple):
     vip: str = "198.51.100.1"
 
 
-def records(told: Iterable[Told]) -> npt.NDArray[np.void]:
-    """What the reader of the ring buffer would return."""
+def records(flow_events: Iterable[FlowEvent]) -> npt.NDArray[np.void]:
+    """Return the events as the reader of the ring buffer would."""
     rows = [
         (
             round(each.at * SECOND),
@@ -50,6 +50,6 @@ def records(told: Iterable[Told]) -> npt.NDArray[np.void]:
             80,
             0,
         )
-        for each in told
+        for each in flow_events
     ]
     return np.array(rows, layout.EVENT)

@@ -14,22 +14,22 @@ CLIENT4, CLIENT6 = "10.77.0.9", "fd77::9"
 
 
 def ip4(source: str = CLIENT4, to: str = VIP4, **fields: Any) -> IP:
-    """An IPv4 header."""
+    """Return an IPv4 header."""
     return IP(src=source, dst=to, **fields)
 
 
 def ip6(source: str = CLIENT6, to: str = VIP6, **fields: Any) -> IPv6:
-    """An IPv6 header."""
+    """Return an IPv6 header."""
     return IPv6(src=source, dst=to, **fields)
 
 
 def tcp(
     flags: str, ip: Any = None, *, sport: int = 40000, dport: int = 80, data: str = ""
 ) -> bytes:
-    """A TCP segment in a frame."""
+    """Return a TCP segment in a frame."""
     return bytes(ETHER / (ip or ip4()) / TCP(sport=sport, dport=dport, flags=flags) / data)
 
 
 def udp(ip: Any = None, *, sport: int = 40000, dport: int = 53, data: str = "question") -> bytes:
-    """A UDP datagram in a frame."""
+    """Return a UDP datagram in a frame."""
     return bytes(ETHER / (ip or ip4()) / UDP(sport=sport, dport=dport) / data)

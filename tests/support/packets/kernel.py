@@ -2,7 +2,7 @@
 """The real balancer program over real maps, driven by test-run, with its maps read as spec values.
 
 No interface is needed: the kernel runs the program on a frame (BPF_PROG_TEST_RUN) and returns the
-frame that it left. The program is told that the frame came in on the loopback, whose index is 1.
+frame that it left. To the program the frame came in on the loopback, whose index is 1.
 
 The verifier needs most of a second for the whole program, so a program and its maps are used again
 by the next Kernel of the same build, after every map has been emptied.
@@ -47,7 +47,7 @@ def _load(build: programs.Build) -> tuple[maps.Maps, int]:
 
 
 def empty(fd: int, shape: maps.Shape) -> None:
-    """Makes a map as it was when it was created; arrays as far as tests have ids."""
+    """Make a map as it was when it was created; arrays as far as tests have ids."""
     if shape.kind in (bpf.ARRAY, bpf.PERCPU_ARRAY):
         count = min(shape.max_entries, IDS)
         cpus = maps.cpu_count() if shape.kind == bpf.PERCPU_ARRAY else 1
@@ -65,7 +65,7 @@ def empty(fd: int, shape: maps.Shape) -> None:
 
 
 def spec_state() -> State:
-    """The specification's state that matches a new Kernel."""
+    """Return the specification's state that matches a new Kernel."""
     settings = Settings(BUILD.hash_keys(), BUILD.source4, BUILD.source6)
     return State(settings, {LOOPBACK: LINK})
 
@@ -104,38 +104,38 @@ class Kernel:
         os.sched_setaffinity(0, self._cpus)
 
     def link(self, link: Link) -> None:
-        """Sets what the program knows of the interface."""
+        """Set what the program knows of the interface."""
         links.write(self.maps["links"], links.of_spec("lo", LOOPBACK, link))
 
     def install(self, generation: Generation) -> None:
-        """Publishes a generation as the agent does."""
+        """Publish a generation as the agent does."""
         self.publisher.publish(generation, 0.0)
         self.publisher.reap(1.0)
 
     def run(self, frame: bytes) -> tuple[Verdict, bytes]:
-        """Runs one frame through the program."""
+        """Run one frame through the program."""
         result = bpf.run(self.program, frame)
         return Verdict(result.verdict), result.frame
 
     def flows(self, table: str) -> dict[FlowKey, Flow]:
-        """The connection table (`flows`) or the SYN table (`syns`)."""
+        """Return the connection table (`flows`) or the SYN table (`syns`)."""
         return map_values.flows(self.maps[table], CAPACITY.flows)
 
     def fragments(self) -> dict[FragmentKey, Flow]:
-        """Where first fragments went."""
+        """Return where first fragments went."""
         return map_values.fragments(self.maps["fragments"], CAPACITY.fragments)
 
     def refill(self) -> None:
-        """Gives back what was used of the limit on answers."""
+        """Refill the limit on answers."""
         size = layout.BUCKET.itemsize * maps.cpu_count()
         bpf.map_update(self.maps["answer_limits"], bytes(4), bytes(size))
 
     def clear(self, table: str) -> None:
-        """Deletes every entry of a table."""
+        """Delete every entry of a table."""
         empty(self.maps[table], SHAPES[table])
 
     def age(self, table: str, seconds: int) -> None:
-        """Makes every entry of a table of flows look this much older."""
+        """Make every entry of a table of flows look this much older."""
         key_type = layout.FRAGMENT_KEY if table == "fragments" else layout.FLOW_KEY
         size, value_size = key_type.itemsize, layout.FLOW.itemsize
         keys, values, count = bpf.map_items(self.maps[table], size, value_size, CAPACITY.flows)
@@ -145,23 +145,23 @@ class Kernel:
             bpf.map_update(self.maps[table], keys[size * i : size * (i + 1)], older[i].tobytes())
 
     def verdicts(self) -> dict[int, int]:
-        """Packets by verdict."""
+        """Return packets by verdict."""
         return map_values.verdicts(self.maps["verdict_counts"])
 
     def vip_counters(self) -> dict[int, VipCounters]:
-        """What is counted for each VIP id that had packets."""
+        """Return what is counted for each VIP id that had packets."""
         fd = self.maps["vip_counts"]
         return map_values.vip_counters(map_values.per_cpu(fd, layout.VIP_COUNTERS, IDS))
 
     def backend_counters(self) -> dict[int, tuple[int, int]]:
-        """Packets and bytes of each backend id."""
+        """Return packets and bytes of each backend id."""
         fd = self.maps["backend_counts"]
         counts = map_values.per_cpu(fd, layout.BACKEND_COUNTERS, IDS)
         return map_values.backend_counters(counts)
 
 
 def assert_equal(kernel: Kernel, state: State) -> None:
-    """Every map that packets change is equal on both sides."""
+    """Check that every map that packets change is equal on both sides."""
     assert kernel.flows("flows") == state.flows
     assert kernel.flows("syns") == state.syns
     assert kernel.fragments() == state.fragments

@@ -52,7 +52,7 @@ def _opened(pins: Path) -> Iterator[dict[str, int]]:
 
 
 def read(pins: Path) -> Contents:
-    """The contents of the data plane that is pinned in a folder."""
+    """Return the contents of the data plane that is pinned in a folder."""
     with _opened(pins) as fds:
         records = ledger_bytes.read(fds)
         pools = _names(records, Kind.POOL, ledger.PoolRecord)
@@ -73,7 +73,7 @@ def read(pins: Path) -> Contents:
 
 
 def planned(generation: Generation) -> Contents:
-    """The contents that a generation asks for."""
+    """Return the contents that a generation asks for."""
     names = {placed.identity.id: name for name, placed in generation.vips.items()}
     pools = {placed.identity.id: name for name, placed in generation.pools.items()}
     owners = {
@@ -113,7 +113,7 @@ def _vip(value: bytes, names: dict[int, str], pools: dict[int, str]) -> tuple[An
 
 
 def _table_in_force(pins: Path, outer: int, pool: int) -> Table:
-    """The table that a slot of the outer map points to, by its pin.
+    """Return the table that a slot of the outer map points to, by its pin.
 
     A publication that comes in between takes a pin away; then the slot is looked at again.
     """

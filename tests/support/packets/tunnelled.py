@@ -37,14 +37,14 @@ class Both:
         self.before = self.kernel.counters()
 
     def send(self, frame: bytes) -> tuple[Verdict, bytes]:
-        """What both did with a frame, which must be the same."""
+        """Send a frame through both and return the result, which must be the same."""
         expected = process(self.accept, self.counts, frame)
         result = bpf.run(self.kernel.program, frame)
         assert (result.verdict, result.frame) == expected, frame.hex()
         return expected
 
     def check(self) -> Counter[Outcome]:
-        """What was counted, which must be the same."""
+        """Return what was counted, which must be the same."""
         assert self.kernel.counters() - self.before == self.counts
         return self.counts
 
@@ -58,7 +58,7 @@ SETTINGS = {
 
 
 def outer(version: int, **fields: Any) -> Any:
-    """The outer header of a load balancer; `proto`, `tos` and `source` for either version."""
+    """Return a load balancer's outer header; `proto`, `tos` and `source` for either version."""
     source = fields.pop("source", FROM4 if version == 4 else FROM6)
     to = fields.pop("to", HERE4 if version == 4 else HERE6)
     if version == 4:
@@ -68,7 +68,7 @@ def outer(version: int, **fields: Any) -> Any:
 
 
 def inner(version: int, data: str = "hello", **fields: Any) -> Any:
-    """A client's packet to the VIP."""
+    """Return a client's packet to the VIP."""
     if version == 4:
         ip = IP(src="10.77.11.2", dst="10.99.0.1", **fields)
     else:
@@ -79,13 +79,13 @@ def inner(version: int, data: str = "hello", **fields: Any) -> Any:
 
 
 def tunnelled(over: int, packet: Any, ether: Any = ETHER, **fields: Any) -> bytes:
-    """IP in IP."""
+    """Return a frame in IP in IP."""
     proto = 4 if isinstance(packet, IP) else 41
     return bytes(ether / outer(over, **{"proto": proto, **fields}) / bytes(packet))
 
 
 def gue(over: int, packet: Any, ether: Any = ETHER, port: int = 6080, **udp: Any) -> bytes:
-    """GUE variant 1, with a right UDP checksum unless one is given."""
+    """Return a frame in GUE variant 1, with a right UDP checksum unless one is given."""
     header = UDP(sport=50123, dport=port, **udp)
     return bytes(ether / outer(over) / header / bytes(packet))
 

@@ -15,7 +15,7 @@ FRAMES = [b"", b"abc", bytes(14), bytes(range(256)) * 8]
 
 
 def pcap(frames: list[bytes], *, magic: int = 0xA1B2C3D4, order: str = "<", link: int = 1) -> bytes:
-    """A classic pcap file."""
+    """Return a classic pcap file."""
     head = struct.pack(f"{order}IHHiIII", magic, 2, 4, 0, 0, 65535, link)
     return head + b"".join(
         struct.pack(f"{order}IIII", 7, 8, len(frame), len(frame)) + frame for frame in frames
@@ -46,7 +46,7 @@ def test_a_frame_that_was_cut_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "truncated"),
         (b"no capture at all, but long enough", "unknown file format"),
@@ -58,11 +58,11 @@ def test_a_frame_that_was_cut_says_so(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "cut", "half a header", "absurd length", "cooked", "raw IP"],
 )
-def test_what_cannot_be_read_is_said(tmp_path: Path, content: bytes, says: str) -> None:
+def test_an_unreadable_capture_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     """A sentence with the file's name, whatever is wrong with it."""
     path = tmp_path / "c.pcap"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=says) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         list(read(path))
     assert str(path) in str(raised.value)
 

@@ -40,7 +40,7 @@ BACKENDS = st.builds(
 
 
 def roster(vips: list[Vip], backends: list[Backend]) -> Desired:
-    """Documents in which nothing is there twice and no address is wanted twice."""
+    """Draw documents in which no name and no address occurs twice."""
     by_place = {one.network: one for one in {one.name: one for one in vips}.values()}
     by_key = {one.key: one for one in backends}
     return desired(list(by_place.values()), list(by_key.values()), delay=2)

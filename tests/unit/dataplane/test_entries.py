@@ -24,7 +24,7 @@ def generation(*vips: Vip) -> Generation:
 
 
 def entry(value: bytes) -> dict[str, int]:
-    """An entry of `vips` or `prefixes` by field."""
+    """Return an entry of `vips` or `prefixes` by field."""
     fields = np.frombuffer(value, layout.VIP)[0]
     return {name: int(fields[name]) for name in layout.VIP.names or ()}
 
@@ -163,7 +163,7 @@ def test_server_ids_lead_to_backends() -> None:
     assert tuple(np.frombuffer(value, layout.QUIC_SERVER)[0]) == identity
 
 
-def test_a_draining_backend_gives_way_to_who_has_its_server_id_now() -> None:
+def test_a_draining_backend_yields_its_server_id() -> None:
     """Until then connections to it are still found by their id."""
     first = web(backend("b1", quic_server_id=b"\x01"), backend("b2"))
     gone = web(backend("b2"))

@@ -52,7 +52,7 @@ TAG6 = int.from_bytes(bytes.fromhex("0ce4502deeb5acd5"), "little")
 
 
 def every_option() -> Desired:
-    """A VIP, a pool and a backend with no field at its default."""
+    """Return a VIP, a pool and a backend with no field at its default."""
     service = vip(
         "quic",
         "2001:db8:1::/64",
@@ -88,7 +88,7 @@ def every_option() -> Desired:
 
 
 def test_the_header_of_enums_is_the_generated_one() -> None:
-    """bpf/enums.h says what the model says."""
+    """bpf/enums.h equals the enums of `tidegate.model`."""
     assert files("tidegate.bpf").joinpath("enums.h").read_text() == enums.render()
 
 
@@ -160,7 +160,7 @@ def test_the_ledger_tells_every_option() -> None:
 
 
 def test_a_record_from_before_slow_start_is_read() -> None:
-    """Its state says what the backend did: an older agent's pins are adopted as they are."""
+    """Its state determines what the backend did: an older agent's pins are adopted as they are."""
     states = ("active", 50, True), ("drain", 0, True), ("quarantine", 0, False)
     for state, weight, reachable in states:
         old = ["backend", 1, "web", "b1", "10.1.0.1", 50, state, None, b""]
