@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 
 _PROBE_COUNTS: Final = "probe_counts"
 
-Mode = Literal["native", "generic", "auto"]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,7 +59,7 @@ class Settings:
 
     pins: Path
     interfaces: Sequence[str]
-    mode: Mode
+    mode: programs.ModeChoice
     build: programs.Build
     capacity: maps.Capacity
     gateways: Gateways

@@ -26,6 +26,7 @@ from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.features import ALL_FEATURES, Feature
 
 XdpMode: TypeAlias = Literal["native", "generic"]
+ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
 
 _FLAGS: Final[Mapping[XdpMode, int]] = {"native": 1 << 2, "generic": 1 << 1}
 _ATTACHED: Final[Mapping[str, XdpMode]] = {"xdp": "native", "xdpgeneric": "generic"}

@@ -54,14 +54,14 @@ class EarlyQuarantine:
             self._mirror.write_entries(ids)
         return len(fresh)
 
-    def over(self, generation: Generation) -> Generation:
+    def applied_to(self, generation: Generation) -> Generation:
         """Return a generation as the kernel has it with these flags."""
         return replace(generation, backends={**generation.backends, **self._placed})
 
-    def within(self, generation: Generation) -> list[PlacedBackend]:
+    def placed_in(self, generation: Generation) -> list[PlacedBackend]:
         """Return these backends as a generation has them."""
         return [generation.backends[key] for key in self._placed if key in generation.backends]
 
-    def settle(self) -> None:
+    def clear(self) -> None:
         """Forget the flags: a generation is in force whole, or the kernel was read anew."""
         self._placed.clear()

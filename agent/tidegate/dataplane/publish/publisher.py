@@ -96,7 +96,7 @@ class Publisher:
         self._desired = NOTHING_DESIRED
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as is known."""
-        self._is_lost = False
+        self._is_unread = False
         self.in_force: Generation = NOTHING
         self.hold = ""
         """Why an operator has frozen this host; kept beside the tables (`keep_hold`)."""
@@ -109,7 +109,7 @@ class Publisher:
         """
         self.mirror.load(strict=True)
         self.mirror.load_tables()
-        self.in_force = self._found()
+        self.in_force = self._restored()
         kept = self.mirror.records.get(_META)
         self.hold = kept.hold if isinstance(kept, MetaRecord) else ""
         self.is_certain = False
@@ -132,8 +132,8 @@ class Publisher:
             self.in_force = generation  # a new revision that changes nothing for any packet
             return
         self.check()
-        if self._is_lost:
-            self._take_stock()
+        if self._is_unread:
+            self._reread()
             raise DataplaneError(
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
                 "changed; the next attempt continues from there"
@@ -151,12 +151,12 @@ class Publisher:
             self._write_vips(wanted)
             self._retire(wanted)
         except _REFUSALS as error:
-            self._take_stock()
+            self._reread()
             rest = "each VIP is on its old or its new table"
             raise _failure(generation, error, rest) from error
         self.in_force = generation
         self.is_certain = True
-        self._early.settle()
+        self._early.clear()
 
     def quarantine(self, keys: Iterable[BackendKey]) -> int:
         """Flag backends before their generation is built; return how many were not flagged yet.
@@ -164,13 +164,13 @@ class Publisher:
         Raises:
             FenceError, DataplaneError: as in `publish`.
         """
-        if self._is_lost:
+        if self._is_unread:
             return 0
         self.check()
         try:
             return self._early.flag(keys, self.in_force)
         except OSError as error:
-            self._take_stock()
+            self._reread()
             raise DataplaneError(f"cannot flag backends: {error}") from error
 
     def check(self) -> None:
@@ -239,24 +239,24 @@ class Publisher:
             os.close(table.fd)
         self.mirror.tables.clear()
 
-    def _found(self) -> Generation:
+    def _restored(self) -> Generation:
         """Return the generation that is in force according to the mirror."""
         loaded = self.mirror.tables
         return restored_generation(
             self.mirror.records, {pool_id: tables.read(loaded[pool_id].fd) for pool_id in loaded}
         )
 
-    def _take_stock(self) -> None:
+    def _reread(self) -> None:
         """Find out what came into force after a step failed; if even that fails, do so later."""
-        self.is_certain, self._is_lost = False, True
+        self.is_certain, self._is_unread = False, True
         try:
             self.mirror.load(strict=False)
-            self.in_force = self._found()
-            self._early.settle()
+            self.in_force = self._restored()
+            self._early.clear()
         except _REFUSALS as error:
             log.warning("kernel_unread reason=%s", error)
             return
-        self._is_lost = False
+        self._is_unread = False
 
     def _prepare(self, wanted: DesiredMaps, filled: dict[int, Loaded]) -> None:
         """Do steps 1 and 2: write what no table and no VIP in force leads to."""
@@ -267,7 +267,7 @@ class Publisher:
         counters.clear_reused(self.mirror.fds, self.in_force, generation)
         self.reached(Step.NUMBER_TAKEN)
         differing = backend_entries.changed(self.in_force, generation)
-        differing += self._early.within(generation)
+        differing += self._early.placed_in(generation)
         changed = differing if self.is_certain else list(generation.backends.values())
         self._write_backends(wanted, changed)
         self._fill_tables(generation, filled)
@@ -277,9 +277,9 @@ class Publisher:
         for table in filled.values():
             table.drop()
         if not self.is_certain:
-            self._take_stock()
+            self._reread()
             return "what was found at the start is in force"
-        mirror, last = self.mirror, self._early.over(self.in_force)
+        mirror, last = self.mirror, self._early.applied_to(self.in_force)
         try:
             mirror.load(strict=False)
             wanted = desired_maps(last)
@@ -289,7 +289,7 @@ class Publisher:
             mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
             mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
         except _REFUSALS as error:
-            self._take_stock()
+            self._reread()
             return f"each VIP is on its old table, but not all is put back ({error})"
         return f"generation {last.number} stays in force"
 

@@ -17,7 +17,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import make_bpf_folder
@@ -47,7 +46,9 @@ class Status(NamedTuple):
     counters: Counter[Outcome]
 
 
-def attach(interface: str, accept: Accept, mode: plane.Mode, pins: Path) -> programs.XdpMode:
+def attach(
+    interface: str, accept: Accept, mode: programs.ModeChoice, pins: Path
+) -> programs.XdpMode:
     """Attach the program to an interface of this network namespace, in place of our last one.
 
     The exchange is atomic: no packet meets an interface without a program.
@@ -176,7 +177,10 @@ def _pin(decap: tunnel.Decap, accept: Accept, folder: Path) -> None:
 
 
 def _attach(
-    decap: tunnel.Decap, interface: str, mode: plane.Mode, there: programs.Attachment | None
+    decap: tunnel.Decap,
+    interface: str,
+    mode: programs.ModeChoice,
+    there: programs.Attachment | None,
 ) -> programs.XdpMode:
     wanted: programs.XdpMode = "generic" if mode == "generic" else "native"
     if mode == "auto" and there is not None:
