@@ -99,7 +99,9 @@ def test_nothing_is_left_behind(
     """Pins, descriptors and the thread's CPUs are as before."""
 
     def traces() -> tuple[list[str], int, set[int]]:
-        pins = [path.name for path in Path("/sys/fs/bpf").glob("tidegate-simulate-*")]
+        pins = [
+            path.name for path in Path("/sys/fs/bpf").glob(f"tidegate-simulate-{os.getpid()}-*")
+        ]
         return pins, len(os.listdir("/proc/self/fd")), os.sched_getaffinity(0)  # noqa: PTH208
 
     run(files, "both", capsys)  # what is imported and cached stays

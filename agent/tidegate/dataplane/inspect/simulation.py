@@ -79,7 +79,8 @@ class Kernel:
             CapabilityError: not root, no BPF file system, or no bcc.
         """
         with ExitStack() as undo:
-            self._pins = Path(f"/sys/fs/bpf/tidegate-simulate-{secrets.token_hex(4)}")
+            name = f"tidegate-simulate-{os.getpid()}-{secrets.token_hex(4)}"
+            self._pins = Path("/sys/fs/bpf") / name
             undo.callback(shutil.rmtree, self._pins, ignore_errors=True)
             make_plane_folder(self._pins)
             self._maps = maps.create(maps.shapes(self._capacity))

@@ -17,8 +17,8 @@ old or new table. The next start reads the kernel, plans from what it finds, and
 discards the rest: a backend with an entry and no slot is as good as one that was just added. The
 number is written first, so that no two attempts ever have the same one.
 
-When the kernel refuses something up to step 2, all is put back as it was, and the last generation
-is in force whole. Later there are flows that began on the new tables, and putting the old ones back
+When the kernel refuses something up to step 2, all is rolled back, and the last generation is in
+force completely. Later there are flows that began on the new tables, and putting the old ones back
 would move them: what has come into force is read from the kernel, and becomes the generation in
 force. The last documents planned over it (as the agent does) give the way back that moves nobody.
 
@@ -290,7 +290,7 @@ class Publisher:
             mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
         except _REFUSALS as error:
             self._reread()
-            return f"each VIP is on its old table, but not all is put back ({error})"
+            return f"each VIP is on its old table, but not all is rolled back ({error})"
         return f"generation {last.number} stays in force"
 
     def _write_backends(self, wanted: DesiredMaps, changed: list[PlacedBackend]) -> None:
