@@ -150,9 +150,9 @@ def test_the_status_of_a_killed_writer_disappears(etcd: EtcdServer) -> None:
     """A process that dies by SIGKILL leaves a lease that runs out."""
     code = f"""
 import sys, msgspec
-from tidegate.keyspace.settings import EtcdSettings
-from tidegate.keyspace.status import decode
-from tidegate.keyspace.status_writer import StatusWriter
+from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status.document import decode
+from tidegate.keyspace.status.writer import StatusWriter
 writer = StatusWriter(EtcdSettings(endpoints=({etcd.endpoint!r},), status_ttl=3), {KEY!r})
 writer.start()
 writer.submit(decode({msgspec.json.encode(status())!r}))
