@@ -141,7 +141,7 @@ def test_a_probe_that_fails_by_itself_is_an_error(
     assert result.code == "error"
     assert "no such thing" in result.reason
     assert first(reports, "b").code == "refused"
-    assert "the probe of a failed by itself" in caplog.text
+    assert "probe_crashed target=a" in caplog.text
 
 
 def test_a_probe_that_hangs_is_not_begun_twice(engine: Engine[str], reports: Reports) -> None:

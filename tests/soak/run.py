@@ -43,7 +43,7 @@ _STATUS_WITHIN = 15.0
 _FIRST = 1000
 """Changes after which memory has to be flat."""
 _SAMPLE_EVERY = 250
-_LINE = re.compile(r"time=(\S+ \S+) .* generation number=(\d+) .*?revision=(\d+)")
+_LINE = re.compile(r"time=(\S+) .*generation number=(\d+) .*?revision=(\d+)")
 
 
 def soak(count: int, rate: float, seed: int = 1) -> Report:
@@ -260,7 +260,7 @@ class Driver:
 
 def _seconds(text: str) -> float:
     """Return wall-clock seconds of a time in the log."""
-    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _mean_milliseconds(work: str, text: str) -> float:

@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from tidegate.agent.config import AgentConfig
+from tidegate.event_log import Event
 from tidegate.telemetry.current import CURRENT
 from tidegate.telemetry.export.pipeline import Pipeline
-from tidegate.telemetry.log_format import Repeats
-from tidegate.telemetry.names.logs import LOGGER
+from tidegate.telemetry.log_format import RepeatFilter
+from tidegate.telemetry.names import logs
 from tidegate.telemetry.sdk import Identity, Line
-from tidegate.telemetry.span import Sink
+from tidegate.telemetry.span import Sink, Value
 
 _LONGEST: Final = 8192
-"""Characters of a record; a queue of them is bounded memory only if each is."""
+"""Characters of a record, and of a field; a queue of them is bounded memory only if each is."""
+_LONGEST_ELEMENT: Final = 64
+"""Characters of an element of a list; a list is as long as a text at the most."""
 
 
 class Telemetry:
@@ -62,18 +65,36 @@ class _Handler(logging.Handler):
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
         self._pipeline = pipeline
-        self.addFilter(Repeats())
+        self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record over: an event with its fields as attributes."""
         try:
-            self._pipeline.write(
-                Line(
-                    int(record.created * 1e9),
-                    record.levelno,
-                    record.getMessage()[:_LONGEST],
-                    {LOGGER.key: record.name},
-                    CURRENT.get(),
-                )
-            )
+            self._pipeline.write(_line(record))
         except Exception:  # noqa: BLE001 - a record that cannot be formatted must not end the caller
             self.handleError(record)
+
+
+def _line(record: logging.LogRecord) -> Line:
+    attributes: dict[str, Value] = {logs.LOGGER.key: record.name}
+    event = record.msg
+    if isinstance(event, Event):
+        for name, value in event.fields.items():
+            if value is not None:
+                attributes[logs.field_key(name)] = _bounded(value)
+    return Line(
+        at=int(record.created * 1e9),
+        severity=record.levelno,
+        body=record.getMessage()[:_LONGEST],
+        attributes=attributes,
+        context=CURRENT.get(),
+        event=logs.event_name(event.name) if isinstance(event, Event) else None,
+    )
+
+
+def _bounded(value: Value) -> Value:
+    if isinstance(value, str):
+        return value[:_LONGEST]
+    if isinstance(value, tuple):
+        return tuple(each[:_LONGEST_ELEMENT] for each in value[: _LONGEST // _LONGEST_ELEMENT])
+    return value

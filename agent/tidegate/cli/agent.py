@@ -43,9 +43,9 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from tidegate.agent.loop import Agent
-    from tidegate.telemetry import log_format
+    from tidegate.telemetry import log_output
 
-    log_format.set_up()
+    log_output.set_up()
     logging.getLogger("pyroute2").setLevel(logging.WARNING)
     # Each backend with a TCP check has a socket, and the usual soft limit is 1,024.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tidegate.event_log import EventLog
 from tidegate.health.engine import Engine
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
@@ -19,7 +20,7 @@ from tidegate.health.targets import targets
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,11 @@ class Checker:
             if before.state != now.state:
                 log.log(
                     logging.WARNING if now.state == "unhealthy" else logging.INFO,
-                    "health backend=%s state=%s code=%s reason=%s",
-                    *(key, now.state, now.code, now.reason),
+                    "health",
+                    backend=key,
+                    state=now.state,
+                    code=now.code,
+                    reason=now.reason,
                 )
             self._changed()
 

@@ -19,7 +19,6 @@ mean, is not known here.
 
 import asyncio
 import heapq
-import logging
 import math
 import random
 import threading
@@ -29,10 +28,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
+from tidegate.event_log import EventLog
 from tidegate.health.handshakes import Handshake, Handshakes, Line
 from tidegate.health.result import Result
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
@@ -232,7 +232,7 @@ class Engine(Generic[K]):
             return
         error = future.exception()
         if error is not None:
-            log.error("the probe of %s failed by itself", scheduled.key, exc_info=error)
+            log.error("probe_crashed", exc_info=error, target=scheduled.key)
             self._finish(scheduled, Result("error", f"A fault in the agent: {error!r}.", 0.0))
         else:
             self._finish(scheduled, future.result())

@@ -46,13 +46,18 @@ class Identity(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A log record; `severity` is of logging's scale, `at` in nanoseconds since 1970."""
+    """A log record; `severity` is of logging's scale, `at` in nanoseconds since 1970.
+
+    Attributes:
+        event: OpenTelemetry's name of the event; None for a record that is text alone.
+    """
 
     at: int
     severity: int
     body: str
     attributes: Attributes = NONE
     context: Context | None = None
+    event: str | None = None
 
 
 def resource(identity: Identity) -> Resource:
@@ -102,6 +107,7 @@ def readable_line(line: Line, on: Resource) -> ReadableLogRecord:
         severity_number=_severity(line.severity)[1],
         body=line.body,
         attributes=dict(line.attributes),
+        event_name=line.event,
     )
     return ReadableLogRecord(record, on, SCOPE)
 

@@ -72,6 +72,7 @@ class ReceivedLog(NamedTuple):
     resource: Attributes
     severity: str
     body: str
+    event: str
     attributes: Attributes
     trace_id: int
     span_id: int
@@ -345,6 +346,7 @@ def _logs(request: Any) -> list[ReceivedLog]:
             resource=_attributes(part.resource.attributes),
             severity=record.severity_text,
             body=str(_value(record.body)),
+            event=record.event_name,
             attributes=_attributes(record.attributes),
             trace_id=int.from_bytes(record.trace_id),
             span_id=int.from_bytes(record.span_id),

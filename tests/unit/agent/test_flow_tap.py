@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from support.packets.flow_events import Told, records
+from support.packets.flow_events import FlowEvent, records
 from tidegate.agent.operator.socket import Request
 from tidegate.agent.traces.flow_tap import HEAD, FlowTap
 from tidegate.dataplane.kernel import layout
@@ -11,7 +11,7 @@ from tidegate.model.decision import EventKind
 
 
 def batch(first: int, count: int) -> np.ndarray:
-    return records(Told(EventKind.NEW, port=first + i) for i in range(count))
+    return records(FlowEvent(EventKind.NEW, port=first + i) for i in range(count))
 
 
 def ask(tap: FlowTap, **query: str) -> tuple[int, int, int, list[int]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.packets.flow_events import SECOND, Told, records
+from support.packets.flow_events import SECOND, FlowEvent, records
 from tidegate.model.address import packed
 from tidegate.model.decision import EventKind, Reason
 from tidegate.model.generation import Identity
@@ -38,7 +38,10 @@ TIMES: Final = st.integers(EPOCH, EPOCH + 10**7 * SECOND)
 
 
 def spans(
-    told: Sequence[Told], naming: Naming = NAMING, roots: Roots | None = None, offset: int = EPOCH
+    told: Sequence[FlowEvent],
+    naming: Naming = NAMING,
+    roots: Roots | None = None,
+    offset: int = EPOCH,
 ) -> list[Span]:
     """The spans that one host makes of events."""
     flows = Flows(Limits(), 0)
@@ -90,8 +93,8 @@ def test_each_part_of_a_flow_makes_another_trace(field: str) -> None:
 
 def test_a_flow_that_shifts_to_another_host_is_one_trace() -> None:
     """The host that saw the SYN has the root, and the other one a child of it."""
-    (first,) = spans([Told(NEW), Told(PROMOTED, 0.1)])
-    (second,) = spans([Told(PROMOTED, 1), Told(FINISHED, 2)], offset=EPOCH)
+    (first,) = spans([FlowEvent(NEW), FlowEvent(PROMOTED, 0.1)])
+    (second,) = spans([FlowEvent(PROMOTED, 1), FlowEvent(FINISHED, 2)], offset=EPOCH)
     assert first.parent is None
     assert second.parent == first.context
     assert second.context.trace_id == first.context.trace_id
@@ -103,8 +106,8 @@ def test_a_flow_that_shifts_to_another_host_is_one_trace() -> None:
 def test_a_trace_has_one_root() -> None:
     """Another connection of the same ports in the same bucket is a child of the first."""
     roots = Roots()
-    (first,) = spans([Told(NEW), Told(FINISHED, 0.1)], roots=roots)
-    (second,) = spans([Told(NEW, 1), Told(FINISHED, 2)], roots=roots)
+    (first,) = spans([FlowEvent(NEW), FlowEvent(FINISHED, 0.1)], roots=roots)
+    (second,) = spans([FlowEvent(NEW, 1), FlowEvent(FINISHED, 2)], roots=roots)
     assert second.parent == first.context != second.context
 
 
@@ -114,7 +117,11 @@ def test_a_trace_has_one_root() -> None:
 def test_a_span_says_who_where_and_why() -> None:
     """Names for ids, and wall-clock times."""
     (span,) = spans(
-        [Told(NEW, 1, generation=3), Told(PROMOTED, 1.5, generation=3), Told(FINISHED, 2)]
+        [
+            FlowEvent(NEW, 1, generation=3),
+            FlowEvent(PROMOTED, 1.5, generation=3),
+            FlowEvent(FINISHED, 2),
+        ]
     )
     assert span.attributes == {
         "source.address": "192.0.2.7",
@@ -145,7 +152,7 @@ def test_a_span_says_who_where_and_why() -> None:
 
 def test_a_move_is_linked_to_the_change_that_took_the_backend_away() -> None:
     """The table that chose the new one may be older, since quarantine comes before any table."""
-    (span,) = spans([Told(NEW, generation=4), Told(MOVED, 1, backend=2, generation=4)])
+    (span,) = spans([FlowEvent(NEW, generation=4), FlowEvent(MOVED, 1, backend=2, generation=4)])
     (link,) = span.links
     assert link.context == NAMING.change_of(5)
     assert link.attributes == {"tidegate.link": "change", "tidegate.generation": 5}
@@ -156,7 +163,7 @@ def test_a_move_is_linked_to_the_change_that_took_the_backend_away() -> None:
 
 def test_a_move_without_such_a_change_is_linked_to_that_of_the_new_table() -> None:
     """Another table is what else can move a flow, and it has the number of its generation."""
-    (span,) = spans([Told(NEW, backend=2), Told(PROMOTED, 1, backend=1, generation=4)])
+    (span,) = spans([FlowEvent(NEW, backend=2), FlowEvent(PROMOTED, 1, backend=1, generation=4)])
     assert [link.context for link in span.links] == [NAMING.change_of(4)]
     assert [m.name for m in span.events] == [
         *("tidegate.flow.new", "tidegate.flow.moved", "tidegate.flow.promoted"),
@@ -165,14 +172,14 @@ def test_a_move_without_such_a_change_is_linked_to_that_of_the_new_table() -> No
 
 def test_ids_without_a_name_remain_ids() -> None:
     """A number is better than the name of the id's next owner, or than none."""
-    (span,) = spans([Told(NEW)], Naming())
+    (span,) = spans([FlowEvent(NEW)], Naming())
     assert (span.attributes["tidegate.vip"], span.attributes["tidegate.backend"]) == ("#1", "#1")
     assert "tidegate.pool" not in span.attributes
 
 
 def test_a_flow_that_never_got_through_is_an_error_with_its_reason() -> None:
     """Its drops are counted."""
-    drops = [Told(DROPPED, i / 10, backend=0, reason=Reason.NO_BACKEND) for i in range(3)]
+    drops = [FlowEvent(DROPPED, i / 10, backend=0, reason=Reason.NO_BACKEND) for i in range(3)]
     (span,) = spans(drops)
     assert span.error == "All packets were dropped: no backend."
     assert span.attributes["error.type"] == "no_backend"
@@ -193,7 +200,7 @@ def test_nothing_is_told_that_is_not_defined(all_: list[tuple[EventKind, int, Re
     allowed = {each.key: types[each.type] for each in names.FLOW.attributes}
     events = {each.name: {a.key for a in each.attributes} for each in names.FLOW.events}
     told = [
-        Told(k, i / 10, backend=b, reason=r if k is DROPPED else Reason.NONE)
+        FlowEvent(k, i / 10, backend=b, reason=r if k is DROPPED else Reason.NONE)
         for i, (k, b, r) in enumerate(all_)
     ]
     for span in spans(told):

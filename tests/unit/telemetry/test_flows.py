@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.packets.flow_events import SECOND, Told, records
+from support.packets.flow_events import SECOND, FlowEvent, records
 from tidegate.model.decision import EventKind, Reason
 from tidegate.telemetry.flows.follow import Flow, Flows
 from tidegate.telemetry.flows.gate import Limits, keys_of
@@ -22,7 +22,7 @@ LATER = round(2 * IDLE * SECOND)
 NOTHING = records([])
 
 
-def whole(told: Sequence[Told], flows: Flows | None = None) -> list[Flow]:
+def whole(told: Sequence[FlowEvent], flows: Flows | None = None) -> list[Flow]:
     """The flows of these events, taken one by one when they happen, and of a long silence."""
     followed = flows or Flows(Limits(), 0)
     over: list[Flow] = []
@@ -56,7 +56,7 @@ def test_what_ends_a_flow(name: str) -> None:
     """One flow for one connection, with the reason why it is over."""
     told, ends = LIVES[name]
     events = [
-        Told(kind, i / 10, backend=0 if kind is DROPPED else 1) for i, kind in enumerate(told)
+        FlowEvent(kind, i / 10, backend=0 if kind is DROPPED else 1) for i, kind in enumerate(told)
     ]
     found = whole(events)
     assert [flow.end for flow in found] == ends
@@ -66,13 +66,13 @@ def test_what_ends_a_flow(name: str) -> None:
 def test_a_flow_is_told_of_soon_after_its_fin_and_not_again() -> None:
     """What comes late for it is counted; a SYN is another connection whenever it comes."""
     flows = Flows(Limits(), 0)
-    flows.take(records([Told(NEW), Told(FINISHED, 0.1)]), SECOND)
+    flows.take(records([FlowEvent(NEW), FlowEvent(FINISHED, 0.1)]), SECOND)
     assert flows.take(NOTHING, 2 * SECOND) == []
     (flow,) = flows.take(NOTHING, 3 * SECOND)
     assert (flow.began, flow.seen, flow.has_begin) == (0, SECOND // 10, True)
-    assert flows.take(records([Told(FINISHED, 9)]), 9 * SECOND) == []
+    assert flows.take(records([FlowEvent(FINISHED, 9)]), 9 * SECOND) == []
     assert flows.dropped == {"late": 1}
-    flows.take(records([Told(NEW, 10)]), 10 * SECOND)
+    flows.take(records([FlowEvent(NEW, 10)]), 10 * SECOND)
     assert flows.followed == 1
 
 
@@ -80,10 +80,10 @@ def test_a_move_is_known_by_the_backend_whatever_event_tells_it() -> None:
     """The backend before and the generation are kept; the first decision remains."""
     (flow,) = whole(
         [
-            Told(NEW, backend=1, generation=3),
-            Told(PROMOTED, 1, backend=2, generation=4),
-            Told(MOVED, 2, backend=3, generation=6),
-            Told(PROMOTED, 2, backend=3, generation=6),
+            FlowEvent(NEW, backend=1, generation=3),
+            FlowEvent(PROMOTED, 1, backend=2, generation=4),
+            FlowEvent(MOVED, 2, backend=3, generation=6),
+            FlowEvent(PROMOTED, 2, backend=3, generation=6),
         ]
     )
     assert flow.moves == 2
@@ -100,33 +100,41 @@ def test_a_move_is_known_by_the_backend_whatever_event_tells_it() -> None:
 
 def test_the_backend_of_a_dropped_packet_is_no_move() -> None:
     """It never got there."""
-    (flow,) = whole([Told(NEW), Told(DROPPED, 1, backend=2, reason=Reason.TOO_BIG), Told(RESET, 2)])
+    (flow,) = whole(
+        [
+            FlowEvent(NEW),
+            FlowEvent(DROPPED, 1, backend=2, reason=Reason.TOO_BIG),
+            FlowEvent(RESET, 2),
+        ]
+    )
     assert (flow.moves, flow.drops, flow.reason) == (0, 1, Reason.TOO_BIG)
 
 
 def test_datagrams_that_begin_again_after_silence_were_idle() -> None:
     """No other connection has replaced the flow: UDP has none."""
-    first, second = whole([Told(k, t, protocol=17) for t in (0, 99) for k in (NEW, PROMOTED)])
+    first, second = whole([FlowEvent(k, t, protocol=17) for t in (0, 99) for k in (NEW, PROMOTED)])
     assert (first.end, second.end) == ("idle", "idle")
 
 
 def test_floods_are_of_no_flow() -> None:
     """They are counted."""
     flows = Flows(Limits(), 0)
-    assert flows.take(records([Told(FLOOD), Told(FLOOD)]), SECOND) == []
+    assert flows.take(records([FlowEvent(FLOOD), FlowEvent(FLOOD)]), SECOND) == []
     assert (flows.floods, flows.followed, flows.dropped) == (2, 0, {})
 
 
 def test_a_flow_has_a_bounded_number_of_events() -> None:
     """A client may repeat its FIN for ever."""
-    (flow,) = whole([Told(NEW), *(Told(FINISHED, i / 1000) for i in range(1, 50))])
+    (flow,) = whole([FlowEvent(NEW), *(FlowEvent(FINISHED, i / 1000) for i in range(1, 50))])
     assert (len(flow.happenings), flow.untold) == (32, 18)
 
 
 def test_stopping_tells_of_all_that_is_open() -> None:
     """An agent that ends must not keep to itself what it knows."""
     flows = Flows(Limits(), 0)
-    flows.take(records([Told(NEW), Told(NEW, port=2), Told(RESET, 0.1, port=2)]), SECOND)
+    flows.take(
+        records([FlowEvent(NEW), FlowEvent(NEW, port=2), FlowEvent(RESET, 0.1, port=2)]), SECOND
+    )
     assert sorted(str(flow.end) for flow in flows.stop()) == ["reset", "stopped"]
     assert (flows.stop(), flows.followed) == ([], 0)
 
@@ -134,8 +142,8 @@ def test_stopping_tells_of_all_that_is_open() -> None:
 # Limits
 
 
-def many(count: int, kind: EventKind = NEW, at: float = 0.0) -> list[Told]:
-    return [Told(kind, at, port=1000 + i) for i in range(count)]
+def many(count: int, kind: EventKind = NEW, at: float = 0.0) -> list[FlowEvent]:
+    return [FlowEvent(kind, at, port=1000 + i) for i in range(count)]
 
 
 def test_more_flows_than_the_rate_are_counted_and_left_out_whole() -> None:
@@ -152,7 +160,7 @@ def test_more_flows_than_the_rate_are_counted_and_left_out_whole() -> None:
 def test_ports_that_are_used_again_at_once_do_not_pass_the_rate() -> None:
     """A flow that follows on another is one more; if it may not begin, all of it is left out."""
     flows = Flows(Limits(flows_per_second=3), 0)
-    told = [Told(kind, i / 1000) for i, kind in enumerate([NEW, PROMOTED, FINISHED] * 6)]
+    told = [FlowEvent(kind, i / 1000) for i, kind in enumerate([NEW, PROMOTED, FINISHED] * 6)]
     over = flows.take(records(told), 0) + flows.stop()
     assert [kinds(flow) for flow in over] == [[NEW, PROMOTED, FINISHED]] * 3
     assert (flows.refused, flows.dropped) == (3, {"rate": 9})
@@ -177,11 +185,11 @@ def test_the_table_is_bounded() -> None:
 def test_one_flow_cannot_take_all_the_time() -> None:
     """Drops are counted together; of other events only so many per second are looked at."""
     flows = Flows(Limits(flows_per_second=10), 0)
-    flows.take(records([Told(DROPPED, i / 1e6, backend=0) for i in range(1000)]), SECOND)
+    flows.take(records([FlowEvent(DROPPED, i / 1e6, backend=0) for i in range(1000)]), SECOND)
     (flow,) = flows.stop()
     assert (flow.drops, len(flow.happenings)) == (1000, 2)
     assert flow.seen == 999_000
-    flows.take(records([Told(FINISHED, 1.0) for _ in range(1000)]), SECOND)
+    flows.take(records([FlowEvent(FINISHED, 1.0) for _ in range(1000)]), SECOND)
     (flow,) = flows.stop()
     assert flows.dropped["rate"] + len(flow.happenings) + flow.untold == 1000
     assert len(flow.happenings) + flow.untold <= 80
@@ -190,8 +198,8 @@ def test_one_flow_cannot_take_all_the_time() -> None:
 def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
     """Drops are counted together, but not across what parts flows."""
     told = [
-        *(Told(PROMOTED), Told(DROPPED, 0.1, backend=0), Told(NEW, 0.2)),
-        *(Told(DROPPED, 0.3, backend=0), Told(DROPPED, 0.4, backend=0)),
+        *(FlowEvent(PROMOTED), FlowEvent(DROPPED, 0.1, backend=0), FlowEvent(NEW, 0.2)),
+        *(FlowEvent(DROPPED, 0.3, backend=0), FlowEvent(DROPPED, 0.4, backend=0)),
     ]
     flows = Flows(Limits(), 0)
     over = flows.take(records(told), SECOND) + flows.stop()
@@ -201,14 +209,16 @@ def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
 # Whatever the order
 
 
-def lives() -> st.SearchStrategy[list[Told]]:
+def lives() -> st.SearchStrategy[list[FlowEvent]]:
     """Events of a few flows, at times of their own."""
     one = st.tuples(
         st.sampled_from(list(EventKind)), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9)
     )
     return st.lists(one, min_size=1, max_size=30).map(
         lambda all_: [
-            Told(kind, i / 1000, port=port, backend=0 if kind is DROPPED else backend, generation=n)
+            FlowEvent(
+                kind, i / 1000, port=port, backend=0 if kind is DROPPED else backend, generation=n
+            )
             for i, (kind, port, backend, n) in enumerate(all_)
         ]
     )
@@ -228,7 +238,7 @@ def summary(flows: Iterable[Flow]) -> list[Any]:
 @settings(deadline=None, max_examples=60)
 @given(lives(), st.data())
 def test_batches_and_the_order_within_them_make_no_difference(
-    told: list[Told], data: st.DataObject
+    told: list[FlowEvent], data: st.DataObject
 ) -> None:
     """A reader takes what there is when it comes by; flows are the same."""
     at_once = Flows(Limits(), 0)
@@ -245,7 +255,7 @@ def test_batches_and_the_order_within_them_make_no_difference(
 
 @settings(deadline=None, max_examples=60)
 @given(lives())
-def test_every_event_is_told_of_or_counted(told: list[Told]) -> None:
+def test_every_event_is_told_of_or_counted(told: list[FlowEvent]) -> None:
     """In spans, as a flood, or as dropped for a reason."""
     flows = Flows(Limits(flows_per_second=5, open_flows=2), 0)
     found = flows.take(records(told), SECOND) + flows.take(NOTHING, SECOND + LATER)
@@ -258,8 +268,12 @@ def test_every_event_is_told_of_or_counted(told: list[Told]) -> None:
 def test_keys_differ_where_flows_do() -> None:
     """In each part of what makes a flow."""
     some = [
-        *(Told(NEW), Told(NEW, client="192.0.2.8"), Told(NEW, port=40001)),
-        *(Told(NEW, protocol=17), Told(NEW, vip="198.51.100.2"), Told(NEW, client="2001:db8::7")),
+        *(FlowEvent(NEW), FlowEvent(NEW, client="192.0.2.8"), FlowEvent(NEW, port=40001)),
+        *(
+            FlowEvent(NEW, protocol=17),
+            FlowEvent(NEW, vip="198.51.100.2"),
+            FlowEvent(NEW, client="2001:db8::7"),
+        ),
     ]
     assert len(set(keys_of(records(some)).tolist())) == len(some)
     assert len(np.unique(keys_of(records(many(5000))))) == 5000

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from tidegate.event_log import EventLog
 from tidegate.telemetry.export.settings import Signal
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 REPEAT_SECONDS: Final = 300.0
 """A fault that lasts is told again after this time."""
@@ -71,7 +72,7 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if _heard.lines is None:
-            log.log(record.levelno, "sdk %s", record.getMessage())
+            log.log(record.levelno, "opentelemetry", reason=record.getMessage())
         else:
             _heard.lines.append(record.getMessage())
 
@@ -139,7 +140,7 @@ class Faults:
             if is_new:
                 self._told[meaning] = now
         if is_new:
-            log.warning("telemetry does not reach %s: %s", self._endpoint, reason)
+            log.warning("telemetry_away", endpoint=self._endpoint, reason=reason)
 
     def worked(self, signal: Signal) -> None:
         """An export arrived; tells the log if it is the first after a failure of this signal."""
@@ -150,7 +151,7 @@ class Faults:
             if not self._reasons:
                 self._told.clear()
         if was is not None:
-            log.info("telemetry reaches %s again: %s", self._endpoint, signal)
+            log.info("telemetry_back", endpoint=self._endpoint, signal=signal)
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ The last values are taken by whoever ends it, while their sources are still open
 thread.
 """
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -19,12 +18,13 @@ from typing import NamedTuple
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.resources import Resource
 
+from tidegate.event_log import EventLog
 from tidegate.telemetry import sdk
 from tidegate.telemetry.export import metrics_data
 from tidegate.telemetry.export.queue import NOT_EXPORTED, SHUTDOWN, Tally
 from tidegate.telemetry.metrics.points import Family
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 class Measured(NamedTuple):
@@ -115,7 +115,7 @@ class MetricSender:
                 found, fault = None, str(error) or type(error).__name__
             self._last = found
             if fault and fault != self._fault:
-                log.warning("metrics not read: %s", fault)
+                log.warning("metrics_not_read", reason=fault)
             self._fault = fault
 
     def _round(self) -> None:
