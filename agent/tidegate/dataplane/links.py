@@ -66,13 +66,16 @@ class Link:
     program: Attachment | None
     queues: int = 1
 
-    def __str__(self) -> str:
-        mac4 = self.gateway4_mac.hex(":") if self.gateway4_mac else "none"
-        mac6 = self.gateway6_mac.hex(":") if self.gateway6_mac else "none"
-        return (
-            f"interface={self.interface} mtu={self.mtu} gateway4={self.gateway4} "
-            f"gateway4_mac={mac4} gateway6={self.gateway6} gateway6_mac={mac6}"
-        )
+    def log_fields(self) -> dict[str, object]:
+        """Return the fields of an event that reports it."""
+        return {
+            "interface": self.interface,
+            "mtu": self.mtu,
+            "gateway4": self.gateway4,
+            "gateway4_mac": self.gateway4_mac.hex(":") if self.gateway4_mac else None,
+            "gateway6": self.gateway6,
+            "gateway6_mac": self.gateway6_mac.hex(":") if self.gateway6_mac else None,
+        }
 
     def missing(self) -> str | None:
         """Return why it cannot forward, as a sentence, or None."""

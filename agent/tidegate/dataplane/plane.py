@@ -6,7 +6,6 @@ maps, the tables in force, the program. Whoever opens the folder holds a lock on
 agents never write to one data plane.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -37,10 +36,11 @@ from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.dataplane.tunnel.probes import Probes, detach_probes
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.model.features import Feature, features
 from tidegate.model.generation import Generation
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _PROBE_COUNTS: Final = "probe_counts"
 
@@ -163,8 +163,8 @@ class DataPlane:
         if before >= 0:
             self.counter_reader.record_run_time(before)
             os.close(before)
-        names = ",".join(sorted(each.name for each in build.features))
-        log.info("program id=%d features=%s", bpf.object_id(fresh), names)
+        names = sorted(each.name for each in build.features)
+        log.info("program", id=bpf.object_id(fresh), features=names)
 
     def _proven(self, build: programs.Build) -> int:
         """Compile, prove and load a program over our maps; return its descriptor."""
@@ -223,7 +223,7 @@ class DataPlane:
                 link = links.read(interface, self._gateways)
             except DataplaneError as error:
                 if interface in self.modes:
-                    log.warning("link_lost interface=%s reason=%s", interface, error)
+                    log.warning("link_lost", interface=interface, reason=error)
                     del self.modes[interface]
                     self._links.pop(interface, None)
                     continue
@@ -236,7 +236,7 @@ class DataPlane:
             if self._links.get(interface) != link:
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
-                log.info("link %s", link)
+                log.info("link", **link.log_fields())
 
     def _take_over_egress(self, interface: str) -> None:
         """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""
@@ -244,7 +244,7 @@ class DataPlane:
             detach_probes(interface)
             return
         self._probes.attach(interface)
-        log.info("probe_tunnel interface=%s", interface)
+        log.info("probe_tunnel", interface=interface)
 
     def audit(self, *, deep: bool) -> list[Finding]:
         """Compare maps, pins and attachments with what has to be there, and repair them.
@@ -292,10 +292,10 @@ class DataPlane:
             if self._mode != "auto" or mode == "generic":
                 raise
             mode = "generic"
-            log.warning("xdp_generic interface=%s reason=%s", interface, error)
+            log.warning("xdp_generic", interface=interface, reason=error)
             programs.attach(self._program, interface, mode)
         self.modes[interface] = mode
-        log.info("attached interface=%s mode=%s", interface, mode)
+        log.info("attached", interface=interface, mode=mode)
 
     def close(self) -> None:
         """Close descriptors; pins and attachments stay, so packets go on."""

@@ -27,7 +27,6 @@ difference is written. A crash may have come between a ledger record and what it
 first generation after a start is compared in full, though it may have the number that was found.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -47,10 +46,11 @@ from tidegate.dataplane.publish.mirror import Loaded, Mirror
 from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
 from tidegate.model.values import BackendKey
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _META: Final = Place(Kind.META, 0)
 
@@ -254,7 +254,7 @@ class Publisher:
             self.in_force = self._restored()
             self._early.clear()
         except _REFUSALS as error:
-            log.warning("kernel_unread reason=%s", error)
+            log.warning("kernel_unread", reason=error)
             return
         self._is_unread = False
 
