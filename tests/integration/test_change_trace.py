@@ -12,7 +12,7 @@ import pytest
 from support.agent.middle import Middle
 from support.documents.keyspaces import WEB, Contents, vip
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature
-from tidegate.agent.operator.socket import Answer
+from tidegate.http_server import Answer
 from tidegate.keyspace.status.document import StatusDocument
 from tidegate.model.arrivals import Arrivals, Written, gathered
 from tidegate.telemetry.names import changes as names

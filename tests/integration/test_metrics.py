@@ -327,7 +327,7 @@ def test_a_collector_that_is_away_costs_points_alone(site: Site) -> None:
             written = site.control.put("pools/other", {})
             status.wait_applied(written.revision, timeout=LIMIT)
         log = agent.log.read_text()
-        assert log.count(f"telemetry does not reach {receiver.endpoint}") == 1
+        assert log.count(f"event=telemetry_away endpoint={receiver.endpoint}") == 1
         had = len(receiver.received.points)
         with netns.entered(site.lab.node(CONTROL).namespace):
             receiver.start()

@@ -23,7 +23,7 @@ from tidegate.agent.metrics.collect import Meters, Sources
 from tidegate.agent.operator.execute import Operator
 from tidegate.agent.operator.orders import Posted
 from tidegate.agent.operator.routes import Desk
-from tidegate.agent.operator.socket import Answer, ControlSocket
+from tidegate.agent.operator.socket import ControlSocket
 from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.readiness import sd_notify
 from tidegate.agent.readiness.announcer import Announcer
@@ -39,6 +39,7 @@ from tidegate.agent.traffic_rates import Meter
 from tidegate.dataplane.links import LinkWatch
 from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import AgentError, ConfigError, DataplaneError
+from tidegate.http_server import Answer
 from tidegate.keyspace import paths
 from tidegate.keyspace.follow import Follower
 from tidegate.keyspace.status.writer import StatusWriter

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from support.documents.roster import backend, web
-from tidegate.agent.operator import socket as control_socket
 from tidegate.agent.operator.orders import Posted, Rollback
 from tidegate.agent.operator.routes import Desk
-from tidegate.agent.operator.socket import Answer, ControlSocket, Request
+from tidegate.agent.operator.socket import LIMITS, ControlSocket
 from tidegate.agent.rollback_states import Past
 from tidegate.cli.agent_socket import ask
 from tidegate.errors import AgentError
+from tidegate.http_server import Answer, Request
 
 
 def echo(request: Request) -> Answer:
@@ -94,11 +94,13 @@ def test_what_a_client_sends_is_bounded(path: Path, head: bytes, status: bytes) 
     assert raw(path, b"POST /echo HTTP/1.1\r\n" + head + b"\r\n").startswith(b"HTTP/1.1 " + status)
 
 
-@pytest.mark.usefixtures("door")
-def test_a_silent_client_keeps_nobody_waiting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_keeps_nobody_waiting(path: Path) -> None:
     """It is sent away after a while, and others are served meanwhile."""
-    monkeypatch.setattr(control_socket._Handler, "timeout", 1.0)
-    with socket.socket(socket.AF_UNIX) as silent:
+    limits = LIMITS._replace(idle_seconds=1.0)
+    with (
+        closing(ControlSocket(path, {("POST", "/echo"): echo}, limits)),
+        socket.socket(socket.AF_UNIX) as silent,
+    ):
         silent.settimeout(20)
         silent.connect(str(path))
         silent.sendall(b"POST /echo HTTP/1.1\r\n")
@@ -106,10 +108,22 @@ def test_a_silent_client_keeps_nobody_waiting(path: Path, monkeypatch: pytest.Mo
         assert silent.recv(1) == b""
 
 
+def test_a_client_that_is_never_silent_is_cut_off_as_well(path: Path) -> None:
+    """A connection lasts so long at the most, whatever comes in on it."""
+    limits = LIMITS._replace(longest_seconds=1.0)
+    with (
+        closing(ControlSocket(path, {("POST", "/echo"): echo}, limits)),
+        socket.socket(socket.AF_UNIX) as busy,
+    ):
+        busy.connect(str(path))
+        busy.sendall(b"POST /echo HTTP/1.1\r\n")
+        assert trickle(busy) < 100
+
+
 @pytest.mark.usefixtures("door")
 def test_clients_beyond_the_bound_are_turned_away(path: Path) -> None:
     """And let in again when the others have gone."""
-    held = [socket.socket(socket.AF_UNIX) for _ in range(control_socket.MOST_CLIENTS)]
+    held = [socket.socket(socket.AF_UNIX) for _ in range(LIMITS.clients)]
     for client in held:
         client.connect(str(path))
     with pytest.raises(AgentError):
@@ -117,6 +131,17 @@ def test_clients_beyond_the_bound_are_turned_away(path: Path) -> None:
     for client in held:
         client.close()
     assert first_answer(path)["user"] == "root"
+
+
+def trickle(client: socket.socket) -> int:
+    """Send a hundred headers, ten a second, and return how many of them were taken."""
+    for number in range(100):
+        try:
+            client.sendall(f"X: {number}\r\n".encode())
+        except OSError:
+            return number
+        threading.Event().wait(0.1)
+    return 100
 
 
 def first_answer(path: Path) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def test_a_file_is_not_taken_for_a_socket(path: Path) -> None:
     """Somebody's file stays."""
     path.parent.mkdir()
     path.write_text("mine")
-    with pytest.raises(AgentError, match="is no socket"):
+    with pytest.raises(AgentError, match="is not a socket"):
         ControlSocket(path, {})
     assert path.read_text() == "mine"
 

@@ -4,9 +4,9 @@
 import numpy as np
 
 from support.packets.flow_events import FlowEvent, records
-from tidegate.agent.operator.socket import Request
 from tidegate.agent.traces.flow_tap import HEAD, FlowTap
 from tidegate.dataplane.kernel import layout
+from tidegate.http_server import Request
 from tidegate.model.decision import EventKind
 
 

@@ -19,11 +19,11 @@ from http import HTTPStatus
 from typing import Final
 
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature, Thaw, refused
-from tidegate.agent.operator.socket import Answer
 from tidegate.agent.reconciler import Control
 from tidegate.agent.rollback_states import Past, State
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import DataplaneError, FenceError
+from tidegate.http_server import Answer
 
 log = logging.getLogger(__name__)
 

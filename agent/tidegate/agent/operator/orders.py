@@ -12,7 +12,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from tidegate.agent.operator.socket import Answer
+from tidegate.http_server import Answer
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.steering import Reason
 

@@ -32,9 +32,9 @@ from tidegate.agent.operator.orders import (
     Thaw,
     refused,
 )
-from tidegate.agent.operator.socket import Answer, Request, Routes
 from tidegate.agent.rollback_states import Past, State
 from tidegate.errors import DataplaneError
+from tidegate.http_server import Answer, Request, Routes
 from tidegate.keyspace.status.document import StatusDocument, encode
 from tidegate.telemetry.metrics.exposition import CONTENT_TYPE
 

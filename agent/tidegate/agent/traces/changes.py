@@ -20,10 +20,10 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from tidegate.agent.operator.orders import Order
-from tidegate.agent.operator.socket import Answer
 from tidegate.agent.reconciler import AGAIN, Applied, Outcome
 from tidegate.agent.traces import change_facts as facts
 from tidegate.dataplane.publish.steps import Step
+from tidegate.http_server import Answer
 from tidegate.keyspace.status.document import StatusDocument
 from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
 from tidegate.model.generation import Generation

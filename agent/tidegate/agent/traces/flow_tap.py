@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.agent.operator.orders import refused
-from tidegate.agent.operator.socket import Answer, Request
 from tidegate.dataplane.kernel import layout
+from tidegate.http_server import Answer, Request
 
 HEAD: Final = struct.Struct("<QQQ")
 """Position behind the last event, events that the client missed, events that the kernel lost."""

@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.agent.config import AgentConfig
-from tidegate.agent.operator.socket import Routes
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.flow_names import FlowNames
 from tidegate.agent.traces.flow_tap import FlowTap
 from tidegate.dataplane.inspect.event_stream import RingReader
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.http_server import Routes
 from tidegate.model.generation import Generation
 from tidegate.telemetry.flows.follow import Flow, Flows
 from tidegate.telemetry.flows.gate import Limits

@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where Prometheus scrapes: HTTP on a TCP address of this host, loopback unless somebody insists.
 
-It serves one path to few clients at once, each in a thread of its own and for a bounded time, and
-knows nothing of what it serves. There is no authentication and no TLS: beyond loopback both are a
-proxy's task. The control socket serves the same text to its owner.
+It serves one path, with the bounds of `http_server`, and knows nothing of what it serves. There is
+no authentication and no TLS: beyond loopback both are a proxy's task. The control socket
+serves the same text to its owner.
 """
 
-import contextlib
-import logging
 import socket
-import socketserver
-import sys
-import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from tidegate.errors import AgentError, ConfigError
+from tidegate.event_log import EventLog
+from tidegate.http_server import Answer, HttpServer, Limits, Request
 from tidegate.telemetry.metrics.exposition import CONTENT_TYPE
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 PATH: Final = "/metrics"
-MOST_CLIENTS: Final = 4
-IDLE_SECONDS: Final = 5.0
-"""A client may be silent, or not take what it is sent, for this long."""
+LIMITS: Final = Limits(clients=4, body=0, idle_seconds=5.0, longest_seconds=40.0)
 
 
 class PrometheusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,7 +45,7 @@ class Place(NamedTuple):
 
 
 def place(settings: PrometheusSettings) -> Place | None:
-    """Where to listen; None for nowhere.
+    """Return where to listen; None for nowhere.
 
     Raises:
         ConfigError: it is no address, or one that other hosts reach and nobody allowed that.
@@ -87,100 +81,43 @@ class Endpoint:
     """
 
     def __init__(self, where: Place, text: Callable[[], bytes]) -> None:
-        """Binds the address.
+        """Bind the address.
 
         Raises:
             AgentError: it cannot be bound.
         """
         try:
-            self._server = _Server(where, text)
+            listening = _listen(where)
         except OSError as error:
             raise AgentError(
                 f"telemetry.prometheus.listen {where.host} port {where.port}: "
                 f"{error.strerror or error}"
             ) from error
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="prometheus"
-        )
-        self._thread.start()
+        self.port: int = listening.getsockname()[1]
+        self._text = text
+        routes = {("GET", PATH): self._scrape}
+        self._server = HttpServer(listening, routes, LIMITS, name="prometheus")
 
     def close(self) -> None:
-        """Stops listening; scrapes that are under way are cut off."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.end_clients()
-        self._server.server_close()
+        """Stop listening; scrapes that are under way are cut off."""
+        self._server.close()
 
-
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = MOST_CLIENTS
-
-    def __init__(self, where: Place, text: Callable[[], bytes]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-        self.text = text
-        self._clients: set[socket.socket] = set()
-        self._guard = threading.Lock()
-        super().__init__(where, _Handler)
-
-    def verify_request(self, request: Any, _where: Any) -> bool:  # noqa: ANN401
-        """Turns clients away while there are as many as may be."""
-        with self._guard:
-            if len(self._clients) >= MOST_CLIENTS:
-                return False
-            self._clients.add(request)
-            return True
-
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
-        """Forgets a client that has gone."""
-        with self._guard:
-            self._clients.discard(request)
-        super().shutdown_request(request)
-
-    def end_clients(self) -> None:
-        """Cuts off everybody."""
-        with self._guard:
-            for client in self._clients:
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, _request: Any, _where: Any) -> None:  # noqa: ANN401
-        """A client that goes away in the middle is its own business."""
-        log.debug("prometheus endpoint: a client failed: %s", sys.exception())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "tidegate"
-    sys_version = ""
-    timeout = IDLE_SECONDS
-    server: _Server
-
-    def do_GET(self) -> None:
-        """One scrape."""
-        self.close_connection = True
-        if self.path.partition("?")[0] != PATH:
-            self._say(HTTPStatus.NOT_FOUND, f"there is only {PATH}\n".encode())
-            return
+    def _scrape(self, _: Request) -> Answer:
         try:
-            text = self.server.text()
+            return Answer(HTTPStatus.OK, self._text(), CONTENT_TYPE)
         except Exception as error:  # noqa: BLE001 - the reason is for who scrapes
-            log.warning("metrics reason=%s", error)
-            self._say(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode())
-            return
-        self._say(HTTPStatus.OK, text, CONTENT_TYPE)
+            log.warning("metrics_not_served", reason=error)
+            body = f"{error}\n".encode()
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, body, "text/plain")
 
-    def _say(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401
-        """Scrapes come every few seconds."""
-        log.debug("prometheus endpoint: %s", format % args)
+def _listen(where: Place) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(where)
+        listening.listen(LIMITS.clients)
+    except OSError:
+        listening.close()
+        raise
+    return listening
