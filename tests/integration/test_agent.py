@@ -258,7 +258,7 @@ def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: St
     ready(agent, status)
     os.kill(etcd, signal.SIGSTOP)
     try:
-        wait_for_log(agent, "etcd: reconnecting")
+        wait_for_log(agent, "event=etcd phase=reconnecting")
         assert backend_of(lab, lab.vip4()) in BACKENDS
     finally:
         os.kill(etcd, signal.SIGCONT)

@@ -241,7 +241,7 @@ def test_a_lost_event_is_repaired_by_the_next_list(
     finally:
         assert watch.stop()
     assert [(s.revision, set(s.documents)) for s in got.items] == [(1, set()), (2, {"vips/a"})]
-    assert "lost events of 1 keys, first vips/a" in caplog.text
+    assert "etcd_events_lost keys=1 first=vips/a" in caplog.text
 
 
 def test_another_history_is_told_from_ours(etcd: EtcdServer) -> None:

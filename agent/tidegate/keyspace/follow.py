@@ -18,13 +18,13 @@ meet under one lock, where a `View` is put together and handed over. Why a view 
 Nothing here judges a release: an empty one is handed over, and the guards refuse it.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace import arrivals, paths
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch
@@ -34,7 +34,7 @@ from tidegate.keyspace.steering import Accepted, Me, steer
 from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
 from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _SEVERITY: Final[dict[Phase, int]] = {
     "connected": 0,
@@ -148,12 +148,13 @@ class Follower:
                 return
             steering, self._accepted = steer(snapshot, self._me, self._accepted)
             before, self._steering = self._steering, steering
-            if before is None or (before.track, before.release) != (
-                *(steering.track, steering.release),
-            ):
+            choice = (steering.track, steering.release)
+            if before is None or (before.track, before.release) != choice:
                 log.info(
-                    "steering track=%s release=%s revision=%d",
-                    *(steering.track, steering.release, steering.revision),
+                    "steering",
+                    track=steering.track,
+                    release=steering.release,
+                    revision=steering.revision,
                 )
             self._choose(steering)
             self._note_arrivals(snapshot, steering.track)

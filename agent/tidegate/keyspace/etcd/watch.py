@@ -28,13 +28,13 @@ Why it does not stop is argued in `watch_loop`.
 should be quick. Events that have arrived together become one snapshot.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace import arrivals
 from tidegate.keyspace.etcd.listing import history_holds, read_prefix
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -43,7 +43,7 @@ from tidegate.keyspace.paths import key_range
 from tidegate.model.arrivals import NO_ARRIVALS, Written, gathered, joined
 from tidegate.model.values import Document, Snapshot
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 class Watch(WatchLoop):
@@ -86,9 +86,10 @@ class Watch(WatchLoop):
                 self._report_lost(documents)
             else:
                 log.warning(
-                    "etcd has another history than before (revision %d, and it was %d): it was "
-                    "restored from a backup, or replaced; the documents are read anew",
-                    *(history.revision, self._next - 1),
+                    "etcd_history_changed",
+                    revision=history.revision,
+                    previous=self._next - 1,
+                    reason="etcd was restored from a backup or replaced; documents are read anew",
                 )
         self._documents = documents
         self._history = history
@@ -166,4 +167,4 @@ class Watch(WatchLoop):
             if document.mod_revision < self._next and self._documents.get(key) != document
         ]
         if lost:
-            log.warning("etcd's watch lost events of %d keys, first %s", len(lost), min(lost))
+            log.warning("etcd_events_lost", keys=len(lost), first=min(lost))

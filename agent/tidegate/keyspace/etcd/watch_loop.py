@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Verdict, from_cancel
 from tidegate.keyspace.etcd.retry import REBUILD_EVERY, rebuild, until_done
@@ -31,7 +32,7 @@ from tidegate.keyspace.paths import KeyRange
 if TYPE_CHECKING:
     from tidegate.keyspace.etcd.listing import History
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _BREAKS_BEFORE_LIST: Final = 5
 _AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.RELIST, Verdict.LOGIN})
@@ -138,7 +139,7 @@ class WatchLoop(ABC):
             except Exception as error:
                 reason = f"A fault in the agent stopped the watch: {error!r}."
                 if not self._stop.is_set():
-                    log.exception("the watch failed and starts over")
+                    log.exception("etcd_watch_crashed")
             if not self._stop.is_set():
                 self._report("fatal", reason)
                 self._stop.wait(self._settings.fatal_retry)
@@ -228,10 +229,9 @@ class WatchLoop(ABC):
             since = old.since
         self._state = WatchState(phase, reason, time.time() if since is None else since)
         if (old.phase, old.reason) != (phase, reason):
-            log.log(
-                logging.ERROR if phase == "fatal" else logging.INFO, "etcd: %s %s", phase, reason
-            )
+            level = logging.ERROR if phase == "fatal" else logging.INFO
+            log.log(level, "etcd", phase=phase, reason=reason)
             try:
                 self._on_state(self._state)
             except Exception:
-                log.exception("the receiver of the watch's state failed")
+                log.exception("etcd_state_not_taken")

@@ -23,13 +23,13 @@ It costs a read per burst of events, so it is for what is small and changes seld
 neither: `watch` applies the events of its one prefix, which needs no read.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.failures import CallFailed, Verdict
 from tidegate.keyspace.etcd.listing import read_ranges
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -37,7 +37,7 @@ from tidegate.keyspace.etcd.watch_loop import WatchLoop, WatchState
 from tidegate.keyspace.paths import key_range
 from tidegate.model.values import Snapshot
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 class RangesWatch(WatchLoop):
@@ -73,9 +73,10 @@ class RangesWatch(WatchLoop):
         documents, history = self._retry(partial(read_ranges, self._etcd, self._ranges, self._cut))
         if self._history is not None and not history.follows(self._history):
             log.warning(
-                "etcd has another history than before (revision %d, and it was %d): it was "
-                "restored from a backup, or replaced; the steering keys are read anew",
-                *(history.revision, self._history.revision),
+                "etcd_history_changed",
+                revision=history.revision,
+                previous=self._history.revision,
+                reason="etcd was restored from a backup or replaced; steering keys are read anew",
             )
         self._history = history
         self._next = history.revision + 1

@@ -7,20 +7,20 @@ than its time, or was wiped) a new one is taken and all is written again. This d
 the content.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Verdict
 from tidegate.keyspace.etcd.retry import until_done
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.status.document import StatusDocument, encode
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _MIN_INTERVAL: Final = 0.25
 """Seconds between two writes: four a second at most."""
@@ -109,7 +109,7 @@ class StatusWriter:
             except CallFailed as failure:
                 reason, pause = failure.reason, self._settings.fatal_retry
             except Exception as error:
-                log.exception("the status writer failed and starts over")
+                log.exception("status_writer_crashed")
                 reason, pause = f"A fault in the agent: {error}.", self._settings.fatal_retry
             else:
                 continue
@@ -171,7 +171,7 @@ class StatusWriter:
         try:
             self._on_written(status)
         except Exception:
-            log.exception("the receiver of statuses that were written failed")
+            log.exception("status_not_acknowledged")
 
     def _write(self, latest: dict[str, bytes]) -> None:
         """Write the difference between `latest` and what is written, in batches."""
@@ -196,14 +196,17 @@ class StatusWriter:
         try:
             self._etcd.revoke(self._lease, timeout=2.0)
         except CallFailed as failure:
-            log.info("the host's keys stay until their lease runs out: %s", failure.reason)
+            log.info("lease_not_revoked", reason=failure.reason)
 
     def _report(self, reason: str) -> None:
         if reason == self._error:
             return
         self._error = reason
-        log.log(logging.WARNING if reason else logging.INFO, "status: %s", reason or "written")
+        if reason:
+            log.warning("status_not_written", reason=reason)
+        else:
+            log.info("status_written")
         try:
             self._on_error(reason)
         except Exception:
-            log.exception("the receiver of the status writer's errors failed")
+            log.exception("status_error_not_taken")
