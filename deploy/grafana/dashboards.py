@@ -28,7 +28,8 @@ DASHBOARDS: Final = {
         Panel("Ready", "short", f"tidegate_ready{{{_HOST}}}", "{{instance}}"),
         Panel("State", "short", f"tidegate_state{{{_HOST}}} == 1", "{{tidegate_host_state}}"),
         Panel(
-            *("Different tables of a track", "short"),
+            "Different tables of a track",
+            "short",
             "count by (tidegate_track) (count by (tidegate_track, tidegate_digest) "
             f"(tidegate_generation_info{{{_HOST}}}))",
             "{{tidegate_track}}",
@@ -37,23 +38,27 @@ DASHBOARDS: Final = {
             "Silence of etcd", "s", f"tidegate_etcd_contact_age_seconds{{{_HOST}}}", "{{instance}}"
         ),
         Panel(
-            *("Packets", "pps"),
+            "Packets",
+            "pps",
             f"sum by (instance) (rate(tidegate_program_packets_total{{{_HOST}}}[5m]))",
             "{{instance}}",
         ),
         Panel(
-            *("Packets by CPU", "pps"),
+            "Packets by CPU",
+            "pps",
             "sum by (instance, cpu_logical_number) "
             f"(rate(tidegate_program_packets_total{{{_HOST}}}[5m]))",
             "{{instance}} {{cpu_logical_number}}",
         ),
         Panel(
-            *("Fill of maps", "percentunit"),
+            "Fill of maps",
+            "percentunit",
             f"tidegate_map_entries{{{_HOST}}} / tidegate_map_limit{{{_HOST}}}",
             "{{instance}} {{tidegate_map}}",
         ),
         Panel(
-            *("Healthy backends", "short"),
+            "Healthy backends",
+            "short",
             f'tidegate_pool_backends{{{_HOST}, tidegate_health_state="healthy"}}',
             "{{instance}} {{tidegate_pool}}",
         ),
@@ -66,12 +71,14 @@ DASHBOARDS: Final = {
         ),
         Panel("Tracked flows", "short", f"tidegate_vip_flows_live{{{_VIP}}}", "{{instance}}"),
         Panel(
-            *("Drops", "pps"),
+            "Drops",
+            "pps",
             f"sum by (tidegate_drop_reason) (rate(tidegate_vip_drops_total{{{_VIP}}}[5m]))",
             "{{tidegate_drop_reason}}",
         ),
         Panel(
-            *("Decisions", "pps"),
+            "Decisions",
+            "pps",
             f"sum by (tidegate_decision) (rate(tidegate_vip_decisions_total{{{_VIP}}}[5m]))",
             "{{tidegate_decision}}",
         ),
@@ -79,38 +86,44 @@ DASHBOARDS: Final = {
     "change": (
         Panel("Generation", "short", f"tidegate_generation{{{_HOST}}}", "{{instance}}"),
         Panel(
-            *("Refused now", "short"),
+            "Refused now",
+            "short",
             f"sum by (instance, tidegate_refusal_stage) (tidegate_refusals{{{_HOST}}})",
             "{{instance}} {{tidegate_refusal_stage}}",
         ),
         Panel(
-            *("Slowest hundredth, by stage", "s"),
+            "Slowest hundredth, by stage",
+            "s",
             _QUANTILE.format(
                 by="tidegate_stage", of="tidegate_change_duration_seconds", where=_HOST
             ),
             "{{tidegate_stage}}",
         ),
         Panel(
-            *("Repairs of the audit", "short"),
+            "Repairs of the audit",
+            "short",
             f"increase(tidegate_audit_repairs_total{{{_HOST}}}[15m])",
             "{{instance}}",
         ),
     ),
     "flow": (
         Panel(
-            *("Events of sampled flows", "eps"),
+            "Events of sampled flows",
+            "eps",
             "sum by (instance, tidegate_event_outcome) "
             f"(rate(tidegate_events_total{{{_HOST}}}[5m]))",
             "{{instance}} {{tidegate_event_outcome}}",
         ),
         Panel(
-            *("Telemetry not sent", "eps"),
+            "Telemetry not sent",
+            "eps",
             "sum by (tidegate_telemetry_signal, tidegate_telemetry_reason) "
             f"(rate(tidegate_telemetry_dropped_total{{{_HOST}}}[5m]))",
             "{{tidegate_telemetry_signal}} {{tidegate_telemetry_reason}}",
         ),
         Panel(
-            *("Owners that could not be used", "pps"),
+            "Owners that could not be used",
+            "pps",
             f"sum by (tidegate_rehash_cause) (rate(tidegate_vip_rehashes_total{{{_HOST}}}[5m]))",
             "{{tidegate_rehash_cause}}",
         ),
@@ -121,7 +134,7 @@ _TRACES: Final = {"change": '{name="tidegate.change"}', "flow": '{name="tidegate
 
 
 def dashboard(name: str) -> dict[str, Any]:
-    """What Grafana imports."""
+    """Return what Grafana imports."""
     panels = [_graph(number, each) for number, each in enumerate(DASHBOARDS[name])]
     variables = [
         {"name": "prometheus", "type": "datasource", "query": "prometheus"},
@@ -182,7 +195,7 @@ def _traces(number: int, query: str) -> dict[str, Any]:
 
 
 def text(name: str) -> str:
-    """The file."""
+    """Return the file."""
     return json.dumps(dashboard(name), indent=1) + "\n"
 
 

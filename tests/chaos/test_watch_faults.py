@@ -179,6 +179,7 @@ def test_a_cluster_restored_from_an_old_snapshot_is_listed_and_reported(
         writer.wait_for_more(10)
     follower.converge("lost by the restore")
     newest = follower.snapshots.items[-1].revision
+    follower.snapshots.items.clear()
     cluster.kill()
     cluster.restore(backup)
     follower.snapshots.wait(lambda s: s.revision < newest and s.documents["a"].value == b"start")

@@ -19,7 +19,8 @@ from tidegate.lab.agents import FLEET, RELEASE, ROOT, config_path
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.plan import CONTROL, LabSpec
 from tidegate.lab.rack import Lab
-from tidegate.telemetry.names.metrics import STAGE, STAGE_DURATION
+from tidegate.telemetry.names.metric_attributes import STAGE
+from tidegate.telemetry.names.metrics import STAGE_DURATION
 from tidegate.telemetry.span import Context, format_traceparent, new_span_id, new_trace_id
 
 pytestmark = pytest.mark.root

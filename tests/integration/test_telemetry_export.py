@@ -18,6 +18,7 @@ from tidegate.telemetry.export.metric_sender import Measured
 from tidegate.telemetry.export.pipeline import Pipeline
 from tidegate.telemetry.export.settings import TelemetrySettings
 from tidegate.telemetry.metrics.points import ALONE, Points, Series
+from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.sdk import Identity, Line
 from tidegate.telemetry.span import Context, Link, Moment, Span, new_span_id, new_trace_id
@@ -225,7 +226,7 @@ def test_ends_within_its_bound(protocol: Protocol) -> None:
 @both
 def test_metrics_end_within_the_same_bound(protocol: Protocol) -> None:
     """Values that a slow collector does not take are given up after `flush` seconds and counted."""
-    series = Series((names.VIP,), [(str(n),) for n in range(5000)])
+    series = Series((attributes.VIP,), [(str(n),) for n in range(5000)])
     counts = [0] * 4999 + [1]
     families = [
         Points(names.VIP_LIVE_FLOWS, series, range(5000)),

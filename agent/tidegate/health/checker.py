@@ -36,7 +36,7 @@ class Checker:
 
     Args:
         changed: is called when the state or the code of any backend changes, on the engine's
-            thread; it should only wake somebody up.
+            thread; it should only wake another thread.
         allow_exec: whether checks may run programs.
         clock: wall clock, s.
     """
@@ -59,15 +59,15 @@ class Checker:
         self.engine: Engine[BackendKey] = Engine(self._take)
 
     def start(self) -> None:
-        """Starts probing; once."""
+        """Start probing; once."""
         self.engine.start()
 
     def stop(self) -> bool:
-        """Ends it; returns whether all ended in time."""
+        """Stop probing; return whether all threads ended in time."""
         return self.engine.stop()
 
     def follow(self, generation: Generation) -> None:
-        """Probes what this generation wants; what it has in common with the last one goes on."""
+        """Probe what this generation wants; what it has in common with the last one goes on."""
         plan = targets(generation, allow_exec=self._allow_exec)
         now = self._clock()
         with self._lock:
@@ -86,22 +86,22 @@ class Checker:
             self._changed()
 
     def standings(self) -> Mapping[BackendKey, Standing]:
-        """What this host thinks now."""
+        """Return what this host's checks find now."""
         with self._lock:
             return dict(self._standings)
 
     def tallies(self) -> Mapping[str, PoolTally]:
-        """Probes by pool, as of now."""
+        """Return the number of probes by pool, as of now."""
         with self._lock:
             return self._tally.pools()
 
     @property
     def counts(self) -> Counts:
-        """Probes since the start."""
+        """Return the number of probes since the start."""
         return Counts(self._passed, self._failed)
 
     def _take(self, key: BackendKey, result: Result) -> None:
-        """One more result, on the engine's thread."""
+        """Take one more result in; called on the engine's thread."""
         with self._lock:
             before, rules = self._standings.get(key), self._rules.get(key)
             if before is None or rules is None:
@@ -128,7 +128,7 @@ class Checker:
 
 
 def _kept(before: Standing | None, fresh: Standing) -> Standing:
-    """What was thought of a backend before, unless it was not probed then or is not now."""
+    """Return what was thought of a backend before, unless it was not probed then or is not now."""
     if before is None or (before.state == "unused") != (fresh.state == "unused"):
         return fresh
     return before if fresh.state != "unused" or before.reason == fresh.reason else fresh

@@ -20,7 +20,7 @@ _SHOWN: Final = 200
 async def run(
     destination: Destination, command: tuple[str, ...], backend: str, limit: float
 ) -> Result:
-    """Runs a program, without a shell, in a process group of its own that ends with it.
+    """Run a program, without a shell, in a process group of its own that ends with it.
 
     Args:
         destination: goes to the program as TIDEGATE_ADDRESS, TIDEGATE_PORT and TIDEGATE_MARK.

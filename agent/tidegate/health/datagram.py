@@ -19,7 +19,7 @@ from tidegate.health.tcp import Destination, failed, marked
 
 
 async def ask(destination: Destination, send: bytes, expect: bytes, limit: float) -> Result:
-    """Sends a datagram and wants an answer that contains `expect`, which may be empty."""
+    """Send a datagram and require an answer that contains `expect`, which may be empty."""
 
     def check(answer: bytes) -> None:
         if expect not in answer:
@@ -29,18 +29,19 @@ async def ask(destination: Destination, send: bytes, expect: bytes, limit: float
 
 
 async def resolve(destination: Destination, name: str, kind: str, limit: float) -> Result:
-    """Asks a DNS server for a name and wants NOERROR with at least one answer.
+    """Ask a DNS server for a name and require NOERROR with at least one answer.
 
     Args:
         destination: the server.
-        name: what is asked for.
+        name: to ask for.
         kind: record type, such as `A`.
         limit: seconds.
     """
     # Padded by an option of EDNS (RFC 7830), which servers that do not know it ignore.
     size = room(destination)
     query = dns.message.make_query(
-        *(name, dns.rdatatype.from_text(kind)),
+        name,
+        dns.rdatatype.from_text(kind),
         id=secrets.randbits(16),
         use_edns=0 if size else None,
         pad=size,

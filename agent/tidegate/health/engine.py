@@ -79,7 +79,7 @@ class _Scheduled(Generic[K]):
     is_gone: bool = False
 
     def settle(self) -> None:
-        """Computes the next moment. It does not come before that of the last probe."""
+        """Compute the next moment. It does not come before that of the last probe."""
         interval = self.target.interval
         self.moment = self.start + self.number * interval
         if self.target.jitter:
@@ -115,22 +115,22 @@ class Engine(Generic[K]):
         """Probes that were left out after a pause."""
 
     def start(self) -> None:
-        """Starts the thread; once."""
+        """Start the thread; once."""
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> bool:
-        """Cancels what runs and ends the thread; returns whether it ended in time."""
+        """Cancel what runs and end the thread; return whether it ended in time."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def probe(self, targets: Mapping[K, Target]) -> None:
-        """Makes these the targets. For any thread. A target that stays as it was keeps its time."""
+        """Make these the targets, from any thread. A target that stays as it was keeps its time."""
         self._loop.call_soon_threadsafe(self._take, dict(targets))
 
     def lateness(self) -> list[float]:
-        """Seconds by which recent probes began after their moments, oldest first."""
+        """Return the seconds by which recent probes began after their moments, oldest first."""
         return list(self._lateness)
 
     def _run(self) -> None:
@@ -166,7 +166,7 @@ class Engine(Generic[K]):
         self._slot(scheduled.moment).append(scheduled)
 
     def _slot(self, moment: float) -> list[_Scheduled[K]]:
-        """The targets of the first tick that is not before this moment."""
+        """Return the targets of the first tick that is not before this moment."""
         tick = math.ceil(moment / _TICK)
         slot = self._wheel.get(tick)
         if slot is None:
@@ -183,7 +183,7 @@ class Engine(Generic[K]):
             self._timer = self._loop.call_at(moment, self._turn)
 
     def _turn(self) -> None:
-        """Begins what is due, and ends what has waited for too long."""
+        """Begin what is due, and end what has waited for too long."""
         now = self._loop.time()
         while self._ticks and self._ticks[0] * _TICK <= now:
             self._overdue.extend(self._wheel.pop(heapq.heappop(self._ticks)))
@@ -194,7 +194,7 @@ class Engine(Generic[K]):
         self._set_timer()
 
     def _begin_due(self, scheduled: _Scheduled[K]) -> bool:
-        """Begins a probe, if it shall; sees to the next one."""
+        """Begin a probe, unless the last one still runs, and schedule the next one."""
         if scheduled.is_gone:
             return False
         late = self._loop.time() - scheduled.moment

@@ -36,7 +36,7 @@ _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked.
+    """The question.
 
     Attributes:
         service: name of the service; empty for the server as a whole.
@@ -57,7 +57,7 @@ class _Answer:
 
 
 async def check(destination: Destination, ask: Ask, limit: float) -> Result:
-    """One call on a connection of its own; SERVING passes."""
+    """Make one call on a connection of its own; SERVING passes."""
 
     async def talk(stream: Stream) -> None:
         context = tls_context(verify=ask.verify, protocol="h2") if ask.tls else None
@@ -119,7 +119,7 @@ def _take(event: Event, answer: _Answer, connection: H2Connection) -> None:
 
 
 def _judge(answer: _Answer, ask: Ask) -> None:
-    """Raises CheckError unless the answer is SERVING."""
+    """Raise CheckError unless the answer is SERVING."""
     name = ask.service or "the server"
     http = answer.headers.get(b":status", b"none").decode("ascii", "replace")
     code = answer.headers.get(b"grpc-status", b"").decode("ascii", "replace")

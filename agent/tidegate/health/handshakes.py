@@ -79,7 +79,7 @@ class Handshakes:
         loop.add_reader(self._epoll.fileno(), self.answered)
 
     def begin(self, line: Line) -> None:
-        """Begins a handshake; `line.ended` is called once, maybe before this returns."""
+        """Begin a handshake; `line.ended` is called once, maybe before this returns."""
         line.began = self._loop.time()
         try:
             if line.sock is None:
@@ -99,19 +99,19 @@ class Handshakes:
                 self._fail(line, failed(OSError(number, os.strerror(number)), 0.0))
 
     def answered(self) -> None:
-        """Ends the handshakes that have an answer."""
+        """End the handshakes that have an answer."""
         while True:
             found = self._epoll.poll(0, _AT_ONCE)
             for fd, events in found:
                 line = self._lines.get(fd)
-                # A socket that was reset says so once more: nothing waits on it.
+                # A socket that was reset becomes readable once more: nothing waits on it.
                 if line is not None and line.waiting.pop(fd, None) is not None:
                     self._answer(line, events)
             if len(found) < _AT_ONCE:
                 return
 
     def expire(self) -> None:
-        """Ends the handshakes whose limit has passed."""
+        """End the handshakes whose limit has passed."""
         self.answered()
         now = self._loop.time()
         for limit, waiting in self._waiting.items():
@@ -124,7 +124,7 @@ class Handshakes:
                 self._fail(line, Result("timeout", reason, seconds))
 
     def drop(self, line: Line) -> None:
-        """Closes a line's socket; what was under way on it is not reported."""
+        """Close a line's socket; what was under way on it is not reported."""
         if line.sock is not None:
             line.waiting.pop(line.fd, None)
             self._lines.pop(line.fd, None)
@@ -132,7 +132,7 @@ class Handshakes:
             line.sock = None
 
     def close(self) -> None:
-        """Closes everything."""
+        """Close everything."""
         for line in list(self._lines.values()):
             self.drop(line)
         self._loop.remove_reader(self._epoll.fileno())
@@ -167,7 +167,7 @@ class Handshakes:
 
 
 def _packed(to: Destination) -> bytes:
-    """A destination as sockaddr_in or sockaddr_in6."""
+    """Return a destination as sockaddr_in or sockaddr_in6."""
     address = socket.inet_pton(to.family, to.address)
     head = struct.pack("=H", to.family) + struct.pack("!H", to.port)
     if to.family == socket.AF_INET:

@@ -15,7 +15,7 @@ _AGENT = "tidegate-health"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked, and what is expected.
+    """The request, and what is expected.
 
     Attributes:
         host: the Host header, and with TLS the name that the certificate must carry.
@@ -35,7 +35,7 @@ class Ask:
 
 
 async def get(destination: Destination, ask: Ask, limit: float) -> Result:
-    """One request on a connection of its own."""
+    """Make one request on a connection of its own."""
 
     async def talk(stream: Stream) -> None:
         context = tls_context(verify=ask.verify, protocol="http/1.1") if ask.tls else None

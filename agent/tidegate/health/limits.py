@@ -31,7 +31,7 @@ class Limits:
     Attributes:
         panic_percent: share of healthy backends below which all are kept, 0 to 100.
         most_per_minute: backends that may be taken out within a minute.
-        may_empty: whether all backends may be out, since somebody else serves then.
+        may_empty: whether all backends may be out, since another pool serves then.
     """
 
     panic_percent: int = 50
@@ -60,7 +60,7 @@ def eject(
     limits: Limits,
     now: int,
 ) -> Ejection:
-    """Which backends of a pool health takes out.
+    """Return which backends of a pool health takes out.
 
     Args:
         members: backends of the pool that would serve if they were healthy.
@@ -92,7 +92,7 @@ def eject(
 
 
 def is_checker_broken(health: Mapping[BackendKey, Effective], interval: float) -> bool:
-    """Whether all backends (two or more) failed so close together that the checks are to blame.
+    """Return whether all backends, two or more, failed so close together that the checks did it.
 
     Args:
         health: what the fleet thinks of all backends that are checked.

@@ -2,7 +2,7 @@
 """Makes what a check asks fill a packet of a set size: a way that loses large ones is found so.
 
 A question is short, and so passes where full packets of clients do not: a link with a smaller MTU
-behind a tunnel loses them, and nobody hears of it, since the error goes to the outer source. So the
+behind a tunnel loses them, and no check notices, since the error goes to the outer source. So the
 question is padded to exactly one packet, in a way that its protocol ignores. One packet, not more:
 the kernel keeps segments of one write together until they leave, and what the tunnel adds would be
 taken off their size again (bpf/healthcheck.c).
@@ -32,20 +32,20 @@ _MTU_DISCOVER: Final = {
 
 
 def limit_segments(sock: socket.socket, packet_size: int | None) -> None:
-    """Has a TCP socket, before it connects, send packets of at most this size."""
+    """Limit the packets of a TCP socket that is not connected yet to this size."""
     if packet_size is not None:
         most = packet_size - _IP[sock.family] - _TCP
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, most)
 
 
 def full_segment(sock: socket.socket, *, is_tls: bool) -> int:
-    """Bytes that a connected socket sends in one packet; with TLS, those that fit in a record."""
+    """Return how many bytes a socket sends in one packet; with TLS, how many fit in a record."""
     most = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
     return most - _TLS if is_tls else most
 
 
 def padded_head(head: bytes, size: int) -> bytes:
-    """The head of an HTTP/1.1 request with one more header, so that it has this many bytes."""
+    """Return the head of an HTTP/1.1 request, padded to this many bytes by one more header."""
     missing = size - len(head) - len(_FIELD % b"")
     if missing < 0:
         return head
@@ -53,7 +53,7 @@ def padded_head(head: bytes, size: int) -> bytes:
 
 
 def padded_frames(frames: bytes, size: int) -> bytes:
-    """HTTP/2 frames with one more that is ignored, so that they have this many bytes."""
+    """Return HTTP/2 frames, padded to this many bytes by one more that is ignored."""
     missing = size - len(frames) - _FRAME
     if missing < 0:
         return frames
@@ -62,18 +62,18 @@ def padded_frames(frames: bytes, size: int) -> bytes:
 
 
 def room(destination: Destination) -> int:
-    """Bytes of a datagram that fills a packet for a destination; 0 if there is no size to fill."""
+    """Return the size of a datagram that fills a packet for a destination; 0 for no padding."""
     if destination.packet_size is None:
         return 0
     return destination.packet_size - _IP[destination.family] - _UDP
 
 
 def padded(datagram: bytes, size: int) -> bytes:
-    """A datagram with zeros after it, so that it has this many bytes at least."""
+    """Return a datagram, padded with zeros to this many bytes at least."""
     return datagram.ljust(size, b"\0")
 
 
 def forbid_fragments(sock: socket.socket) -> None:
-    """Has a UDP socket's datagrams sent whole or not at all."""
+    """Forbid a UDP socket to fragment datagrams."""
     level, option = _MTU_DISCOVER[sock.family]
     sock.setsockopt(level, option, _PROBE_MTU)

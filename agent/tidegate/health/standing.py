@@ -59,12 +59,12 @@ class Standing:
 
 
 def unknown(now: float) -> Standing:
-    """The standing of a backend that was never probed."""
+    """Return the standing of a backend that was never probed."""
     return Standing("initial", "checking", "Not checked yet.", now)
 
 
 def after(before: Standing, result: Result, rules: Rules, now: float) -> Standing:
-    """The standing after one more probe."""
+    """Return the standing after one more probe."""
     return _passed(before, rules, now) if result.passed else _failed(before, result, rules, now)
 
 
@@ -106,7 +106,7 @@ def _failed(before: Standing, result: Result, rules: Rules, now: float) -> Stand
 
 
 def _hold(failures: int, rules: Rules) -> float:
-    """Seconds for which a backend must pass after this many failures."""
+    """Return the seconds for which a backend must pass after this many failures."""
     if failures <= 1:
         return 0.0
     return rules.hold_down * 2.0 ** min(failures - 2, _DOUBLINGS)

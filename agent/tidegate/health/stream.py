@@ -43,7 +43,7 @@ class Stream:
         """Bytes to which the request is to be padded, so that it fills one packet; 0 is any."""
 
     async def open(self, context: ssl.SSLContext | None, server_name: str) -> None:
-        """Connects, and shakes hands over TLS if there is a context."""
+        """Connect, with a TLS handshake if there is a context."""
         sock = marked(self._destination, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -62,12 +62,12 @@ class Stream:
         self.doing = "the request"
 
     def send(self, data: bytes) -> None:
-        """Sends; what the system does not take at once goes out meanwhile."""
+        """Send; what the system does not take at once is sent in the background."""
         assert self._writer is not None  # noqa: S101 - opened before
         self._writer.write(data)
 
     async def receive(self) -> bytes:
-        """The next bytes, or none at the end.
+        """Return the next bytes, or none at the end.
 
         Raises:
             CheckError: there were more than a check looks at.
@@ -80,7 +80,7 @@ class Stream:
         return data
 
     def close(self) -> None:
-        """Ends the connection by a reset: no TIME_WAIT on this host."""
+        """End the connection by a reset: no TIME_WAIT on this host."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -88,7 +88,7 @@ class Stream:
 async def judged(
     destination: Destination, limit: float, talk: Callable[[Stream], Awaitable[None]]
 ) -> Result:
-    """The result of a talk over a new connection, which raises CheckError if it is not content.
+    """Return the result of a conversation over a new connection; a CheckError is a failure.
 
     Args:
         destination: where to.
@@ -121,7 +121,7 @@ async def judged(
 
 @cache
 def tls_context(*, verify: bool, protocol: str) -> ssl.SSLContext:
-    """TLS as a client of this application protocol (ALPN); the system's authorities, or none."""
+    """Return a TLS context for this application protocol (ALPN), with the system's CAs or none."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False

@@ -12,8 +12,20 @@ from typing import Final
 from tidegate.health.result import Result
 
 BOUNDS: Final = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
 )
 """Upper bounds of the classes of durations, s; one more class has what is longer."""
 
@@ -40,7 +52,7 @@ class Tally:
         self._pools: dict[str, PoolTally] = {}
 
     def add(self, pool: str, result: Result) -> None:
-        """One more probe."""
+        """Count one more probe."""
         found = self._pools.get(pool)
         if found is None:
             found = self._pools[pool] = PoolTally()
@@ -49,11 +61,11 @@ class Tally:
         found.seconds += result.seconds
 
     def keep(self, pools: Collection[str]) -> None:
-        """Forgets the pools that are not checked any more."""
+        """Forget the pools that are not checked any more."""
         self._pools = {name: found for name, found in self._pools.items() if name in pools}
 
     def pools(self) -> Mapping[str, PoolTally]:
-        """By name; a copy."""
+        """Return a copy of the counts by name of the pool."""
         return {
             name: replace(each, by_code=dict(each.by_code), by_duration=list(each.by_duration))
             for name, each in self._pools.items()

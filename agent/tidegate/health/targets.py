@@ -3,7 +3,7 @@
 
 A backend is probed once, however many VIPs share its pool: through one VIP of the pool, the first
 by name that speaks the check's protocol. What is sent to no VIP's address and port would not take
-the tunnel (bpf/healthcheck.c), so such a check is not made, and the reason is told.
+the tunnel (bpf/healthcheck.c), so such a check is not made, and the reason is reported.
 """
 
 from collections.abc import Awaitable, Mapping
@@ -36,7 +36,7 @@ class Probe:
     backend: str
 
     def __call__(self) -> Awaitable[Result]:
-        """Begins it."""
+        """Begin the probe."""
         to, check, limit = self.destination, self.check, self.check.timeout
         host = check.host or to.address
         match check.type:
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 def targets(generation: Generation, *, allow_exec: bool) -> Plan:
-    """What is to be probed while this generation is in force.
+    """Return what is to be probed while this generation is in force.
 
     Args:
         generation: VIPs, pools and backends. Those that drain for good are left out.
@@ -116,7 +116,7 @@ def _to(way: Destination, placed: PlacedBackend) -> Destination:
 
 
 def _way(check: Check, pool: str, vips: list[Vip], *, allow_exec: bool) -> Destination | str:
-    """Where a pool's probes are sent, without their mark, or why there is nowhere."""
+    """Return where a pool's probes are sent, without their mark, or why they cannot be."""
     if check.type == "exec" and not allow_exec:
         return "The agent's file does not allow checks that run programs (health.allow_exec)."
     protocol = _PROTOCOLS.get(check.type, "tcp")
@@ -134,7 +134,7 @@ def _way(check: Check, pool: str, vips: list[Vip], *, allow_exec: bool) -> Desti
 
 
 def _has_vip(vips: list[Vip], through: Vip, port: int) -> bool:
-    """Whether a packet to this VIP's address and this port is for a VIP."""
+    """Return whether a packet to this VIP's address and this port is for a VIP."""
     return any(
         vip.protocol == through.protocol
         and vip.port in (0, port)

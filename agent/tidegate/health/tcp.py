@@ -49,7 +49,7 @@ class Destination:
 
 
 def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
-    """A non-blocking socket whose packets take the tunnel.
+    """Return a non-blocking socket whose packets take the tunnel.
 
     Raises:
         OSError: the mark is not allowed (CAP_NET_ADMIN), or the source is not an address of ours.
@@ -67,7 +67,7 @@ def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
 
 
 def failed(error: OSError, seconds: float) -> Result:
-    """The result of a probe that the system ended after this long."""
+    """Return the result of a probe that the system ended after this long."""
     code = _CODES.get(error.errno or 0, "error")
     said = os.strerror(error.errno) if error.errno else str(error)
     return Result(code, f"{said}.", seconds)

@@ -5,13 +5,13 @@ Pure functions of the verdicts that hosts have written to etcd, so hosts that re
 come to the same health and thereby to the same tables. Verdicts live under their host's lease:
 those of a dead host are gone, and so it does not vote.
 
-A backend is unhealthy if more than half of its voters say so; with half of them it stays healthy,
-since taking out a backend that works does more harm than leaving one that does not to its clients'
-retries. A host that has not made up its mind does not vote.
+A backend is unhealthy if more than half of its voters vote for that; with half of them it stays
+healthy, since taking out a backend that works does more harm than leaving one that does not to its
+clients' retries. A host that has not made up its mind does not vote.
 
 A host whose own way is broken finds many backends dead that the others reach. Such a host is
 *blind*: it finds at least half of the backends unhealthy that the other hosts find healthy, and at
-least three of them (or all). Its votes do not count, and it says so of itself.
+least three of them (or all). Its votes do not count, and its status says that it is blind.
 """
 
 from collections import defaultdict
@@ -60,7 +60,7 @@ class Opinion:
 
 
 def opinion(votes: Votes) -> Opinion:
-    """The fleet's opinion, the same on every host that knows the same votes."""
+    """Return the fleet's opinion, the same on every host that has the same votes."""
     cast = _by_backend(votes)
     blind = frozenset(host for host, mine in votes.items() if _is_blind(mine, cast))
     if blind:
@@ -69,7 +69,7 @@ def opinion(votes: Votes) -> Opinion:
 
 
 def can_be_spared(host: str, votes: Votes, blind: Collection[str]) -> bool:
-    """Whether a blind host may leave its traffic to the others: most hosts see what it does not.
+    """Return whether most hosts see what a blind host does not, so that it may withdraw.
 
     Those who count are the host itself and all who judge any backend that it judges, and more than
     half of them must see. Blind hosts alone are spared, and they are not among those who see, so
@@ -97,7 +97,7 @@ def _by_backend(votes: Votes) -> dict[BackendKey, list[Vote]]:
 
 @lru_cache(_REMEMBERED)
 def _effective(cast: tuple[Vote, ...]) -> Effective:
-    """What these votes come to. Of thousands of backends most have had the same votes before."""
+    """Return the outcome of votes; cached, as most of thousands of backends have the same votes."""
     dead = [vote.since for vote in cast if not vote.is_healthy]
     alive = [vote.since for vote in cast if vote.is_healthy]
     if 2 * len(dead) > len(cast):
@@ -110,12 +110,12 @@ def _effective(cast: tuple[Vote, ...]) -> Effective:
 
 
 def _reached(times: Iterable[int], needed: int) -> int:
-    """The second at which there were enough of these votes."""
+    """Return the second at which there were enough of these votes."""
     return sorted(times)[needed - 1]
 
 
 def _is_blind(mine: Mapping[BackendKey, Vote], cast: Mapping[BackendKey, list[Vote]]) -> bool:
-    """Whether a host finds many backends dead that the others find alive.
+    """Return whether a host finds many backends dead that the others find alive.
 
     Args:
         mine: its votes.
@@ -139,5 +139,5 @@ def _is_blind(mine: Mapping[BackendKey, Vote], cast: Mapping[BackendKey, list[Vo
 
 @lru_cache(_REMEMBERED)
 def _alive(cast: tuple[Vote, ...]) -> tuple[int, int]:
-    """Votes for healthy, and all."""
+    """Return the number of votes for healthy, and of all votes."""
     return sum(vote.is_healthy for vote in cast), len(cast)

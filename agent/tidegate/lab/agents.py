@@ -41,17 +41,17 @@ source6 = "{outer6}"
 
 
 def config_path(spec: LabSpec, lb: str) -> Path:
-    """Where the agent's file of an LB host is."""
+    """Return where the agent's file of an LB host is."""
     return spec.folder / lb / "agent.toml"
 
 
 def log_path(spec: LabSpec, lb: str) -> Path:
-    """Where an agent that the lab started writes its log."""
+    """Return where an agent that the lab started writes its log."""
     return spec.folder / lb / "agent.log"
 
 
 def write_config(spec: LabSpec, lb: str) -> Path:
-    """Writes the agent's file of an LB host and returns its path."""
+    """Write the agent's file of an LB host and return its path."""
     path = config_path(spec, lb)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
@@ -82,17 +82,17 @@ class AgentProcess:
 
     @classmethod
     def start(cls, node: Node, config: Path, log: Path) -> "AgentProcess":
-        """Starts `tidegate agent run -c FILE`; does not wait until it has synchronised."""
+        """Start `tidegate agent run -c FILE`; does not wait until it has synchronised."""
         command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(config)]
         return cls(node, config, log, node.daemon(command, log))
 
     def kill(self) -> None:
-        """SIGKILL: it gets no chance to clean up. Returns when it is gone."""
+        """Kill it with SIGKILL, without a chance to clean up; return when it is gone."""
         self.process.kill()
         self.process.wait(10)
 
     def terminate(self, timeout: float = 10) -> int:
-        """SIGTERM; returns its exit code.
+        """Send SIGTERM, wait for the end, and return the exit code.
 
         Raises:
             LabError: it is still there after `timeout` seconds.
@@ -106,13 +106,13 @@ class AgentProcess:
             ) from error
 
     def reload(self) -> None:
-        """SIGHUP."""
+        """Send SIGHUP."""
         self.process.send_signal(signal.SIGHUP)
 
     def restart(self) -> None:
-        """Starts it once more after `kill` or `terminate`, on the same file."""
+        """Start it once more after `kill` or `terminate`, on the same file."""
         self.process = AgentProcess.start(self.node, self.config, self.log).process
 
     def tail(self, lines: int = 10) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -24,17 +24,17 @@ class Measured(NamedTuple):
 
 
 def exactly(name: str, expected: int, observed: int) -> Claim:
-    """Claims that a number is what it must be."""
+    """Claim that a number is what it must be."""
     return Claim(name, f"{expected:,}", f"{observed:,}", observed == expected)
 
 
 def at_least(name: str, expected: int, observed: int) -> Claim:
-    """Claims that a number is not too small; it keeps other claims from being empty."""
+    """Claim that a number is not too small; it keeps other claims from being empty."""
     return Claim(name, f"≥ {expected:,}", f"{observed:,}", observed >= expected)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows in columns as wide as their widest cell."""
+    """Return rows in columns as wide as their widest cell."""
     cells = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = [
@@ -45,7 +45,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
-    """All claims, with what does not hold marked."""
+    """Return all claims, with what does not hold marked."""
     return table(
         ("claim", "expected", "observed", ""),
         [

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control system of the demo: plain `etcdctl put` and `del`, and a watch of a host's status.
 
-Nothing here knows how the agent works; it sees what any control system would.
+It uses what any control system can: documents in, status out.
 """
 
 import base64
@@ -39,7 +39,7 @@ class Control:
         self._prefix = paths.release_prefix(ROOT, FLEET, RELEASE)
 
     def put(self, key: str, document: Mapping[str, Any]) -> Written:
-        """Writes one document; the key is relative to the release.
+        """Write one document; the key is relative to the release.
 
         Raises:
             LabError: etcdctl failed.
@@ -47,7 +47,7 @@ class Control:
         return self._run("put", self._prefix + key, json.dumps(document))
 
     def delete(self, key: str) -> Written:
-        """Deletes one document.
+        """Delete one document.
 
         Raises:
             LabError: etcdctl failed.
@@ -96,7 +96,7 @@ class StatusWatch:
                     self._queue.put(Seen(status, now))
 
     def current(self) -> dict[str, Any]:
-        """The latest status that was waited for.
+        """Return the latest status that was waited for.
 
         Raises:
             LabError: there was none yet.
@@ -108,7 +108,7 @@ class StatusWatch:
     def wait(
         self, what: str, accept: Callable[[dict[str, Any]], bool], timeout: float = 30
     ) -> Seen:
-        """Returns the first status from here on, the latest included, that is accepted.
+        """Return the first status from here on, the latest included, that is accepted.
 
         Raises:
             LabError: none within `timeout` seconds; the text has the latest.
@@ -125,7 +125,7 @@ class StatusWatch:
         return self.latest
 
     def wait_applied(self, revision: int, timeout: float = 30) -> Seen:
-        """Returns the status that says that a revision is in force.
+        """Return the status that says that a revision is in force.
 
         Raises:
             LabError: the host refuses something, or does not apply it in time.

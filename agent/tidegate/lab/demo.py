@@ -44,13 +44,13 @@ DOWNLOADS: Final = 4 * _DOWNLOADS
 _DWELL: Final = 0.7
 
 
-def run(name: str, pace: Pace, tell: Callable[[str], None]) -> Observed:
-    """Builds a lab of this name, runs all phases in it, and removes it.
+def run(name: str, pace: Pace, report: Callable[[str], None]) -> Observed:
+    """Build a lab of this name, run all phases in it, and remove it.
 
     Args:
         name: of the lab.
         pace: FULL or QUICK.
-        tell: takes each line of progress.
+        report: takes each line of progress.
 
     Raises:
         LabError: a phase could not be carried out.
@@ -58,7 +58,7 @@ def run(name: str, pace: Pace, tell: Callable[[str], None]) -> Observed:
     """
     began = time.monotonic()
     with Lab(LabSpec(name=name, backends=BACKENDS)) as lab, StatusWatch(lab, "lb1") as status:
-        stage = Stage(lab, Roster(lab, Control(lab)), status, tell, began)
+        stage = Stage(lab, Roster(lab, Control(lab)), status, report, began)
         stage.say(f"rack built: router, 2 clients, 1 LB host, {BACKENDS} backends, etcd")
         _start(stage)
         first, troubles = _spread_connections(stage, pace)
@@ -90,7 +90,7 @@ def _start(stage: Stage) -> None:
 
 
 def _spread_connections(stage: Stage, pace: Pace) -> tuple[Totals, list[Trouble]]:
-    """Phase 1: who gets how many connections."""
+    """Run phase 1: which backend gets how many connections."""
     stage.say(f"1. shares: {pace.share_rate:g} connections/s for {pace.share_seconds:g} s")
     targets = list(stage.roster.targets.values())
     with Traffic(stage.lab, targets, rate=pace.share_rate, seconds=pace.share_seconds) as traffic:
@@ -99,7 +99,7 @@ def _spread_connections(stage: Stage, pace: Pace) -> tuple[Totals, list[Trouble]
 
 
 def _under_load(stage: Stage, traffic: Traffic, pace: Pace, first: Totals) -> Observed:
-    """Phases 2 to 5, with one load over them all."""
+    """Run phases 2 to 5, with one load over them all."""
     traffic.wait(lambda now: now.downloads >= DOWNLOADS, 15, f"{DOWNLOADS} open downloads")
     stage.say(f"2. roster changes: {DOWNLOADS} downloads open, {pace.rate:g} new connections/s")
     resets, generation = stage.resets_sent(), stage.status.current()["generation"]
@@ -137,7 +137,7 @@ def _under_load(stage: Stage, traffic: Traffic, pace: Pace, first: Totals) -> Ob
 
 
 def _change_roster(stage: Stage, traffic: Traffic, pace: Pace) -> list[Change]:
-    """Phase 2: one change after another, each in force before the next is written."""
+    """Run phase 2: one change after another, each in force before the next is written."""
     changes = []
     for planned in stage.roster.changes():
         written = stage.roster.apply(planned)

@@ -16,7 +16,7 @@ _CONTROL_BYTES: Final = 64
 
 
 def sockets(port: int) -> tuple[socket.socket, socket.socket]:
-    """An IPv4 and an IPv6 socket on every address, which are told where a datagram was sent to."""
+    """Return an IPv4 and an IPv6 socket that get the destination address of each datagram."""
     # socket has no name for it on Linux before Python 3.14; the number is from linux/in.h.
     ip_pktinfo = getattr(socket, "IP_PKTINFO", 8)
     four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -32,7 +32,7 @@ def sockets(port: int) -> tuple[socket.socket, socket.socket]:
 
 
 def answer(sock: socket.socket, name: bytes) -> None:
-    """Answers up to a batch of waiting datagrams."""
+    """Answer up to a batch of waiting datagrams."""
     for _ in range(_BATCH):
         try:
             data, control, _, client = sock.recvmsg(2048, _CONTROL_BYTES)
@@ -56,7 +56,7 @@ def answer(sock: socket.socket, name: bytes) -> None:
 
 
 def main() -> None:
-    """Serves until a signal ends it."""
+    """Serve until a signal ends it."""
     name, port = sys.argv[1].encode(), int(sys.argv[2])
     selector = selectors.DefaultSelector()
     for sock in sockets(port):

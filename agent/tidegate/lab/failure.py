@@ -49,7 +49,7 @@ class Death:
         return self.quarantined_at - self.cut_at
 
     def of_victim(self, trouble: Trouble) -> bool:
-        """Whether its death explains this trouble."""
+        """Return whether its death explains this trouble."""
         if trouble.at < self.cut_at or trouble.began > self.quarantined_at:
             return False
         if trouble.backend is not None:
@@ -57,7 +57,7 @@ class Death:
         return trouble.began >= self.cut_at - _EARLY
 
     def most_unanswered(self, share: float) -> int:
-        """Most connections begun in that time that a backend of this share can have been given.
+        """Return how many connections begun in that time this backend can have had at the most.
 
         The mean and LIMIT standard deviations of a binomial.
         """
@@ -66,14 +66,14 @@ class Death:
 
 
 def kill_backend(stage: Stage, rate: float) -> Death:
-    """Cuts a backend's link, quarantines it a second later, and waits for what that breaks.
+    """Cut a backend's link, quarantine it a second later, and wait for what that breaks.
 
     Raises:
         LabError: the quarantine is not applied.
     """
     stage.lab.set_link(VICTIM, up=False)
     cut_at = time.monotonic()
-    stage.say(f"   link of {VICTIM} cut; nobody says so for {UNNOTICED:g} s")
+    stage.say(f"   link of {VICTIM} cut; no document changes for {UNNOTICED:g} s")
     time.sleep(UNNOTICED)
     for pool in (POOL4, POOL6):
         written = stage.roster.change(pool, VICTIM, state="quarantine")
@@ -84,7 +84,7 @@ def kill_backend(stage: Stage, rate: float) -> Death:
 
 
 def revive_backend(stage: Stage) -> None:
-    """Plugs the victim in again and makes it active in both pools.
+    """Plug the victim in again and make it active in both pools.
 
     Raises:
         LabError: the change is not applied.
@@ -116,7 +116,7 @@ class Absence:
 
 
 def kill_agent(stage: Stage, traffic: Traffic, pause: float) -> Absence:
-    """Kills the agent with SIGKILL, leaves it dead, and starts it again `pause` + 1 s later.
+    """Kill the agent with SIGKILL, leave it dead, and start it again `pause` + 1 s later.
 
     Raises:
         LabError: the new one does not synchronise.

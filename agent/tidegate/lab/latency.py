@@ -58,7 +58,7 @@ class _Switches:
                 self.changed.notify_all()
 
     def wait(self, backend: str, after: float) -> float:
-        """When the first flow that reached a backend after a moment was sent."""
+        """Return when the first flow that reached a backend after a moment was sent."""
         deadline = time.monotonic() + 10
         with self.changed:
             while True:
@@ -94,7 +94,7 @@ def _probing(lab: Lab) -> Iterator[_Switches]:
 
 
 def measure(lab: Lab, roster: Roster, status: StatusWatch, times: int) -> list[Delay]:
-    """Drains and restores the echo pool's first backend in turn, and measures each change.
+    """Drain and restore the echo pool's first backend in turn, and measure each change.
 
     Raises:
         LabError: a change does not become visible.
@@ -116,6 +116,6 @@ def measure(lab: Lab, roster: Roster, status: StatusWatch, times: int) -> list[D
 
 
 def spread(values: list[float]) -> str:
-    """Median, least and most, in milliseconds."""
+    """Return the median, the least and the most, in milliseconds."""
     low, middle, high = min(values) * 1e3, statistics.median(values) * 1e3, max(values) * 1e3
     return f"median {middle:.1f} ms ({low:.1f} to {high:.1f}, n = {len(values)})"

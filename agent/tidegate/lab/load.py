@@ -58,7 +58,7 @@ class Totals:
     shares: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def answered(self, target: str, backend: str) -> None:
-        """Counts a connection's first answer."""
+        """Count a connection's first answer."""
         share = self.shares.setdefault(target, {})
         share[backend] = share.get(backend, 0) + 1
 
@@ -75,7 +75,7 @@ class Attempt:
 
 
 def emit(event: str, **values: Any) -> None:  # noqa: ANN401 - JSON values
-    """Writes one line."""
+    """Write one line."""
     sys.stdout.write(json.dumps({"event": event, "t": time.monotonic(), **values}) + "\n")
     sys.stdout.flush()
 
@@ -91,7 +91,7 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Runs until told to stop or until its time is over; then finishes what is open."""
+        """Run until it is stopped or its time is over; then finish what is open."""
         options = self.options
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,7 +128,7 @@ class Load:
             emit("progress", **vars(self.totals))
 
     async def _connections(self) -> None:
-        """Begins connections evenly in time, targets in turn; never more than the bound at once."""
+        """Begin connections evenly in time, targets in turn; never more than the bound at once."""
         options = self.options
         if not options.rate:
             await self.stopping.wait()
@@ -147,7 +147,7 @@ class Load:
             await _either(self.stopping, due - time.monotonic())
 
     async def _attempt(self, attempt: Attempt) -> None:
-        """Opens one connection and counts how it ends."""
+        """Open one connection and count how it ends."""
         totals = self.totals
         totals.opened += 1
         totals.open += 1
@@ -196,7 +196,7 @@ class Load:
             await asyncio.sleep(0.1)
 
     async def _download(self, attempt: Attempt) -> None:
-        """One download, checked line by line: one backend, no line missing or twice."""
+        """Check one download line by line: one backend, no line missing or twice."""
         timeout = self.options.timeout
         async with asyncio.timeout(timeout):
             reader, writer = await _connect(attempt.target)
@@ -237,7 +237,7 @@ async def _connect(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 async def _ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str, *, last: bool = False
 ) -> str:
-    """Asks who answers, and returns the backend's name."""
+    """Ask who answers, and return the backend's name."""
     close = "Connection: close\r\n" if last else ""
     writer.write(f"GET / HTTP/1.1\r\nHost: {target}\r\n{close}\r\n".encode())
     body = await reader.readexactly(await _head(reader))
@@ -245,7 +245,7 @@ async def _ask(
 
 
 async def _head(reader: asyncio.StreamReader) -> int:
-    """Reads a response's head and returns the length of its body."""
+    """Read a response's head and return the length of its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     status, *fields = head.lower().split("\r\n")
     if " 200 " not in status:
@@ -255,7 +255,7 @@ async def _head(reader: asyncio.StreamReader) -> int:
 
 
 async def _either(event: asyncio.Event, seconds: float) -> None:
-    """Waits for the event, but no longer than this."""
+    """Wait for the event, but no longer than this."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -264,7 +264,7 @@ async def _either(event: asyncio.Event, seconds: float) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="tidegate.lab.load", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--target", action="append", required=True, help="ADDRESS:PORT or [ADDRESS]:PORT; repeat")

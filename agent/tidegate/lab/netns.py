@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create(name: str) -> None:
-    """Makes a named namespace.
+    """Make a named namespace.
 
     Raises:
         CapabilityError: not allowed here.
@@ -40,13 +40,13 @@ def create(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Removes a namespace's name; it ends with its last process and socket."""
+    """Remove a namespace's name; it ends with its last process and socket."""
     with suppress(FileNotFoundError):
         pyroute2_netns.remove(name)
 
 
 def named(prefix: str) -> list[str]:
-    """Names of existing namespaces that start with a prefix, sorted."""
+    """Return names of existing namespaces that start with a prefix, sorted."""
     if not NETNS_ROOT.is_dir():
         return []
     return sorted(entry.name for entry in NETNS_ROOT.iterdir() if entry.name.startswith(prefix))
@@ -54,7 +54,7 @@ def named(prefix: str) -> list[str]:
 
 @contextmanager
 def entered(name: str) -> Iterator[None]:
-    """Runs the body with the calling thread in a namespace.
+    """Run the body with the calling thread in a namespace.
 
     Raises:
         LabError: there is no such namespace.
@@ -87,9 +87,9 @@ def _set(fd: int, name: str) -> None:
 
 
 def processes(names: list[str]) -> dict[int, str]:
-    """Processes whose network namespace is one of these: pid to namespace name.
+    """Return processes whose network namespace is one of these: pid to namespace name.
 
-    They are found by the namespace's inode, so also when whoever started them is gone. The calling
+    They are found by the namespace's inode, so also when their parent is gone. The calling
     process is never among them.
     """
     inodes: dict[tuple[int, int], str] = {}
@@ -110,7 +110,7 @@ def processes(names: list[str]) -> dict[int, str]:
 
 
 def sysctl(settings: dict[str, str]) -> None:
-    """Writes settings of the namespace that the thread is in: path below /proc/sys/net to value.
+    """Write settings of the namespace that the thread is in: path below /proc/sys/net to value.
 
     Raises:
         LabError: the kernel does not have a setting, or refused it.

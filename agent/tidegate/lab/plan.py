@@ -80,11 +80,11 @@ class Station:
         return f"to-{self.name}"
 
     def address4(self, host: int = 2) -> IPv4Address:
-        """An address on its link: host 1 is the router, 2 the node, 3 a backend's second."""
+        """Return an address on its link: host 1 is the router, 2 the node, 3 a backend's second."""
         return IPv4Address(f"10.77.{self.link}.{host}")
 
     def address6(self, host: int = 2) -> IPv6Address:
-        """The same for IPv6."""
+        """Return the same for IPv6."""
         return IPv6Address(f"fd77:0:0:{self.link:x}::{host}")
 
     @property
@@ -112,7 +112,7 @@ class LabSpec:
     etcd_members: int = 1
 
     def check(self) -> None:
-        """Refuses what cannot be built.
+        """Refuse what cannot be built.
 
         Raises:
             LabError: names the value and what is allowed.
@@ -142,15 +142,15 @@ class LabSpec:
         return f"{self.name}-"
 
     def namespace(self, node: str) -> str:
-        """Name of a node's network namespace."""
+        """Return name of a node's network namespace."""
         return self.prefix + node
 
     def pin_dir(self, lb: str) -> Path:
-        """Where the agent of an LB host pins its maps."""
+        """Return where the agent of an LB host pins its maps."""
         return Path(f"/sys/fs/bpf/tidegate-{self.name}-{lb}")
 
     def stations(self) -> tuple[Station, ...]:
-        """All nodes but the router."""
+        """Return all nodes but the router."""
         return (
             Station(CONTROL, Role.CONTROL, 1, ACCESS_MTU),
             *(
@@ -167,15 +167,15 @@ class LabSpec:
 
 
 def etcd_endpoints(stations: Iterable[Station]) -> list[str]:
-    """host:port of every member of etcd among these nodes."""
+    """Return host:port of every member of etcd among these nodes."""
     return [f"{s.address4()}:{ETCD_PORT}" for s in stations if s.role is Role.CONTROL]
 
 
 def vip4(number: int) -> IPv4Address:
-    """The IPv4 address of VIP number 1, 2, …."""
+    """Return the IPv4 address of VIP number 1, 2, …."""
     return VIPS4[number]
 
 
 def vip6(number: int) -> IPv6Address:
-    """The IPv6 address of VIP number 1, 2, …."""
+    """Return the IPv6 address of VIP number 1, 2, …."""
     return VIPS6[number]

@@ -40,7 +40,7 @@ class Probe:
     answered: int = 0
 
     def send(self) -> None:
-        """Sends one datagram from a new socket."""
+        """Send one datagram from a new socket."""
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM)
         # A port is never used twice: the balancer may still know its flow.
@@ -57,7 +57,7 @@ class Probe:
             self._close(self.order.popleft())
 
     def receive(self, seconds: float) -> bool:
-        """Handles answers for this long; returns False when standard input has ended."""
+        """Handle answers for this long; return False when standard input has ended."""
         for fd, _ in self.poll.poll(max(0.0, seconds) * 1000):
             if fd == sys.stdin.fileno():
                 return False
@@ -87,13 +87,13 @@ class Probe:
 
 
 def say(event: str, **values: str | float) -> None:
-    """Writes one line."""
+    """Write one line."""
     sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Runs until standard input ends."""
+    """Run until standard input ends."""
     probe = Probe(sys.argv[1], int(sys.argv[2]))
     probe.poll.register(sys.stdin, select.POLLIN)
     begin = time.monotonic()

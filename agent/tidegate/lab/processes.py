@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts processes in a namespace, and ends whatever runs in one, whoever started it.
+"""Starts processes in a namespace, and ends all that runs in one.
 
 Signals go through a pidfd whose process was checked to be in the namespace after the pidfd was
 opened, so a pid that was reused in between is never hit.
@@ -31,7 +31,7 @@ class Node:
     namespace: str
 
     def popen(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":  # noqa: ANN401 - subprocess.Popen's own options
-        """Starts a process here; options as for `subprocess.Popen`.
+        """Start a process here; options as for `subprocess.Popen`.
 
         Raises:
             LabError: the program does not exist, or the node is gone.
@@ -50,7 +50,7 @@ class Node:
         check: bool = True,
         text: str | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """Runs a program here to its end and returns what it said.
+        """Run a program here to its end and return what it said.
 
         Args:
             argv: program and arguments.
@@ -83,7 +83,7 @@ class Node:
     def daemon(
         self, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> "subprocess.Popen[bytes]":
-        """Starts a process that outlives its starter, with its output appended to a file."""
+        """Start a process that outlives its starter, with its output appended to a file."""
         with log.open("ab") as sink:
             return self.popen(
                 argv,
@@ -96,7 +96,7 @@ class Node:
 
 
 def wait_ended(fds: Iterable[int], deadline: float) -> set[int]:
-    """Waits for the processes of these pidfds; returns the pidfds of those that have not ended.
+    """Wait for the processes of these pidfds; return the pidfds of those that have not ended.
 
     Args:
         fds: pidfds, of children or of others.
@@ -117,7 +117,7 @@ def wait_ended(fds: Iterable[int], deadline: float) -> set[int]:
 
 
 def end_all(namespaces: list[str], grace: float = TERM_GRACE) -> int:
-    """Ends every process that runs in these namespaces and returns how many there were.
+    """End every process that runs in these namespaces and return how many there were.
 
     SIGTERM, then SIGKILL after `grace` seconds; again while something new turns up.
 
@@ -137,7 +137,7 @@ def end_all(namespaces: list[str], grace: float = TERM_GRACE) -> int:
 
 
 def kill_named(namespace: str, command: str) -> int:
-    """SIGKILLs the processes of this command name in a namespace; returns how many there were.
+    """Send SIGKILL to a namespace's processes of this command name; return how many there were.
 
     Again while there are any, since a server that loses a worker may start another before its own
     signal arrives. Returns when they are gone.
@@ -162,7 +162,7 @@ def _command_name(pid: int) -> str:
 def _end(
     pids: set[int], namespaces: list[str], steps: Iterable[tuple[signal.Signals, float]]
 ) -> None:
-    """Sends each step's signal to what is left, and waits up to its seconds.
+    """Send each step's signal to what is left, and wait up to its seconds.
 
     Raises:
         LabError: something is left after the last step.

@@ -58,10 +58,10 @@ class Lab:
 
     @classmethod
     def attach(cls, name: str) -> "Lab":
-        """The lab of this name, which is up.
+        """Return the lab of this name, which is up.
 
         Raises:
-            LabError: there is none; the text says which there are.
+            LabError: it does not exist; the text lists those that do.
         """
         LabSpec(name=name).check()
         spec = state.saved(name)
@@ -90,7 +90,7 @@ class Lab:
             self._held.close()
 
     def up(self) -> None:
-        """Builds it, after removing whatever a crashed run of the same name left.
+        """Build it, after removing whatever a crashed run of the same name left.
 
         Raises:
             LabError: something could not be built or does not answer.
@@ -139,7 +139,7 @@ class Lab:
             self.wait_for_etcd(node.name)
 
     def is_whole(self) -> bool:
-        """Whether every node is there and every server of it is running."""
+        """Return whether every node is there and every server of it is running."""
         nodes = self.status()["nodes"]
         needed = {node.name: 1 for node in self._of(Role.CONTROL)}
         needed |= {node.name: 3 for node in self.backends()}
@@ -149,7 +149,7 @@ class Lab:
         )
 
     def down(self) -> bool:
-        """Removes it, and returns whether there was anything to remove. Safe to call twice."""
+        """Remove it, and return whether there was anything to remove. Safe to call twice."""
         found = state.erase(self.spec)
         for child in (*self._children, *(agent.process for agent in self.agents.values())):
             child.wait()  # they are dead; this is to leave no zombie
@@ -160,14 +160,14 @@ class Lab:
     # nodes
 
     def folder(self, node: str) -> Path:
-        """A node's folder for configuration, logs and data."""
+        """Return a node's folder for configuration, logs and data."""
         return self.spec.folder / node
 
     def node(self, name: str) -> Node:
-        """A node by name.
+        """Return a node by name.
 
         Raises:
-            LabError: there is none; the text says which there are.
+            LabError: it does not exist; the text lists those that do.
         """
         try:
             return self.nodes[name]
@@ -177,22 +177,22 @@ class Lab:
             ) from error
 
     def client(self, number: int) -> Node:
-        """Client 1 or 2."""
+        """Return client 1 or 2."""
         return self.node(f"client{number}")
 
     def backends(self) -> list[Node]:
-        """All backends, b1 first."""
+        """Return all backends, b1 first."""
         return self._of(Role.BACKEND)
 
     def lbs(self) -> list[Node]:
-        """All LB hosts, lb1 first."""
+        """Return all LB hosts, lb1 first."""
         return self._of(Role.LB)
 
     def _of(self, role: Role) -> list[Node]:
         return [self.nodes[name] for name, one in self.stations.items() if one.role is role]
 
     def station(self, name: str) -> Station:
-        """A node's place in the plan; the router has none.
+        """Return a node's place in the plan; the router has none.
 
         Raises:
             LabError: there is no such node.
@@ -203,7 +203,7 @@ class Lab:
         return self.stations[name]
 
     def address(self, name: str, family: int = 4, *, second: bool = False) -> Address:
-        """A node's address; backends have a second one."""
+        """Return a node's address; backends have a second one."""
         station = self.station(name)
         host = 3 if second else 2
         return station.address4(host) if family == 4 else station.address6(host)  # noqa: PLR2004 - an IP version
@@ -211,15 +211,15 @@ class Lab:
     # VIPs and servers
 
     def vip4(self, number: int = 1) -> IPv4Address:
-        """IPv4 VIP address number 1, 2, …."""
+        """Return IPv4 VIP address number 1, 2, …."""
         return vip4(number)
 
     def vip6(self, number: int = 1) -> IPv6Address:
-        """IPv6 VIP address number 1, 2, …."""
+        """Return IPv6 VIP address number 1, 2, …."""
         return vip6(number)
 
     def add_vip(self, address: Address) -> None:
-        """Has all backends serve one more VIP address; returns when they do."""
+        """Have all backends serve one more VIP address; return when they do."""
         if address in self._vips:
             return
         self._vips.append(address)
@@ -232,11 +232,11 @@ class Lab:
             services.wait_for_http(node, address, None, log)
 
     def stop_http(self, backend: str) -> None:
-        """Kills a backend's nginx (SIGKILL, workers too); its kernel stays and answers with RST."""
+        """Kill a backend's nginx (SIGKILL, workers too); its kernel stays and answers with RST."""
         kill_named(self.node(backend).namespace, "nginx")
 
     def start_http(self, backend: str) -> None:
-        """Starts a backend's nginx again; returns when it answers."""
+        """Start a backend's nginx again; return when it answers."""
         node = self.node(backend)
         process = services.start_nginx(node, self.folder(backend))
         self._children.append(process)
@@ -244,7 +244,7 @@ class Lab:
         services.wait_for_http(node, self._vips[-1], process, log)
 
     def set_link(self, name: str, *, up: bool) -> None:
-        """Plugs or pulls a node's cable."""
+        """Plug or pull a node's cable."""
         wiring.set_link(self.spec, self.station(name), up=up)
 
     def _nginx(self, node: Node) -> list[str]:
@@ -252,7 +252,7 @@ class Lab:
         return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
 
     def tcp_counter(self, name: str, counter: str) -> int:
-        """A TCP counter of a node's kernel, such as OutRsts (RFC 4022, tcpOutRsts)."""
+        """Return a TCP counter of a node's kernel, such as OutRsts (RFC 4022, tcpOutRsts)."""
         with netns.entered(self.node(name).namespace):
             # not /proc/net, which is that of the process's first thread
             text = Path("/proc/thread-self/net/snmp").read_text()
@@ -262,7 +262,7 @@ class Lab:
     # etcd and agents
 
     def etcdctl(self, *arguments: str) -> str:
-        """Runs etcdctl on the control node, for all members of etcd, and returns its output.
+        """Run etcdctl on the control node, for all members of etcd, and return its output.
 
         Raises:
             LabError: it failed.
@@ -272,14 +272,14 @@ class Lab:
         return self.nodes[CONTROL].run(command).stdout
 
     def start_etcd(self, name: str = CONTROL) -> None:
-        """Starts a node's member of etcd, at first or again; it may take another to be healthy."""
+        """Start a node's member of etcd, at first or again; it may take another to be healthy."""
         members = [self.stations[node.name] for node in self._of(Role.CONTROL)]
         member = services.start_etcd(self.node(name), members, self.folder(name))
         self.etcds[name] = member
         self._children.append(member)
 
     def wait_for_etcd(self, name: str = CONTROL) -> None:
-        """Returns when a node's member of etcd is healthy.
+        """Return when a node's member of etcd is healthy.
 
         Raises:
             LabError: it ended, or is not healthy in time.
@@ -288,7 +288,7 @@ class Lab:
         services.wait_for_etcd(self.node(name), self.etcds[name], log)
 
     def start_agent(self, lb: str = "lb1", config: Path | None = None) -> AgentProcess:
-        """Starts the agent on an LB host, on the lab's file for it unless another is given.
+        """Start the agent on an LB host, on the lab's file for it unless another is given.
 
         Returns at once: what the agent has done is in its status key.
         """
@@ -298,7 +298,7 @@ class Lab:
         return agent
 
     def status(self) -> dict[str, Any]:
-        """What the lab consists of and what runs where, as JSON-ready values."""
+        """Return what the lab consists of and what runs where, as JSON-ready values."""
         running: dict[str, list[dict[str, Any]]] = {name: [] for name in self.nodes}
         for pid, namespace in sorted(netns.processes(netns.named(self.spec.prefix)).items()):
             name = namespace.removeprefix(self.spec.prefix)

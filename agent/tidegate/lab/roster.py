@@ -50,7 +50,7 @@ class Roster:
         }
 
     def write_first(self) -> Written:
-        """Writes the pools, their backends and the VIPs; returns the last of the writes."""
+        """Write the pools, their backends and the VIPs; return the last of the writes."""
         for pool in (POOL4, POOL6, POOL_ECHO):
             self.control.put(paths.pool_key(pool), {})
         for backend, weight in WEIGHTS.items():
@@ -69,24 +69,24 @@ class Roster:
         return written
 
     def address(self, backend: str, family: int, *, second: bool = False) -> str:
-        """A backend's address as documents have it."""
+        """Return a backend's address as documents have it."""
         return str(self.lab.address(backend, family, second=second))
 
     def change(self, pool: str, backend: str, **fields: Any) -> Written:  # noqa: ANN401 - the document's own fields
-        """Puts a backend's document with these fields changed."""
+        """Put a backend's document with these fields changed."""
         document = self.documents.setdefault((pool, backend), {})
         document.update(fields)
         return self.control.put(paths.backend_key(pool, backend), document)
 
     def apply(self, change: Change) -> Written:
-        """Makes one change."""
+        """Make one change."""
         if change.fields is not None:
             return self.change(change.pool, change.backend, **change.fields)
         del self.documents[change.pool, change.backend]
         return self.control.delete(paths.backend_key(change.pool, change.backend))
 
     def changes(self) -> list[Change]:
-        """The changes of the demo, the two pools in turn."""
+        """Return the changes of the demo, the two pools in turn."""
         pairs = zip(self._changes(POOL4, 4), self._changes(POOL6, 6), strict=True)
         return [change for pair in pairs for change in pair]
 

@@ -65,7 +65,7 @@ http {{
 
 
 def require_programs() -> None:
-    """Checks that the servers are installed.
+    """Check that the servers are installed.
 
     Raises:
         CapabilityError: names what is missing and the Debian packages that have it.
@@ -79,7 +79,7 @@ def require_programs() -> None:
 
 
 def etcd_peers(members: Sequence[Station]) -> str:
-    """Name and peer URL of each member, as etcd's and etcdctl's --initial-cluster has them."""
+    """Return name and peer URL of each member, as etcd's --initial-cluster has them."""
     return ",".join(f"{member.name}={_etcd_peer(member)}" for member in members)
 
 
@@ -88,7 +88,7 @@ def _etcd_peer(member: Station) -> str:
 
 
 def start_etcd(node: Node, members: Sequence[Station], folder: Path) -> "subprocess.Popen[bytes]":
-    """Starts a member of etcd, on its node's loopback and link; does not wait for it.
+    """Start a member of etcd, on its node's loopback and link; does not wait for it.
 
     Durability is not what the lab shows, so etcd need not wait for the disk. A member that was
     killed goes on with the data that it left.
@@ -99,18 +99,22 @@ def start_etcd(node: Node, members: Sequence[Station], folder: Path) -> "subproc
     peer = _etcd_peer(member)
     return node.daemon(
         [
-            *("etcd", "--name", node.name, "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"),
-            *("--listen-client-urls", f"http://127.0.0.1:{ETCD_PORT},{link}"),
-            *("--advertise-client-urls", link),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", etcd_peers(members)),
+            "etcd",
+            f"--name={node.name}",
+            f"--data-dir={folder / 'etcd'}",
+            "--unsafe-no-fsync",
+            f"--listen-client-urls=http://127.0.0.1:{ETCD_PORT},{link}",
+            f"--advertise-client-urls={link}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster={etcd_peers(members)}",
         ],
         folder / "etcd.log",
     )
 
 
 def wait_for_etcd(node: Node, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Returns when etcd says that it is healthy.
+    """Wait until etcd says that it is healthy.
 
     Raises:
         LabError: it ended, or did not become healthy in time; the text has its last lines.
@@ -130,7 +134,7 @@ def wait_for_etcd(node: Node, process: "subprocess.Popen[bytes]", log: Path) -> 
 
 
 def write_nginx(folder: Path, name: str, vips: Iterable[IPv4Address | IPv6Address]) -> Path:
-    """Writes a backend's nginx configuration and, once, the file for long downloads.
+    """Write a backend's nginx configuration and, once, the file for long downloads.
 
     Every line of the download has the backend's name and a number, so a client sees whether it
     comes from one backend and whether anything is missing.
@@ -152,13 +156,13 @@ def write_nginx(folder: Path, name: str, vips: Iterable[IPv4Address | IPv6Addres
 
 
 def start_nginx(node: Node, folder: Path) -> "subprocess.Popen[bytes]":
-    """Starts nginx on the configuration in its folder; does not wait for it."""
+    """Start nginx on the configuration in its folder; does not wait for it."""
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     return node.daemon([*command, "-e", str(folder / "nginx-error.log")], folder / "nginx.log")
 
 
 def start_echo(node: Node) -> "subprocess.Popen[bytes]":
-    """Starts the UDP echo server; does not wait for it."""
+    """Start the UDP echo server; does not wait for it."""
     # -I and -S: it needs nothing but the standard library, and starts in half the time.
     command = [sys.executable, "-I", "-S", echo.__file__, node.name, str(ECHO_PORT)]
     return node.daemon(command, Path("/dev/null"))
@@ -170,7 +174,7 @@ def wait_for_http(
     process: "subprocess.Popen[bytes] | None",
     log: Path,
 ) -> None:
-    """Returns when a backend's nginx answers on a VIP, asked from its own namespace.
+    """Wait until a backend's nginx answers on a VIP in its own namespace.
 
     Raises:
         LabError: it ended, or does not answer in time.
@@ -190,7 +194,7 @@ def wait_for_http(
 
 
 def wait_for_echo(node: Node, process: "subprocess.Popen[bytes] | None") -> None:
-    """Returns when a backend's echo server answers, asked from its own namespace.
+    """Wait until a backend's echo server answers in its own namespace.
 
     Raises:
         LabError: it ended, or does not answer in time.
@@ -214,7 +218,7 @@ def _wait(
     process: "subprocess.Popen[bytes] | None",
     log: Path,
 ) -> None:
-    """Asks a starting server again and again; there is nothing in it that could be awaited."""
+    """Poll a starting server: it has no event to wait for."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:

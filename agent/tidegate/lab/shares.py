@@ -46,7 +46,7 @@ class Share:
 
 
 def compare(target: str, weights: Mapping[str, int], connections: Mapping[str, int]) -> list[Share]:
-    """Sets the connections to a VIP against its pool's weights; strangers expect a share of 0."""
+    """Compare the connections to a VIP with its pool's weights; other backends' share is 0."""
     total, sum_of_weights = sum(connections.values()), sum(weights.values())
     return [
         Share(

@@ -12,28 +12,28 @@ from tidegate.lab.roster import Roster
 
 @dataclass
 class Stage:
-    """A lab with an agent, what is written in etcd, and somebody who listens.
+    """A lab with an agent, what is written in etcd, and a receiver of progress lines.
 
     Attributes:
         lab: it is up.
         roster: the documents.
         status: of the LB host lb1.
-        tell: takes each line of progress.
+        report: takes each line of progress.
         began: when the demo began, CLOCK_MONOTONIC seconds.
     """
 
     lab: Lab
     roster: Roster
     status: StatusWatch
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Tells a line with the time since the beginning."""
-        self.tell(f"{time.monotonic() - self.began:5.1f} s  {text}")
+        """Report a line of progress with the time since the beginning."""
+        self.report(f"{time.monotonic() - self.began:5.1f} s  {text}")
 
     def resets_sent(self) -> int:
-        """RSTs that the kernels of all backends have sent.
+        """Return the number of RSTs that the kernels of all backends have sent.
 
         A packet of a connection that reaches the wrong backend is answered with one.
         """

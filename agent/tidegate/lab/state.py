@@ -27,7 +27,7 @@ _FILE = "lab.json"
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Holds a lab; the lock goes with the process, however it ends.
+    """Hold a lab; the lock goes with the process, however it ends.
 
     Raises:
         LabError: another process holds it.
@@ -66,12 +66,12 @@ def _lock(name: str, path: Path) -> int:
 
 
 def save(spec: LabSpec) -> None:
-    """Notes that the lab is complete."""
+    """Note that the lab is complete."""
     (spec.folder / _FILE).write_text(json.dumps(asdict(spec)))
 
 
 def saved(name: str) -> LabSpec | None:
-    """The spec of a complete lab, or None."""
+    """Return the spec of a complete lab, or None."""
     try:
         return LabSpec(**json.loads((STATE_ROOT / name / _FILE).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -79,12 +79,12 @@ def saved(name: str) -> LabSpec | None:
 
 
 def names() -> list[str]:
-    """Names of all complete labs."""
+    """Return the names of all complete labs."""
     return sorted(path.parent.name for path in STATE_ROOT.glob(f"*/{_FILE}"))
 
 
 def erase(spec: LabSpec) -> bool:
-    """Removes everything of a lab of this name, whole or not; returns whether there was anything.
+    """Remove everything of a lab of this name, complete or not; return whether there was anything.
 
     Processes first, since they hold namespaces and write files; then namespaces, pins and folder.
 

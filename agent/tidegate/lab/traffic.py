@@ -106,12 +106,12 @@ class Traffic:
                 self._changed.notify_all()
 
     def totals(self) -> Totals:
-        """The sum of what the clients last said; at most half a second old."""
+        """Return the sum of the clients' last reports, at most half a second old."""
         with self._changed:
             return _sum(list(self._latest.values()))
 
     def wait(self, reached: Callable[[Totals], bool], timeout: float, what: str) -> Totals:
-        """Returns when the totals satisfy a condition.
+        """Return when the totals satisfy a condition.
 
         Raises:
             LabError: they do not within `timeout` seconds.
@@ -127,7 +127,7 @@ class Traffic:
             return _sum(list(self._latest.values()))
 
     def finish(self, timeout: float = 30) -> Totals:
-        """Tells the clients to stop, lets them end what is open, and returns the final sum.
+        """Tell the clients to stop, let them end what is open, and return the final sum.
 
         Raises:
             LabError: a client's process ended without a report.
@@ -140,7 +140,7 @@ class Traffic:
         return self.finish_by_itself(timeout)
 
     def finish_by_itself(self, timeout: float) -> Totals:
-        """Waits until the clients' time is over, and returns the final sum.
+        """Wait until the clients' time is over, and return the final sum.
 
         Raises:
             LabError: a client's process ended without a report, or did not end.

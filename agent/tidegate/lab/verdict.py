@@ -63,7 +63,7 @@ class Observed:
     downloads: int
 
     def claims(self) -> list[Claim]:
-        """Every claim of the demo, judged."""
+        """Return every claim of the demo, judged."""
         worst = max(abs(share.deviations) for share in self.shares)
         return [
             Claim(
@@ -126,7 +126,7 @@ class Observed:
         )
 
     def measured(self) -> list[Measured]:
-        """Figures without a judgement."""
+        """Return figures without a judgement."""
         delays = self.delays
         return [
             Measured(
@@ -140,7 +140,7 @@ class Observed:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         claims = self.claims()
         return {
             "holds": all(claim.holds for claim in claims),

@@ -59,7 +59,7 @@ _BACKEND: Final = {
 
 @contextmanager
 def netlink(namespace: str) -> Iterator[Any]:
-    """An IPRoute that acts in a namespace; its refusals come out as LabError."""
+    """Return an IPRoute that acts in a namespace; its refusals come out as LabError."""
     with netns.entered(namespace):
         handle = IPRoute()
     try:
@@ -71,7 +71,7 @@ def netlink(namespace: str) -> Iterator[Any]:
 
 
 def build(spec: LabSpec) -> None:
-    """Makes all namespaces and wires them up.
+    """Make all namespaces and wire them up.
 
     Raises:
         LabError: the kernel refused something.
@@ -98,7 +98,7 @@ def _loopback(handle: Any) -> None:  # noqa: ANN401 - pyroute2 has no types
 
 
 def _uplink(router: Any, spec: LabSpec, station: Station) -> None:  # noqa: ANN401
-    """The veth pair of a node, and the router's end of it."""
+    """Make the veth pair of a node, and set up the router's end."""
     peer_namespace = str(NETNS_ROOT / spec.namespace(station.name))
     router.link(
         "add",
@@ -144,13 +144,13 @@ def _route_vips(router: Any, lbs: list[Station]) -> None:  # noqa: ANN401
 
 
 def add_loopback_address(namespace: str, address: IPv4Address | IPv6Address) -> None:
-    """Puts a VIP on a backend's loopback; nothing happens if it is there."""
+    """Put a VIP on a backend's loopback; nothing happens if it is there."""
     with netlink(namespace) as handle:
         _address(handle, 1, address, address.max_prefixlen)
 
 
 def set_link(spec: LabSpec, station: Station, *, up: bool) -> None:
-    """Connects or cuts a node's link at the router, as pulling its cable would.
+    """Connect or cut a node's link at the router, as pulling its cable would.
 
     Routes that went with the link are there again when it is back.
     """
@@ -169,7 +169,7 @@ def _family(address: IPv4Address | IPv6Address) -> int:
 
 
 def checksums_in_software(interface: str) -> None:
-    """Turns transmit checksum offload off (`ethtool -K … tx off`) in the current namespace.
+    """Turn transmit checksum offload off (`ethtool -K … tx off`) in the current namespace.
 
     Raises:
         LabError: the driver refused.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent tells the world about itself: traces, metrics and logs over OTLP and Prometheus.
+"""What the agent exports about itself: traces, metrics and logs, over OTLP and for Prometheus.
 
-The only place that knows OpenTelemetry. It is told everything by agent/, and never asks: it imports
-neither keyspace nor dataplane nor health.
+The only package that imports OpenTelemetry. It gets all data from agent/, and imports neither
+keyspace nor dataplane nor health.
 """

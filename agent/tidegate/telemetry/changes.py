@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the moments of a change to its spans. Pure: no clock, no kernel, no etcd.
 
-Why the spans tell the truth
-----------------------------
+Why the spans are right
+-----------------------
 The loop does one thing at a time, and notes the moment at which each stage ends. So a stage began
 where the one before it ended: stages have neither gaps nor overlaps, and their sum is the whole.
 What is done several times, table by table, is one stage from the first to the last, with the parts
-in it that are worth telling apart. Two things go on after the work, beside each other: etcd gets
-the status, and packets arrive. The root begins with the receipt and ends with the last of all.
+in it that are worth a span of their own. Two things go on after the work, beside each other: etcd
+gets the status, and packets arrive. The root begins with the receipt and ends with the last of all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from tidegate.telemetry.names import changes as names
 from tidegate.telemetry.span import NONE, Attributes, Context, Link, Span, Value, new_span_id
 
 PARTS: Final = {"read_back": "fill"}
-"""Stages that are told as a part of another one."""
+"""Stages that are part of another one."""
 MOST_PARTS: Final = 8
 MOST_REFUSALS: Final = 16
 _SECOND: Final = 1e9
@@ -99,7 +99,7 @@ class Stage:
     parts: list[tuple[str, int, int]]
 
     def seconds(self) -> dict[str, float]:
-        """How long it took, without its parts, and how long they took."""
+        """Return the seconds that it took without its parts, and those of its parts."""
         found = {self.name: (self.ended - self.began) / _SECOND}
         for name, began, ended in self.parts:
             found[name] = found.get(name, 0.0) + (ended - began) / _SECOND
@@ -108,7 +108,7 @@ class Stage:
 
 
 def stages(began: int, marks: Sequence[Mark]) -> list[Stage]:
-    """The stages, each beginning where the one before it ended.
+    """Return the stages, each beginning where the one before it ended.
 
     A clock that is set back while a change is under way makes a stage of no length, and not one
     that ends before it began.
@@ -128,7 +128,7 @@ def stages(began: int, marks: Sequence[Mark]) -> list[Stage]:
 
 
 def durations(change: Change) -> dict[str, float]:
-    """Seconds by stage; `total` is from the receipt to the end of the work."""
+    """Return the seconds by stage; `total` is from the receipt to the end of the work."""
     found: dict[str, float] = {}
     work = stages(change.began, change.marks)
     start = _start(change)
@@ -144,7 +144,7 @@ def durations(change: Change) -> dict[str, float]:
 
 
 def spans(change: Change) -> Iterator[Span]:
-    """The spans of a change, the root first."""
+    """Return the spans of a change, the root first."""
     work, root = stages(change.began, change.marks), change.context
     start, late = _start(change), list(_late(change, work))
     others = [(joined, _child(joined.parent)) for joined in change.joined]
@@ -180,7 +180,7 @@ def _end_of_work(change: Change) -> int:
 
 
 def _late(change: Change, work: Sequence[Stage]) -> Iterator[tuple[str, int, int]]:
-    """What ended after the work; each begins where it could at the earliest."""
+    """Return what ended after the work; each begins where it could at the earliest."""
     if change.acknowledged is not None:
         began = _end_of_work(change)
         yield "acknowledge", began, max(began, change.acknowledged)
@@ -226,7 +226,7 @@ def _stage_spans(change: Change, stage: Stage) -> Iterator[Span]:
 
 
 def _joined_span(change: Change, joined: Joined, context: Context) -> Span:
-    """What became of writes, in their own trace."""
+    """Return what became of writes, in their own trace."""
     error = joined.error or change.error
     attributes: dict[str, Value] = {
         names.REVISION.key: joined.revision,

@@ -22,7 +22,7 @@ _MARKED: Final = re.compile(
 
 
 def with_names(page: str) -> str:
-    """A page with its tables of names made anew.
+    """Return a page with its tables of names made anew.
 
     Raises:
         KeyError: it marks a part that the registry does not have.
@@ -31,7 +31,7 @@ def with_names(page: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the tables of the checkout that is the one argument."""
+    """Write the tables of the checkout that is the one argument."""
     if len(arguments) != 1:
         raise SystemExit("usage: python -m tidegate.telemetry.doc_tables FOLDER")
     page = Path(arguments[0]) / "docs" / "telemetry.md"
@@ -71,8 +71,8 @@ def _spans(types: Iterable[SpanType]) -> str:
     if events:
         rows = ((f"`{each.name}`", _keys(each.attributes), each.description) for each in events)
         parts.append(_table(("event of a span", "attributes", "meaning"), rows))
-    told = [each.attributes for each in types] + [each.attributes for each in events]
-    parts.append(_attributes(chain.from_iterable(told)))
+    used = [each.attributes for each in types] + [each.attributes for each in events]
+    parts.append(_attributes(chain.from_iterable(used)))
     return "\n".join(parts)
 
 
@@ -85,13 +85,16 @@ def _metrics(instruments: Iterable[Instrument]) -> str:
     rows = (
         (
             f"`{each.name}`<br>`{metric_name(each)}`",
-            *(each.kind, f"`{each.unit}`", _keys(each.attributes), each.description),
+            each.kind,
+            f"`{each.unit}`",
+            _keys(each.attributes),
+            each.description,
         )
         for each in instruments
     )
     head = ("metric, and for Prometheus", "kind", "unit", "attributes", "meaning")
-    told = chain.from_iterable(each.attributes for each in instruments)
-    return f"{_table(head, rows)}\n{_attributes(told)}"
+    used = chain.from_iterable(each.attributes for each in instruments)
+    return f"{_table(head, rows)}\n{_attributes(used)}"
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {

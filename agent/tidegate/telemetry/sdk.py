@@ -61,7 +61,7 @@ class Line(NamedTuple):
 
 
 def resource(identity: Identity) -> Resource:
-    """What is on everything that this agent sends; OTEL_RESOURCE_ATTRIBUTES adds to it."""
+    """Return what is on everything that this agent sends; OTEL_RESOURCE_ATTRIBUTES adds to it."""
     kernel = platform.uname()
     values: dict[Attribute, str | int] = {
         names.SERVICE_NAME: "tidegate",
@@ -79,7 +79,7 @@ def resource(identity: Identity) -> Resource:
 
 
 def readable_span(span: Span, on: Resource) -> ReadableSpan:
-    """A span as exporters take it."""
+    """Return a span as exporters take it."""
     return ReadableSpan(
         name=span.name,
         context=_context(span.context),
@@ -97,7 +97,7 @@ def readable_span(span: Span, on: Resource) -> ReadableSpan:
 
 
 def readable_line(line: Line, on: Resource) -> ReadableLogRecord:
-    """A log record as exporters take it."""
+    """Return a log record as exporters take it."""
     context = _context(line.context) if line.context else None
     record = LogRecord(
         timestamp=line.at,

@@ -52,7 +52,7 @@ class Span:
 
     Attributes:
         began, ended: nanoseconds since 1970.
-        error: a sentence for a person; empty unless what the span tells of failed.
+        error: a sentence for a person; empty unless what the span describes failed.
     """
 
     name: str
@@ -71,21 +71,21 @@ class Sink(Protocol):
     """Takes spans; a full queue drops and counts."""
 
     def emit(self, span: Span) -> None:
-        """Takes a span; never blocks and never raises."""
+        """Take a span; never block and never raise."""
 
 
 def new_trace_id() -> int:
-    """A random trace id that is not 0."""
+    """Return a random trace id that is not 0."""
     return secrets.randbits(128) or 1
 
 
 def new_span_id() -> int:
-    """A random span id that is not 0."""
+    """Return a random span id that is not 0."""
     return secrets.randbits(64) or 1
 
 
 def parse_traceparent(text: str) -> Context:
-    """Reads a traceparent by W3C Trace Context, section 3.2.
+    """Read a traceparent by W3C Trace Context, section 3.2.
 
     Raises:
         ValueError: with a sentence that says what is wrong with it.
@@ -108,5 +108,5 @@ def parse_traceparent(text: str) -> Context:
 
 
 def format_traceparent(context: Context) -> str:
-    """Writes a traceparent of version 00."""
+    """Write a traceparent of version 00."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.is_sampled):02x}"

@@ -22,6 +22,7 @@ from tidegate.telemetry.metrics.endpoint import Place, PrometheusSettings, place
 from tidegate.telemetry.metrics.exposition import rendered
 from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series, Spread
 from tidegate.telemetry.metrics.recorder import Recorder
+from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 
 NUMBERS = [each for each in names.INSTRUMENTS if each.kind in ("counter", "gauge")]
@@ -89,7 +90,7 @@ def test_a_metric_is_named_as_the_exporter_names_it(what: names.Instrument) -> N
 def test_any_name_and_value_comes_through(rows: dict[tuple[str, str], float]) -> None:
     """Quotes, line ends and percent signs in names, and large values, read back as they were."""
     points = Points(
-        names.VIP_DROPS, Series((names.VIP, names.DROP_REASON), [*rows]), [*rows.values()]
+        names.VIP_DROPS, Series((attributes.VIP, attributes.DROP_REASON), [*rows]), [*rows.values()]
     )
     keys = ("tidegate_vip", "tidegate_drop_reason")
     expected = {tuple(zip(keys, row, strict=True)): value for row, value in rows.items()}
@@ -100,7 +101,7 @@ def test_any_name_and_value_comes_through(rows: dict[tuple[str, str], float]) ->
 
 def test_names_are_written_once_and_values_each_time() -> None:
     """A text is made of the same series again with other values."""
-    series = Series((names.VIP,), [("a",), ("b",)])
+    series = Series((attributes.VIP,), [("a",), ("b",)])
     first = rendered([Points(names.VIP_PACKETS, series, [1, 2])])
     second = rendered([Points(names.VIP_PACKETS, series, [3, 2**64 - 1])])
     assert samples(first) != samples(second)
@@ -112,7 +113,7 @@ def test_names_are_written_once_and_values_each_time() -> None:
 
 def test_a_histogram_has_running_counts() -> None:
     """Each class has all below it too, as Prometheus wants it; sum and count are of all."""
-    series = Series((names.POOL,), [("web",)])
+    series = Series((attributes.POOL,), [("web",)])
     spread = Spread(names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])
     found = samples(rendered([spread]))
     name, pool = "tidegate_health_probe_duration_seconds", ("tidegate_pool", "web")
@@ -134,7 +135,7 @@ def test_exports_are_parted_and_complete(monkeypatch: pytest.MonkeyPatch) -> Non
     """Every point is in one export, none has more than it may, and each has its own beginning."""
     monkeypatch.setattr(metrics_data, "MOST_POINTS", 3)
     rows = [(f"v{n}",) for n in range(7)]
-    series = Series((names.VIP,), rows, began=list(range(7)))
+    series = Series((attributes.VIP,), rows, began=list(range(7)))
     families: list[Family] = [
         Points(names.VIP_PACKETS, series, list(range(1, 8))),
         Points(names.VIP_LIVE_FLOWS, series, [0] * 7),
@@ -155,7 +156,7 @@ def test_exports_are_parted_and_complete(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_only_what_never_counted_is_left_out_of_an_export() -> None:
     """A counter's series begins with its first packet; a gauge of 0 is a value."""
-    series = Series((names.VIP,), [("a",), ("b",)])
+    series = Series((attributes.VIP,), [("a",), ("b",)])
     [part] = exported(
         [Points(names.VIP_PACKETS, series, [0, 5]), Points(names.VIP_LIVE_FLOWS, series, [0, 5])]
     )
@@ -166,7 +167,7 @@ def test_only_what_never_counted_is_left_out_of_an_export() -> None:
 
 def test_a_histogram_is_exported_with_its_classes() -> None:
     """Classes are told each alone; what is not known of it is not told."""
-    series = Series((names.POOL,), [("web",)], began=5)
+    series = Series((attributes.POOL,), [("web",)], began=5)
     [part] = exported([Spread(names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])])
     [metric] = part.resource_metrics[0].scope_metrics[0].metrics
     assert isinstance(metric.data, Histogram)
@@ -177,7 +178,7 @@ def test_a_histogram_is_exported_with_its_classes() -> None:
 
 def test_nothing_is_written_of_no_points() -> None:
     """A metric without a series is not told at all; one without attributes has one point."""
-    assert rendered([Points(names.VIP_PACKETS, Series((names.VIP,), []), [])]) == ""
+    assert rendered([Points(names.VIP_PACKETS, Series((attributes.VIP,), []), [])]) == ""
     text = rendered([Points(names.ETCD_AGE, Series((), ALONE), [0.25])])
     assert math.isclose(samples(text)["tidegate_etcd_contact_age_seconds", ()], 0.25)
 

@@ -15,7 +15,7 @@ RULES = Rules(rise=2, fall=3, hold_down=10.0)
 
 
 def run(text: str, rules: Rules = RULES, start: Standing | None = None) -> list[Standing]:
-    """The standings after each probe of a text: `+` passed, `-` failed, one a second."""
+    """Return the standings after each probe of a text: `+` passed, `-` failed, one a second."""
     standings = [start or unknown(0.0)]
     for second, sign in enumerate(text, start=int(standings[0].since) + 1):
         result = PASSED if sign == "+" else FAILED

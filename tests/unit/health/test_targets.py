@@ -21,7 +21,7 @@ B1, B2 = BackendKey("web", "b1"), BackendKey("web", "b2")
 
 
 def checked(**options: Any) -> dict[str, Health]:
-    """Options of a pool with this check."""
+    """Return options of a pool with this check."""
     return {"health": Health(check=Check(**options))}
 
 

@@ -16,7 +16,7 @@ B = [BackendKey("web", f"b{number}") for number in range(10)]
 
 
 def votes(*hosts: str, since: int = 100) -> dict[str, dict[BackendKey, Vote]]:
-    """Votes of hosts h1, h2, …: a sign for each backend; `?` has not made up its mind."""
+    """Return votes of hosts h1, h2, …: a sign for each backend; `?` has not made up its mind."""
     return {
         f"h{number}": {
             B[place]: Vote(sign == "+", since + number)
@@ -28,7 +28,7 @@ def votes(*hosts: str, since: int = 100) -> dict[str, dict[BackendKey, Vote]]:
 
 
 def states(*hosts: str) -> str:
-    """What the fleet thinks of each backend, as signs."""
+    """Return what the fleet thinks of each backend, as signs."""
     found = opinion(votes(*hosts)).backends
     return "".join({"healthy": "+", "unhealthy": "-"}[found[key].state] for key in sorted(found))
 
@@ -169,7 +169,7 @@ def test_a_broken_checker_is_not_believed(
 
 
 def spared(*hosts: str) -> str:
-    """The hosts that may leave their traffic to the others."""
+    """Return the hosts that may leave their traffic to the others."""
     cast = votes(*hosts)
     blind = opinion(cast).blind
     return " ".join(host for host in cast if can_be_spared(host, cast, blind))

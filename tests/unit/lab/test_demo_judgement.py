@@ -42,7 +42,7 @@ GOOD = Observed(
 
 
 def failing(observed: Observed) -> list[str]:
-    """Names of the claims that do not hold."""
+    """Return names of the claims that do not hold."""
     return [claim.name for claim in observed.claims() if not claim.holds]
 
 

@@ -42,8 +42,13 @@ def changes(draw: st.DrawFn) -> Change:
         at += draw(pauses)
         marks.append(Mark(stage, at))
     refused = st.builds(
-        *(Refusal, st.sampled_from(["validate", "guard", "publish"]), st.just("schema")),
-        *(st.text(), st.text(), st.text(min_size=1), st.integers(1)),
+        Refusal,
+        st.sampled_from(["validate", "guard", "publish"]),
+        st.just("schema"),
+        st.text(),
+        st.text(),
+        st.text(min_size=1),
+        st.integers(1),
     )
     return Change(
         context=ROOT,

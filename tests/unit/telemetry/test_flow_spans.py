@@ -43,7 +43,7 @@ def spans(
     roots: Roots | None = None,
     offset: int = EPOCH,
 ) -> list[Span]:
-    """The spans that one host makes of events."""
+    """Return the spans that one host makes of events."""
     flows = Flows(Limits(), 0)
     over = flows.take(records(told), 0) + flows.take(records([]), 10**12)
     return [span_of(flow, naming, roots or Roots(), offset) for flow in over]
@@ -166,7 +166,9 @@ def test_a_move_without_such_a_change_is_linked_to_that_of_the_new_table() -> No
     (span,) = spans([FlowEvent(NEW, backend=2), FlowEvent(PROMOTED, 1, backend=1, generation=4)])
     assert [link.context for link in span.links] == [NAMING.change_of(4)]
     assert [m.name for m in span.events] == [
-        *("tidegate.flow.new", "tidegate.flow.moved", "tidegate.flow.promoted"),
+        "tidegate.flow.new",
+        "tidegate.flow.moved",
+        "tidegate.flow.promoted",
     ]
 
 

@@ -23,7 +23,7 @@ NOTHING = records([])
 
 
 def whole(told: Sequence[FlowEvent], flows: Flows | None = None) -> list[Flow]:
-    """The flows of these events, taken one by one when they happen, and of a long silence."""
+    """Return the flows of these events, taken one by one as they happen, and of a long silence."""
     followed = flows or Flows(Limits(), 0)
     over: list[Flow] = []
     for each in told:
@@ -198,8 +198,11 @@ def test_one_flow_cannot_take_all_the_time() -> None:
 def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
     """Drops are counted together, but not across what parts flows."""
     told = [
-        *(FlowEvent(PROMOTED), FlowEvent(DROPPED, 0.1, backend=0), FlowEvent(NEW, 0.2)),
-        *(FlowEvent(DROPPED, 0.3, backend=0), FlowEvent(DROPPED, 0.4, backend=0)),
+        FlowEvent(PROMOTED),
+        FlowEvent(DROPPED, 0.1, backend=0),
+        FlowEvent(NEW, 0.2),
+        FlowEvent(DROPPED, 0.3, backend=0),
+        FlowEvent(DROPPED, 0.4, backend=0),
     ]
     flows = Flows(Limits(), 0)
     over = flows.take(records(told), SECOND) + flows.stop()
@@ -210,7 +213,7 @@ def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
 
 
 def lives() -> st.SearchStrategy[list[FlowEvent]]:
-    """Events of a few flows, at times of their own."""
+    """Return events of a few flows, at times of their own."""
     one = st.tuples(
         st.sampled_from(list(EventKind)), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9)
     )
@@ -227,8 +230,16 @@ def lives() -> st.SearchStrategy[list[FlowEvent]]:
 def summary(flows: Iterable[Flow]) -> list[Any]:
     return sorted(
         (
-            *(flow.key, flow.began, flow.seen, flow.has_begin, flow.backend, str(flow.end)),
-            *(flow.moves, flow.drops, flow.generation, flow.first_generation),
+            flow.key,
+            flow.began,
+            flow.seen,
+            flow.has_begin,
+            flow.backend,
+            str(flow.end),
+            flow.moves,
+            flow.drops,
+            flow.generation,
+            flow.first_generation,
             [(each.kind, each.at) for each in flow.happenings if each.kind is not DROPPED],
         )
         for flow in flows
@@ -268,12 +279,12 @@ def test_every_event_is_told_of_or_counted(told: list[FlowEvent]) -> None:
 def test_keys_differ_where_flows_do() -> None:
     """In each part of what makes a flow."""
     some = [
-        *(FlowEvent(NEW), FlowEvent(NEW, client="192.0.2.8"), FlowEvent(NEW, port=40001)),
-        *(
-            FlowEvent(NEW, protocol=17),
-            FlowEvent(NEW, vip="198.51.100.2"),
-            FlowEvent(NEW, client="2001:db8::7"),
-        ),
+        FlowEvent(NEW),
+        FlowEvent(NEW, client="192.0.2.8"),
+        FlowEvent(NEW, port=40001),
+        FlowEvent(NEW, protocol=17),
+        FlowEvent(NEW, vip="198.51.100.2"),
+        FlowEvent(NEW, client="2001:db8::7"),
     ]
     assert len(set(keys_of(records(some)).tolist())) == len(some)
     assert len(np.unique(keys_of(records(many(5000))))) == 5000

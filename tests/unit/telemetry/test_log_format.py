@@ -18,13 +18,13 @@ from tidegate.telemetry.span import Context
 
 
 def record(text: str) -> logging.LogRecord:
-    """An event of the agent's."""
+    """Return an event of the agent's."""
     event = Event("refused", {"reason": text})
     return logging.LogRecord("tidegate.x", logging.WARNING, "x.py", 1, event, None, None)
 
 
 def foreign(text: str) -> logging.LogRecord:
-    """A record of a library's, which knows nothing of events."""
+    """Return a record of a library's, which knows nothing of events."""
     return logging.LogRecord("lib", logging.WARNING, "x.py", 1, "reason=%s", (text,), None)
 
 

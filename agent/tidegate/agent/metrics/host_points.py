@@ -17,6 +17,7 @@ from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.steering import Health
 from tidegate.model.values import BackendKey, Stage
 from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series, Spread
+from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.registry import Attribute, Instrument
 
@@ -75,7 +76,7 @@ def of_host(left: Left, contact: float, now: float, began: int) -> list[Family]:
     times[document.state] += max(0.0, now - left.state_since)
     stages = Counter(each.stage for each in (*facts.damages, *facts.outcome.rejections))
     made_of = (generation.digest, generation.release, document.track, __version__)
-    info = (names.DIGEST, names.RELEASE, names.TRACK, names.VERSION)
+    info = (attributes.DIGEST, attributes.RELEASE, attributes.TRACK, attributes.VERSION)
     used = {
         "vips": len(generation.vips),
         "pools": len(generation.pools),
@@ -87,16 +88,16 @@ def of_host(left: Left, contact: float, now: float, began: int) -> list[Family]:
         _one(names.GENERATION, generation.number),
         _one(names.REVISION, generation.revision),
         Points(names.GENERATION_INFO, Series(info, [made_of]), [1]),
-        _by(names.STATE, names.HOST_STATE, {s: int(s == document.state) for s in _STATES}),
-        _by(names.STATE_TIME, names.HOST_STATE, times, began),
+        _by(names.STATE, attributes.HOST_STATE, {s: int(s == document.state) for s in _STATES}),
+        _by(names.STATE_TIME, attributes.HOST_STATE, times, began),
         _one(names.READY, int(document.ready)),
         _one(names.ETCD_AGE, max(0.0, now - contact)),
-        _by(names.REFUSALS, names.REFUSAL_STAGE, {stage: stages[stage] for stage in _STAGES}),
+        _by(names.REFUSALS, attributes.REFUSAL_STAGE, {stage: stages[stage] for stage in _STAGES}),
         _one(names.REPAIRS, facts.repairs, began),
-        _by(names.IDS, names.KIND, used),
-        _by(names.ID_LIMIT, names.KIND, _ID_LIMITS),
-        _by(names.RX_QUEUES, names.INTERFACE, queues),
-        _by(names.ATTACHED, names.INTERFACE, attached),
+        _by(names.IDS, attributes.KIND, used),
+        _by(names.ID_LIMIT, attributes.KIND, _ID_LIMITS),
+        _by(names.RX_QUEUES, attributes.INTERFACE, queues),
+        _by(names.ATTACHED, attributes.INTERFACE, attached),
     ]
 
 
@@ -110,8 +111,10 @@ def of_health(left: Left) -> list[Family]:
         _one(names.BLIND, int(health.blind)),
         _one(names.BROKEN_CHECKER, int(health.broken_checker)),
         _one(names.WAITING, health.waiting),
-        _by(names.PANIC, names.POOL, {name: int(name in health.panics) for name in checked}),
-        _by(names.ON_SORRY_POOL, names.VIP, {name: int(name in sorry) for name in last_resort}),
+        _by(names.PANIC, attributes.POOL, {name: int(name in health.panics) for name in checked}),
+        _by(
+            names.ON_SORRY_POOL, attributes.VIP, {name: int(name in sorry) for name in last_resort}
+        ),
     ]
 
 
@@ -121,8 +124,8 @@ def of_maps(
     """How full the kernel's maps are."""
     entries = {**written, **(census.entries if census else {})}
     return [
-        _by(names.MAP_ENTRIES, names.MAP, entries),
-        _by(names.MAP_LIMIT, names.MAP, limits),
+        _by(names.MAP_ENTRIES, attributes.MAP, entries),
+        _by(names.MAP_LIMIT, attributes.MAP, limits),
     ]
 
 
@@ -140,7 +143,7 @@ def of_flows(counts: FlowCounts, began: int) -> list[Family]:
     return [
         _one(names.FLOW_SPANS, counts.spans, began),
         _one(names.FLOW_EVENTS, counts.events, began),
-        _by(names.FLOW_DROPS, names.FLOW_LOSS, dropped, began),
+        _by(names.FLOW_DROPS, attributes.FLOW_LOSS, dropped, began),
         _one(names.FLOW_REFUSED, counts.refused, began),
         _one(names.FLOW_OPEN, counts.followed),
     ]
@@ -155,7 +158,7 @@ class CheckPoints:
 
     def __init__(self, began: int) -> None:
         self._began = began
-        self._backends = Series((names.POOL, names.BACKEND), [])
+        self._backends = Series((attributes.POOL, attributes.BACKEND), [])
 
     def points(
         self,
@@ -172,10 +175,12 @@ class CheckPoints:
         """
         found = Counter([(key.pool, standing.state) for key, standing in standings.items()])
         pools = sorted({key.pool for key in standings})
-        states = Series((names.POOL, names.HEALTH_STATE), [(p, s) for p in pools for s in _HEALTH])
+        states = Series(
+            (attributes.POOL, attributes.HEALTH_STATE), [(p, s) for p in pools for s in _HEALTH]
+        )
         checked = {key: each for key, each in standings.items() if each.state != "unused"}
         if self._backends.rows != [*checked]:
-            self._backends = Series((names.POOL, names.BACKEND), [*checked])
+            self._backends = Series((attributes.POOL, attributes.BACKEND), [*checked])
         healthy = [int(each.state == "healthy") for each in checked.values()]
         ages = [max(0.0, now - each.since) for each in checked.values()]
         return [
@@ -187,12 +192,12 @@ class CheckPoints:
 
     def _probes(self, tallies: Mapping[str, PoolTally]) -> list[Family]:
         outcomes = {(p, code): n for p, t in tallies.items() for code, n in t.by_code.items()}
-        of_probes = Series((names.POOL, names.PROBE_OUTCOME), [*outcomes], self._began)
+        of_probes = Series((attributes.POOL, attributes.PROBE_OUTCOME), [*outcomes], self._began)
         return [
             Points(names.PROBES, of_probes, [*outcomes.values()]),
             Spread(
                 names.PROBE_DURATION,
-                Series((names.POOL,), [(pool,) for pool in tallies], self._began),
+                Series((attributes.POOL,), [(pool,) for pool in tallies], self._began),
                 BOUNDS,
                 [tuple(each.by_duration) for each in tallies.values()],
                 [each.seconds for each in tallies.values()],

@@ -16,6 +16,7 @@ from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 from tidegate.telemetry.metrics.points import Points, Series
+from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.registry import Attribute
 
@@ -113,25 +114,25 @@ class PacketPoints:
 
         def by(keys: Attribute, words: tuple[str, ...]) -> Series:
             rows = [(name, word) for name in self._vips for word in words]
-            return Series((names.VIP, keys), rows, [at for at in began for _ in words])
+            return Series((attributes.VIP, keys), rows, [at for at in began for _ in words])
 
-        self._by_vip = Series((names.VIP,), [(name,) for name in self._vips], began)
-        self._by_decision = by(names.DECISION, _DECISIONS)
-        self._by_drop = by(names.DROP_REASON, _DROPS)
-        self._by_rehash = by(names.REHASH_CAUSE, ("quarantined", "gone"))
-        self._by_insert = by(names.INSERT_OUTCOME, ("written", "refused"))
+        self._by_vip = Series((attributes.VIP,), [(name,) for name in self._vips], began)
+        self._by_decision = by(attributes.DECISION, _DECISIONS)
+        self._by_drop = by(attributes.DROP_REASON, _DROPS)
+        self._by_rehash = by(attributes.REHASH_CAUSE, ("quarantined", "gone"))
+        self._by_insert = by(attributes.INSERT_OUTCOME, ("written", "refused"))
 
     def _name_backends(self) -> None:
         uses = list(self._backends.values())
         self._backend_ids: _Ids = np.array([use.id for use in uses], np.intp)
         rows = [(key.pool, key.name) for key in self._backends]
         began = self._backend_owners.since(uses)
-        self._by_backend = Series((names.POOL, names.BACKEND), rows, began)
+        self._by_backend = Series((attributes.POOL, attributes.BACKEND), rows, began)
 
     def _name_cpus(self) -> None:
         rows = [(cpu, word) for word in _VERDICTS for cpu in self._cpus]
-        self._by_cpu = Series((names.CPU, names.VERDICT), rows, self._began)
-        self._by_event = Series((names.EVENT_OUTCOME,), [("sent",), ("lost",)], self._began)
+        self._by_cpu = Series((attributes.CPU, attributes.VERDICT), rows, self._began)
+        self._by_event = Series((attributes.EVENT_OUTCOME,), [("sent",), ("lost",)], self._began)
 
     def _of_cpus(self, by_cpu: npt.NDArray[np.uint64]) -> Points:
         """Those that ever had a packet: a machine may have many more CPUs than it will use."""

@@ -19,7 +19,7 @@ from tidegate.telemetry.export.settings import Signal
 log = EventLog(__name__)
 
 REPEAT_SECONDS: Final = 300.0
-"""A fault that lasts is told again after this time."""
+"""A fault that lasts is logged again after this time."""
 _LONGEST: Final = 300
 _MEANINGS: Final = (
     ("DNS resolution failed", "the name does not resolve"),
@@ -68,7 +68,7 @@ _heard = _Heard()
 
 
 class _Listener(logging.Handler):
-    """Takes what OpenTelemetry logs: keeps it while this thread exports, else tells it as ours."""
+    """Takes what OpenTelemetry logs: keeps it while this thread exports, else logs it as ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if _heard.lines is None:
@@ -78,7 +78,7 @@ class _Listener(logging.Handler):
 
 
 def listen() -> None:
-    """Takes OpenTelemetry's log over, once in a process."""
+    """Take OpenTelemetry's log over, once in a process."""
     logger = logging.getLogger("opentelemetry")
     if not any(isinstance(handler, _Listener) for handler in logger.handlers):
         logger.addHandler(_Listener(logging.WARNING))
@@ -87,9 +87,9 @@ def listen() -> None:
 
 
 def unmute() -> None:
-    """Removes the exporters' own filters of what repeats, once they are imported.
+    """Remove the exporters' own filters of what repeats, once they are imported.
 
-    They leave a reason out that was logged within the last 20 seconds; telling it once is our part.
+    They leave a reason out that was logged within the last 20 seconds; logging it once is our part.
     """
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith("opentelemetry.exporter.") and isinstance(logger, logging.Logger):
@@ -97,14 +97,14 @@ def unmute() -> None:
 
 
 def note(line: str) -> None:
-    """Adds what somebody else knows of the export on this thread."""
+    """Add a reason that the exporter does not log to the export on this thread."""
     if _heard.lines is not None:
         _heard.lines.append(line)
 
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """What the exporters say on this thread meanwhile."""
+    """Collect what the exporters log on this thread meanwhile."""
     before, _heard.lines = _heard.lines, []
     try:
         yield _heard.lines
@@ -113,7 +113,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def explain(lines: list[str]) -> str:
-    """The reason of a failed export, from what the exporter said on the way."""
+    """Return the reason of a failed export, from what the exporter said on the way."""
     for words, meaning in _MEANINGS:
         said = next((line for line in lines if words in line), None)
         if said is not None:
@@ -128,28 +128,28 @@ class Faults:
         self._endpoint = endpoint
         self._lock = threading.Lock()
         self._reasons: dict[Signal, str] = {}
-        self._told: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def failed(self, signal: Signal, reason: str) -> None:
-        """An export failed; tells the log unless it has lately."""
+        """Note that an export failed; log it unless it was logged lately."""
         meaning = reason.split(" (", maxsplit=1)[0]
         now = time.monotonic()
         with self._lock:
             self._reasons[signal] = meaning
-            is_new = now - self._told.get(meaning, -REPEAT_SECONDS) >= REPEAT_SECONDS
+            is_new = now - self._logged.get(meaning, -REPEAT_SECONDS) >= REPEAT_SECONDS
             if is_new:
-                self._told[meaning] = now
+                self._logged[meaning] = now
         if is_new:
             log.warning("telemetry_away", endpoint=self._endpoint, reason=reason)
 
     def worked(self, signal: Signal) -> None:
-        """An export arrived; tells the log if it is the first after a failure of this signal."""
+        """Note that an export arrived; log the first one after a failure of this signal."""
         if signal not in self._reasons:
             return
         with self._lock:
             was = self._reasons.pop(signal, None)
             if not self._reasons:
-                self._told.clear()
+                self._logged.clear()
         if was is not None:
             log.info("telemetry_back", endpoint=self._endpoint, signal=signal)
 

@@ -2,11 +2,11 @@
 """Sends all metrics to a collector at an interval, on a thread of its own.
 
 What is collected is sent at once and never kept: values are cumulative, so the next export says
-what one that is lost would have said. Points of a lost export are counted all the same, as whoever
-looks at a gap wants to know where it comes from.
+what one that is lost would have said. Points of a lost export are counted all the same, so that
+a gap can be explained.
 
-The last values are taken by whoever ends it, while their sources are still open, and sent by the
-thread.
+The last values are read by the thread that closes the sender, while their sources are still open,
+and sent by the sender's own.
 """
 
 import threading
@@ -67,17 +67,17 @@ class MetricSender:
         """Seconds of CPU that the thread has taken; for any thread."""
 
     def start(self, measure: Callable[[], Measured]) -> None:
-        """Begins; the first round is after one interval."""
+        """Begin; the first round is after one interval."""
         self._measure = measure
         self._thread.start()
 
     def tally(self) -> Tally:
-        """What became of all points."""
+        """Return what became of all points."""
         with self._lock:
             return Tally(self._exported, dict(self._lost))
 
     def begin_close(self) -> None:
-        """Takes the last values and has them sent; the sources may be closed when it returns."""
+        """Take the last values and send them; the sources may be closed when it returns."""
         if self._measure is None or self._ended.is_set():
             return
         with self._taking:
@@ -85,7 +85,7 @@ class MetricSender:
             self._ended.set()
 
     def end_close(self, deadline: float) -> None:
-        """Waits until this monotonic second for the last export; what is left then is lost."""
+        """Wait until this monotonic second for the last export; what is left then is lost."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -105,7 +105,7 @@ class MetricSender:
         self._round()
 
     def _take(self) -> None:
-        """Has the next round send what is so now; after the end the sources may not be asked."""
+        """Read the values for the next round, unless the sources are closed."""
         with self._taking:
             if self._measure is None or self._ended.is_set():
                 return
@@ -133,7 +133,7 @@ class MetricSender:
         self.cpu = time.thread_time()
 
     def _account(self, exported: int, *, is_over: bool = False) -> None:
-        """Counts what arrived, and at the end what did not; given up, it is counted as lost."""
+        """Count what arrived, and at the end what did not; given up, it is counted as lost."""
         with self._lock:
             if self._given_up:
                 return
@@ -151,13 +151,13 @@ class MetricSender:
 
 
 def _size(found: Measured) -> int:
-    """Number of points that are to be sent."""
+    """Return the number of points that are to be sent."""
     recorded = 0 if found.recorded is None else _points(found.recorded)
     return recorded + metrics_data.size(found.families)
 
 
 def _points(part: MetricsData) -> int:
-    """Number of its points."""
+    """Return the number of its points."""
     return sum(
         len(metric.data.data_points)
         for on in part.resource_metrics

@@ -42,7 +42,7 @@ _NO_EXTREMES: Final[tuple[Any, Any]] = (None, None)
 def exports(
     families: Iterable[Family], resource: Resource, scope: InstrumentationScope, now: int
 ) -> Iterator[MetricsData]:
-    """What is to be exported, in parts of at most `MOST_POINTS` points.
+    """Return what is to be exported, in parts of at most `MOST_POINTS` points.
 
     Args:
         families: all points of a moment.
@@ -66,7 +66,7 @@ def exports(
 
 
 def size(families: Iterable[Family]) -> int:
-    """Number of points in all these parts, without making them."""
+    """Return the number of points in all these parts, without making them."""
     return sum(
         sum(1 for value in family.values if value)
         if isinstance(family, Points) and family.instrument.kind == "counter"
@@ -105,8 +105,7 @@ def _points(family: Family, now: int) -> Sequence[DataPointT]:
         ]
     return [
         HistogramDataPoint(
-            *(each, since, now, sum(counts), total, counts, family.bounds),
-            *_NO_EXTREMES,
+            each, since, now, sum(counts), total, counts, family.bounds, *_NO_EXTREMES
         )
         for (each, since), counts, total in zip(named, family.counts, family.sums, strict=False)
     ]

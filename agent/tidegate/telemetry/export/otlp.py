@@ -28,10 +28,10 @@ class _Exporter(Protocol):
     """What OpenTelemetry's exporters have in common."""
 
     def export(self, batch: Any, /) -> Any:  # noqa: ANN401 - each signal has its own types
-        """Sends a batch."""
+        """Send a batch."""
 
     def shutdown(self) -> Any:  # noqa: ANN401 - the result is of no use
-        """Ends it, and with it an export that is under way."""
+        """End it, and with it an export that is under way."""
 
 
 class Export(Generic[Batch]):
@@ -46,7 +46,7 @@ class Export(Generic[Batch]):
         faulty.listen()
 
     def send(self, batch: Batch) -> bool:
-        """Sends it; whether it arrived. If not, the faults know why."""
+        """Send it, and return whether it arrived; if not, the faults have the reason."""
         with faulty.heard() as lines:
             is_sent = self._try(batch, lines)
             if not is_sent:
@@ -75,7 +75,7 @@ class Export(Generic[Batch]):
             exporter.shutdown()
 
     def close(self) -> None:
-        """Ends it; from any thread."""
+        """End it; from any thread."""
         self._closed = True
         with faulty.heard():
             self._discard()
@@ -94,39 +94,39 @@ class _Metrics(MetricExporter):
         *_: object,  # the settings say how long
         **__: object,
     ) -> MetricExportResult:
-        """Sends it; a failure is counted by the reader's owner."""
+        """Send it; a failure is counted by the reader's owner."""
         is_sent = self._send.send(metrics_data)
         return MetricExportResult.SUCCESS if is_sent else MetricExportResult.FAILURE
 
     def force_flush(self, *_: object, **__: object) -> bool:
-        """Keeps nothing back."""
+        """Keep nothing back."""
         return True
 
     def shutdown(self, *_: object, **__: object) -> None:
-        """Ends it, and with it an export that is under way."""
+        """End it, and with it an export that is under way."""
         self._send.close()
 
 
 def span_export(settings: TelemetrySettings, faults: Faults) -> Export[Sequence[ReadableSpan]]:
-    """Sends spans."""
+    """Return what sends spans."""
     return Export(settings, "traces", faults)
 
 
 def log_export(settings: TelemetrySettings, faults: Faults) -> Export[Sequence[ReadableLogRecord]]:
-    """Sends log records."""
+    """Return what sends log records."""
     return Export(settings, "logs", faults)
 
 
 def metric_exporter(settings: TelemetrySettings, faults: Faults) -> MetricExporter:
-    """For a metric reader of the SDK."""
+    """Return what a metric reader of the SDK sends with."""
     return _Metrics(Export(settings, "metrics", faults))
 
 
 def read_headers(path: Path) -> dict[str, str]:
-    """Reads `name: value` lines; empty ones and those with # are left out.
+    """Read `name: value` lines; empty ones and those with # are left out.
 
     Raises:
-        OSError: it cannot be read, or a line is not a header. Values are never told.
+        OSError: it cannot be read, or a line is not a header. Values are never in the text.
     """
     headers = {}
     with path.open("rb") as file:
@@ -142,7 +142,7 @@ def read_headers(path: Path) -> dict[str, str]:
 
 
 def _make(settings: TelemetrySettings, signal: Signal) -> _Exporter:
-    """Makes the exporter; reads all files."""
+    """Make the exporter; read all files."""
     headers = read_headers(Path(settings.headers_file)) if settings.headers_file else {}
     _check_files(settings)
     make = _grpc if settings.protocol == "grpc" else _http
@@ -152,7 +152,7 @@ def _make(settings: TelemetrySettings, signal: Signal) -> _Exporter:
 
 
 def _check_files(settings: TelemetrySettings) -> None:
-    """Reads certificates as both transports do, since what these say of a bad one is no help."""
+    """Read certificates as both transports do, since what these say of a bad one is no help."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if settings.ca:
         with _naming("ca", settings.ca):
@@ -164,7 +164,7 @@ def _check_files(settings: TelemetrySettings) -> None:
 
 @contextmanager
 def _naming(key: str, path: str) -> Iterator[None]:
-    """Says of which key the file is."""
+    """Name the key whose file cannot be used."""
     try:
         yield
     except ssl.SSLError as error:
@@ -210,7 +210,7 @@ def _grpc(settings: TelemetrySettings, signal: Signal, headers: dict[str, str]) 
 
 
 def _noting(request: Callable[..., Any]) -> Callable[..., Any]:
-    """Tells why a request failed: the exporter does not, where no time is left to try again."""
+    """Note why a request failed: the exporter does not, where no time is left to try again."""
 
     def send(*arguments: object, **options: object) -> Any:  # noqa: ANN401 - requests has no types
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From spans, log lines and metrics to a collector: one thread and one exporter per signal.
 
-Whoever emits is never held up: what a queue has no room for is dropped and counted. Without an
+Emitting never blocks: what a queue has no room for is dropped and counted. Without an
 endpoint there is no thread, and emitting does nothing.
 """
 
@@ -26,7 +26,7 @@ class Pipeline:
     Attributes:
         resource: what is on all that is sent.
         faults: why something does not arrive, now.
-        metrics: sends what it is given to ask; None where metrics are not sent.
+        metrics: sends the values that it reads; None where metrics are not sent.
     """
 
     def __init__(self, settings: TelemetrySettings, identity: Identity) -> None:
@@ -47,32 +47,32 @@ class Pipeline:
 
     @property
     def sink(self) -> Sink | None:
-        """For whoever makes spans; None where it is of no use to make any."""
+        """Where spans go; None where none are sent."""
         return None if self._spans is None else self
 
     @property
     def takes_lines(self) -> bool:
-        """Whether it is of any use to make log lines."""
+        """Whether log lines are sent."""
         return self._lines is not None
 
     def emit(self, span: Span) -> None:
-        """Takes a span; never blocks and never raises. One that is not sampled goes nowhere."""
+        """Take a span; never block and never raise. One that is not sampled goes nowhere."""
         if self._spans is not None and span.context.is_sampled:
             self._spans.offer(span)
 
     def write(self, line: Line) -> None:
-        """Takes a log line; never blocks and never raises."""
+        """Take a log line; never block and never raise."""
         if self._lines is not None:
             self._lines.offer(line)
 
     def metric_exporter(self) -> MetricExporter | None:
-        """A new one; None where metrics are not sent."""
+        """Return a new exporter of metrics; None where metrics are not sent."""
         if not self._settings.sends("metrics"):
             return None
         return otlp.metric_exporter(self._settings, self.faults)
 
     def tallies(self) -> Mapping[Signal, Tally]:
-        """What became of what was emitted, for each signal that is sent."""
+        """Return what became of what was emitted, for each signal that is sent."""
         queues: dict[Signal, Queue[Span] | Queue[Line] | MetricSender | None] = {
             "traces": self._spans,
             "metrics": self.metrics,
@@ -81,7 +81,7 @@ class Pipeline:
         return {signal: queue.tally() for signal, queue in queues.items() if queue is not None}
 
     def close(self) -> None:
-        """Sends what is left for at most `flush` seconds, and ends."""
+        """Send what is left for at most `flush` seconds, and end."""
         deadline = time.monotonic() + self._settings.flush
         signals = (self._spans, self.metrics, self._lines)
         queues = [queue for queue in signals if queue is not None]

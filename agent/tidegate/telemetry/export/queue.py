@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bounded queue between those who tell something and the thread that exports it.
+"""A bounded queue between producers of telemetry and the thread that exports it.
 
 Offering costs an append and takes no lock that an export holds, so it may be done on any thread at
 any time. Each item that does not arrive is counted, by reason. The SDK's own batch processor does
-the same work, but throws the oldest out, and tells how many only through metrics of its own.
+the same work, but throws the oldest out, and counts them only in metrics of its own.
 """
 
 import threading
@@ -52,7 +52,7 @@ class Queue(Generic[Item]):
         self._thread.start()
 
     def offer(self, item: Item) -> None:
-        """Takes an item, or drops and counts it."""
+        """Take an item, or drop and count it."""
         if self._closing.is_set():
             self._lose(SHUTDOWN)
         elif self._items.qsize() >= self._size:
@@ -61,17 +61,17 @@ class Queue(Generic[Item]):
             self._items.put(item)
 
     def tally(self) -> Tally:
-        """What became of what was offered; what still waits is in neither number."""
+        """Return what became of what was offered; what still waits is in neither number."""
         with self._lock:
             return Tally(self._exported, dict(self._lost))
 
     def begin_close(self) -> None:
-        """Takes no more, and sends what there is."""
+        """Take no more, and send what there is."""
         self._closing.set()
         self._items.put(None)
 
     def end_close(self, deadline: float) -> None:
-        """Waits until this monotonic second for what is queued; the rest is lost and counted."""
+        """Wait until this monotonic second for what is queued; the rest is lost and counted."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
             self._given_up = True
@@ -103,7 +103,7 @@ class Queue(Generic[Item]):
                 return
 
     def _collect(self) -> list[Item]:
-        """Waits for an item, then a little for more; empty when there is nothing left to come."""
+        """Wait for an item, then a little for more; empty when there is nothing left to come."""
         first = self._items.get() if not self._closing.is_set() else self._next(wait=None)
         due = time.monotonic() + DELAY_SECONDS
         while self._items.qsize() < BATCH and time.monotonic() < due:

@@ -68,7 +68,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     prometheus: PrometheusSettings = PrometheusSettings()
 
     def sends(self, signal: Signal) -> bool:
-        """Whether this signal leaves the host over OTLP."""
+        """Return whether this signal leaves the host over OTLP."""
         return bool(self.endpoint) and signal in self.signals
 
     @property
@@ -125,7 +125,7 @@ def _check_endpoint(settings: TelemetrySettings) -> None:
 
 
 def _safe(endpoint: str) -> str:
-    """The endpoint without what may be a password."""
+    """Return the endpoint without what may be a password."""
     return f"…@{endpoint.rpartition('@')[2]}" if "@" in endpoint else endpoint
 
 

@@ -5,11 +5,11 @@ Pure: arrays of events and the time go in, finished flows come out, whatever the
 the events come in. What a flow looks like as a span is in `flow_spans`.
 
 A client's FIN or RST ends a flow. It stays for `LINGER` so that what follows at once (RST after
-FIN, an entry in the connection table) is told with it, and is then remembered for `MEMORY`, so that
-a FIN that the client repeats is not taken for another flow. A flow of which nothing but drops is
-known is over after `LINGER` too. All others end when nothing was told of them for the idle timeout:
-the program tells of a flow's begin, moves and end, not of the packets in between, so a long and
-quiet flow is told of in several spans.
+FIN, an entry in the connection table) is exported with it, and is then remembered for `MEMORY`, so
+that a FIN that the client repeats is not taken for another flow. A flow of which nothing but drops
+is known is over after `LINGER` too. All others end when there was no event of them for the idle
+timeout: the program writes events of a flow's begin, moves and end, not of the packets in between,
+so a long and quiet flow becomes several spans.
 
 A SYN within `SYN_REPEATS` of the last, with nothing in between, is the same SYN again (the last of
 Linux's six repetitions comes 32 s after the one before); any other SYN is another connection.
@@ -90,7 +90,7 @@ class Flow:
     happenings: list[Happening] = field(default_factory=list)
 
     def add(self, happening: Happening) -> None:
-        """Takes an event in."""
+        """Take an event in."""
         kind = happening.kind
         self.seen = max(self.seen, happening.at)
         if kind is EventKind.DROPPED:
@@ -110,7 +110,7 @@ class Flow:
             self.untold += 1
 
     def _led(self, happening: Happening) -> Happening:
-        """Notes where a packet went; it is a move if the one before went elsewhere."""
+        """Note where a packet went; it is a move if the one before went elsewhere."""
         before, self.backend = self.backend, happening.backend
         if before is None:
             self.first_generation, self.decision = happening.generation, happening.decision
@@ -121,7 +121,7 @@ class Flow:
         return happening._replace(moved_from=before)
 
     def _judge(self, kind: EventKind) -> None:
-        """Whether it ends with this event."""
+        """Decide whether it ends with this event."""
         if self.end in ("finished", "reset"):
             return
         if kind is EventKind.FINISHED:
@@ -132,7 +132,7 @@ class Flow:
             self.end = "dropped" if self.backend is None else None
 
     def is_begun_anew(self, at: int) -> bool:
-        """Whether a SYN, or a first datagram, at this time is another flow's."""
+        """Return whether a SYN, or a first datagram, at this time is another flow's."""
         is_quiet = at - self.seen > SYN_REPEATS
         return self.is_established or self.end in ("finished", "reset") or is_quiet
 
@@ -154,7 +154,7 @@ class _Known(NamedTuple):
         self.ending.pop(key, None)
 
     def file(self, key: int, flow: Flow, now: int) -> None:
-        """Puts it at the end of the line that it waits in; one that is ending keeps its place."""
+        """Put it at the end of the line that it waits in; one that is ending keeps its place."""
         if flow.end is not None and key in self.ending:
             return
         self.pop(key)
@@ -180,12 +180,12 @@ class Flows:
 
     @property
     def dropped(self) -> Counter[str]:
-        """Events that no span tells of, by reason: rate, table, late, collision."""
+        """Events that are in no span, by reason: rate, table, late, collision."""
         return self._gate.dropped
 
     @property
     def refused(self) -> int:
-        """Flows that no span tells of, because there were too many."""
+        """Flows without a span, because there were too many."""
         return self._gate.refused
 
     @property
@@ -195,11 +195,11 @@ class Flows:
 
     @property
     def followed(self) -> int:
-        """How many flows there are that are not told of yet."""
+        """How many flows are followed now."""
         return len(self._known.open) + len(self._known.ending)
 
     def take(self, records: Records, now: int) -> list[Flow]:
-        """Takes a batch of events in, in any order, and returns the flows that are over.
+        """Take a batch of events in, in any order, and return the flows that are over.
 
         Args:
             records: with the fields of `flow_gate.COLUMNS`.
@@ -218,7 +218,7 @@ class Flows:
         return over
 
     def stop(self) -> list[Flow]:
-        """All that are followed, as they are now; none is followed afterwards."""
+        """Return all that are followed, as they are now; none is followed afterwards."""
         left = list(chain(self._known.ending.values(), self._known.open.values()))
         for flow in left:
             flow.end = flow.end or "stopped"
@@ -257,7 +257,7 @@ class Flows:
         self._known.file(key, flow, now)
 
     def _due(self, now: int) -> Iterator[Flow]:
-        """Flows that have waited for long enough."""
+        """Return the flows that have waited for long enough."""
         for key, flow in _waited(self._known.ending, now - LINGER):
             self._told.pop(key, None)
             self._told[key] = now + MEMORY
@@ -273,7 +273,7 @@ class Flows:
 
 
 def _waited(line: dict[int, Flow], since: int) -> Iterator[tuple[int, Flow]]:
-    """Takes those from the head of a line that have waited since then."""
+    """Take those from the head of a line that have waited since then."""
     while line:
         key, flow = next(iter(line.items()))
         if flow.waits_since > since:

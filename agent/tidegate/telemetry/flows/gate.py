@@ -23,9 +23,21 @@ Records = npt.NDArray[np.void]
 Keys = npt.NDArray[np.uint64]
 
 COLUMNS: Final = (
-    *("time", "kind", "vip", "vip_incarnation", "backend", "backend_incarnation", "generation"),
-    *("slot", "decision", "reason"),
-    *("protocol", "source", "source_port", "destination", "port"),
+    "time",
+    "kind",
+    "vip",
+    "vip_incarnation",
+    "backend",
+    "backend_incarnation",
+    "generation",
+    "slot",
+    "decision",
+    "reason",
+    "protocol",
+    "source",
+    "source_port",
+    "destination",
+    "port",
 )
 """In the order in which `flows` takes them apart."""
 EVENTS_PER_FLOW: Final = 8
@@ -57,7 +69,7 @@ class Allowance:
     at: int
 
     def refill(self, now: int) -> int:
-        """What is left at a monotonic ns."""
+        """Return what is left at a monotonic ns."""
         passed = max(0, now - self.at) / 1e9
         self.left = min(self.rate, self.left + self.rate * passed)
         self.at = max(self.at, now)
@@ -81,7 +93,7 @@ class Gate:
 
     Attributes:
         dropped: events that were not let through, by reason.
-        refused: flows of which nothing will be told.
+        refused: flows that get no span.
     """
 
     def __init__(self, limits: Limits, now: int) -> None:
@@ -93,7 +105,7 @@ class Gate:
         self.floods = 0
 
     def admit(self, records: Records, known: Container[object], room: int, now: int) -> Admitted:
-        """Cuts a batch down.
+        """Cut a batch down.
 
         Args:
             records: in any order.
@@ -116,7 +128,7 @@ class Gate:
         return Admitted(keys[keep], records[keep], times[keep])
 
     def take_up(self, now: int) -> bool:
-        """Whether one more flow may begin: one that has the key of a flow that was admitted."""
+        """Return whether a flow may begin: one that has the key of a flow that was admitted."""
         if self._flows.refill(now) < 1:
             self.refused += 1
             return False
@@ -131,7 +143,7 @@ class Gate:
         room: int,
         now: int,
     ) -> npt.NDArray[np.bool_]:
-        """Which rows are of flows that are known, or may begin."""
+        """Return which rows are of flows that are known, or may begin."""
         unique, of_row = np.unique(keys, return_inverse=True)
         is_known = np.fromiter((k in known for k in unique.tolist()), np.bool_, len(unique))
         strange = np.flatnonzero(~is_known)
@@ -148,7 +160,7 @@ class Gate:
 
 
 def keys_of(records: Records) -> Keys:
-    """64 bits for each event's flow, equal on every host; two flows may have the same by chance."""
+    """Return 64 bits for each event's flow, equal on every host; flows may share them by chance."""
     ports = records["source_port"].astype(np.uint64) << np.uint64(16)
     words = [ports | records["port"] | records["protocol"].astype(np.uint64) << _SHIFT]
     for name in ("source", "destination"):
@@ -166,7 +178,7 @@ def _mixed(words: list[npt.NDArray[Any]]) -> Keys:
 
 
 def _once(records: Records, keys: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """The rows to keep, and for each row how often it happened.
+    """Return the rows to keep, and for each row how often it happened.
 
     Of one flow's drops for one reason, with no other event between them, the first and the last are
     kept. All else is kept, for its order matters.
@@ -175,12 +187,12 @@ def _once(records: Records, keys: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArr
     dropped = np.flatnonzero(records["kind"] == EventKind.DROPPED)
     if not len(dropped):
         return np.arange(len(records)), times
-    told = records[dropped]
+    drops = records[dropped]
     by_flow = np.argsort(keys, kind="stable")
     others = np.zeros(len(records), np.uint64)
     others[by_flow] = np.cumsum(records["kind"][by_flow] != EventKind.DROPPED)
     same = _mixed(
-        [keys[dropped], others[dropped], told["reason"].astype(np.uint64), told["backend"]]
+        [keys[dropped], others[dropped], drops["reason"].astype(np.uint64), drops["backend"]]
     )
     _, first, counts = np.unique(same, return_index=True, return_counts=True)
     last = len(same) - 1 - np.unique(same[::-1], return_index=True)[1]

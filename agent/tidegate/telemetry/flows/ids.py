@@ -2,8 +2,9 @@
 """Which trace a flow belongs to: a rule that every host of a fleet follows without a word.
 
 A flow may be handed from one load balancer to another, by a router that spreads its routes anew.
-The host that gets it sees it in the middle: not its SYN, nor when that was. Both must still tell of
-it in one trace, so the trace id is computed from what both see in each packet, and from time:
+The host that gets it sees it in the middle: not its SYN, nor when that was. Both must still make
+spans of it in one trace, so the trace id is computed from what both see in each packet, and from
+time:
 
     trace id = BLAKE2b-128(person "tidegate.flow", protocol (1 byte), source address (16),
                source port (2), destination address (16), destination port (2), bucket (8))
@@ -67,7 +68,7 @@ class FlowIds(NamedTuple):
 
 
 def flow_ids(key: FlowKey, at: int) -> FlowIds:
-    """The ids of a flow whose first packet on this host was seen at `at` (ns since 1970)."""
+    """Return the ids of a flow whose first packet on this host was seen at `at` (ns since 1970)."""
     packed = struct.pack(">B16sH16sH", *key)
     offset = int.from_bytes(_hash(packed, 16, _PERSON)[:4]) % BUCKET
     bucket = (at // _SECOND + offset) // BUCKET

@@ -23,5 +23,5 @@ class FlowSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     idle_timeout: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
 
     def limits(self) -> Limits:
-        """The same for what follows flows."""
+        """Return the limits of what follows flows."""
         return Limits(self.flows_per_second, self.open_flows, self.idle_timeout)

@@ -55,7 +55,7 @@ class Roots:
         self._taken: dict[int, None] = {}
 
     def take(self, trace_id: int) -> bool:
-        """Whether it had none yet."""
+        """Return whether it had none yet."""
         if trace_id in self._taken:
             return False
         if len(self._taken) >= _MOST_ROOTS:
@@ -65,7 +65,7 @@ class Roots:
 
 
 def span_of(flow: Flow, naming: Naming, roots: Roots, offset: int) -> Span:
-    """The span that tells of a flow.
+    """Return the span of a flow.
 
     Args:
         flow: which is over.
@@ -133,17 +133,17 @@ def _where(backend: Identity | None, naming: Naming) -> Iterator[tuple[str, Valu
 
 
 def _moments(flow: Flow, naming: Naming, offset: int) -> Iterator[Moment]:
-    """Each event; a move that another event tells of comes before it."""
+    """Return each event; a move that another event implies comes before it."""
     for happening in flow.happenings:
-        told = dict(_details(happening, naming))
+        details = dict(_details(happening, naming))
         if happening.moved_from is not None:
             before = naming.backends.get(happening.moved_from)
             left = before.name if before else f"#{happening.moved_from.id}"
-            moved = {**told, names.BACKEND_BEFORE.key: left}
+            moved = {**details, names.BACKEND_BEFORE.key: left}
             yield Moment(names.MOVED.name, happening.at + offset, moved)
             if happening.kind is EventKind.MOVED:
                 continue
-        yield Moment(_EVENTS[happening.kind].name, happening.at + offset, told)
+        yield Moment(_EVENTS[happening.kind].name, happening.at + offset, details)
 
 
 def _details(happening: Happening, naming: Naming) -> Iterator[tuple[str, Value]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Prometheus scrapes: HTTP on a TCP address of this host, loopback unless somebody insists.
+"""Where Prometheus scrapes: HTTP on a TCP address of this host, loopback unless configured else.
 
 It serves one path, with the bounds of `http_server`, and knows nothing of what it serves. There is
 no authentication and no TLS: beyond loopback both are a proxy's task. The control socket
@@ -48,7 +48,7 @@ def place(settings: PrometheusSettings) -> Place | None:
     """Return where to listen; None for nowhere.
 
     Raises:
-        ConfigError: it is no address, or one that other hosts reach and nobody allowed that.
+        ConfigError: it is no address, or one that other hosts reach, without allow_remote.
     """
     if not settings.listen:
         return None
@@ -66,7 +66,7 @@ def place(settings: PrometheusSettings) -> Place | None:
     if not address.is_loopback and not settings.allow_remote:
         raise ConfigError(
             f"telemetry.prometheus.listen: {address} is not loopback, and names of VIPs and "
-            "backends would be open to whoever reaches it: use 127.0.0.1, or set "
+            "backends would be open to all who reach it: use 127.0.0.1, or set "
             "telemetry.prometheus.allow_remote = true"
         )
     return Place(str(address), number)

@@ -23,7 +23,7 @@ _TYPES: Final = {"counter": "counter", "histogram": "histogram"}
 
 
 def metric_name(instrument: Instrument) -> str:
-    """What Prometheus calls it: `tidegate.vip.io` in bytes is `tidegate_vip_io_bytes_total`."""
+    """Return Prometheus' name: `tidegate.vip.io` in bytes is `tidegate_vip_io_bytes_total`."""
     name = instrument.name.replace(".", "_")
     unit = _UNITS.get(instrument.unit, "")
     if not name.endswith(unit):
@@ -32,12 +32,12 @@ def metric_name(instrument: Instrument) -> str:
 
 
 def label_name(attribute: Attribute) -> str:
-    """What Prometheus calls an attribute."""
+    """Return Prometheus' name of an attribute."""
     return attribute.key.replace(".", "_")
 
 
 def rendered(families: Iterable[Family]) -> str:
-    """The text of points."""
+    """Return the text of points."""
     return "".join(
         _numbers(each) if isinstance(each, Points) else _spread(each) for each in families
     )
@@ -54,7 +54,7 @@ def _numbers(points: Points) -> str:
 
 
 def _template(instrument: Instrument, series: Series) -> str:
-    """A line for each point with a gap, after the metric's head. `%r` writes a number in full."""
+    """Return the metric's head and a line with a gap for each point; `%r` is a number in full."""
     name = metric_name(instrument).replace("%", "%%")
     if not series.labels:
         series.labels[:] = _labels(series)
@@ -63,7 +63,7 @@ def _template(instrument: Instrument, series: Series) -> str:
 
 
 def _labels(series: Series) -> list[str]:
-    """The labels of each point, with percent signs doubled; each word is escaped once."""
+    """Return the labels of each point, with percent signs doubled; each word is escaped once."""
     words = {word for row in series.rows for word in row}
     known = {word: _escaped(str(word)).replace("%", "%%") for word in words}
     pairs = ",".join(f'{label_name(key)}="%s"' for key in series.keys)

@@ -17,7 +17,7 @@ Word: TypeAlias = str | int
 
 @dataclass(eq=False, slots=True)
 class Series:
-    """What the points of some instruments are told apart by.
+    """The attributes that points of some instruments differ in.
 
     Attributes:
         keys: of the attributes.

@@ -15,12 +15,28 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
+from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.sdk import SCOPE
 
 STAGE_BOUNDS: Final = (
-    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
-    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+    0.0001,
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
 )
 """Upper bounds of the classes of a stage's duration, s: 100 µs for a swap to 30 s for etcd."""
 
@@ -33,7 +49,7 @@ class Recorder:
 
     Args:
         resource: who sends it.
-        drops: is asked at each scrape.
+        drops: called at each scrape.
     """
 
     def __init__(self, resource: Resource, drops: Drops = dict) -> None:
@@ -55,21 +71,21 @@ class Recorder:
         meter.create_observable_counter(lost.name, [self._lost], lost.unit, lost.description)
 
     def observe(self, stage: str, seconds: float) -> None:
-        """A stage of a change took this long."""
-        self._durations.record(max(0.0, seconds), {names.STAGE.key: stage})
+        """Record how long a stage of a change took."""
+        self._durations.record(max(0.0, seconds), {attributes.STAGE.key: stage})
 
     def text(self) -> str:
-        """All values as Prometheus' text."""
+        """Return all values as Prometheus' text."""
         return generate_latest(self._registry).decode()
 
     def collect(self) -> MetricsData | None:
-        """All values as the SDK has them, cumulative; None if there are none."""
+        """Return all values as the SDK has them, cumulative; None if there are none."""
         return self._pull.get_metrics_data()
 
     def close(self) -> None:
-        """Ends it."""
+        """Close it."""
         self._provider.shutdown()
 
     def _lost(self, _: CallbackOptions) -> Iterable[Observation]:
         for (signal, reason), count in self._drops().items():
-            yield Observation(count, {names.SIGNAL.key: signal, names.LOSS.key: reason})
+            yield Observation(count, {attributes.SIGNAL.key: signal, attributes.LOSS.key: reason})

@@ -9,91 +9,111 @@ REVISION: Final = Attribute(
     "tidegate.revision", "int", "Latest revision of etcd that the change was seen at.", "1042"
 )
 NUMBER: Final = Attribute(
-    *("tidegate.generation", "int"),
-    "Generation in force at the end: that of the change, or the one that stayed.",
-    "17",
+    key="tidegate.generation",
+    type="int",
+    description="Generation in force at the end: that of the change, or the one that stayed.",
+    example="17",
 )
 DIGEST: Final = Attribute(
-    *("tidegate.digest", "string"),
-    "Its digest, which is equal on hosts with the same tables.",
-    "9f2c1be0a7d34410",
+    key="tidegate.digest",
+    type="string",
+    description="Its digest, which is equal on hosts with the same tables.",
+    example="9f2c1be0a7d34410",
 )
 RELEASE: Final = Attribute("tidegate.release", "string", "Release that it is of.", "live")
 TRACK: Final = Attribute(
-    "tidegate.track", "string", "Track that the host is on; empty before etcd was read.",
+    "tidegate.track",
+    "string",
+    "Track that the host is on; empty before etcd was read.",
     "stable",
-)  # fmt: skip
+)
 CAUSE: Final = Attribute(
-    *("tidegate.change.cause", "string"),
-    "What asked for it: `keys` (etcd), `health`, `time` (windows, drains, ramps), `rollback`, or "
-    "`retry` of what had failed.",
-    "keys",
+    key="tidegate.change.cause",
+    type="string",
+    description="What caused it: `keys` (etcd), `health`, `time` (windows, drains, ramps), "
+    "`rollback`, or `retry` of what had failed.",
+    example="keys",
 )
 OUTCOME: Final = Attribute(
-    *("tidegate.change.outcome", "string"),
-    "`applied`: a generation came into force. `unchanged`: nothing that packets could tell. "
-    "`refused`: by a guard, or it cannot be built. `failed`: by the kernel. `frozen`: the host "
-    "keeps what it has.",
-    "applied",
+    key="tidegate.change.outcome",
+    type="string",
+    description="`applied`: a generation came into force. `unchanged`: no difference "
+    "to packets. `refused`: by a guard, or it cannot be built. `failed`: by the kernel. "
+    "`frozen`: the host keeps what it has.",
+    example="applied",
 )
 KEYS: Final = Attribute(
-    *("tidegate.change.keys", "string[]"),
-    "First keys that were written or deleted, relative to the release or to the fleet; 8 at most.",
-    '["pools/web/backends/b1"]',
+    key="tidegate.change.keys",
+    type="string[]",
+    description="First keys that were written or deleted, relative to the release or to the "
+    "fleet; 8 at most.",
+    example='["pools/web/backends/b1"]',
 )
 KEY_COUNT: Final = Attribute("tidegate.change.key_count", "int", "How many there were.", "1")
 MOVED: Final = Attribute(
-    *("tidegate.change.slots.moved", "int"),
-    "Slots of tables, of 65537 each, that have another owner now.",
-    "21846",
+    key="tidegate.change.slots.moved",
+    type="int",
+    description="Slots of tables, of 65537 each, that have another owner now.",
+    example="21846",
 )
 MINIMUM: Final = Attribute(
-    "tidegate.change.slots.minimum", "int", "The least that any tables with these shares move.",
+    "tidegate.change.slots.minimum",
+    "int",
+    "The least that any tables with these shares move.",
     "21845",
-)  # fmt: skip
+)
 VIPS: Final = Attribute(
-    *("tidegate.change.vips", "string[]"),
-    "VIPs that changed, or whose pool's table did; 8 at most.",
-    '["shop"]',
+    key="tidegate.change.vips",
+    type="string[]",
+    description="VIPs that changed, or whose pool's table did; 8 at most.",
+    example='["shop"]',
 )
 VIP_COUNT: Final = Attribute("tidegate.change.vip_count", "int", "How many there are.", "1")
 POOLS: Final = Attribute(
-    "tidegate.change.pools", "string[]", "Pools that changed, or whose table did; 8 at most.",
+    "tidegate.change.pools",
+    "string[]",
+    "Pools that changed, or whose table did; 8 at most.",
     '["web"]',
-)  # fmt: skip
+)
 POOL_COUNT: Final = Attribute("tidegate.change.pool_count", "int", "How many there are.", "1")
 BACKEND_COUNT: Final = Attribute(
     "tidegate.change.backend_count", "int", "Backends that came, went or changed.", "1"
 )
 REFUSED: Final = Attribute(
-    *("tidegate.change.refused", "int"),
-    "What was refused of it; the first 16 have a span each.",
-    "0",
+    key="tidegate.change.refused",
+    type="int",
+    description="What was refused of it; the first 16 have a span each.",
+    example="0",
 )
 KEY: Final = Attribute(
-    *("tidegate.key", "string"),
-    "Key that was refused, relative to the release or to the fleet; empty if it is all of it.",
-    "vips/shop",
+    key="tidegate.key",
+    type="string",
+    description="Key that was refused, relative to the release or to the fleet; empty if it is "
+    "all of it.",
+    example="vips/shop",
 )
 FIELD: Final = Attribute(
     "tidegate.field", "string", "Field of the document; empty if it is all of it.", "port"
 )
 TABLES: Final = Attribute("tidegate.change.tables", "int", "Tables that were filled.", "1")
 READ_BACK: Final = Attribute(
-    *("tidegate.change.read_back.seconds", "double"),
-    "Seconds of it that reading tables back and comparing them took; the first 8 have a span each.",
-    "0.0002",
+    key="tidegate.change.read_back.seconds",
+    type="double",
+    description="Seconds of it that reading tables back and comparing them took; the first 8 have "
+    "a span each.",
+    example="0.0002",
 )
 ERROR_TYPE: Final = Attribute(
-    *("error.type", "string"),
-    "Where it was refused: `decode`, `schema`, `reference`, `guard`, `build`, `publish`, or "
-    "`frozen`; only if it was. The reason is the span's status description.",
-    "guard",
+    key="error.type",
+    type="string",
+    description="Where it was refused: `decode`, `schema`, `reference`, `guard`, `build`, "
+    "`publish`, or `frozen`; only if it was. The reason is the span's status description.",
+    example="guard",
     is_standard=True,
 )
 ORDER: Final = Attribute("tidegate.order", "string", "`rollback`, `freeze` or `thaw`.", "rollback")
 USER: Final = Attribute(
-    "user.name", "string", "Who gave it, as the host knows them.", "ann", is_standard=True
+    "user.name", "string", "The host's name of the user who gave it.", "ann", is_standard=True
 )
 REASON: Final = Attribute(
     "tidegate.order.reason", "string", "Why, as they say; empty if they do not.", "incident 4711"
@@ -106,8 +126,24 @@ CHANGE: Final = SpanType(
     "acknowledges it in etcd, or to the first packet that met it if that is later. Its parent is "
     "the `traceparent` of the latest write that carries one.",
     (
-        *(REVISION, NUMBER, DIGEST, RELEASE, TRACK, CAUSE, OUTCOME, KEYS, KEY_COUNT, MOVED),
-        *(MINIMUM, VIPS, VIP_COUNT, POOLS, POOL_COUNT, BACKEND_COUNT, REFUSED, ERROR_TYPE),
+        REVISION,
+        NUMBER,
+        DIGEST,
+        RELEASE,
+        TRACK,
+        CAUSE,
+        OUTCOME,
+        KEYS,
+        KEY_COUNT,
+        MOVED,
+        MINIMUM,
+        VIPS,
+        VIP_COUNT,
+        POOLS,
+        POOL_COUNT,
+        BACKEND_COUNT,
+        REFUSED,
+        ERROR_TYPE,
     ),
     links="the spans of other writes' traces that the same generation has in it",
 )
@@ -128,7 +164,8 @@ STAGES: Final = (
         "From the receipt of the write to the loop's taking it: put together, and waiting.",
     ),
     SpanType(
-        "tidegate.change.validate", "Documents are read, and checked against each other.",
+        "tidegate.change.validate",
+        "Documents are read, and checked against each other.",
         (ERROR_TYPE,),
     ),
     SpanType(
@@ -145,12 +182,10 @@ STAGES: Final = (
     ),
     SpanType(
         "tidegate.change.program",
-        "A program that does what the documents need is made if there is none: compiled, proven, "
-        "attached.",
+        "A program that does what the documents need is made unless there is one: compiled, "
+        "verified, attached.",
     ),
-    SpanType(
-        "tidegate.change.entries", "The ledger and the backends' entries are written."
-    ),
+    SpanType("tidegate.change.entries", "The ledger and the backends' entries are written."),
     SpanType(
         "tidegate.change.fill",
         "New tables are filled where no packet looks, read back and pinned.",
@@ -172,14 +207,14 @@ STAGES: Final = (
     SpanType(
         "tidegate.change.publish", "What was under way when the kernel refused.", (ERROR_TYPE,)
     ),
-)  # fmt: skip
+)
 PART: Final = SpanType(
     "tidegate.change.read_back", "One table is read back from the kernel and compared."
 )
 LATE: Final = (
     SpanType(
         "tidegate.change.acknowledge",
-        "From the end of the work to the moment at which etcd has the status that tells of it.",
+        "From the end of the work to the moment at which etcd has the status that reports it.",
     ),
     SpanType(
         "tidegate.change.first_packet",

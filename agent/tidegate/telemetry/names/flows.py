@@ -10,8 +10,11 @@ SOURCE_ADDRESS: Final = Attribute(
 )
 SOURCE_PORT: Final = Attribute("source.port", "int", "Its port.", "40000", is_standard=True)
 DESTINATION_ADDRESS: Final = Attribute(
-    *("destination.address", "string", "The address that the client sends to."),
-    *("198.51.100.1", True),
+    key="destination.address",
+    type="string",
+    description="The address that the client sends to.",
+    example="198.51.100.1",
+    is_standard=True,
 )
 DESTINATION_PORT: Final = Attribute(
     "destination.port", "int", "The port that the client sends to.", "80", is_standard=True
@@ -23,17 +26,24 @@ NETWORK_TYPE: Final = Attribute(
     "network.type", "string", "`ipv4` or `ipv6`.", "ipv4", is_standard=True
 )
 ERROR_TYPE: Final = Attribute(
-    *("error.type", "string", "Why the last packet that was dropped was; only if one was."),
-    *("no_backend", True),
+    key="error.type",
+    type="string",
+    description="Why the last packet that was dropped was; only if one was.",
+    example="no_backend",
+    is_standard=True,
 )
 VIP: Final = Attribute(
-    *("tidegate.vip", "string", "Name of the VIP; `#` and its id if the name is not known."),
-    "web",
+    key="tidegate.vip",
+    type="string",
+    description="Name of the VIP; `#` and its id if the name is not known.",
+    example="web",
 )
 POOL: Final = Attribute("tidegate.pool", "string", "Name of the last backend's pool.", "web")
 BACKEND: Final = Attribute(
-    *("tidegate.backend", "string", "Name of the last backend; `#` and its id, as with the VIP."),
-    "b1",
+    key="tidegate.backend",
+    type="string",
+    description="Name of the last backend; `#` and its id, as with the VIP.",
+    example="b1",
 )
 BACKEND_BEFORE: Final = Attribute(
     "tidegate.backend.before", "string", "Name of the backend that the flow left.", "b2"
@@ -55,15 +65,18 @@ TIMES: Final = Attribute(
     "tidegate.times", "int", "How often it happened at about this time, if more than once.", "12"
 )
 END: Final = Attribute(
-    *("tidegate.flow.end", "string"),
-    "Why the span ends: `finished` (FIN), `reset`, `dropped` (nothing of it was ever forwarded), "
-    "`idle` (nothing told for the idle timeout), `replaced` (another connection has its ports), "
-    "`stopped` (the agent ends; the flow goes on).",
-    "finished",
+    key="tidegate.flow.end",
+    type="string",
+    description="Why the span ends: `finished` (FIN), `reset`, `dropped` (nothing of it was ever "
+    "forwarded), `idle` (no event for the idle timeout), `replaced` (another connection has "
+    "its ports), `stopped` (the agent ends; the flow goes on).",
+    example="finished",
 )
 HAS_BEGIN: Final = Attribute(
-    *("tidegate.flow.has_begin", "boolean"),
-    *("Whether this host saw the flow's first packet, and not only later ones.", "true"),
+    key="tidegate.flow.has_begin",
+    type="boolean",
+    description="Whether this host saw the flow's first packet, and not only later ones.",
+    example="true",
 )
 MOVES: Final = Attribute(
     "tidegate.flow.moves", "int", "How often it went on to another backend.", "0"
@@ -72,23 +85,31 @@ DROPS: Final = Attribute(
     "tidegate.flow.drops", "int", "Packets of it that were dropped; only if any were.", "3"
 )
 BEGINS: Final = Attribute(
-    *("tidegate.flow.begins", "int"),
-    *("SYNs that were forwarded, repeated ones too; only if more than one.", "2"),
+    key="tidegate.flow.begins",
+    type="int",
+    description="SYNs that were forwarded, repeated ones too; only if more than one.",
+    example="2",
 )
 UNTOLD: Final = Attribute(
-    *("tidegate.flow.untold", "int"),
-    *("Events of the flow that the span does not have, since it has 32 at most.", "4"),
+    key="tidegate.flow.untold",
+    type="int",
+    description="Events of the flow that the span does not have, since it has 32 at most.",
+    example="4",
 )
 LINK: Final = Attribute(
-    *("tidegate.link", "string"),
-    "What the link leads to: `change` (the change that moved the flow), or `bucket_before` (where "
-    "the flow's SYN is, if it was in the bucket before: see the rule for trace ids).",
-    "change",
+    key="tidegate.link",
+    type="string",
+    description="What the link leads to: `change` (the change that moved the flow), or "
+    "`bucket_before` (where the flow's SYN is, if it was in the bucket before: see the rule for "
+    "trace ids).",
+    example="change",
 )
 
 WHERE: Final = (POOL, BACKEND, GENERATION, DECISION)
 NEW: Final = EventType(
-    *("tidegate.flow.new", "A SYN was forwarded, or the first datagram of a tracked flow.", WHERE)
+    name="tidegate.flow.new",
+    description="A SYN was forwarded, or the first datagram of a tracked flow.",
+    attributes=WHERE,
 )
 MOVED: Final = EventType(
     "tidegate.flow.moved",
@@ -108,10 +129,27 @@ FLOW: Final = SpanType(
     "tidegate.flow",
     "A sampled flow as one load balancer saw it, from its first packet to FIN, RST or idleness.",
     (
-        *(SOURCE_ADDRESS, SOURCE_PORT, DESTINATION_ADDRESS, DESTINATION_PORT),
-        *(TRANSPORT, NETWORK_TYPE, ERROR_TYPE, VIP, POOL, BACKEND, SLOT),
-        *(FIRST_GENERATION, GENERATION, DECISION, REASON),
-        *(END, HAS_BEGIN, MOVES, DROPS, BEGINS, UNTOLD),
+        SOURCE_ADDRESS,
+        SOURCE_PORT,
+        DESTINATION_ADDRESS,
+        DESTINATION_PORT,
+        TRANSPORT,
+        NETWORK_TYPE,
+        ERROR_TYPE,
+        VIP,
+        POOL,
+        BACKEND,
+        SLOT,
+        FIRST_GENERATION,
+        GENERATION,
+        DECISION,
+        REASON,
+        END,
+        HAS_BEGIN,
+        MOVES,
+        DROPS,
+        BEGINS,
+        UNTOLD,
     ),
     (NEW, MOVED, PROMOTED, FINISHED, RESET, DROPPED),
     "the change that moved the flow; where its SYN may be, if this host did not see it",

@@ -1,322 +1,383 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric, its unit, and what its points are told apart by.
+"""Every metric, its unit, and the attributes that its points differ in.
 
-Attributes have few values: names of VIPs, pools and backends of the generation in force, and words
-of closed lists. A name's points end when its VIP or backend leaves the generation. No address, port
-or text that somebody else wrote is ever an attribute. docs/metrics.md says how many points that
-makes.
+A name's points end when its VIP or backend leaves the generation. docs/metrics.md says how many
+points there are.
 """
 
 from typing import Final
 
-from tidegate.telemetry.registry import Attribute, Instrument
-
-# What points are told apart by.
-
-VIP: Final = Attribute("tidegate.vip", "string", "Name of the VIP.", "web")
-POOL: Final = Attribute("tidegate.pool", "string", "Name of the pool.", "web")
-BACKEND: Final = Attribute("tidegate.backend", "string", "Name of the backend in its pool.", "b1")
-DECISION: Final = Attribute(
-    *("tidegate.decision", "string"),
-    *("What named the backend: a word of the data plane's list of decisions.", "tracked"),
+from tidegate.telemetry.names.metric_attributes import (
+    BACKEND,
+    CPU,
+    DECISION,
+    DIGEST,
+    DROP_REASON,
+    EVENT_OUTCOME,
+    FLOW_LOSS,
+    HEALTH_STATE,
+    HOST_STATE,
+    INSERT_OUTCOME,
+    INTERFACE,
+    KIND,
+    LOSS,
+    MAP,
+    POOL,
+    PROBE_OUTCOME,
+    REFUSAL_STAGE,
+    REHASH_CAUSE,
+    RELEASE,
+    SIGNAL,
+    STAGE,
+    TRACK,
+    VERDICT,
+    VERSION,
+    VIP,
 )
-DROP_REASON: Final = Attribute(
-    *("tidegate.drop.reason", "string"),
-    *("Why packets were dropped: a word of the data plane's list of reasons.", "syn_limit"),
-)
-REHASH_CAUSE: Final = Attribute(
-    *("tidegate.rehash.cause", "string"),
-    *("Why the slot's owner could not be used: `quarantined` or `gone`.", "gone"),
-)
-INSERT_OUTCOME: Final = Attribute(
-    *("tidegate.insert.outcome", "string"),
-    *("Whether the entry was `written`, or `refused` by the VIP's limit.", "written"),
-)
-MAP: Final = Attribute("tidegate.map", "string", "Name of the kernel's map.", "flows")
-KIND: Final = Attribute("tidegate.id.kind", "string", "`vips`, `pools` or `backends`.", "vips")
-EVENT_OUTCOME: Final = Attribute(
-    *("tidegate.event.outcome", "string"),
-    *("`sent`, or `lost` to a full ring buffer or the limit of events.", "sent"),
-)
-VERDICT: Final = Attribute(
-    *("tidegate.verdict", "string"),
-    *("What the program returned: `drop`, `pass` or `tx`.", "tx"),
-)
-CPU: Final = Attribute(
-    *("cpu.logical_number", "int", "Number of the CPU.", "0"),
-    is_standard=True,
-)
-INTERFACE: Final = Attribute(
-    *("network.interface.name", "string", "Name of the interface.", "eth0"),
-    is_standard=True,
-)
-HOST_STATE: Final = Attribute(
-    *("tidegate.host.state", "string"),
-    *("`starting`, `synced`, `degraded`, `frozen` or `stale`.", "synced"),
-)
-STAGE: Final = Attribute(
-    *("tidegate.stage", "string", "Stage of a change, or `total` for all of it.", "swap"),
-)
-REFUSAL_STAGE: Final = Attribute(
-    *("tidegate.refusal.stage", "string"),
-    *(
-        "What refuses: `decode`, `schema`, `reference`, `guard`, `build`, `publish` or `verify`.",
-        "guard",
-    ),
-)
-HEALTH_STATE: Final = Attribute(
-    *("tidegate.health.state", "string"),
-    *(
-        "What this host finds: `initial`, `healthy`, `unhealthy`, `draining` or `unused`.",
-        "healthy",
-    ),
-)
-PROBE_OUTCOME: Final = Attribute(
-    *("tidegate.probe.outcome", "string"),
-    *("`passed`, or how the probe failed, such as `timeout` or `refused`.", "passed"),
-)
-DIGEST: Final = Attribute(
-    *("tidegate.digest", "string"),
-    *("Of the generation in force, equal on every host with the same input.", "5b6cd0…"),
-)
-RELEASE: Final = Attribute(
-    *("tidegate.release", "string", "Release that the generation is of.", "live"),
-)
-TRACK: Final = Attribute("tidegate.track", "string", "Track that the host follows.", "stable")
-VERSION: Final = Attribute(
-    *("service.version", "string", "Version of the agent.", "0.1.0"),
-    is_standard=True,
-)
-SIGNAL: Final = Attribute(
-    *("tidegate.telemetry.signal", "string", "`traces`, `metrics` or `logs`.", "traces"),
-)
-LOSS: Final = Attribute(
-    *("tidegate.telemetry.reason", "string"),
-    *("Why it was not sent: `queue_full`, `not_exported` or `shutdown`.", "queue_full"),
-)
-FLOW_LOSS: Final = Attribute(
-    *("tidegate.flow.reason", "string"),
-    "`rate` or `table` (limits of the agent), `late` (after the flow's end), `collision`, `stop`, "
-    "or `flood` (of a VIP and no flow).",
-    "rate",
-)
+from tidegate.telemetry.registry import Instrument
 
 # Packets.
 
 VIP_PACKETS: Final = Instrument(
-    *("tidegate.vip.packets", "counter", "{packet}"),
-    *("Packets that were forwarded to a backend.", (VIP,)),
+    name="tidegate.vip.packets",
+    kind="counter",
+    unit="{packet}",
+    description="Packets that were forwarded to a backend.",
+    attributes=(VIP,),
 )
 VIP_IO: Final = Instrument(
-    *("tidegate.vip.io", "counter", "By"),
-    *("Bytes of the IP packets that were forwarded, before encapsulation.", (VIP,)),
+    name="tidegate.vip.io",
+    kind="counter",
+    unit="By",
+    description="Bytes of the IP packets that were forwarded, before encapsulation.",
+    attributes=(VIP,),
 )
 VIP_NEW_FLOWS: Final = Instrument(
-    *("tidegate.vip.flows.new", "counter", "{flow}"),
-    "SYNs, and datagrams without an entry in the connection table; a repeated SYN counts again.",
-    (VIP,),
+    name="tidegate.vip.flows.new",
+    kind="counter",
+    unit="{flow}",
+    description="SYNs, and datagrams without an entry in the connection table; a repeated SYN "
+    "counts again.",
+    attributes=(VIP,),
 )
 VIP_DECISIONS: Final = Instrument(
-    *("tidegate.vip.decisions", "counter", "{packet}"),
-    "Forwarded packets by what named the backend: `tracked` are hits of the connection table, "
-    "`fallback` is the owner before the window.",
-    (VIP, DECISION),
+    name="tidegate.vip.decisions",
+    kind="counter",
+    unit="{packet}",
+    description="Forwarded packets by what named the backend: `tracked` are hits of the "
+    "connection table, `fallback` is the owner before the window.",
+    attributes=(VIP, DECISION),
 )
 VIP_REHASHES: Final = Instrument(
-    *("tidegate.vip.rehashes", "counter", "{packet}"),
-    "Packets that went to another backend than the slot's owner, which could not be used.",
-    (VIP, REHASH_CAUSE),
+    name="tidegate.vip.rehashes",
+    kind="counter",
+    unit="{packet}",
+    description="Packets that went to another backend than the slot's owner, which could not be "
+    "used.",
+    attributes=(VIP, REHASH_CAUSE),
 )
 VIP_INSERTS: Final = Instrument(
-    *("tidegate.vip.inserts", "counter", "{entry}"),
-    "Entries that were to be written to the connection table.",
-    (VIP, INSERT_OUTCOME),
+    name="tidegate.vip.inserts",
+    kind="counter",
+    unit="{entry}",
+    description="Entries that were to be written to the connection table.",
+    attributes=(VIP, INSERT_OUTCOME),
 )
 VIP_ANSWERS: Final = Instrument(
-    *("tidegate.vip.answers", "counter", "{packet}"),
-    "Packets that the load balancer answered itself: pings, and those too big for the path.",
-    (VIP,),
+    name="tidegate.vip.answers",
+    kind="counter",
+    unit="{packet}",
+    description="Packets that the load balancer answered itself: pings, and those too big for the "
+    "path.",
+    attributes=(VIP,),
 )
 VIP_DROPS: Final = Instrument(
-    *("tidegate.vip.drops", "counter", "{packet}"),
-    "Packets for the VIP that were dropped.",
-    (VIP, DROP_REASON),
+    name="tidegate.vip.drops",
+    kind="counter",
+    unit="{packet}",
+    description="Packets for the VIP that were dropped.",
+    attributes=(VIP, DROP_REASON),
 )
 VIP_LIVE_FLOWS: Final = Instrument(
-    *("tidegate.vip.flows.live", "gauge", "{flow}"),
-    "Entries of the connection table that packets would follow, as of the last count.",
-    (VIP,),
+    name="tidegate.vip.flows.live",
+    kind="gauge",
+    unit="{flow}",
+    description="Entries of the connection table that packets would follow, as of the last count.",
+    attributes=(VIP,),
 )
 BACKEND_PACKETS: Final = Instrument(
-    *("tidegate.backend.packets", "counter", "{packet}"),
-    *("Packets that were sent to the backend.", (POOL, BACKEND)),
+    name="tidegate.backend.packets",
+    kind="counter",
+    unit="{packet}",
+    description="Packets that were sent to the backend.",
+    attributes=(POOL, BACKEND),
 )
 BACKEND_IO: Final = Instrument(
-    *("tidegate.backend.io", "counter", "By"),
-    "Bytes of the IP packets that were sent to the backend, before encapsulation.",
-    (POOL, BACKEND),
+    name="tidegate.backend.io",
+    kind="counter",
+    unit="By",
+    description="Bytes of the IP packets that were sent to the backend, before encapsulation.",
+    attributes=(POOL, BACKEND),
 )
 
 # The data plane.
 
 PROGRAM_PACKETS: Final = Instrument(
-    *("tidegate.program.packets", "counter", "{packet}"),
-    "Packets that a CPU ran the program for, whoever they were for: how the NIC's receive queues "
-    "are spread over CPUs.",
-    (CPU, VERDICT),
+    name="tidegate.program.packets",
+    kind="counter",
+    unit="{packet}",
+    description="Packets that a CPU ran the program for, for VIPs or not: how the NIC's "
+    "receive queues are spread over CPUs.",
+    attributes=(CPU, VERDICT),
 )
 PROGRAM_TIME: Final = Instrument(
-    *("tidegate.program.time", "counter", "s"),
-    "Time spent in the program, of all CPUs; only while telemetry.program_stats is on.",
+    name="tidegate.program.time",
+    kind="counter",
+    unit="s",
+    description="Time spent in the program, of all CPUs; only while telemetry.program_stats is on.",
 )
 PROGRAM_RUNS: Final = Instrument(
-    *("tidegate.program.runs", "counter", "{run}"),
-    "Runs that tidegate.program.time is of: time by runs is the cost of one packet.",
+    name="tidegate.program.runs",
+    kind="counter",
+    unit="{run}",
+    description="Runs that tidegate.program.time is of: time by runs is the cost of one packet.",
 )
 RX_QUEUES: Final = Instrument(
-    *("tidegate.interface.rx_queues", "gauge", "{queue}"),
-    "Receive queues of the interface: as many CPUs can have packets.",
-    (INTERFACE,),
+    name="tidegate.interface.rx_queues",
+    kind="gauge",
+    unit="{queue}",
+    description="Receive queues of the interface: as many CPUs can have packets.",
+    attributes=(INTERFACE,),
 )
 ATTACHED: Final = Instrument(
-    *("tidegate.interface.attached", "gauge", "{program}"),
-    *("1 if the program is on the interface, else 0.", (INTERFACE,)),
+    name="tidegate.interface.attached",
+    kind="gauge",
+    unit="{program}",
+    description="1 if the program is on the interface, else 0.",
+    attributes=(INTERFACE,),
 )
 MAP_ENTRIES: Final = Instrument(
-    *("tidegate.map.entries", "gauge", "{entry}"),
-    "Entries of a kernel map; those that packets write, as of the last count.",
-    (MAP,),
+    name="tidegate.map.entries",
+    kind="gauge",
+    unit="{entry}",
+    description="Entries of a kernel map; those that packets write, as of the last count.",
+    attributes=(MAP,),
 )
 MAP_LIMIT: Final = Instrument(
-    *("tidegate.map.limit", "gauge", "{entry}"),
-    *("Entries that a kernel map has room for.", (MAP,)),
+    name="tidegate.map.limit",
+    kind="gauge",
+    unit="{entry}",
+    description="Entries that a kernel map has room for.",
+    attributes=(MAP,),
 )
 IDS: Final = Instrument(
-    *("tidegate.ids.used", "gauge", "{id}", "Ids that the generation in force uses.", (KIND,)),
+    name="tidegate.ids.used",
+    kind="gauge",
+    unit="{id}",
+    description="Ids that the generation in force uses.",
+    attributes=(KIND,),
 )
 ID_LIMIT: Final = Instrument(
-    *("tidegate.ids.limit", "gauge", "{id}", "Ids that there are.", (KIND,)),
+    name="tidegate.ids.limit",
+    kind="gauge",
+    unit="{id}",
+    description="Ids that there are.",
+    attributes=(KIND,),
 )
 EVENTS: Final = Instrument(
-    *("tidegate.events", "counter", "{event}"),
-    *("Events of sampled flows, by what became of them in the kernel.", (EVENT_OUTCOME,)),
+    name="tidegate.events",
+    kind="counter",
+    unit="{event}",
+    description="Events of sampled flows, by what became of them in the kernel.",
+    attributes=(EVENT_OUTCOME,),
 )
 REPAIRS: Final = Instrument(
-    *("tidegate.audit.repairs", "counter", "{difference}"),
-    "Differences between the kernel and what it has to hold that were put right.",
+    name="tidegate.audit.repairs",
+    kind="counter",
+    unit="{difference}",
+    description="Differences between the kernel and what it has to hold that were put right.",
 )
 
 # The agent.
 
 GENERATION: Final = Instrument(
-    *("tidegate.generation", "gauge", "{generation}", "Number of the generation in force."),
+    name="tidegate.generation",
+    kind="gauge",
+    unit="{generation}",
+    description="Number of the generation in force.",
 )
 GENERATION_INFO: Final = Instrument(
-    *("tidegate.generation.info", "gauge", "{info}"),
-    "1, with what the generation in force is made of.",
-    (DIGEST, RELEASE, TRACK, VERSION),
+    name="tidegate.generation.info",
+    kind="gauge",
+    unit="{info}",
+    description="1, with what the generation in force is made of.",
+    attributes=(DIGEST, RELEASE, TRACK, VERSION),
 )
 REVISION: Final = Instrument(
-    *("tidegate.revision", "gauge", "{revision}"),
-    "etcd's revision that the generation in force was made of.",
+    name="tidegate.revision",
+    kind="gauge",
+    unit="{revision}",
+    description="etcd's revision that the generation in force was made of.",
 )
 STATE: Final = Instrument(
-    *("tidegate.state", "gauge", "{state}"),
-    *("1 for the state that the host is in, 0 for the others.", (HOST_STATE,)),
+    name="tidegate.state",
+    kind="gauge",
+    unit="{state}",
+    description="1 for the state that the host is in, 0 for the others.",
+    attributes=(HOST_STATE,),
 )
 STATE_TIME: Final = Instrument(
-    *("tidegate.state.time", "counter", "s"),
-    *("Time that the host has spent in each state since its agent started.", (HOST_STATE,)),
+    name="tidegate.state.time",
+    kind="counter",
+    unit="s",
+    description="Time that the host has spent in each state since its agent started.",
+    attributes=(HOST_STATE,),
 )
 READY: Final = Instrument(
-    *("tidegate.ready", "gauge", "{host}", "1 if the host is ready for traffic, else 0."),
+    name="tidegate.ready",
+    kind="gauge",
+    unit="{host}",
+    description="1 if the host is ready for traffic, else 0.",
 )
 ETCD_AGE: Final = Instrument(
-    *("tidegate.etcd.contact.age", "gauge", "s", "Time since etcd was last heard of."),
+    name="tidegate.etcd.contact.age",
+    kind="gauge",
+    unit="s",
+    description="Time since etcd was last heard of.",
 )
 REFUSALS: Final = Instrument(
-    *("tidegate.refusals", "gauge", "{refusal}"),
-    *("Documents and generations that are refused now.", (REFUSAL_STAGE,)),
+    name="tidegate.refusals",
+    kind="gauge",
+    unit="{refusal}",
+    description="Documents and generations that are refused now.",
+    attributes=(REFUSAL_STAGE,),
 )
 STAGE_DURATION: Final = Instrument(
-    *("tidegate.change.duration", "histogram", "s"),
-    *("Time that a stage of a change took, from etcd's event to the kernel.", (STAGE,)),
+    name="tidegate.change.duration",
+    kind="histogram",
+    unit="s",
+    description="Time that a stage of a change took, from etcd's event to the kernel.",
+    attributes=(STAGE,),
 )
 TELEMETRY_DROPS: Final = Instrument(
-    *("tidegate.telemetry.dropped", "counter", "{item}"),
-    *("Spans, points and log records that did not arrive.", (SIGNAL, LOSS)),
+    name="tidegate.telemetry.dropped",
+    kind="counter",
+    unit="{item}",
+    description="Spans, points and log records that did not arrive.",
+    attributes=(SIGNAL, LOSS),
 )
 METRICS_TIME: Final = Instrument(
-    *("tidegate.metrics.time", "counter", "s"),
-    "CPU time that reading and writing metrics took.",
+    name="tidegate.metrics.time",
+    kind="counter",
+    unit="s",
+    description="CPU time that reading and writing metrics took.",
 )
 
 # Traces of flows.
 
 FLOW_SPANS: Final = Instrument(
-    *("tidegate.flow.spans", "counter", "{span}", "Spans that were made of sampled flows."),
+    name="tidegate.flow.spans",
+    kind="counter",
+    unit="{span}",
+    description="Spans that were made of sampled flows.",
 )
 FLOW_EVENTS: Final = Instrument(
-    *("tidegate.flow.events", "counter", "{event}", "Events of flows that the agent has read."),
+    name="tidegate.flow.events",
+    kind="counter",
+    unit="{event}",
+    description="Events of flows that the agent has read.",
 )
 FLOW_DROPS: Final = Instrument(
-    *("tidegate.flow.events.dropped", "counter", "{event}"),
-    *("Events that the agent has read and that no span tells of.", (FLOW_LOSS,)),
+    name="tidegate.flow.events.dropped",
+    kind="counter",
+    unit="{event}",
+    description="Events that the agent has read and that are in no span.",
+    attributes=(FLOW_LOSS,),
 )
 FLOW_REFUSED: Final = Instrument(
-    *("tidegate.flow.refused", "counter", "{flow}"),
-    "Flows that no span tells of, as there were too many.",
+    name="tidegate.flow.refused",
+    kind="counter",
+    unit="{flow}",
+    description="Flows without a span, as there were too many.",
 )
 FLOW_OPEN: Final = Instrument(
-    *("tidegate.flow.open", "gauge", "{flow}", "Flows that are followed now."),
+    name="tidegate.flow.open",
+    kind="gauge",
+    unit="{flow}",
+    description="Flows that are followed now.",
 )
 
 # Health.
 
 POOL_BACKENDS: Final = Instrument(
-    *("tidegate.pool.backends", "gauge", "{backend}"),
-    *("Backends by what this host's checks find.", (POOL, HEALTH_STATE)),
+    name="tidegate.pool.backends",
+    kind="gauge",
+    unit="{backend}",
+    description="Backends by what this host's checks find.",
+    attributes=(POOL, HEALTH_STATE),
 )
 BACKEND_STATE_AGE: Final = Instrument(
-    *("tidegate.backend.state.age", "gauge", "s"),
-    "Time since this host's checks changed their mind of the backend; of checked ones only.",
-    (POOL, BACKEND),
+    name="tidegate.backend.state.age",
+    kind="gauge",
+    unit="s",
+    description="Time since this host's checks changed their mind of the backend; of checked ones "
+    "only.",
+    attributes=(POOL, BACKEND),
 )
 BACKEND_HEALTHY: Final = Instrument(
-    *("tidegate.backend.healthy", "gauge", "{backend}"),
-    "1 if this host's checks find the backend healthy, else 0; of checked ones only.",
-    (POOL, BACKEND),
+    name="tidegate.backend.healthy",
+    kind="gauge",
+    unit="{backend}",
+    description="1 if this host's checks find the backend healthy, else 0; of checked ones only.",
+    attributes=(POOL, BACKEND),
 )
 BLIND: Final = Instrument(
-    *("tidegate.health.blind", "gauge", "{host}"),
-    "1 if the host finds many backends dead that the others reach, so that its verdicts do not "
-    "count; else 0.",
+    name="tidegate.health.blind",
+    kind="gauge",
+    unit="{host}",
+    description="1 if the host finds many backends dead that the others reach, so that its "
+    "verdicts do not count; else 0.",
 )
 BROKEN_CHECKER: Final = Instrument(
-    *("tidegate.health.checker.broken", "gauge", "{host}"),
-    "1 if everything failed at once, so that nothing is taken out; else 0.",
+    name="tidegate.health.checker.broken",
+    kind="gauge",
+    unit="{host}",
+    description="1 if everything failed at once, so that nothing is taken out; else 0.",
 )
 WAITING: Final = Instrument(
-    *("tidegate.health.waiting", "gauge", "{backend}"),
-    "Unhealthy backends that the limit per minute still keeps in.",
+    name="tidegate.health.waiting",
+    kind="gauge",
+    unit="{backend}",
+    description="Unhealthy backends that the limit per minute still keeps in.",
 )
 PANIC: Final = Instrument(
-    *("tidegate.pool.panic", "gauge", "{pool}"),
-    "1 if too few backends are healthy, so that the pool keeps all; else 0. Of pools with health.",
-    (POOL,),
+    name="tidegate.pool.panic",
+    kind="gauge",
+    unit="{pool}",
+    description="1 if too few backends are healthy, so that the pool keeps all; else 0. Of pools "
+    "with health.",
+    attributes=(POOL,),
 )
 ON_SORRY_POOL: Final = Instrument(
-    *("tidegate.vip.on_sorry_pool", "gauge", "{vip}"),
-    "1 if the VIP is served by its sorry pool, else 0. Of VIPs that have one.",
-    (VIP,),
+    name="tidegate.vip.on_sorry_pool",
+    kind="gauge",
+    unit="{vip}",
+    description="1 if the VIP is served by its sorry pool, else 0. Of VIPs that have one.",
+    attributes=(VIP,),
 )
 PROBES: Final = Instrument(
-    *("tidegate.health.probes", "counter", "{probe}"),
-    *("Health checks by how they ended.", (POOL, PROBE_OUTCOME)),
+    name="tidegate.health.probes",
+    kind="counter",
+    unit="{probe}",
+    description="Health checks by how they ended.",
+    attributes=(POOL, PROBE_OUTCOME),
 )
 PROBE_DURATION: Final = Instrument(
-    *("tidegate.health.probe.duration", "histogram", "s"),
-    *("Time that a health check took.", (POOL,)),
+    name="tidegate.health.probe.duration",
+    kind="histogram",
+    unit="s",
+    description="Time that a health check took.",
+    attributes=(POOL,),
 )
 
 INSTRUMENTS: Final = tuple(
