@@ -37,12 +37,12 @@ IDS = 512
 CAPACITY = maps.Capacity(flows=8192, syns=8192, fragments=4096)
 SHAPES = maps.few(maps.shapes(CAPACITY), IDS)
 
-_idle: dict[programs.Build, list[tuple[maps.Maps, int]]] = defaultdict(list)
+_idle: dict[tuple[programs.Build, maps.Capacity], list[tuple[maps.Maps, int]]] = defaultdict(list)
 """Loaded programs that nobody uses, with their maps, which are empty."""
 
 
-def _load(build: programs.Build) -> tuple[maps.Maps, int]:
-    fds = maps.create(SHAPES)
+def _load(build: programs.Build, capacity: maps.Capacity) -> tuple[maps.Maps, int]:
+    fds = maps.create(maps.few(maps.shapes(capacity), IDS))
     return fds, programs.load_balancer(programs.compile_balancer(build), fds)
 
 
@@ -76,16 +76,16 @@ class Kernel:
     It stays on one CPU, so that the limits per CPU are those of one.
     """
 
-    def __init__(self, build: programs.Build = BUILD) -> None:
-        self._build = build
+    def __init__(self, build: programs.Build = BUILD, capacity: maps.Capacity = CAPACITY) -> None:
+        self._build, self._capacity = build, capacity
 
     def __enter__(self) -> Self:
-        build = self._build
+        kind = self._build, self._capacity
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._cpus)})
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
         make_plane_folder(self.pins)
-        self.maps, self.program = _idle[build].pop() if _idle[build] else _load(build)
+        self.maps, self.program = _idle[kind].pop() if _idle[kind] else _load(*kind)
         self.publisher = Publisher(self.maps, self.pins, grace=0)
         self.link(LINK)
         return self
@@ -97,15 +97,23 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         self.publisher.close()
-        for name, shape in SHAPES.items():
-            empty(self.maps[name], shape)
-        _idle[self._build].append((self.maps, self.program))
+        if self._capacity == CAPACITY:
+            for name, shape in SHAPES.items():
+                empty(self.maps[name], shape)
+            _idle[self._build, CAPACITY].append((self.maps, self.program))
+        else:  # to empty a large table takes longer than to make one
+            self.maps.close()
+            os.close(self.program)
         shutil.rmtree(self.pins)
         os.sched_setaffinity(0, self._cpus)
 
-    def link(self, link: Link) -> None:
-        """Set what the program knows of the interface."""
-        links.write(self.maps["links"], links.of_spec("lo", LOOPBACK, link))
+    def load(self, build: programs.Build) -> int:
+        """Load another program over the same maps; its descriptor is the caller's."""
+        return programs.load_balancer(programs.compile_balancer(build), self.maps)
+
+    def link(self, link: Link, index: int = LOOPBACK) -> None:
+        """Set what the program knows of an interface."""
+        links.write(self.maps["links"], links.of_spec("", index, link))
 
     def install(self, generation: Generation) -> None:
         """Publish a generation as the agent does."""
