@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from bench_publish import SMALL, roster
 
-from tidegate.agent.health.fleet import HealthDesk
-from tidegate.agent.mailbox import Bell, Mailbox
+from tidegate.agent.health.fleet import FleetHealth
+from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
@@ -63,9 +63,9 @@ class Trials:
     def __init__(self, publisher: Publisher, fds: maps.Maps) -> None:
         self.publisher, self.fds = publisher, fds
         self.mailbox = Mailbox()
-        self.desk = HealthDesk(
+        self.health = FleetHealth(
             EtcdSettings(endpoints=("http://127.0.0.1:1",)),
-            *("default", "lb1", lambda: self.mailbox.ring(Bell.HEALTH)),
+            *("default", "lb1", lambda: self.mailbox.wake(WakeReason.HEALTH)),
             allow_exec=False,
         )
         self.wanted = checked()
@@ -93,7 +93,7 @@ class Trials:
         self.mailbox.wait(10.0)
         fitness = self._judged()
         judged = time.perf_counter()
-        flagged = self.publisher.quarantine(k for k, fit in fitness.items() if fit.is_out)
+        flagged = self.publisher.flag_unhealthy(k for k, fit in fitness.items() if fit.is_out)
         at_flag = time.perf_counter()
         assert flagged == 1
         assert self._flag(self.publisher.in_force, key) == layout.QUARANTINED
@@ -115,14 +115,14 @@ class Trials:
         self.documents = {**self.documents, f"{name}/{key.pool}/{key.name}": document}
         snapshot = Snapshot(self.revision, self.documents)
         self.handed = time.perf_counter()
-        self.desk._deliver(snapshot)
+        self.health._deliver(snapshot)
 
     def _judged(self) -> dict[BackendKey, object]:
         self.mailbox.collect()
         in_force = self.publisher.in_force
-        assert self.desk.judge(in_force, int(time.time()), rung=True, is_alone=False)
-        assert self.desk.fitness is not None
-        return dict(self.desk.fitness)
+        assert self.health.judge(in_force, int(time.time()), woken=True, is_alone=False)
+        assert self.health.fitness is not None
+        return dict(self.health.fitness)
 
     def _flag(self, generation: Generation, key: BackendKey) -> int:
         id_ = generation.backends[key].identity.id

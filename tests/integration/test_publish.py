@@ -232,8 +232,8 @@ def test_a_flag_is_set_before_the_tables_and_stays(kernel: maps.Maps, pins: Path
     publisher.publish(first, 0)
     seen.clear()
     slots = tables.slots(kernel["outer"])
-    assert publisher.quarantine([BackendKey("web", "b1")]) == 1
-    assert publisher.quarantine([BackendKey("web", "b1")]) == 0
+    assert publisher.flag_unhealthy([BackendKey("web", "b1")]) == 1
+    assert publisher.flag_unhealthy([BackendKey("web", "b1")]) == 0
     assert (flags(kernel, first, "b1"), flags(kernel, first, "b2")) == (layout.QUARANTINED, 0)
     assert tables.slots(kernel["outer"]) == slots
     assert publisher.audit(deep=True) == []
@@ -250,7 +250,7 @@ def test_a_flag_whose_verdict_is_taken_back_goes(kernel: maps.Maps, pins: Path) 
     (first,) = generations(wanted)
     publisher = Publisher(kernel, pins, 0)
     publisher.publish(first, 0)
-    publisher.quarantine([BackendKey("web", "b1")])
+    publisher.flag_unhealthy([BackendKey("web", "b1")])
     publisher.publish(plan(wanted, first, 1000, {}), 0)
     assert publisher.in_force.number == first.number
     assert flags(kernel, first, "b1") == 0
@@ -266,7 +266,7 @@ def test_a_start_after_a_flag_keeps_the_backend_out(kernel: maps.Maps, pins: Pat
     (first,) = generations(wanted)
     publisher = Publisher(kernel, pins, 0)
     publisher.publish(first, 0)
-    publisher.quarantine([BackendKey("web", "b1")])
+    publisher.flag_unhealthy([BackendKey("web", "b1")])
     publisher.close()
     again = Publisher(kernel, pins, 0)
     found = again.adopt()
@@ -285,7 +285,7 @@ def test_what_is_put_back_keeps_the_flag(kernel: maps.Maps, pins: Path) -> None:
     (first,) = generations(wanted)
     publisher = Publisher(kernel, pins, 0)
     publisher.publish(first, 0)
-    publisher.quarantine([BackendKey("web", "b1")])
+    publisher.flag_unhealthy([BackendKey("web", "b1")])
     (pins / "tables").rename(pins / "away")
     with pytest.raises(DataplaneError):
         publisher.publish(out(wanted, first, "b1"), 0)

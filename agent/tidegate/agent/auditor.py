@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the kernel is compared with what it has to hold, and what is told of it.
+"""When the kernel is compared with what it has to hold, and what is reported of it.
 
 Shallow after each push, at most once a second, so that a storm of changes is not slowed down and
 its last one is still looked at; deep at a set interval. What was put right is counted and logged;
 what could not be is a refusal of stage `verify` until a later look finds it right.
 """
 
-import logging
 from typing import Final
 
 from tidegate.dataplane.plane import DataPlane
 from tidegate.dataplane.publish.audit import Finding
 from tidegate.errors import DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.model.values import Rejection
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _SHALLOW_SECONDS: Final = 1.0
 
 
 class Auditor:
-    """Looks when it is time.
+    """Compares when it is time.
 
     Args:
         plane: what is compared.
-        interval: seconds between deep looks.
+        interval: seconds between deep comparisons.
         now: monotonic clock, s.
     """
 
@@ -37,20 +37,19 @@ class Auditor:
         """Differences that were put right since the start."""
         self.damages: tuple[Rejection, ...] = ()
 
-    @property
-    def due(self) -> float:
-        """Monotonic second of the next look."""
+    def next_due(self) -> float:
+        """Return the monotonic second of the next comparison."""
         deep = self._deep + self.interval
         is_pushed = self._plane.publisher.in_force.number != self._seen
         return min(deep, self._last + _SHALLOW_SECONDS) if is_pushed else deep
 
-    def look(self, now: float) -> None:
-        """Compares and repairs, if it is time.
+    def audit(self, now: float) -> None:
+        """Compare and repair, if it is time.
 
         Raises:
             FenceError: the data plane is another agent's now.
         """
-        if now < self.due:
+        if now < self.next_due():
             return
         is_deep = now >= self._deep + self.interval
         self._last = now
@@ -59,10 +58,16 @@ class Auditor:
         try:
             found = self._plane.audit(deep=is_deep)
         except DataplaneError as error:
-            log.error("audit reason=%s", error)  # noqa: TRY400 - the sentence is for an operator
+            log.error("audit_failed", reason=error)
             return
         for finding in found:
-            log.error("audit %s", finding)
+            log.error(
+                "audit",
+                map=finding.map,
+                key=finding.key,
+                fault=finding.fault,
+                failure=finding.failure,
+            )
         self.repairs += sum(not finding.failure for finding in found)
         revision = self._plane.publisher.in_force.revision
         self.damages = tuple(_damage(each, revision) for each in found if each.failure)

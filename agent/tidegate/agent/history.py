@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop remembers of its generations: in memory to go back to, on disk to look up.
+"""The history of a host's generations: in memory to roll back to, on disk to look up.
 
-It finds out why a generation came about, takes care that a refusal is noted once for each change
-and not for each attempt, and goes on without a disk if there is none.
+It finds out why a generation came about, writes a refusal once for each change and not for each
+attempt, and works without a disk if there is none.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,38 +19,45 @@ from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
 from tidegate.agent.operator.orders import Signature
 from tidegate.agent.reconciler import Applied, in_force_as_desired
-from tidegate.agent.rollback_states import Past, State
+from tidegate.agent.rollback_states import RollbackStates, State
 from tidegate.errors import AgentError
+from tidegate.event_log import EventLog
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.generation import Generation
 from tidegate.model.values import FIT, BackendKey, Rejection, Snapshot
 from tidegate.planner.diff import Diff
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _PAUSE: Final = 10.0
 """s"""
-Witness: TypeAlias = Callable[[Sequence[BackendKey]], Sequence[Evidence]]
+EvidenceOf: TypeAlias = Callable[[Sequence[BackendKey]], Sequence[Evidence]]
 
 
-class Chronicle:
-    """The past of one agent's data plane.
+class History:
+    """The history of one agent's data plane.
 
     Args:
+        config: the agent's file.
         in_force: as it was adopted.
         changed: called when `problem` changes.
+        evidence: returns for each backend why health judges it as it does.
 
     Attributes:
+        states: what can be rolled back to.
         cause: of the latest generation.
-        evidence: tells of each backend what stands behind what health makes of it.
     """
 
     def __init__(
-        self, config: AgentConfig, in_force: Generation, changed: Callable[[], None]
+        self,
+        config: AgentConfig,
+        in_force: Generation,
+        changed: Callable[[], None],
+        evidence: EvidenceOf = lambda keys: [Evidence() for _ in keys],
     ) -> None:
-        self.evidence: Witness = lambda keys: [Evidence() for _ in keys]
-        self.past = Past(config.rollback_depth)
+        self._evidence = evidence
+        self.states = RollbackStates(config.rollback_depth)
         self.cause = lines.Cause("start")
         self._keys: Mapping[str, int] | None = None
         self._refused: set[tuple[str, str, str, int]] = set()
@@ -66,7 +72,7 @@ class Chronicle:
             there = list(files.read_all(folder))
         except AgentError as error:
             self._fault = str(error)
-            log.warning("journal: %s", error)
+            log.warning("journal_unwritten", reason=error)
             there = []
         self._recall(there, config.rollback_depth, in_force)
         if self._writer is not None:
@@ -78,25 +84,28 @@ class Chronicle:
         return self._fault or (self._writer.problem if self._writer else "")
 
     def applied(self, applied: Applied) -> None:
-        """A generation came into force."""
+        """Record a generation that came into force."""
         generation = applied.generation
-        self.past.remember(generation.number, generation.digest, applied.desired)
+        self.states.remember(generation.number, generation.digest, applied.desired)
         self.cause = cause = self._cause(applied)
         if applied.order:
-            self._keys = None  # told by the revision of the documents that are in force now
+            self._keys = None  # known by the revision of the documents that are in force now
         elif applied.snapshot is not None:
             self._keys = mod_revisions(applied.snapshot)
         origin = lines.Origin(
-            *(rfc3339(time.time()), applied.now, cause, lines.summary(applied.diff)),
+            rfc3339(time.time()),
+            applied.now,
+            cause,
+            lines.summary(applied.diff),
             stepped=applied.stepped,
         )
-        # After a failure that left a mixture in force, nobody has told of what came before.
+        # After a failure that left a mixture in force, what came before is not in the journal.
         gap = (applied.previous.number, applied.previous.digest) != self._last
         self._last = generation.number, generation.digest
         self._write(Published(generation, origin, gap))
 
     def refused(self, rejections: Iterable[Rejection], in_force: Generation, revision: int) -> None:
-        """What is refused now; only what is new goes into the journal.
+        """Record what is refused now; only what is new goes into the journal.
 
         A fault that is written again and again is noted every few seconds, or its noise would take
         the place of what came into force.
@@ -113,11 +122,11 @@ class Chronicle:
             self._write(lines.refused(fresh, rfc3339(time.time()), in_force.number, revision))
 
     def ordered(self, order: str, by: Signature) -> None:
-        """An operator froze or thawed the host."""
+        """Record that an operator froze or thawed the host."""
         self._write(lines.Ordered(rfc3339(by.at), order, by.user, by.reason))
 
     def close(self) -> None:
-        """Writes what is left to write."""
+        """Write what is left to write."""
         if self._writer is not None:
             self._writer.close()
 
@@ -126,7 +135,7 @@ class Chronicle:
             self._writer.write(item)
 
     def _recall(self, there: list[files.File], depth: int, in_force: Generation) -> None:
-        """States to go back to, from the journal; a generation of another seed is left out."""
+        """Read the states to roll back to; a generation of another seed is left out."""
         seed = lines.fingerprint(in_force.hash_seed)
         found: list[State] = []
         for file in reversed(there):  # a file begins with all that it needs
@@ -136,11 +145,11 @@ class Chronicle:
                 if standing.line.seed == seed and standing.line.number <= in_force.number
             ]
             found = [*states, *found]
-            if len(Past(depth, found).states) > depth:
+            if len(RollbackStates(depth, found).states) > depth:
                 break
-        self.past = Past(depth, found)
+        self.states = RollbackStates(depth, found)
         if in_force.number:
-            self.past.remember(in_force.number, in_force.digest, in_force_as_desired(in_force))
+            self.states.remember(in_force.number, in_force.digest, in_force_as_desired(in_force))
         noted = [line for file in there for line in file.lines if isinstance(line, lines.Refused)]
         if noted:
             self._refused = {(r.key, r.field, r.stage, r.revision) for r in noted[-1].refusals}
@@ -150,16 +159,16 @@ class Chronicle:
         changed = changed_fitness(applied.previous, applied.generation)
         if not changed:
             return cause
-        listed = changed[: lines.MOST_VERDICTS]
+        listed = changed[: lines.MOST_FINDINGS]
         backends = applied.generation.backends
-        verdicts = tuple(
-            lines.Verdict(str(key), backends[key].fitness.is_out, *evidence)
-            for key, evidence in zip(listed, self.evidence(listed), strict=True)
+        findings = tuple(
+            lines.HealthFinding(str(key), backends[key].fitness.is_out, *evidence)
+            for key, evidence in zip(listed, self._evidence(listed), strict=True)
         )
         more = len(changed) - len(listed)
         if cause.kind == "time":
-            return lines.Cause("health", verdicts=verdicts, verdicts_left_out=more)
-        return msgspec.structs.replace(cause, verdicts=verdicts, verdicts_left_out=more)
+            return lines.Cause("health", verdicts=findings, verdicts_left_out=more)
+        return msgspec.structs.replace(cause, verdicts=findings, verdicts_left_out=more)
 
     def _cause_without_health(self, applied: Applied) -> lines.Cause:
         if applied.order:
@@ -175,12 +184,12 @@ class Chronicle:
 
 
 def mod_revisions(snapshot: Snapshot) -> dict[str, int]:
-    """Revision that last wrote each key."""
+    """Return the revision that last wrote each key."""
     return {key: document.mod_revision for key, document in snapshot.documents.items()}
 
 
 def changed_fitness(before: Generation, after: Generation) -> list[BackendKey]:
-    """The backends that health has taken out, or has put back, between two generations."""
+    """Return the backends that health has taken out, or put back, between two generations."""
     old = {key: placed.fitness for key, placed in before.backends.items()}
     return sorted(
         key for key, placed in after.backends.items() if placed.fitness != old.get(key, FIT)
@@ -188,19 +197,19 @@ def changed_fitness(before: Generation, after: Generation) -> list[BackendKey]:
 
 
 def by_time(diff: Diff) -> str:
-    """What happened without a key that changed, in words."""
+    """Return what happened without a key that changed, in words."""
     parts = []
     if diff.retired:
         parts.append(f"drained for long enough: {', '.join(diff.retired[:20])}")
     if diff.backends.changed:
         parts.append(f"weights by time or deadlines: {', '.join(diff.backends.changed[:20])}")
-    if diff.vips.changed:  # by time or health alone: documents would have been told as keys
+    if diff.vips.changed:  # by time or health alone: documents would be among the keys
         parts.append(f"to or from their sorry pool: {', '.join(diff.vips.changed[:20])}")
     return "; ".join(parts) or "windows closed"
 
 
 def _keys_of(applied: Applied, snapshot: Snapshot) -> dict[str, int]:
-    """The keys before, as far as what was in force tells, where no snapshot of them is known.
+    """Return the keys before, as far as what was in force shows, where no snapshot is known.
 
     A key that was written later is taken for new; one that is in force and gone, for deleted.
     """
@@ -220,5 +229,5 @@ def _state(standing: replay.Standing, hash_seed: str | None) -> State:
 
 
 def _identity(rejection: Rejection) -> tuple[str, str, str, int]:
-    """The reason is left out: that of a failed attempt names the attempt's number."""
+    """Return what identifies a refusal; the reason of a failed attempt names its number."""
     return rejection.key, rejection.field, rejection.stage, rejection.revision

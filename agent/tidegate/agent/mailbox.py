@@ -21,8 +21,8 @@ from tidegate.model.values import View
 _MOST_ORDERS: Final = 16
 
 
-class Bell(Enum):
-    """What rings without saying more."""
+class WakeReason(Enum):
+    """A wake-up without payload."""
 
     LINKS = auto()
     """A link, neighbour or route changed."""
@@ -40,10 +40,10 @@ class Bell(Enum):
 
 @dataclass(frozen=True)
 class Mail:
-    """What has arrived since the last look."""
+    """What has arrived since it was last collected."""
 
     view: View | None
-    bells: frozenset[Bell]
+    reasons: frozenset[WakeReason]
     orders: tuple[Posted, ...] = ()
 
 
@@ -56,10 +56,12 @@ class Mailbox:
         self._poll.register(self._wake, select.POLLIN)
         self._view: deque[View] = deque(maxlen=1)
         self._orders: queue.Queue[Posted] = queue.Queue(_MOST_ORDERS)
-        self._bells: dict[Bell, deque[None]] = {bell: deque(maxlen=1) for bell in Bell}
+        self._reasons: dict[WakeReason, deque[None]] = {
+            reason: deque(maxlen=1) for reason in WakeReason
+        }
 
     def deliver(self, view: View) -> None:
-        """A new view replaces one that was not read yet, but for what that one told of arrivals.
+        """Leave a view in place of one that was not read yet, which leaves its arrivals to it.
 
         By one thread at a time.
         """
@@ -69,13 +71,13 @@ class Mailbox:
         self._view.append(view)
         self._wake_up()
 
-    def ring(self, bell: Bell) -> None:
-        """Something happened. May be called in a signal handler."""
-        self._bells[bell].append(None)
+    def wake(self, reason: WakeReason) -> None:
+        """Wake the loop for a reason. May be called in a signal handler."""
+        self._reasons[reason].append(None)
         self._wake_up()
 
     def post(self, order: Posted) -> bool:
-        """An operator's order; False if too many wait."""
+        """Leave an operator's order; return False if too many wait."""
         try:
             self._orders.put_nowait(order)
         except queue.Full:
@@ -84,27 +86,27 @@ class Mailbox:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Returns when something arrives, or after this long."""
+        """Return when something arrives, or after so many seconds."""
         self._poll.poll(max(0.0, seconds) * 1000)
 
     def collect(self) -> Mail:
-        """Takes what is there. The wake-up is cleared first, so that none is lost."""
+        """Take what is there. The wake-up is cleared first, so that none is lost."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         view = None
         with suppress(IndexError):  # it may be taken back, for a newer one, at any moment
             view = self._view.pop()
-        rung = {bell for bell, queue in self._bells.items() if queue}
-        for bell in rung:
-            self._bells[bell].clear()
+        given = {reason for reason, queue in self._reasons.items() if queue}
+        for reason in given:
+            self._reasons[reason].clear()
         orders: list[Posted] = []
         with suppress(queue.Empty):
             while len(orders) < _MOST_ORDERS:
                 orders.append(self._orders.get_nowait())
-        return Mail(view, frozenset(rung), tuple(orders))
+        return Mail(view, frozenset(given), tuple(orders))
 
     def close(self) -> None:
-        """Closes the eventfd; nothing may ring after this."""
+        """Close the eventfd; nothing may wake it after this."""
         os.close(self._wake)
 
     def _wake_up(self) -> None:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the log what is refused: each thing once, and not more than a log can bear.
+"""Logs what is refused: each thing once, and not more than a log can bear.
 
 The status has everything that is refused now. The log has what happened, and a control system that
 writes the same fault a hundred times a second, or ten thousand faults at once, must not fill a disk
-with it. So a fault that is written again is not told again within REMEMBERED seconds of the last
-time that it was there, and at most LINES are told in any PERIOD; what is left out is counted.
+with it. So a fault that is written again is not logged again within REMEMBERED seconds of the last
+time that it was there, and at most LINES are logged in any PERIOD; what is left out is counted.
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from tidegate.event_log import EventLog
 from tidegate.model.values import Rejection
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 REMEMBERED: Final = 60.0
 LINES: Final = 50
@@ -29,30 +29,33 @@ class _Fault(NamedTuple):
 
 
 class RefusalLog:
-    """Remembers what it has told."""
+    """Remembers what it has logged."""
 
     def __init__(self) -> None:
         self._last: dict[_Fault, float] = {}
         self._began = float("-inf")
-        self._told = 0
+        self._logged = 0
 
-    def tell(self, rejections: Iterable[Rejection], now: float) -> None:
-        """Tells what is new among everything that is refused at this monotonic second."""
+    def write(self, rejections: Iterable[Rejection], now: float) -> None:
+        """Log what is new among everything that is refused at this monotonic second."""
         if now >= self._began + PERIOD:
-            self._began, self._told = now, 0
+            self._began, self._logged = now, 0
         left_out = 0
         for rejection in rejections:
             fault = _Fault(rejection.key, rejection.field, rejection.reason)
             is_new = fault not in self._last
             self._last[fault] = now
-            if is_new and self._told < LINES:
-                self._told += 1
+            if is_new and self._logged < LINES:
+                self._logged += 1
                 log.warning(
-                    "refused key=%s field=%s stage=%s reason=%s",
-                    *(rejection.key, rejection.field, rejection.stage, rejection.reason),
+                    "refused",
+                    key=rejection.key,
+                    field=rejection.field,
+                    stage=rejection.stage,
+                    reason=rejection.reason,
                 )
             elif is_new:
                 left_out += 1
         if left_out:
-            log.warning("refused more=%d: too many to tell; the status lists them", left_out)
+            log.warning("refused_more", count=left_out, reason="too many; the status lists them")
         self._last = {fault: at for fault, at in self._last.items() if at > now - REMEMBERED}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent tells the fleet of itself: facts in, status document out."""
+"""What the agent reports to the fleet: facts in, status document out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Facts:
 
 
 def describe(facts: Facts) -> StatusDocument:
-    """The status document of these facts."""
+    """Return the status document of these facts."""
     generation = facts.generation
     listed, left_out = refusals((*facts.damages, *facts.outcome.rejections))
     state, reason = _state(facts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was wanted before: the documents of the last generations, to go back to.
+"""The documents of the last generations, to roll back to.
 
 Values in memory; the journal gives them back after a restart. Generations that differ by time alone
 (a window that closed, a ramp's next step) share their documents, so they are one state here: going
@@ -32,7 +32,7 @@ class State:
         return f"{span} (revision {self.desired.revision}, digest {self.digest[:8]})"
 
 
-class Past:
+class RollbackStates:
     """The states of the last generations, oldest first; the last one is in force.
 
     Args:
@@ -46,22 +46,22 @@ class Past:
             self._append(state)
 
     def remember(self, number: int, digest: str, desired: Desired) -> None:
-        """A generation came into force."""
+        """Add a generation that came into force."""
         self._append(State(number, number, digest, desired))
 
     def before(self) -> State | None:
-        """The state before the one in force."""
+        """Return the state before the one in force."""
         return self.states[-2] if len(self.states) > 1 else None
 
     def find(self, number: int) -> State | None:
-        """The state that a generation had, the latest if numbers began anew."""
+        """Return the state that a generation had; the latest if numbers began anew."""
         for state in reversed(self.states):
             if state.first <= number <= state.last:
                 return state
         return None
 
     def listed(self) -> str:
-        """What can be gone back to, for people, the latest first."""
+        """Return what can be rolled back to, for people, the latest first."""
         others = [str(state) for state in reversed(self.states[:-1])]
         return "; ".join(others) or "none yet"
 

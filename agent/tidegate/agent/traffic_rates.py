@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the host's packets fare, for its status: rates over the last seconds, from kernel counters.
 
-What is told is rounded, and stays until it has changed by more than noise: a status is read
+What is reported is rounded, and stays until it has changed by more than noise: a status is read
 by the whole fleet, and must not be written anew because of the third digit of a rate. This is no
 telemetry; it is for comparing hosts.
 """
@@ -15,13 +15,13 @@ import numpy.typing as npt
 from tidegate.keyspace.status.parts import TrafficStatus
 
 INTERVAL: Final = 5.0
-"""Seconds between two looks at the counters."""
+"""Seconds between two samples of the counters."""
 _NOISE: Final = 0.2
-"""Part of a rate by which it may differ from the one that is told."""
+"""Part of a rate by which it may differ from the one that is reported."""
 _FEW: Final = 10.0
 """Packets per second: two rates below differ by nothing that matters."""
 _SMALL: Final = 1e-4
-"""Two shares that differ by less are told as one."""
+"""Two shares that differ by less are reported as one."""
 
 Totals = npt.NDArray[np.uint64]
 """Shape (VIP ids, 3): packets, drops and misses since the maps were made."""
@@ -33,7 +33,7 @@ class _Sample(NamedTuple):
 
 
 def rates(before: Totals, after: Totals, seconds: float) -> TrafficStatus:
-    """What happened between two samples; `seconds` lie between them.
+    """Return what happened between two samples; `seconds` lie between them.
 
     An id that is new counts from 0. One whose counters went back was given to another VIP, and is
     left out this once.
@@ -50,43 +50,46 @@ def rates(before: Totals, after: Totals, seconds: float) -> TrafficStatus:
 
 
 def round_to(value: float) -> float:
-    """A value with three significant digits."""
+    """Return a value with three significant digits."""
     return float(f"{value:.3g}")
 
 
-def steady(told: TrafficStatus | None, now: TrafficStatus) -> TrafficStatus:
-    """What to tell: what was told, unless that is not true any more."""
-    if told is None:
+def steady(reported: TrafficStatus | None, now: TrafficStatus) -> TrafficStatus:
+    """Return what to report: what was reported, unless that is not true any more."""
+    if reported is None:
         return now
-    rate = abs(now.packets_per_second - told.packets_per_second)
-    close = rate <= max(_FEW, _NOISE * told.packets_per_second)
+    rate = abs(now.packets_per_second - reported.packets_per_second)
+    close = rate <= max(_FEW, _NOISE * reported.packets_per_second)
     for name in ("drops", "misses"):
-        old, new = getattr(told, name), getattr(now, name)
+        old, new = getattr(reported, name), getattr(now, name)
         close = close and abs(new - old) <= max(_SMALL, _NOISE * old)
-    return told if close else now
+    return reported if close else now
 
 
-class Meter:
-    """Looks at the counters every `INTERVAL` seconds, when it is asked to."""
+class TrafficSampler:
+    """Samples the counters every `INTERVAL` seconds."""
 
     def __init__(self, read: Callable[[], Totals]) -> None:
         """Prepare it; nothing is read yet."""
         self._read = read
         self._last: _Sample | None = None
-        self.next_look = 0.0
-        """Monotonic second from which another look is due."""
+        self._due = 0.0
         self.traffic: TrafficStatus | None = None
-        """What to tell; None until two looks were taken."""
+        """What to report; None until two samples were taken."""
 
-    def look(self, now: float) -> None:
-        """Take a look if that is due.
+    def next_due(self) -> float:
+        """Return the monotonic second of the next sample."""
+        return self._due
+
+    def sample(self, now: float) -> None:
+        """Take a sample if one is due.
 
         Raises:
             DataplaneError: the counters cannot be read.
         """
-        if now < self.next_look:
+        if now < self._due:
             return
-        self.next_look = now + INTERVAL  # also if reading fails
+        self._due = now + INTERVAL  # also if reading fails
         sample = _Sample(now, self._read())
         if self._last is not None:
             fresh = rates(self._last.totals, sample.totals, now - self._last.at)

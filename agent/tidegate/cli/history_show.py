@@ -93,7 +93,7 @@ def _refusal(each: lines.Refusal) -> str:
     return f"{place} ({each.stage}): {each.reason}"
 
 
-def _verdict(each: lines.Verdict) -> str:
+def _verdict(each: lines.HealthFinding) -> str:
     """A verdict for people."""
     what = "out" if each.is_out else "in"
     whose = f"{each.state} by {each.votes} of {each.voters} votes" if each.state else "no verdict"

@@ -36,7 +36,7 @@ class Move(NamedTuple):
 
 
 _NONE: Final = Names()
-_TOLD: Final = 10
+_LOGGED: Final = 10
 """Tables that a line of the log has: a storm may move all of a thousand pools at once."""
 
 
@@ -57,19 +57,22 @@ class Diff:
     retired: tuple[str, ...] = ()
     moves: Mapping[str, Move] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        """One line; of many tables, those that moved the most."""
-        most = sorted(self.moves.items(), key=lambda item: (-item[1].moved, item[0]))[:_TOLD]
-        moved = ",".join(
+    def log_fields(self) -> dict[str, str | int]:
+        """Return what a line of the log has; of many tables, those that moved the most."""
+        most = sorted(self.moves.items(), key=lambda item: (-item[1].moved, item[0]))[:_LOGGED]
+        moved = [
             f"{pool}:{move.moved}/{TABLE_SIZE}(min {move.minimum}, bound {move.bound})"
             for pool, move in sorted(most)
-        )
-        if len(self.moves) > _TOLD:
-            moved += f",and {len(self.moves) - _TOLD} more"
-        return (
-            f"vips={self.vips} pools={self.pools} backends={self.backends} "
-            f"retired={len(self.retired)} moved={moved or 'none'}"
-        )
+        ]
+        if len(self.moves) > _LOGGED:
+            moved.append(f"and {len(self.moves) - _LOGGED} more")
+        return {
+            "vips": str(self.vips),
+            "pools": str(self.pools),
+            "backends": str(self.backends),
+            "retired": len(self.retired),
+            "moved": ",".join(moved),
+        }
 
 
 def difference(before: Generation, after: Generation) -> Diff:

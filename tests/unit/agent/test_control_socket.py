@@ -15,9 +15,9 @@ import pytest
 
 from support.documents.roster import backend, web
 from tidegate.agent.operator.orders import Posted, Rollback
-from tidegate.agent.operator.routes import Desk
+from tidegate.agent.operator.routes import OperatorRoutes
 from tidegate.agent.operator.socket import LIMITS, ControlSocket
-from tidegate.agent.rollback_states import Past
+from tidegate.agent.rollback_states import RollbackStates
 from tidegate.cli.agent_socket import ask
 from tidegate.errors import AgentError
 from tidegate.http_server import Answer, Request
@@ -190,7 +190,7 @@ def test_an_order_waits_for_the_loop(path: Path) -> None:
         order.answer.set_result(Answer(HTTPStatus.OK, {"done": True}))
         return True
 
-    with closing(ControlSocket(path, Desk(post, Past(3), bytes).routes())):
+    with closing(ControlSocket(path, OperatorRoutes(post, RollbackStates(3), bytes).routes())):
         body = json.dumps({"to": 7, "reason": "why", "on_behalf_of": "eve"}).encode()
         assert ask(path, "POST", "/rollback", body) == {"done": True}
         bad = ask(path, "POST", "/rollback", b'{"too": 7}')
@@ -203,13 +203,15 @@ def test_an_order_waits_for_the_loop(path: Path) -> None:
 
 def test_a_loop_that_is_full_says_so(path: Path) -> None:
     """The order is not kept for later, when nobody expects it any more."""
-    with closing(ControlSocket(path, Desk(lambda _: False, Past(3), bytes).routes())):
+    with closing(
+        ControlSocket(path, OperatorRoutes(lambda _: False, RollbackStates(3), bytes).routes())
+    ):
         assert "too many" in ask(path, "POST", "/freeze")["error"]
 
 
 def test_the_past_knows_documents_not_moments() -> None:
     """Generations that differ by time alone are one state; the depth is of others than now."""
-    past = Past(2)
+    past = RollbackStates(2)
     one, two = web(backend("b1")), web(backend("b1"), backend("b2"))
     for number, wanted in enumerate([one, one, two, two, one, two], start=1):
         past.remember(number, f"d{number}", wanted)
@@ -220,5 +222,5 @@ def test_the_past_knows_documents_not_moments() -> None:
     assert past.find(1) is None
     assert past.find(4) is past.states[0]
     assert past.listed().startswith("5 (revision 1, digest d5); 3 to 4")
-    assert Past(2).before() is None
-    assert Past(2).listed() == "none yet"
+    assert RollbackStates(2).before() is None
+    assert RollbackStates(2).listed() == "none yet"

@@ -8,7 +8,7 @@ from pathlib import Path
 from support.documents.roster import backend, web
 from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.health.fitness import Evidence, evidence
-from tidegate.agent.history import Chronicle
+from tidegate.agent.history import History
 from tidegate.agent.journal import files, lines
 from tidegate.agent.reconciler import Applied
 from tidegate.cli.history_show import described
@@ -39,8 +39,7 @@ class Told:
             interfaces=("eth0",), encapsulation=sources, state_dir=str(folder / "state")
         )
         self._folder = files.folder_of(folder / "state")
-        self._chronicle = Chronicle(config, NOTHING, lambda: None)
-        self._chronicle.evidence = self._seen
+        self._history = History(config, NOTHING, lambda: None, self._seen)
         self.generation: Generation = NOTHING
 
     @staticmethod
@@ -59,11 +58,11 @@ class Told:
         before, self.generation = self.generation, plan(wanted, self.generation, now, fitness)
         diff = difference(before, self.generation)
         how = (now, 0, snapshot, frozenset[str](), order)
-        self._chronicle.applied(Applied(before, self.generation, diff, wanted, *how))
+        self._history.applied(Applied(before, self.generation, diff, wanted, *how))
 
     def last(self) -> lines.Step:
         """The last line of the journal; nothing is written after it."""
-        self._chronicle.close()
+        self._history.close()
         step = list(files.read_all(self._folder))[-1].lines[-1]
         assert isinstance(step, lines.Step)
         return step
@@ -77,7 +76,7 @@ def test_a_verdict_is_told_with_its_votes_and_this_hosts_finding(tmp_path: Path)
     step = told.last()
     assert step.cause.kind == "health"
     assert step.cause.verdicts == (
-        lines.Verdict("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as told
+        lines.HealthFinding("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as told
     )
     assert described(step)[1] == (
         "    health: web/b1 out: unhealthy by 2 of 3 votes; this host: No answer within 2 s."
@@ -128,11 +127,11 @@ def test_keys_and_orders_stay_the_cause_beside_a_verdict(tmp_path: Path) -> None
 
 def test_a_line_lists_so_many_verdicts_and_counts_the_rest(tmp_path: Path) -> None:
     """The journal's lines are bounded."""
-    names = [f"b{number:03}" for number in range(lines.MOST_VERDICTS + 7)]
+    names = [f"b{number:03}" for number in range(lines.MOST_FINDINGS + 7)]
     many = web(*(backend(name) for name in names))
     told = Told(tmp_path)
     told.apply(1000, {}, many)
     told.apply(1010, {BackendKey("web", name): OUT for name in names[1:]}, many)
     step = told.last()
-    assert (len(step.cause.verdicts), step.cause.verdicts_left_out) == (lines.MOST_VERDICTS, 6)
+    assert (len(step.cause.verdicts), step.cause.verdicts_left_out) == (lines.MOST_FINDINGS, 6)
     assert "    health: 86 more" in described(step)

@@ -16,7 +16,7 @@ from tidegate.agent.config import AnnounceTable
 from tidegate.agent.readiness.announcer import Announcer
 from tidegate.agent.readiness.exabgp import ExaBgpPipe
 from tidegate.agent.readiness.readiness import Condition, unready
-from tidegate.agent.readiness.signals import ReadySigns
+from tidegate.agent.readiness.signals import ReadySignals
 from tidegate.dataplane.kernel.programs import Attachment
 from tidegate.dataplane.links import Link
 from tidegate.keyspace.etcd.watch_loop import WatchState
@@ -81,7 +81,7 @@ def test_a_host_that_does_not_says_why(condition: Condition, sentence: str) -> N
 def test_the_file_is_there_while_ready(tmp_path: Path) -> None:
     """It comes whole, goes at once, and what keeps it from being written is told until it is."""
     file = tmp_path / "run" / "ready"
-    signs = ReadySigns(str(file))
+    signs = ReadySignals(str(file))
     signs.show("", 3)
     assert "No such file" in signs.problem
     file.parent.mkdir()
@@ -138,8 +138,8 @@ def test_a_reader_that_went_is_missed_at_once(tmp_path: Path) -> None:
     generation = plan(web(backend("b1")), NOTHING, 1000)
 
     def look(now: float) -> float | None:
-        announcer.look(generation, is_ready=True, is_stopping=False, now=now)
-        return announcer.next_look
+        announcer.update(generation, is_ready=True, is_stopping=False, now=now)
+        return announcer.next_due()
 
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     assert look(101.0) == 116.0
@@ -170,8 +170,8 @@ def test_routes_outlast_a_moment_of_not_being_ready() -> None:
     announcer = Announcer(AnnounceTable(exabgp_pipe="/nowhere/pipe", hold=3.0), now=100.0)
 
     def look(now: float, *, is_ready: bool) -> float | None:
-        announcer.look(NOTHING, is_ready=is_ready, is_stopping=False, now=now)
-        return announcer.next_look
+        announcer.update(NOTHING, is_ready=is_ready, is_stopping=False, now=now)
+        return announcer.next_due()
 
     assert look(101.0, is_ready=False) == 103.0
     assert announcer.problems == ()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.agent import config
-from tidegate.agent.mailbox import Bell, Mailbox
+from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.agent.readiness import sd_notify
 from tidegate.dataplane.kernel.maps import Capacity
 from tidegate.errors import ConfigError
@@ -110,7 +110,7 @@ def test_no_mail_is_lost_between_threads() -> None:
     def write() -> None:
         for revision in range(1, last + 1):
             box.deliver(view(revision))
-        box.ring(Bell.STOP)
+        box.wake(WakeReason.STOP)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -121,7 +121,7 @@ def test_no_mail_is_lost_between_threads() -> None:
         if mail.view is not None:
             assert mail.view.snapshot.revision > seen
             seen = mail.view.snapshot.revision
-        stopped = stopped or Bell.STOP in mail.bells
+        stopped = stopped or WakeReason.STOP in mail.reasons
     writer.join()
     box.close()
 
@@ -129,13 +129,13 @@ def test_no_mail_is_lost_between_threads() -> None:
 def test_waiting_ends_with_mail_or_time() -> None:
     """A bell that rang before the wait is not overheard."""
     box = Mailbox()
-    box.ring(Bell.LINKS)
+    box.wake(WakeReason.LINKS)
     start = time.monotonic()
     box.wait(10)
     assert time.monotonic() - start < 5
-    assert box.collect().bells == {Bell.LINKS}
+    assert box.collect().reasons == {WakeReason.LINKS}
     box.wait(0.01)
-    assert box.collect().bells == frozenset()
+    assert box.collect().reasons == frozenset()
     box.close()
 
 

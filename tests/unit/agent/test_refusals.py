@@ -28,13 +28,13 @@ def refusals(caplog: pytest.LogCaptureFixture) -> RefusalLog:
 
 def test_a_refusal_is_told_once(refusals: RefusalLog, caplog: pytest.LogCaptureFixture) -> None:
     """A fault that stays, or is written again, is no news; another fault of the same key is."""
-    refusals.tell([refusal("vips/a")], 0.0)
-    assert told(caplog) == ["refused key=vips/a field=port stage=schema reason=It is wrong."]
-    refusals.tell([refusal("vips/a", revision=2)], 1.0)
-    refusals.tell([], 2.0)
-    refusals.tell([refusal("vips/a", revision=4)], 3.0)
+    refusals.write([refusal("vips/a")], 0.0)
+    assert told(caplog) == ['refused key=vips/a field=port stage=schema reason="It is wrong."']
+    refusals.write([refusal("vips/a", revision=2)], 1.0)
+    refusals.write([], 2.0)
+    refusals.write([refusal("vips/a", revision=4)], 3.0)
     assert told(caplog) == []
-    refusals.tell([refusal("vips/a", 5, "It is otherwise wrong.")], 4.0)
+    refusals.write([refusal("vips/a", 5, "It is otherwise wrong.")], 4.0)
     assert len(told(caplog)) == 1
 
 
@@ -43,11 +43,11 @@ def test_a_refusal_that_comes_back_later_is_told_again(
 ) -> None:
     """It has to have been away for a while; one that was there all the time has not."""
     for second in range(0, 3 * int(REMEMBERED), 10):
-        refusals.tell([refusal("vips/a")], float(second))
+        refusals.write([refusal("vips/a")], float(second))
     assert len(told(caplog)) == 1
-    refusals.tell([], 3 * REMEMBERED)
-    refusals.tell([], 5 * REMEMBERED)
-    refusals.tell([refusal("vips/a")], 5 * REMEMBERED + 1)
+    refusals.write([], 3 * REMEMBERED)
+    refusals.write([], 5 * REMEMBERED)
+    refusals.write([refusal("vips/a")], 5 * REMEMBERED + 1)
     assert len(told(caplog)) == 1
 
 
@@ -56,13 +56,13 @@ def test_a_storm_of_refusals_is_counted(
 ) -> None:
     """Only so many lines are written in a period, and memory is that of what is refused."""
     storm = [refusal(f"vips/v{n}") for n in range(1000)]
-    refusals.tell(storm, 0.0)
+    refusals.write(storm, 0.0)
     messages = told(caplog)
     assert len(messages) == LINES + 1
-    assert messages[-1].startswith(f"refused more={1000 - LINES}:")
-    refusals.tell([*storm, refusal("vips/w")], 1.0)
-    assert told(caplog) == ["refused more=1: too many to tell; the status lists them"]
-    refusals.tell([*storm, refusal("vips/w"), refusal("vips/x")], PERIOD)
-    assert told(caplog) == ["refused key=vips/x field=port stage=schema reason=It is wrong."]
-    refusals.tell([], PERIOD + REMEMBERED)
+    assert messages[-1].startswith(f"refused_more count={1000 - LINES} ")
+    refusals.write([*storm, refusal("vips/w")], 1.0)
+    assert told(caplog) == ['refused_more count=1 reason="too many; the status lists them"']
+    refusals.write([*storm, refusal("vips/w"), refusal("vips/x")], PERIOD)
+    assert told(caplog) == ['refused key=vips/x field=port stage=schema reason="It is wrong."']
+    refusals.write([], PERIOD + REMEMBERED)
     assert refusals._last == {}

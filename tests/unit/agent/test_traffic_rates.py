@@ -8,7 +8,7 @@ import pytest
 
 from support.documents.roster import backend, generations, web
 from tidegate.agent.report import _backends
-from tidegate.agent.traffic_rates import INTERVAL, Meter, rates, steady
+from tidegate.agent.traffic_rates import INTERVAL, TrafficSampler, rates, steady
 from tidegate.keyspace.status.parts import BackendsStatus, TrafficStatus
 from tidegate.model.values import Fitness
 
@@ -53,19 +53,19 @@ def test_noise_is_no_news(old: TrafficStatus, new: TrafficStatus, is_news: bool)
     assert steady(old, new) == (new if is_news else old)
 
 
-def test_a_meter_looks_no_more_often_than_its_interval() -> None:
+def test_a_sampler_looks_no_more_often_than_its_interval() -> None:
     """It tells nothing before its second look; reading that fails is not repeated at once."""
     looks: list[np.ndarray] = [totals((0, 0, 0)), totals((500, 5, 0))]
-    meter = Meter(lambda: looks.pop(0))
-    meter.look(10.0)
-    meter.look(10.0 + INTERVAL - 0.1)
-    assert (meter.traffic, len(looks)) == (None, 1)
-    meter.look(10.0 + INTERVAL)
-    assert meter.traffic == told(100.0, 0.01)
+    sampler = TrafficSampler(lambda: looks.pop(0))
+    sampler.sample(10.0)
+    sampler.sample(10.0 + INTERVAL - 0.1)
+    assert (sampler.traffic, len(looks)) == (None, 1)
+    sampler.sample(10.0 + INTERVAL)
+    assert sampler.traffic == told(100.0, 0.01)
     with pytest.raises(IndexError):
-        meter.look(10.0 + 2 * INTERVAL)
-    meter.look(10.0 + 2 * INTERVAL + 1)
-    assert meter.next_look == 10.0 + 3 * INTERVAL
+        sampler.sample(10.0 + 2 * INTERVAL)
+    sampler.sample(10.0 + 2 * INTERVAL + 1)
+    assert sampler.next_due() == 10.0 + 3 * INTERVAL
 
 
 def test_backends_are_counted_by_what_they_do() -> None:

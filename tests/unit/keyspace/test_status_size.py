@@ -39,8 +39,9 @@ def test_the_worst_documents_fit_in_a_status() -> None:
 
 
 def test_a_storm_of_tables_is_one_readable_line() -> None:
-    """Ten tables are told, those that moved the most, and the others are counted."""
-    text = str(Diff(moves={f"p{n}": Move(n, 1, n) for n in range(1000)}))
+    """Ten tables are logged, those that moved the most, and the others are counted."""
+    moves = {f"p{n}": Move(n, 1, n) for n in range(1000)}
+    text = str(Diff(moves=moves).log_fields()["moved"])
     assert "p999:999/65537(min 1, bound 999)" in text
     assert "p989:" not in text
     assert text.endswith(",and 990 more")

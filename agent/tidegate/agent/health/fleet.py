@@ -9,12 +9,13 @@ does so for a little longer when contact is back: what is read then are verdicts
 none, until every host has written what it found meanwhile.
 """
 
-import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import ceil
 
 from tidegate.agent.health.fitness import Evidence, Judgement, evidence, judge
+from tidegate.event_log import EventLog
 from tidegate.health.checker import Checker
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, can_be_spared, opinion
@@ -26,12 +27,12 @@ from tidegate.keyspace.status.parts import HealthStatus
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Rejection, Snapshot
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _NOTHING = Opinion({}, frozenset())
 
 
-class HealthDesk:
+class FleetHealth:
     """From `start` to `stop`; all but `wake` happens on the caller's thread."""
 
     def __init__(
@@ -78,35 +79,35 @@ class HealthDesk:
         return self._checker
 
     def start(self) -> None:
-        """Starts probing; once."""
+        """Start probing; once."""
         self._checker.start()
 
     def stop(self) -> None:
-        """Ends probing and reading."""
+        """End probing and reading."""
         self._checker.stop()
         if self._watch is not None:
             self._watch.stop()
 
     def follow(self, generation: Generation) -> None:
-        """Probes, and reads the fleet's verdicts, as this generation wants it."""
+        """Probe, and read the fleet's verdicts, as this generation wants it."""
         self._checker.follow(generation)
         if self._watch is None and _wants_fleet(generation):
             self._watch = Watch(self._etcd, self._prefix, self._deliver)
             self._watch.start()
 
-    def judge(self, generation: Generation, now: int, *, rung: bool, is_alone: bool) -> bool:
-        """Brings `judgement` up to date, if there is anything new; whether it did.
+    def judge(self, generation: Generation, now: int, *, woken: bool, is_alone: bool) -> bool:
+        """Bring `judgement` up to date, if there is anything new; return whether it did.
 
         Args:
             generation: the one in force.
             now: wall clock, s.
-            rung: `wake` was called since the last time.
+            woken: `wake` was called since the last time.
             is_alone: there has been no contact with etcd for a while.
         """
         is_alone = self._goes_alone(now, lost=is_alone)
         moment = self.judgement.next_moment
         same = self._judged is generation and self._was_alone == is_alone
-        if same and not rung and (moment is None or now < moment):
+        if same and not woken and (moment is None or now < moment):
             return False
         self._judged, self._was_alone = generation, is_alone
         latest = self._latest
@@ -125,7 +126,7 @@ class HealthDesk:
         return True
 
     def _goes_alone(self, now: int, *, lost: bool) -> bool:
-        """Whether only this host's findings count: without contact, and until all have written."""
+        """Return whether only this host's findings count: until contact is back and all wrote."""
         if lost:
             # Each host needs up to a wait and a call to find that etcd is back, and again to write.
             self._alone_until = now + ceil(2 * (self._etcd.backoff_max + self._etcd.call_timeout))
@@ -133,8 +134,13 @@ class HealthDesk:
             self._alone_until = None
         return self._alone_until is not None
 
+    def next_due(self) -> float | None:
+        """Return the monotonic second at which time alone asks for a judgement, or None."""
+        moment = self.judgement.next_moment
+        return None if moment is None else time.monotonic() + moment - time.time()
+
     def status(self) -> HealthStatus:
-        """What is not acted upon, for the status; blindness is the fleet's opinion of this host."""
+        """Return what is not acted upon, for the status; the fleet calls this host blind."""
         return HealthStatus(
             blind=self._host in self._opinion.blind,
             broken_checker=self.judgement.is_checker_broken,
@@ -148,12 +154,12 @@ class HealthDesk:
         return self._can_be_spared and not self._was_alone
 
     def evidence(self, keys: Iterable[BackendKey]) -> list[Evidence]:
-        """For each of them: whose word made it what it is, and what this host itself found."""
+        """Return for each backend which opinion counts, and what this host itself found."""
         found, standings = self.judgement.found, self._checker.standings()
         return [evidence(found.get(key), standings.get(key)) for key in keys]
 
     def verdicts(self) -> Mapping[str, bytes]:
-        """This host's verdicts by key; a standing is encoded once."""
+        """Return this host's verdicts by key; a standing is encoded once."""
         before, self._encoded = self._encoded, {}
         for key, standing in self._checker.standings().items():
             old = before.get(key)
@@ -169,17 +175,20 @@ class HealthDesk:
 
 def _encode(standing: Standing) -> bytes:
     return verdicts.encode(
-        *(standing.state, standing.code, standing.reason, standing.since),
+        standing.state,
+        standing.code,
+        standing.reason,
+        standing.since,
         has_recovered=standing.has_recovered,
     )
 
 
 def _log_change(before: Judgement, after: Judgement) -> None:
-    """Says what a person must know: that failed backends are kept, and why."""
+    """Log what a person must know: that failed backends are kept, and why."""
     if before.panics != after.panics:
-        log.warning("panic pools=%s", ",".join(after.panics) or "none")
+        log.warning("panic", pools=after.panics)
     if before.is_checker_broken != after.is_checker_broken:
-        log.warning("broken_checker=%s", after.is_checker_broken)
+        log.warning("broken_checker", broken=after.is_checker_broken)
 
 
 def _wants_fleet(generation: Generation) -> bool:

@@ -27,7 +27,7 @@ FORMAT: Final = 1
 MOST_NAMES: Final = 1000
 """Names and keys that one line lists; how many more there were is counted."""
 MOST_REFUSALS: Final = 100
-MOST_VERDICTS: Final = 100
+MOST_FINDINGS: Final = 100
 
 Moment: TypeAlias = str
 """RFC 3339 in UTC, to milliseconds."""
@@ -40,7 +40,7 @@ class KeyChange(Struct, frozen=True, array_like=True):
     mod_revision: int
 
 
-class Verdict(Struct, frozen=True, omit_defaults=True):
+class HealthFinding(Struct, frozen=True, omit_defaults=True):
     """What health checks made of a backend, and whose word it was.
 
     Attributes:
@@ -74,7 +74,7 @@ class Cause(Struct, frozen=True, omit_defaults=True):
     what: str = ""
     keys: tuple[KeyChange, ...] = ()
     left_out: int = 0
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[HealthFinding, ...] = ()
     verdicts_left_out: int = 0
 
 

@@ -12,7 +12,6 @@ begins a new file with all that is in force then, so a gap never makes a later l
 
 import errno
 import fcntl
-import logging
 import os
 import queue
 import threading
@@ -28,10 +27,11 @@ from tidegate.agent.journal.files import File
 from tidegate.agent.journal.limits import EMPTY, Limits, Size, is_full, surplus
 from tidegate.dataplane.publish import ledger
 from tidegate.errors import AgentError
+from tidegate.event_log import EventLog
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.generation import Generation
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _QUEUE: Final = 64
 """Generations share their tables, so this many cost little."""
@@ -127,7 +127,7 @@ class Writer:
             self._queue.put(None, timeout=seconds)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            log.warning("journal: the disk is stuck; what is queued is lost")
+            log.warning("journal_lost", reason="the disk is stuck; what is queued is lost")
             return
         self._let_go()
         os.close(self._lock)
@@ -158,7 +158,7 @@ class Writer:
         """Writes a batch; what is in force afterwards is known even if that fails."""
         lost, self._lost = self._lost, 0
         if lost:
-            log.warning("journal: %d lines are lost, as the disk did not keep up", lost)
+            log.warning("journal_lost", lines=lost, reason="the disk did not keep up")
             self._let_go()
         pending = _Pending()
         try:
@@ -236,7 +236,10 @@ class Writer:
     def _say(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
-            log.warning("journal: %s", problem or "written again")
+            if problem:
+                log.warning("journal_unwritten", reason=problem)
+            else:
+                log.warning("journal_written_again")
             self._changed()
 
 

@@ -3,11 +3,10 @@
 
 The loop leaves what it has at hand, which takes microseconds. Counters are read from the kernel by
 the thread that was asked. A thread of its own counts the connection table now and then, as that
-takes a while: never more than a hundredth of a core. Whoever asks again within a second is told
+takes a while: never more than a hundredth of a core. Whoever asks again within a second gets
 the same.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from tidegate.agent.report import Facts
 from tidegate.agent.traces.flows import FlowCounts
 from tidegate.dataplane.inspect.counter_reader import Census, CounterReader
 from tidegate.errors import AgentError, CapabilityError, DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.health.standing import Standing
 from tidegate.health.tally import PoolTally
 from tidegate.keyspace.status.document import StatusDocument
@@ -33,10 +33,10 @@ from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series
 from tidegate.telemetry.metrics.recorder import Recorder
 from tidegate.telemetry.names import metrics as names
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _SAME: Final = 1.0
-"""Seconds for which a text is told again."""
+"""Seconds for which a text is given again."""
 _SHARE: Final = 0.01
 """Of a core, that counting entries may take."""
 _CENSUS_SECONDS: Final = 15.0
@@ -81,8 +81,8 @@ class Sources:
     flows: Flows
 
 
-class Meters:
-    """From `start` to `close`.
+class MetricCollector:
+    """Collects metrics, from `start` to `close`.
 
     Args:
         sources: asked when somebody asks.
@@ -118,7 +118,7 @@ class Meters:
         self._counter = threading.Thread(target=self._count, name="census", daemon=True)
 
     def start(self) -> None:
-        """Starts counting entries, and listening and sending if the settings say so."""
+        """Start counting entries, and listening and sending if the settings say so."""
         self._counter.start()
         if self._sender is not None:
             self._sender.start(self._measured)
@@ -128,13 +128,13 @@ class Meters:
                 self._sources.counter_reader.measure_run_times()
             if where is not None:
                 self._endpoint = Endpoint(where, self.text)
-                log.info("prometheus listen=%s port=%d", where.host, self._endpoint.port)
+                log.info("prometheus", listen=where.host, port=self._endpoint.port)
         except (AgentError, CapabilityError) as error:
             self.problems = (str(error),)
-            log.warning("%s", error)
+            log.warning("metrics_unavailable", reason=error)
 
     def close(self) -> None:
-        """Ends counting, and leaves the last values to the sender; nobody may ask any more."""
+        """End counting, and leave the last values to the sender; nobody may ask any more."""
         if self._sender is not None:
             self._sender.begin_close()
         if self._endpoint is not None:
@@ -144,13 +144,13 @@ class Meters:
             self._counter.join()
         self._recorder.close()
 
-    def leave(self, facts: Facts, document: StatusDocument) -> None:
-        """Takes what the loop has at the end of a turn."""
+    def update(self, facts: Facts, document: StatusDocument) -> None:
+        """Take what the loop has at the end of a turn."""
         self._states.see(document.state, time.monotonic())
         self._left = Left(facts, document, self._states.times, self._states.since)
 
     def text(self) -> bytes:
-        """All metrics as Prometheus' text.
+        """Return all metrics as Prometheus' text.
 
         Raises:
             DataplaneError: the kernel's counters cannot be read.
@@ -165,7 +165,7 @@ class Meters:
             return self._text[1]
 
     def _measured(self) -> Measured:
-        """All metrics as points; raises as `text`."""
+        """Return all metrics as points; raise as `text`."""
         with self._lock:
             return Measured(self._recorder.collect(), self._collect())
 
@@ -199,7 +199,7 @@ class Meters:
             except (OSError, DataplaneError) as error:
                 if self._end.is_set():
                     return
-                log.warning("census reason=%s", error)
+                log.warning("census_failed", reason=error)
             spent = time.thread_time() - began
             with self._lock:
                 self._cpu += spent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries out an operator's orders: rollback, freeze, thaw. Called by the loop, between changes.
+"""Carries out an operator's orders: rollback, freeze, thaw. Called between two changes.
 
 Going back is not a swap to the old tables, though they may still be loaded. Flows that were born
 under the newer generation, in slots that it had changed, are known to the connection table, or to
@@ -13,106 +13,114 @@ The freeze comes before the documents, and is written beside the tables before i
 agent that dies in between starts frozen, on what was in force.
 """
 
-import logging
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeAlias
 
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature, Thaw, refused
-from tidegate.agent.reconciler import Control
-from tidegate.agent.rollback_states import Past, State
+from tidegate.agent.reconciler import Applied, Reconciler
+from tidegate.agent.rollback_states import RollbackStates, State
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import DataplaneError, FenceError
+from tidegate.event_log import EventLog
 from tidegate.http_server import Answer
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 OPERATOR: Final = "operator"
-"""Whose freeze it is, among those that `Control` keeps apart."""
+"""Whose freeze it is, among those that the reconciler keeps apart."""
 
-Noted = Callable[[str, Signature], None]
+Recorded: TypeAlias = Callable[[str, Signature], None]
+Done: TypeAlias = tuple[Answer, tuple[Applied, ...]]
+"""What the operator is answered, and what came into force."""
 
 
 class Operator:
     """What the operators of this host have ordered.
 
     Args:
+        reconciler: carries out what changes the data plane.
         publisher: it keeps the order to freeze beside the tables, so that a restart finds it.
-        noted: hears of each freeze and thaw.
+        states: what can be gone back to.
+        recorded: called with each freeze and thaw.
     """
 
     def __init__(
-        self, control: Control, publisher: Publisher, past: Past, noted: Noted = lambda *_: None
+        self,
+        reconciler: Reconciler,
+        publisher: Publisher,
+        states: RollbackStates,
+        recorded: Recorded = lambda *_: None,
     ) -> None:
-        self._control = control
+        self._reconciler = reconciler
         self._publisher = publisher
-        self._past = past
-        self._noted = noted
-        control.freeze(OPERATOR, publisher.hold)
+        self._states = states
+        self._recorded = recorded
+        reconciler.freeze(OPERATOR, publisher.hold)
 
-    def carry_out(self, order: Order) -> Answer:
-        """Does it, and says what came of it."""
+    def carry_out(self, order: Order) -> Done:
+        """Carry out an order."""
         try:
             match order:
                 case Rollback(signature, to):
                     return self._roll_back(signature, to)
                 case Freeze(signature):
-                    return self._freeze(signature)
+                    return self._freeze(signature), ()
                 case Thaw(signature):
-                    return self._thaw(signature)
+                    return self._thaw(signature), ()
         except (DataplaneError, FenceError) as error:
-            log.warning("order refused: %s", error)
-            return refused(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+            log.warning("order_refused", order=type(order).__name__.lower(), reason=error)
+            return refused(str(error), HTTPStatus.INTERNAL_SERVER_ERROR), ()
 
-    def _roll_back(self, signature: Signature, to: int | None) -> Answer:
-        target = self._past.before() if to is None else self._past.find(to)
+    def _roll_back(self, signature: Signature, to: int | None) -> Done:
+        target = self._states.before() if to is None else self._states.find(to)
         if target is None:
             what = "before the one in force" if to is None else f"number {to}"
-            return refused(
-                f"no generation {what} is known; known are: {self._past.listed()}",
-                HTTPStatus.NOT_FOUND,
-            )
+            sentence = f"no generation {what} is known; known are: {self._states.listed()}"
+            return refused(sentence, HTTPStatus.NOT_FOUND), ()
         before = self._publisher.hold
         self._hold(f"rolled back to generation {target.last} {signature}")
-        failures = self._control.put_back(
+        outcome = self._reconciler.restore(
             target.desired, f"to generation {target.last} {signature}"
         )
-        if failures:
+        if outcome.rejections:
             self._hold(before)
-            return refused(failures[0].reason, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return Answer(HTTPStatus.OK, self._told(target))
+            reason = outcome.rejections[0].reason
+            return refused(reason, HTTPStatus.INTERNAL_SERVER_ERROR), outcome.applied
+        return Answer(HTTPStatus.OK, self._rolled_back(target)), outcome.applied
 
-    def _told(self, target: State) -> dict[str, object]:
+    def _rolled_back(self, target: State) -> dict[str, object]:
         in_force = self._publisher.in_force
-        log.warning(
-            "rollback to=%d generation=%d digest=%s", target.last, in_force.number, in_force.digest
-        )
+        log.warning("rollback", to=target.last, generation=in_force.number, digest=in_force.digest)
         return {
             "rolled_back_to": target.last,
             "generation": in_force.number,
             "digest": in_force.digest,
             "digest_then": target.digest,
-            "frozen": self._control.frozen,
+            "frozen": self._reconciler.frozen,
         }
 
     def _freeze(self, signature: Signature) -> Answer:
         self._hold(f"frozen {signature}")
-        self._noted("freeze", signature)
-        return self._how_it_stands()
+        self._recorded("freeze", signature)
+        return self._standing()
 
     def _thaw(self, signature: Signature) -> Answer:
         was = self._publisher.hold
         self._hold("")
         if was:
-            self._noted("thaw", signature)
-        return self._how_it_stands(was_frozen=bool(was))
+            self._recorded("thaw", signature)
+        return self._standing(was_frozen=bool(was))
 
-    def _how_it_stands(self, **more: object) -> Answer:
+    def _standing(self, **more: object) -> Answer:
         generation = self._publisher.in_force.number
-        value = {"generation": generation, "frozen": self._control.frozen, **more}
+        value = {"generation": generation, "frozen": self._reconciler.frozen, **more}
         return Answer(HTTPStatus.OK, value)
 
     def _hold(self, reason: str) -> None:
         self._publisher.keep_hold(reason)
-        self._control.freeze(OPERATOR, reason)
-        log.warning("freeze reason=%s", reason or "none")
+        self._reconciler.freeze(OPERATOR, reason)
+        if reason:
+            log.warning("frozen", by=OPERATOR, reason=reason)
+        else:
+            log.warning("thawed", by=OPERATOR)

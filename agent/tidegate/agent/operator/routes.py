@@ -4,7 +4,7 @@
     GET  /status    the status document, as in etcd, from the last turn of the loop
     GET  /ready     200 if the host is ready, else 503; docs/announce.md
     GET  /metrics   metrics as Prometheus' text, read when asked for
-    GET  /states    the generations that can be gone back to
+    GET  /states    the generations that can be rolled back to
     POST /rollback  {"to": N | null, "reason": "", "on_behalf_of": ""}
     POST /freeze    {"reason": "", "on_behalf_of": ""}
     POST /thaw      the same
@@ -32,7 +32,7 @@ from tidegate.agent.operator.orders import (
     Thaw,
     refused,
 )
-from tidegate.agent.rollback_states import Past, State
+from tidegate.agent.rollback_states import RollbackStates, State
 from tidegate.errors import DataplaneError
 from tidegate.http_server import Answer, Request, Routes
 from tidegate.keyspace.status.document import StatusDocument, encode
@@ -44,25 +44,28 @@ ANSWER_SECONDS: Final = 30.0
 _Body = TypeVar("_Body", bound=Body)
 
 
-class Desk:
-    """Takes what clients say to the loop, and shows what the loop has left.
+class OperatorRoutes:
+    """Hands orders to the loop, and shows what the loop has left.
 
     Args:
         post: hands an order to the loop; False if too many wait there.
-        past: read only.
+        states: what can be rolled back to; read only.
         metrics: makes Prometheus' text.
     """
 
     def __init__(
-        self, post: Callable[[Posted], bool], past: Past, metrics: Callable[[], bytes]
+        self,
+        post: Callable[[Posted], bool],
+        states: RollbackStates,
+        metrics: Callable[[], bytes],
     ) -> None:
         self._post = post
-        self._past = past
+        self._states_known = states
         self._text = metrics
         self.status: StatusDocument | None = None
 
     def routes(self) -> Routes:
-        """What the control socket answers."""
+        """Return the routes of the control socket."""
         return {
             ("GET", "/status"): self._status,
             ("GET", "/ready"): self._ready,
@@ -91,7 +94,7 @@ class Desk:
             return refused(str(error), HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _states(self, _: Request) -> Answer:
-        return Answer(HTTPStatus.OK, {"states": [described(s) for s in self._past.states]})
+        return Answer(HTTPStatus.OK, {"states": [described(s) for s in self._states_known.states]})
 
     def _rollback(self, request: Request) -> Answer:
         body = _read(request, RollbackBody)
@@ -115,14 +118,14 @@ class Desk:
             if posted.answer.cancel():
                 sentence = f"the agent was busy for {ANSWER_SECONDS:g} s; nothing was done"
                 return refused(sentence, HTTPStatus.SERVICE_UNAVAILABLE)
-            sentence = "the agent is still at it: see its status"
+            sentence = "the order is still running; see the agent's status"
             return refused(sentence, HTTPStatus.GATEWAY_TIMEOUT)
         except CancelledError:
             return refused("the agent stops; nothing was done", HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def described(state: State) -> dict[str, int | str]:
-    """A state that can be gone back to, as JSON."""
+    """Return a state that can be rolled back to, as JSON."""
     return {
         "first": state.first,
         "last": state.last,

@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which VIPs routers hear of, and when they no longer do.
+"""Which VIPs are announced to routers, and until when.
 
 A host that is ready announces the VIPs of the generation in force. One that is not keeps them for
 `hold` seconds, so that a neighbour entry that is renewed moves no traffic; this holds for a start
-too, so an agent that comes back at once finds its routes as they were. When it is told to end it
+too, so an agent that comes back at once finds its routes as they were. When it is asked to end it
 withdraws first.
 """
 
-import logging
 from typing import Final
 
 from tidegate.agent.config import AnnounceTable
 from tidegate.agent.readiness.exabgp import ExaBgpPipe
 from tidegate.dataplane.announced_routes import keep_routes
 from tidegate.errors import DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.model.generation import Generation
 from tidegate.model.values import Network
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 AGAIN_SECONDS: Final = 15.0
 """What somebody else has removed is put back after this long at most."""
 RETRY_SECONDS: Final = 1.0
-"""A reader that comes back to the pipe hears of the routes after this long at most."""
+"""A reader that comes back to the pipe gets the routes after this long at most."""
 
 
 class Announcer:
-    """Keeps the routing table and the pipe as they have to be.
+    """Keeps the routing table and the pipe up to date.
 
     Args:
         settings: of the agent's file.
@@ -39,11 +39,10 @@ class Announcer:
         self._unready_since: float | None = now
         self._wanted: frozenset[Network] | None = None
         self._due = now
-        self._told: frozenset[Network] | None = None
-        self._tell_due = now
+        self._piped: frozenset[Network] | None = None
+        self._pipe_due = now
         self._fault = ""
-        self.next_look: float | None = None
-        """Monotonic second at which time alone asks for a look; None if it does not."""
+        self._next: float | None = None
 
     @property
     def is_on(self) -> bool:
@@ -52,7 +51,7 @@ class Announcer:
 
     @property
     def drain_seconds(self) -> float | None:
-        """For how long the agent goes on when it is told to end; None if it withdraws nothing."""
+        """For how long the agent goes on when it is asked to end; None if it withdraws nothing."""
         return self._settings.drain if self.is_on and self._settings.withdraw_on_stop else None
 
     @property
@@ -60,10 +59,14 @@ class Announcer:
         """What keeps it from announcing, as sentences."""
         return tuple(filter(None, (self._fault, self._pipe.problem if self._pipe else "")))
 
-    def look(
+    def next_due(self) -> float | None:
+        """Return the monotonic second at which time alone asks for an update, or None."""
+        return self._next
+
+    def update(
         self, generation: Generation, *, is_ready: bool, is_stopping: bool, now: float
     ) -> None:
-        """Announces or withdraws what readiness and time ask for."""
+        """Announce or withdraw what readiness and time ask for."""
         if not self.is_on:
             return
         # From when it was found, not from the last time that somebody looked.
@@ -75,12 +78,12 @@ class Announcer:
         elif is_ready:
             self._bring(frozenset(each.vip.network for each in generation.vips.values()), now)
         moments = [self._due] if self._settings.table else []
-        moments += [self._tell_due] if self._pipe is not None else []
-        self.next_look = min(moments) if is_ready or is_stopping or now >= ends else ends
+        moments += [self._pipe_due] if self._pipe is not None else []
+        self._next = min(moments) if is_ready or is_stopping or now >= ends else ends
 
     def _bring(self, wanted: frozenset[Network], now: float) -> None:
         if self._pipe is not None:
-            self._tell(self._pipe, wanted, now)
+            self._write_pipe(self._pipe, wanted, now)
         if not self._settings.table or (wanted == self._wanted and now < self._due):
             return
         self._wanted, self._due = wanted, now + AGAIN_SECONDS
@@ -88,16 +91,16 @@ class Announcer:
             added, removed = keep_routes(self._settings.table, wanted)
         except DataplaneError as error:
             if str(error) != self._fault:
-                log.error("announce %s", error)  # noqa: TRY400 - the sentence is for an operator
+                log.error("announce_failed", reason=error)
             self._fault = str(error)
             return
         self._fault = ""
         if added or removed:
-            log.info("announce added=%d removed=%d routes=%d", added, removed, len(wanted))
+            log.info("announce", added=added, removed=removed, routes=len(wanted))
 
-    def _tell(self, pipe: ExaBgpPipe, wanted: frozenset[Network], now: float) -> None:
-        if wanted == self._told and now < self._tell_due and not pipe.has_lost_reader():
+    def _write_pipe(self, pipe: ExaBgpPipe, wanted: frozenset[Network], now: float) -> None:
+        if wanted == self._piped and now < self._pipe_due and not pipe.has_lost_reader():
             return
         pipe.keep(wanted)
-        self._told = wanted
-        self._tell_due = now + (RETRY_SECONDS if pipe.problem else AGAIN_SECONDS)
+        self._piped = wanted
+        self._pipe_due = now + (RETRY_SECONDS if pipe.problem else AGAIN_SECONDS)

@@ -10,16 +10,16 @@ reads nothing, and once that pipe is full it waits for ever.
 """
 
 import errno
-import logging
 import os
 import select
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+from tidegate.event_log import EventLog
 from tidegate.model.values import Network
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 class ExaBgpPipe:
@@ -53,7 +53,7 @@ class ExaBgpPipe:
                 self._close()
             fresh = f"announce.exabgp_pipe {self._path}: {error.strerror}; is ExaBGP running?"
             if fresh != self.problem:
-                log.warning("%s", fresh)
+                log.warning("exabgp_pipe", reason=fresh)
             self.problem = fresh
 
     def has_lost_reader(self) -> bool:

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 from tidegate.agent.readiness import sd_notify
+from tidegate.event_log import EventLog
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
-class ReadySigns:
+class ReadySignals:
     """Changes what is shown when readiness or the generation changes.
 
     Args:
@@ -24,13 +25,13 @@ class ReadySigns:
         """Why the file cannot be written; empty if it can."""
 
     def show(self, unready: str, generation: int) -> None:
-        """Shows it, unless it is shown already; a file that could not be written is tried again."""
+        """Show it, unless it is shown already; try a file again that could not be written."""
         before, self._shown = self._shown, (unready, generation)
         if before == self._shown and not self.problem:
             return
         if before is None or before[0] != unready:
             level = logging.WARNING if unready else logging.INFO
-            log.log(level, "ready=%s %s", not unready, unready)
+            log.log(level, "readiness", ready=not unready, reason=unready)
         sd_notify.notify(f"STATUS=generation {generation}, {unready or 'ready'}")
         self._write(unready, generation)
 
@@ -47,4 +48,4 @@ class ReadySigns:
             self.problem = ""
         except OSError as error:
             self.problem = f"ready_file {self._file}: {error.strerror}"
-            log.warning("%s", self.problem)
+            log.warning("ready_file", reason=self.problem)

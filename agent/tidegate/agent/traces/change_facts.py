@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a change trace says of a change: how it ended, what it changed, in whose traces it is.
 
-Pure functions of what the loop has at hand when a step is over.
+Pure functions of what is known when the change is over.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from tidegate.agent.reconciler import Applied, Outcome
-from tidegate.dataplane.publish.steps import Step
 from tidegate.keyspace.paths import FLEET_KEY
 from tidegate.model.arrivals import Arrivals, Origin
 from tidegate.model.generation import Generation
@@ -23,37 +22,6 @@ _HOSTS: Final = "hosts/"
 IN_FORCE: Final = ("applied", "unchanged")
 """Outcomes of what is in force when the step is over."""
 
-STAGES: Final = {
-    Step.NUMBER_TAKEN: "entries",
-    Step.LEDGER_WRITTEN: "entries",
-    Step.ENTRIES_STAGED: "entries",
-    Step.ENTRIES_SELECTED: "entries",
-    Step.QUIC_WRITTEN: "entries",
-    Step.TABLE_WRITTEN: "fill",
-    Step.TABLE_FILLED: "read_back",
-    Step.TABLE_PINNED: "fill",
-    Step.TABLES_SWAPPED: "swap",
-    Step.VIPS_RECORDED: "vips",
-    Step.ROUTES_WRITTEN: "vips",
-    Step.VIPS_WRITTEN: "vips",
-    Step.PREFIXES_WRITTEN: "vips",
-    Step.PREFIXES_DELETED: "vips",
-    Step.VIPS_DELETED: "vips",
-    Step.ROUTES_DELETED: "vips",
-    Step.VIPS_FREED: "record",
-    Step.IDS_FREED: "record",
-    Step.QUIC_DELETED: "record",
-    Step.ENTRIES_CLEARED: "record",
-    Step.SLOT_CLEARED: "record",
-    Step.POOL_UNPINNED: "record",
-    Step.NUMBER_RECORDED: "record",
-    Step.PROGRAM_LOADED: "program",
-    Step.PROGRAM_PINNED: "program",
-    Step.PROGRAM_ATTACHED: "program",
-    Step.PROGRAM_KEPT: "program",
-}
-"""Stage that each step belongs to. Tables that were replaced are freed long after the change."""
-
 
 class Result(NamedTuple):
     """How a change ended; `error` and its type are empty if it is in force."""
@@ -66,7 +34,7 @@ class Result(NamedTuple):
 def result(
     own: Applied | None, rejections: Sequence[Rejection], fresh: Sequence[Rejection], frozen: str
 ) -> Result:
-    """How it ended.
+    """Return how a change ended.
 
     Args:
         own: the generation that it made; None if it made none.
@@ -88,22 +56,22 @@ def result(
 
 
 def is_whole(rejection: Rejection) -> bool:
-    """Whether it keeps all that is asked for out of force, and not one document."""
+    """Return whether it keeps everything out of force, and not one document."""
     return rejection.stage in ("guard", "build", "publish")
 
 
 def is_freeze(arrived: Arrivals) -> bool:
-    """Whether nothing has arrived but what may be the freeze, or the thaw, itself."""
+    """Return whether nothing arrived but what may be the freeze, or the thaw, itself."""
     return all(key == FLEET_KEY or key.startswith(_HOSTS) for key in arrived.keys)
 
 
 def parent_of(arrived: Arrivals) -> Context | None:
-    """The trace context of the latest write that carries one."""
+    """Return the trace context of the latest write that carries one."""
     return parse_traceparent(arrived.origins[-1].traceparent) if arrived.origins else None
 
 
 def received(arrived: Arrivals, parent: Context | None) -> int | None:
-    """When the change began: with the write whose trace it is in, else with the first of all.
+    """Return when a change began: with the write whose trace it is in, or else the first.
 
     A span does not begin before the one that it is a child of.
     """
@@ -114,14 +82,14 @@ def received(arrived: Arrivals, parent: Context | None) -> int | None:
 
 
 def refused_of(origin: Origin, rejections: Iterable[Rejection]) -> Rejection | None:
-    """What is refused of the writes that carry a trace context, the first of it."""
+    """Return the first refusal of the writes that carry a trace context."""
     return next((each for each in rejections if each.key in origin.keys), None)
 
 
 def others(
     arrived: Arrivals, parent: Context | None, rejections: Sequence[Rejection]
 ) -> tuple[Joined, ...]:
-    """The writes that belong to other traces than the change."""
+    """Return the writes that belong to other traces than the change."""
     found = []
     for origin in arrived.origins:
         context = parse_traceparent(origin.traceparent)
@@ -130,22 +98,34 @@ def others(
         refused = refused_of(origin, rejections)
         found.append(
             Joined(
-                *(context, origin.received, origin.revision, origin.keys, origin.total),
-                *((refused.reason, refused.stage) if refused else ()),
+                parent=context,
+                received=origin.received,
+                revision=origin.revision,
+                keys=origin.keys,
+                total=origin.total,
+                error=refused.reason if refused else "",
+                error_type=refused.stage if refused else "",
             )
         )
     return tuple(found)
 
 
 def refusals(rejections: Iterable[Rejection], stages: Sequence[str]) -> tuple[Refusal, ...]:
-    """Each with the stage that it was refused in.
+    """Return refusals, each with the stage that it was refused in.
 
     Args:
         rejections: what was refused.
         stages: of the change, in their order.
     """
     return tuple(
-        Refusal(_stage(each, stages), each.stage, each.key, each.field, each.reason, each.revision)
+        Refusal(
+            stage=_stage(each, stages),
+            error_type=each.stage,
+            key=each.key,
+            field=each.field,
+            reason=each.reason,
+            revision=each.revision,
+        )
         for each in rejections
     )
 
@@ -161,7 +141,7 @@ def _stage(rejection: Rejection, stages: Sequence[str]) -> str:
 
 
 def seen(outcome: Outcome, view: View | None, in_force: Generation) -> dict[str, Value]:
-    """What it was made of, and what is in force."""
+    """Return what a change was made of, and what is in force."""
     return {
         names.REVISION.key: outcome.revision,
         names.NUMBER.key: in_force.number,
@@ -172,7 +152,7 @@ def seen(outcome: Outcome, view: View | None, in_force: Generation) -> dict[str,
 
 
 def changed(applied: Applied) -> Attributes:
-    """What a generation changed."""
+    """Return what a generation changed."""
     diff = applied.diff
     pools = {*diff.pools.added, *diff.pools.removed, *diff.pools.changed, *diff.moves}
     vips = {*diff.vips.added, *diff.vips.removed, *diff.vips.changed}

@@ -12,7 +12,6 @@ Where somebody else reads the ring buffer (`tidegate events`, started before), i
 turn.
 """
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from tidegate.agent.traces.flow_names import FlowNames
 from tidegate.agent.traces.flow_tap import FlowTap
 from tidegate.dataplane.inspect.event_stream import RingReader
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.event_log import EventLog
 from tidegate.http_server import Routes
 from tidegate.model.generation import Generation
 from tidegate.telemetry.flows.follow import Flow, Flows
@@ -36,7 +36,7 @@ from tidegate.telemetry.flows.gate import Limits
 from tidegate.telemetry.flows.spans import Roots, span_of
 from tidegate.telemetry.span import Context, Sink
 
-log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _WAIT: Final = 0.5
 _PAUSE: Final = 0.05
@@ -158,9 +158,9 @@ class FlowTraces:
     def _say(self, fault: str) -> None:
         """Logs why events cannot be read, once, and that they can be again."""
         if fault and fault != self._fault:
-            log.warning("flows not traced: %s", fault)
+            log.warning("flows_not_traced", reason=fault)
         elif self._fault and not fault:
-            log.info("flows traced again")
+            log.info("flows_traced_again")
         self._fault = fault
 
     def _read(self, ring: RingReader) -> None:
@@ -223,8 +223,12 @@ def flow_traces(
 ) -> FlowTraces:
     """Traces of the flows of an agent's data plane, linked to the changes that moved them."""
     return FlowTraces(
-        *(Path(config.pin_dir), config.telemetry.flows.limits(), sink, in_force),
-        *(changes.context_of, changes.first_packet),
+        Path(config.pin_dir),
+        config.telemetry.flows.limits(),
+        sink,
+        in_force,
+        changes.context_of,
+        changes.pending.first_packet,
     )
 
 

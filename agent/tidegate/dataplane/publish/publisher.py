@@ -12,7 +12,7 @@ Why this order. A table must not name a backend without an entry (1 before 3), a
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
 still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
 record names its pools. The flag that quarantines a backend is in its entry, so it takes effect in
-step 1, before any table is rebuilt (`quarantine` sets it even earlier). A crash leaves a VIP on its
+step 1, before any table is rebuilt (`flag_unhealthy`: even earlier). A crash leaves a VIP on its
 old or new table. The next start reads the kernel, plans from what it finds, and thereby finishes or
 discards the rest: a backend with an entry and no slot is as good as one that was just added. The
 number is written first, so that no two attempts ever have the same one.
@@ -158,7 +158,7 @@ class Publisher:
         self.is_certain = True
         self._early.clear()
 
-    def quarantine(self, keys: Iterable[BackendKey]) -> int:
+    def flag_unhealthy(self, keys: Iterable[BackendKey]) -> int:
         """Flag backends before their generation is built; return how many were not flagged yet.
 
         Raises:
@@ -218,9 +218,8 @@ class Publisher:
             raise DataplaneError(f"cannot write the ledger: {error}") from error
         self.hold = reason
 
-    @property
-    def next_reap(self) -> float | None:
-        """Monotonic second at which the next replaced table may be freed, or None."""
+    def next_due(self) -> float | None:
+        """Return the monotonic second at which the next replaced table may be freed."""
         return min((r.until for r in self._retired), default=None)
 
     def reap(self, now: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's middle without its clockwork: control, journal and traces over a real data plane."""
+"""The life of a change without the loop around it: real classes over a real data plane."""
 
 import errno
 import os
@@ -12,17 +12,20 @@ from pathlib import Path
 
 from support.documents.keyspaces import Contents, snapshot
 from support.packets.kernel import BUILD
+from tidegate.agent.change import ChangeLifecycle
 from tidegate.agent.config import AgentConfig, Encapsulation
-from tidegate.agent.history import Chronicle
+from tidegate.agent.history import History
 from tidegate.agent.journal import files, lines
-from tidegate.agent.reconciler import Applied, Control
+from tidegate.agent.operator.orders import Order
+from tidegate.agent.reconciler import Applied
 from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.traces.stages import StageRecorder
 from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.publish.steps import Step
+from tidegate.http_server import Answer
 from tidegate.model.arrivals import NO_ARRIVALS, Arrivals
-from tidegate.model.generation import Generation
 from tidegate.model.values import Steering, View
 from tidegate.planner.guards import Limits
 from tidegate.telemetry.span import Span
@@ -46,8 +49,8 @@ class Spans:
 
 
 @dataclass
-class Middle:
-    """A control over a data plane without interfaces, and the journal of what came into force."""
+class LifecycleHost:
+    """A real lifecycle over a real data plane without interfaces, with its history and traces."""
 
     folder: Path
     pins: Path = field(default_factory=lambda: Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}"))
@@ -55,7 +58,7 @@ class Middle:
     """How often the kernel refuses the next step of its kind."""
     ahead: float = 0
     """s by which its wall clock was stepped."""
-    heard: list[Applied] = field(default_factory=list)
+    applied: list[Applied] = field(default_factory=list)
     spans: Spans = field(default_factory=Spans)
     seconds: dict[str, float] = field(default_factory=dict)
     has_samples: bool = False
@@ -68,32 +71,28 @@ class Middle:
         config = AgentConfig(
             interfaces=("eth0",), encapsulation=sources, state_dir=str(self.folder)
         )
-        self.plane = plane.DataPlane(settings, self._reached)
-        self.control = Control(self.plane, Limits(), lambda: time.time() + self.ahead)
-        self.control.applied = self._hear
-        self.traces = ChangeTraces(self.spans, self.seconds.__setitem__, self._has_samples)
-        self.control.mark = self.traces.mark
         self._config = config
-        self._open_chronicle()
-
-    def _open_chronicle(self) -> None:
-        self.chronicle = Chronicle(self._config, self.plane.publisher.in_force, lambda: None)
-
-    def _hear(self, applied: Applied) -> None:
-        self.heard.append(applied)
-        self.chronicle.applied(applied)
-        self.traces.applied(applied, self.chronicle.cause.kind)
-
-    def _has_samples(self, _: Generation) -> bool:
-        return self.has_samples
+        self._stages = StageRecorder()
+        self._is_closed = False
+        self.plane = plane.DataPlane(settings, self._reached)
+        self.history = History(config, self.plane.publisher.in_force, lambda: None)
+        self.traces = ChangeTraces(self._stages, self.spans, self.seconds.__setitem__)
+        self.changes = ChangeLifecycle(
+            self.plane,
+            Limits(),
+            self.history,
+            self._stages,
+            self.traces,
+            lambda _: self.has_samples,
+            lambda: time.time() + self.ahead,
+        )
 
     def _reached(self, step: Step) -> None:
-        """Raises what the kernel would, between the tables and the VIPs' entries."""
+        """Raise what the kernel would, between the tables and the VIPs' entries."""
         if step is Step.TABLES_SWAPPED and self.refusals:
             self.refusals -= 1
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        if hasattr(self, "traces"):  # the program comes first
-            self.traces.reached(step)
+        self._stages.reached(step)
 
     def want(
         self,
@@ -102,32 +101,33 @@ class Middle:
         arrivals: Arrivals = NO_ARRIVALS,
         freeze: str = "",
     ) -> list[str]:
-        """One step to these documents; returns what it refused, as sentences."""
+        """Make a change to these documents; return what it refused, as sentences."""
         steering = Steering(revision, "stable", "live", freeze=freeze)
-        view = View(steering, snapshot(contents, revision), arrivals)
-        self.traces.received(view)
-        self.control.take(view)
-        return self.step()
+        self.changes.accept_view(View(steering, snapshot(contents, revision), arrivals))
+        return self.reconcile()
 
-    def step(self) -> list[str]:
-        """One step, as the agent's loop makes it."""
-        self.traces.begin()
-        before = self.plane.publisher.in_force.number
-        outcome = self.control.step()
-        frozen = self.control.frozen if before else ""
-        in_force = self.plane.publisher.in_force
-        self.traces.end(outcome, self.control.view, in_force, frozen)
+    def reconcile(self) -> list[str]:
+        """Make one change; return what it refused, as sentences."""
+        outcome = self.changes.reconcile()
+        self.applied += outcome.applied
         return [rejection.reason for rejection in outcome.rejections]
 
+    def order(self, order: Order) -> Answer:
+        """Carry out an operator's order; return its answer."""
+        answer, applied = self.changes.carry_out(order)
+        self.applied += applied
+        return answer
+
     def journal(self) -> list[lines.Line]:
-        """All lines that are due by now; another chronicle writes what comes after."""
-        self.chronicle.close()
-        self._open_chronicle()
+        """Close the history and return all lines of its journal."""
+        self.history.close()
+        self._is_closed = True
         there = files.read_all(files.folder_of(self.folder))
         return [line for file in there for line in file.lines]
 
     def close(self) -> None:
-        """Takes everything away."""
-        self.chronicle.close()
+        """Take everything away."""
+        if not self._is_closed:
+            self.history.close()
         self.plane.close()
         shutil.rmtree(self.pins)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a change, from a view of etcd to all that follows from it.
+
+    accept_view    a view of etcd arrives; its writes are remembered for the trace
+    reconcile      validate → guard → plan → publish (`reconciler`), then
+                   history, refusals, the trace, and when to try again
+    carry_out      the same for what an operator of this host orders (`operator`)
+
+Each returns what came into force; nobody is called back. What depends on that (probes, sampled
+flows, the status) is for the caller. There is no thread and no timer here: one thread calls it, so
+changes become generations strictly one after another.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from tidegate.agent.history import History
+from tidegate.agent.operator.execute import Operator
+from tidegate.agent.operator.orders import Order
+from tidegate.agent.reconciler import Applied, Outcome, Reconciler
+from tidegate.agent.refusals import RefusalLog
+from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.traces.stages import StageRecorder
+from tidegate.dataplane.plane import DataPlane
+from tidegate.event_log import EventLog
+from tidegate.http_server import Answer
+from tidegate.model.generation import Generation
+from tidegate.model.values import BackendKey, Fitness, Override, View
+from tidegate.planner.guards import Limits
+
+log = EventLog(__name__)
+
+_RETRY_SECONDS: Final = 2.5
+"""Doubled after each failure of a row, up to the maximum: 5 s, 10 s …"""
+_MAX_RETRY_SECONDS: Final = 60.0
+
+
+class ChangeLifecycle:
+    """Carries changes from one view of etcd to the next.
+
+    Args:
+        plane: opened.
+        limits: what guards hold changes to.
+        history: of the same data plane.
+        stages: records when stages end; the plane's steps are reported to it.
+        traces: made from what `stages` has.
+        has_samples: whether sampled packets of a generation will be reported to the traces.
+        clock: wall clock, s.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        limits: Limits,
+        history: History,
+        stages: StageRecorder,
+        traces: ChangeTraces,
+        has_samples: Callable[[Generation], bool] = lambda _: False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._publisher = plane.publisher
+        self._reconciler = Reconciler(plane, limits, stages, clock)
+        self._history = history
+        self._operator = Operator(
+            self._reconciler, plane.publisher, history.states, history.ordered
+        )
+        self._stages = stages
+        self._traces = traces
+        self._has_samples = has_samples
+        self._clock = clock
+        self._refusals = RefusalLog()
+        self._retry_at: float | None = None
+        self._retry_seconds = _RETRY_SECONDS
+        self.outcome = Outcome(self.in_force.revision)
+        """Of the last reconciliation."""
+        self.applied_at: float | None = None
+        """Wall-clock second at which the last generation came into force; None if none did."""
+
+    @property
+    def in_force(self) -> Generation:
+        """The generation in force."""
+        return self._publisher.in_force
+
+    @property
+    def view(self) -> View | None:
+        """The view of etcd that counts; None until it has been read."""
+        return self._reconciler.view
+
+    @property
+    def frozen(self) -> str:
+        """Why nothing new is published; empty if it is."""
+        return self._reconciler.frozen
+
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """Overrides that lift a guard now."""
+        return self._reconciler.overrides
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold changes to other limits from now on."""
+        self._reconciler.limits = limits
+
+    def accept_view(self, view: View) -> None:
+        """Take a new view; the next reconciliation works on it."""
+        frozen = self.frozen
+        self._traces.received(view)
+        self._reconciler.accept_view(view)
+        if self.frozen and self.frozen != frozen:
+            log.warning("frozen", reason=self.frozen)
+        elif frozen and not self.frozen:
+            log.warning("thawed", was=frozen)
+
+    def apply_fitness(self, fitness: Mapping[BackendKey, Fitness] | None) -> bool:
+        """Flag what health has taken out at once; return whether there is more to change."""
+        is_new = fitness != self._reconciler.fitness
+        self._reconciler.fitness = fitness
+        self._reconciler.flag_unhealthy()
+        return is_new
+
+    def is_due(self, now: float) -> bool:
+        """Return whether time asks for a change at this monotonic second.
+
+        While a retry is due later, so is what time does: it would fail in the same way.
+        """
+        return self._reconciler.is_due() if self._retry_at is None else now >= self._retry_at
+
+    def next_due(self) -> float | None:
+        """Return the monotonic second at which `is_due` will be true, or None."""
+        if self._retry_at is not None:
+            return self._retry_at
+        moment = self._reconciler.next_moment()
+        return None if moment is None else time.monotonic() + moment - self._clock()
+
+    def reconcile(self) -> Outcome:
+        """Make one change, and all that follows from it."""
+        begun = self._traces.begin()
+        outcome = self._reconciler.reconcile()
+        self._record(outcome.applied)
+        self._schedule_retry(failed=outcome.failed)
+        self._refusals.write(outcome.rejections, time.monotonic())
+        in_force = self.in_force
+        self._traces.end(
+            begun,
+            outcome,
+            self.view,
+            in_force,
+            self._history.cause.kind,
+            has_samples=self._has_samples(in_force),
+        )
+        self._history.refused(outcome.rejections, in_force, outcome.revision)
+        self.outcome = outcome
+        return outcome
+
+    def carry_out(self, order: Order) -> tuple[Answer, tuple[Applied, ...]]:
+        """Carry out an operator's order; return its answer and what came into force."""
+        begun, answer, applied = self._traces.ordered(order, self._operator.carry_out)
+        self._record(applied)
+        self._traces.end_order(
+            begun,
+            order,
+            answer,
+            applied,
+            self._history.cause.kind,
+            has_samples=self._has_samples(self.in_force),
+        )
+        return answer, applied
+
+    def _record(self, applied: tuple[Applied, ...]) -> None:
+        """Write what came into force to the history."""
+        for each in applied:
+            self.applied_at = time.time()
+            self._history.applied(each)
+            self._stages.mark("journal")
+
+    def _schedule_retry(self, *, failed: bool) -> None:
+        self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)
+        if not failed:
+            self._retry_seconds = _RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._retry_seconds if failed else None

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of an agent, made in the order in which they need each other.
+
+Nothing is started here, and nothing is connected; the data plane is opened.
+"""
+
+import time
+from dataclasses import dataclass
+
+from tidegate.agent.auditor import Auditor
+from tidegate.agent.change import ChangeLifecycle
+from tidegate.agent.config import AgentConfig
+from tidegate.agent.health.fleet import FleetHealth
+from tidegate.agent.history import History
+from tidegate.agent.link_refresh import LinkRefresh
+from tidegate.agent.mailbox import Mailbox, WakeReason
+from tidegate.agent.metrics.collect import MetricCollector, Sources
+from tidegate.agent.operator.routes import OperatorRoutes
+from tidegate.agent.plane_settings import plane_settings
+from tidegate.agent.readiness.announcer import Announcer
+from tidegate.agent.telemetry import Telemetry
+from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.traces.flows import FlowTraces, flow_traces
+from tidegate.agent.traces.stages import StageRecorder
+from tidegate.agent.traffic_rates import TrafficSampler
+from tidegate.dataplane.links import LinkWatch
+from tidegate.dataplane.plane import DataPlane
+from tidegate.keyspace import paths
+from tidegate.keyspace.follow import Follower
+from tidegate.keyspace.status.writer import StatusWriter
+from tidegate.keyspace.steering import Accepted, Me
+from tidegate.telemetry.metrics.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an agent is made of."""
+
+    link_watch: LinkWatch
+    plane: DataPlane
+    health: FleetHealth
+    history: History
+    telemetry: Telemetry
+    traces: ChangeTraces
+    flows: FlowTraces
+    changes: ChangeLifecycle
+    follower: Follower
+    status: StatusWriter
+    traffic: TrafficSampler
+    metrics: MetricCollector
+    routes: OperatorRoutes
+    announcer: Announcer
+    auditor: Auditor
+    links: LinkRefresh
+
+
+def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
+    """Make the parts of an agent; their threads leave mail.
+
+    Raises:
+        CapabilityError, DataplaneError: the data plane cannot be opened.
+    """
+    # Before the links are first read, so that no change falls between.
+    link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
+    stages = StageRecorder()
+    plane = DataPlane(plane_settings(config), stages.reached)
+    in_force = plane.publisher.in_force
+    health = FleetHealth(
+        config.etcd,
+        config.fleet,
+        config.host,
+        lambda: mailbox.wake(WakeReason.HEALTH),
+        allow_exec=config.health.allow_exec,
+    )
+    history = History(config, in_force, lambda: mailbox.wake(WakeReason.JOURNAL), health.evidence)
+    telemetry = Telemetry(config)
+    recorder = Recorder(telemetry.pipeline.resource, telemetry.losses)
+    traces = ChangeTraces(stages, telemetry.sink, recorder.observe)
+    flows = flow_traces(config, telemetry.sink, in_force, traces)
+    changes = ChangeLifecycle(plane, config.limits(), history, stages, traces, flows.has_samples)
+    follower = Follower(
+        config.etcd,
+        config.fleet,
+        Me(config.host, config.track, config.release),
+        Accepted(in_force.release, in_force.pointer),
+        mailbox.deliver,
+        lambda _state: mailbox.wake(WakeReason.ETCD),
+    )
+    metrics = MetricCollector(
+        Sources(plane.counter_reader, health.checks, follower, flows),
+        recorder,
+        config.telemetry,
+        telemetry.pipeline.metrics,
+    )
+    key = paths.status_key(config.etcd.root, config.fleet, config.host)
+    now = time.monotonic()
+    return Parts(
+        link_watch=link_watch,
+        plane=plane,
+        health=health,
+        history=history,
+        telemetry=telemetry,
+        traces=traces,
+        flows=flows,
+        changes=changes,
+        follower=follower,
+        status=StatusWriter(config.etcd, key, on_written=traces.pending.acknowledged),
+        traffic=TrafficSampler(plane.packet_outcomes),
+        metrics=metrics,
+        routes=OperatorRoutes(mailbox.post, history.states, metrics.text),
+        announcer=Announcer(config.announce, now),
+        auditor=Auditor(plane, config.audit_interval, now),
+        links=LinkRefresh(plane, now),
+    )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent shows at the end of each turn: readiness, announcements, status, metrics."""
+
+import time
+
+from tidegate.agent.config import AgentConfig
+from tidegate.agent.parts import Parts
+from tidegate.agent.readiness.readiness import Condition, unready
+from tidegate.agent.readiness.signals import ReadySignals
+from tidegate.agent.report import Facts, describe
+
+
+class Reporter:
+    """Shows the state of an agent.
+
+    Args:
+        parts: of the agent.
+        ready_file: absolute path of the file that is there while the host is ready; empty is none.
+    """
+
+    def __init__(self, parts: Parts, ready_file: str) -> None:
+        self._parts = parts
+        self._started = time.time()
+        self._signals = ReadySignals(ready_file)
+        self.socket_problem = ""
+        """Why there is no control socket; empty if there is."""
+
+    def report(self, config: AgentConfig, *, is_stopping: bool) -> None:
+        """Bring readiness, announcements, status and metrics up to date."""
+        parts = self._parts
+        reason = self._show_readiness(config, is_stopping=is_stopping)
+        problems = (
+            parts.history.problem,
+            self.socket_problem,
+            *parts.announcer.problems,
+            *parts.metrics.problems,
+            *parts.telemetry.problems,
+            self._signals.problem,
+        )
+        changes, plane = parts.changes, parts.plane
+        facts = Facts(
+            config=config,
+            generation=changes.in_force,
+            outcome=changes.outcome,
+            view=changes.view,
+            frozen=changes.frozen,
+            overrides=changes.overrides,
+            etcd=parts.follower.state,
+            links=plane.links,
+            modes=plane.modes,
+            traffic=parts.traffic.traffic,
+            damages=parts.auditor.damages,
+            repairs=parts.auditor.repairs,
+            started=self._started,
+            applied=changes.applied_at,
+            health=parts.health.status(),
+            unready=reason,
+            warnings=tuple(filter(None, problems)),
+        )
+        document = describe(facts)
+        parts.routes.status = document
+        parts.metrics.update(facts, document)
+        parts.status.submit(document)
+
+    def show_end(self) -> None:
+        """Show that the agent has ended."""
+        generation = self._parts.changes.in_force
+        self._signals.show("The agent has ended.", generation.number)
+
+    def _show_readiness(self, config: AgentConfig, *, is_stopping: bool) -> str:
+        """Show readiness to files and routers; return why the host is not ready, or nothing."""
+        parts = self._parts
+        generation = parts.changes.in_force
+        condition = Condition(
+            interfaces=config.interfaces,
+            attached=parts.plane.modes,
+            links=parts.plane.links,
+            damages=parts.auditor.damages,
+            generation=generation.number,
+            etcd=parts.follower.state,
+            stale_limit=config.ready_stale_limit,
+            is_stopping=is_stopping,
+            stands_back=parts.health.can_be_spared and not config.ready_when_blind,
+        )
+        reason = unready(condition, time.time())
+        self._signals.show(reason, generation.number)
+        parts.announcer.update(
+            generation, is_ready=not reason, is_stopping=is_stopping, now=time.monotonic()
+        )
+        return reason

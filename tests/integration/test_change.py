@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of the agent's host on a real data plane, where the kernel refuses half of one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agent.lifecycle import LifecycleHost
+from support.documents.keyspaces import WEB, vip
+from tidegate.agent.journal import lines, replay
+
+pytestmark = pytest.mark.root
+
+MORE = WEB | {"pools/web/backends/b": {"address": "198.51.100.2"}, "vips/other": vip(last=2)}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[LifecycleHost]:
+    built = LifecycleHost(tmp_path)
+    yield built
+    built.close()
+
+
+def test_what_is_put_back_is_told_like_any_generation(host: LifecycleHost) -> None:
+    """The journal can make it again, says why it is there, and goes on from it."""
+    assert host.want(WEB, 1) == []
+    good = host.plane.publisher.in_force
+    host.refusals = 1
+    (reason,) = host.want(MORE, 2)
+    back = host.plane.publisher.in_force
+    assert f"generation {back.number} is what was in force before" in reason
+    assert (back.digest, back.number) == (good.digest, good.number + 2)
+    assert [a.generation.number for a in host.applied] == [good.number, back.number]
+    assert host.applied[-1].desired == host.applied[0].desired
+    assert host.want(MORE, 2) == []  # the next attempt has no such failure
+    there = host.journal()
+    numbers = [line.number for line in there if isinstance(line, lines.Step)]
+    assert numbers == [good.number, back.number, back.number + 1]
+    causes = [line.cause for line in there if isinstance(line, lines.Step)]
+    assert [cause.kind for cause in causes] == ["keys", "rollback", "keys"]
+    assert causes[1].what == "put back, as publishing had failed half way"
+    told = [standing.line.digest for standing in replay.standings(there)]
+    assert good.digest == back.digest == told[-2]
+    assert told[-1] == host.plane.publisher.in_force.digest
+
+
+def test_a_step_of_the_clock_counts_once_where_something_is_put_back(host: LifecycleHost) -> None:
+    """Windows move with the clock in what is put back, and not again in what follows."""
+    host.want(WEB, 1)
+    host.want(MORE, 2)
+    closes = host.plane.publisher.in_force.pools["web"].table.windows[-1].closes_at
+    host.ahead += 3600
+    host.refusals = 1
+    host.want(WEB | {"pools/web/backends/c": {"address": "198.51.100.3"}}, 3)
+    assert host.applied[-1].stepped == 3600
+    host.want(MORE | {"vips/more": vip(last=3)}, 4)
+    assert host.applied[-1].stepped == 0
+    windows = host.plane.publisher.in_force.pools["web"].table.windows
+    assert windows[1].closes_at == closes + 3600
