@@ -292,13 +292,13 @@ def test_a_reload_takes_over_what_may_change(
     good = path.read_text()
     path.write_text("interfaces = [")
     agent.reload()
-    wait_for_log(agent, "reload refused")
+    wait_for_log(agent, "event=reload_refused")
     prefix = "/tidegate/default/config/live/vips/web"
     deleted = lab.etcdctl("-w", "json", "del", "--prefix", prefix)  # two VIPs of three
     status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
     path.write_text(good + "\n[guards]\nmax_vips_removed_percent = 70\n")
     agent.reload()
-    wait_for_log(agent, "reload changed=guards")
+    wait_for_log(agent, "event=reload changed=guards")
     revision = json.loads(deleted)["header"]["revision"]
     seen = status.wait("the change", lambda s: s["generation_revision"] >= revision)
     assert seen.status["capacity"]["vips"]["used"] == 1

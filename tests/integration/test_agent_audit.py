@@ -42,4 +42,5 @@ def test_a_deleted_vip_comes_back_and_is_counted() -> None:
         assert maps.read_all("vips", fd) == before
         fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
         assert lab.client(1).run(fetch).stdout.strip() == "b1"
-        assert f"map vips: {lab.vip4()} port 80 protocol 6 was missing" in agent.tail(50)
+        logged = f'event=audit map=vips key="{lab.vip4()} port 80 protocol 6" fault=missing'
+        assert logged in agent.tail(50)

@@ -254,7 +254,7 @@ def test_a_restart_without_etcd_keeps_the_release(
     assert keys(seen) == {STABLE}
     assert (seen["track"], seen["release"], seen["generation_release"]) == ("stable", "r2", "r2")
     assert seen["digest"] == applied["digest"]
-    assert re.findall(r" start .* release=(\S+) ", agent.log.read_text()) == ["live", "r2"]
+    assert re.findall(r"event=start .* release=(\S+) ", agent.log.read_text()) == ["live", "r2"]
     change = put(lab, ("config/r2/pools/web/backends/b2", backend(lab, "b2")))
     status.wait("a change", lambda s: s["generation_revision"] >= change)
 

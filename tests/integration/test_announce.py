@@ -263,8 +263,8 @@ def test_a_second_signal_ends_it_at_once(rack: Rack) -> None:
     agent.process.terminate()
     assert agent.process.wait(30) == 0
     assert rack.routes("lb2") == set()
-    last = [line for line in agent.log.read_text().splitlines() if " stop" in line][-1]
-    assert last.endswith("agent.loop stop"), "it has not drained"
+    last = [line for line in agent.log.read_text().splitlines() if "event=stop" in line][-1]
+    assert last.endswith("event=stop"), "it has not drained"
     agent.restart()
     rack.wait_for_hops(["lb1", "lb2"])
 
@@ -384,7 +384,7 @@ def test_a_killed_agent_leaves_its_host_announced(rack: Rack) -> None:
         assert rack.hops() == ["lb1", "lb2"]
         go_on()
     lines = agent.log.read_text().split("start version=")[-1]
-    assert "announce added" not in lines, "it had to find its routes"
+    assert "event=announce " not in lines, "it had to find its routes"
 
 
 def test_flows_survive_a_pulled_cable(rack: Rack) -> None:

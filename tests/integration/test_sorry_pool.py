@@ -99,8 +99,8 @@ def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: La
         assert (back["on_sorry_pool"], back["digest"]) == ([], seen["digest"])
         assert servers(lab) == {"b1", "b2"}
     log = lab.agents["lb1"].log.read_text()
-    assert "sorry vips=www" in log
-    assert "sorry vips=none" in log
+    assert "event=sorry_pool vips=www" in log
+    assert 'event=sorry_pool vips=""' in log
 
 
 def test_an_outage_that_checks_find_is_one(lab: Lab) -> None:
