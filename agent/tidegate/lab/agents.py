@@ -82,7 +82,7 @@ class AgentProcess:
 
     @classmethod
     def start(cls, node: Node, config: Path, log: Path) -> "AgentProcess":
-        """Start `tidegate agent run -c FILE`; does not wait until it has synchronised."""
+        """Start `tidegate agent run -c FILE`, without waiting until it has synchronised."""
         command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(config)]
         return cls(node, config, log, node.daemon(command, log))
 

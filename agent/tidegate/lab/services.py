@@ -88,7 +88,7 @@ def _etcd_peer(member: Station) -> str:
 
 
 def start_etcd(node: Node, members: Sequence[Station], folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a member of etcd, on its node's loopback and link; does not wait for it.
+    """Start a member of etcd, on its node's loopback and link, without waiting for it.
 
     Durability is not what the lab shows, so etcd need not wait for the disk. A member that was
     killed goes on with the data that it left.
@@ -156,13 +156,13 @@ def write_nginx(folder: Path, name: str, vips: Iterable[IPv4Address | IPv6Addres
 
 
 def start_nginx(node: Node, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start nginx on the configuration in its folder; does not wait for it."""
+    """Start nginx on the configuration in its folder, without waiting for it."""
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     return node.daemon([*command, "-e", str(folder / "nginx-error.log")], folder / "nginx.log")
 
 
 def start_echo(node: Node) -> "subprocess.Popen[bytes]":
-    """Start the UDP echo server; does not wait for it."""
+    """Start the UDP echo server, without waiting for it."""
     # -I and -S: it needs nothing but the standard library, and starts in half the time.
     command = [sys.executable, "-I", "-S", echo.__file__, node.name, str(ECHO_PORT)]
     return node.daemon(command, Path("/dev/null"))

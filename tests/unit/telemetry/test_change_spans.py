@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the moments of a change to its spans: nothing is missing, and nothing is told twice."""
+"""From the moments of a change to its spans: nothing is missing, and nothing is there twice."""
 
 from collections import Counter
 from itertools import pairwise

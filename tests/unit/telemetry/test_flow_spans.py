@@ -38,14 +38,14 @@ TIMES: Final = st.integers(EPOCH, EPOCH + 10**7 * SECOND)
 
 
 def spans(
-    told: Sequence[FlowEvent],
+    happened: Sequence[FlowEvent],
     naming: Naming = NAMING,
     roots: Roots | None = None,
     offset: int = EPOCH,
 ) -> list[Span]:
     """Return the spans that one host makes of events."""
     flows = Flows(Limits(), 0)
-    over = flows.take(records(told), 0) + flows.take(records([]), 10**12)
+    over = flows.take(records(happened), 0) + flows.take(records([]), 10**12)
     return [span_of(flow, naming, roots or Roots(), offset) for flow in over]
 
 
@@ -61,7 +61,7 @@ def test_the_ids_are_those_of_the_rule() -> None:
 
 
 @given(TIMES, st.integers(0, BUCKET * SECOND))
-def test_within_a_bucket_s_length_of_the_syn_hosts_agree_or_are_linked(at: int, age: int) -> None:
+def test_hosts_agree_or_are_linked_for_the_length_of_a_bucket(at: int, age: int) -> None:
     """Whoever sees a flow in the middle has the SYN's trace as its own, or as that before."""
     syn, middle = flow_ids(KEY, at), flow_ids(KEY, at + age)
     assert syn.root in (middle.root, middle.before)
@@ -161,7 +161,7 @@ def test_a_move_is_linked_to_the_change_that_took_the_backend_away() -> None:
     assert moved.attributes["tidegate.backend.before"] == "b1"
 
 
-def test_a_move_without_such_a_change_is_linked_to_that_of_the_new_table() -> None:
+def test_any_other_move_is_linked_to_the_change_of_its_table() -> None:
     """Another table is what else can move a flow, and it has the number of its generation."""
     (span,) = spans([FlowEvent(NEW, backend=2), FlowEvent(PROMOTED, 1, backend=1, generation=4)])
     assert [link.context for link in span.links] == [NAMING.change_of(4)]
@@ -201,11 +201,11 @@ def test_nothing_is_told_that_is_not_defined(all_: list[tuple[EventKind, int, Re
     types = {"string": str, "int": int, "boolean": bool}
     allowed = {each.key: types[each.type] for each in names.FLOW.attributes}
     events = {each.name: {a.key for a in each.attributes} for each in names.FLOW.events}
-    told = [
+    happened = [
         FlowEvent(k, i / 10, backend=b, reason=r if k is DROPPED else Reason.NONE)
         for i, (k, b, r) in enumerate(all_)
     ]
-    for span in spans(told):
+    for span in spans(happened):
         assert span.name == names.FLOW.name
         assert {
             key: type(value) for key, value in span.attributes.items()

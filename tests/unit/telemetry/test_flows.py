@@ -22,13 +22,13 @@ LATER = round(2 * IDLE * SECOND)
 NOTHING = records([])
 
 
-def whole(told: Sequence[FlowEvent], flows: Flows | None = None) -> list[Flow]:
+def whole(happened: Sequence[FlowEvent], flows: Flows | None = None) -> list[Flow]:
     """Return the flows of these events, taken one by one as they happen, and of a long silence."""
     followed = flows or Flows(Limits(), 0)
     over: list[Flow] = []
-    for each in told:
+    for each in happened:
         over += followed.take(records([each]), round(each.at * SECOND))
-    return over + followed.take(NOTHING, round(told[-1].at * SECOND) + LATER)
+    return over + followed.take(NOTHING, round(happened[-1].at * SECOND) + LATER)
 
 
 def kinds(flow: Flow) -> list[EventKind]:
@@ -54,13 +54,14 @@ LIVES = {
 @pytest.mark.parametrize("name", LIVES)
 def test_what_ends_a_flow(name: str) -> None:
     """One flow for one connection, with the reason why it is over."""
-    told, ends = LIVES[name]
+    happened, ends = LIVES[name]
     events = [
-        FlowEvent(kind, i / 10, backend=0 if kind is DROPPED else 1) for i, kind in enumerate(told)
+        FlowEvent(kind, i / 10, backend=0 if kind is DROPPED else 1)
+        for i, kind in enumerate(happened)
     ]
     found = whole(events)
     assert [flow.end for flow in found] == ends
-    assert [kind for flow in found for kind in kinds(flow)] == told
+    assert [kind for flow in found for kind in kinds(flow)] == happened
 
 
 def test_a_flow_is_told_of_soon_after_its_fin_and_not_again() -> None:
@@ -147,7 +148,7 @@ def many(count: int, kind: EventKind = NEW, at: float = 0.0) -> list[FlowEvent]:
 
 
 def test_more_flows_than_the_rate_are_counted_and_left_out_whole() -> None:
-    """What was let in is told of to its end; of the others nothing is followed."""
+    """What was let in is followed to its end; of the others nothing is followed."""
     flows = Flows(Limits(flows_per_second=10), 0)
     flows.take(records(many(50)), 0)
     assert (flows.followed, flows.refused, flows.dropped) == (10, 40, {"rate": 40})
@@ -160,14 +161,14 @@ def test_more_flows_than_the_rate_are_counted_and_left_out_whole() -> None:
 def test_ports_that_are_used_again_at_once_do_not_pass_the_rate() -> None:
     """A flow that follows on another is one more; if it may not begin, all of it is left out."""
     flows = Flows(Limits(flows_per_second=3), 0)
-    told = [FlowEvent(kind, i / 1000) for i, kind in enumerate([NEW, PROMOTED, FINISHED] * 6)]
-    over = flows.take(records(told), 0) + flows.stop()
+    happened = [FlowEvent(kind, i / 1000) for i, kind in enumerate([NEW, PROMOTED, FINISHED] * 6)]
+    over = flows.take(records(happened), 0) + flows.stop()
     assert [kinds(flow) for flow in over] == [[NEW, PROMOTED, FINISHED]] * 3
     assert (flows.refused, flows.dropped) == (3, {"rate": 9})
 
 
 def test_hosts_that_are_too_busy_choose_the_same_flows() -> None:
-    """The order of arrival does not matter, so a flow that shifts is not told of by half."""
+    """The order of arrival does not matter, so no span has half of a flow that shifts."""
     first, second = (Flows(Limits(flows_per_second=10), 0) for _ in range(2))
     first.take(records(many(50)), 0)
     second.take(records(reversed(many(50))), 0)
@@ -197,7 +198,7 @@ def test_one_flow_cannot_take_all_the_time() -> None:
 
 def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
     """Drops are counted together, but not across what parts flows."""
-    told = [
+    happened = [
         FlowEvent(PROMOTED),
         FlowEvent(DROPPED, 0.1, backend=0),
         FlowEvent(NEW, 0.2),
@@ -205,7 +206,7 @@ def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
         FlowEvent(DROPPED, 0.4, backend=0),
     ]
     flows = Flows(Limits(), 0)
-    over = flows.take(records(told), SECOND) + flows.stop()
+    over = flows.take(records(happened), SECOND) + flows.stop()
     assert [flow.drops for flow in over] == [1, 2]
 
 
@@ -249,12 +250,12 @@ def summary(flows: Iterable[Flow]) -> list[Any]:
 @settings(deadline=None, max_examples=60)
 @given(lives(), st.data())
 def test_batches_and_the_order_within_them_make_no_difference(
-    told: list[FlowEvent], data: st.DataObject
+    happened: list[FlowEvent], data: st.DataObject
 ) -> None:
     """A reader takes what there is when it comes by; flows are the same."""
     at_once = Flows(Limits(), 0)
-    expected = at_once.take(records(told), SECOND) + at_once.take(NOTHING, SECOND + LATER)
-    in_parts, found, rest = Flows(Limits(), 0), [], told
+    expected = at_once.take(records(happened), SECOND) + at_once.take(NOTHING, SECOND + LATER)
+    in_parts, found, rest = Flows(Limits(), 0), [], happened
     while rest:
         size = data.draw(st.integers(1, len(rest)))
         batch = data.draw(st.permutations(rest[:size]))
@@ -266,13 +267,13 @@ def test_batches_and_the_order_within_them_make_no_difference(
 
 @settings(deadline=None, max_examples=60)
 @given(lives())
-def test_every_event_is_told_of_or_counted(told: list[FlowEvent]) -> None:
+def test_every_event_is_in_a_span_or_counted(happened: list[FlowEvent]) -> None:
     """In spans, as a flood, or as dropped for a reason."""
     flows = Flows(Limits(flows_per_second=5, open_flows=2), 0)
-    found = flows.take(records(told), SECOND) + flows.take(NOTHING, SECOND + LATER)
+    found = flows.take(records(happened), SECOND) + flows.take(NOTHING, SECOND + LATER)
     in_spans = sum(each.times for flow in found for each in flow.happenings)
     untold = sum(flow.untold for flow in found)
-    assert in_spans + untold + flows.floods + flows.dropped.total() == len(told)
+    assert in_spans + untold + flows.floods + flows.dropped.total() == len(happened)
     assert flows.followed == 0
 
 

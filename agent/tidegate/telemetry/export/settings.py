@@ -86,7 +86,7 @@ def check(settings: TelemetrySettings) -> None:
     if bool(settings.cert) != bool(settings.key):
         missing = "cert" if settings.key else "key"
         raise ConfigError(
-            f"telemetry.{missing} is missing: telemetry.cert and telemetry.key go together."
+            f"telemetry.{missing} is missing: telemetry.cert and telemetry.key go together"
         )
     if not settings.endpoint:
         return
@@ -105,22 +105,22 @@ def _check_endpoint(settings: TelemetrySettings) -> None:
     if url.scheme not in {"http", "https"} or not host or port is None:
         raise ConfigError(
             f"telemetry.endpoint is {_safe(settings.endpoint)!r}; it must be a URL with a port, "
-            "such as http://127.0.0.1:4317, or https://… for TLS."
+            "such as http://127.0.0.1:4317, or https://… for TLS"
         )
     if url.username is not None or url.password is not None or url.query or url.fragment:
         raise ConfigError(
             "telemetry.endpoint must not have a user, a query or a fragment; "
-            "credentials go into telemetry.headers_file."
+            "credentials go into telemetry.headers_file"
         )
     if settings.protocol == "grpc" and url.path not in {"", "/"}:
         raise ConfigError(
             f"telemetry.endpoint has the path {url.path!r}, and gRPC has none: leave it out, "
-            'or set telemetry.protocol = "http".'
+            'or set telemetry.protocol = "http"'
         )
     if settings.headers_file and not settings.is_secure and not _is_loopback(host):
         raise ConfigError(
             "telemetry.headers_file would go out in plain text: use https://… (without TLS, "
-            "headers are accepted on loopback only)."
+            "headers are accepted on loopback only)"
         )
 
 
