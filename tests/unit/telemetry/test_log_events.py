@@ -37,3 +37,9 @@ def test_an_event_has_a_name_and_fields(path: Path) -> None:
         assert NAME.fullmatch(str(name.value)), ast.unparse(call)
         assert len(call.args) == 1 + (call.func.attr == "log"), ast.unparse(call)
         assert not RESERVED & {each.arg for each in call.keywords}, ast.unparse(call)
+
+
+def test_every_module_logs_events() -> None:
+    """None has a logger of its own, whose messages would be sentences without fields."""
+    own = [path for path in SOURCES if "getLogger(__name__)" in path.read_text("utf-8")]
+    assert own == []
