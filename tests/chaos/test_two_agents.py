@@ -182,7 +182,7 @@ def test_a_second_agent_is_turned_away(place: Place, agents: Callable[[], Agent]
     assert (second.opened, second.tell("plain")) == ("open", "done 3")
 
 
-def test_an_agent_that_wakes_beside_a_new_data_plane_writes_nothing(
+def test_an_agent_that_wakes_beside_a_new_plane_writes_nothing(
     place: Place, agents: Callable[[], Agent]
 ) -> None:
     """It slept while everything was removed and made anew: each of its writes is refused."""
@@ -203,7 +203,7 @@ def test_an_agent_that_wakes_beside_a_new_data_plane_writes_nothing(
     assert fresh.tell("audit") == "done []"
 
 
-def test_an_agent_whose_data_plane_was_removed_does_not_make_it_again(
+def test_an_agent_whose_plane_was_removed_does_not_make_it_again(
     place: Place, agents: Callable[[], Agent]
 ) -> None:
     """Its folder is gone: it says so, and nothing comes back."""

@@ -168,7 +168,7 @@ def test_what_was_compacted_during_a_break_is_listed(
     assert "gone" not in follower.snapshots.items[-1].documents
 
 
-def test_a_cluster_restored_from_an_old_snapshot_is_listed_and_reported(
+def test_a_restore_from_an_old_snapshot_is_listed_and_reported(
     follower: Follower, cluster: EtcdCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was handed over is held until the older state has been read; the log says why."""

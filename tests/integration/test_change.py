@@ -45,7 +45,7 @@ def test_what_is_put_back_is_told_like_any_generation(host: LifecycleHost) -> No
     assert told[-1] == host.plane.publisher.in_force.digest
 
 
-def test_a_step_of_the_clock_counts_once_where_something_is_put_back(host: LifecycleHost) -> None:
+def test_a_step_of_the_clock_counts_once_with_something_put_back(host: LifecycleHost) -> None:
     """Windows move with the clock in what is put back, and not again in what follows."""
     host.want(WEB, 1)
     host.want(MORE, 2)

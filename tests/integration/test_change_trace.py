@@ -96,7 +96,7 @@ def test_a_write_becomes_one_trace_with_every_stage(host: LifecycleHost) -> None
     assert {"receive", "fill", "read_back", "swap", "acknowledge", "total"} <= set(host.seconds)
 
 
-def test_a_trace_context_alone_is_acknowledged_without_a_generation(host: LifecycleHost) -> None:
+def test_a_trace_context_alone_is_acknowledged_and_no_generation(host: LifecycleHost) -> None:
     """The control system sees that its write is in force, as it was before."""
     before = host.plane.publisher.in_force.number
     traced = WEB | {"pools/web": {"traceparent": FIRST}}
@@ -162,7 +162,7 @@ def test_a_refused_document_is_told_while_the_rest_goes_on(host: LifecycleHost) 
     assert root(host).parent is None
 
 
-def test_a_kernel_that_refuses_is_an_error_and_the_next_attempt_is_in_the_same_trace(
+def test_a_kernel_that_refuses_and_the_next_try_share_a_trace(
     host: LifecycleHost,
 ) -> None:
     """What is put back meanwhile is a trace of its own; the write is in force in the end."""

@@ -139,7 +139,7 @@ def stages(spans: list[ReceivedSpan], parent: ReceivedSpan) -> list[str]:
     return [span.name.removeprefix(PREFIX) for span in below(spans, parent)]
 
 
-def test_a_write_is_one_trace_from_etcd_to_the_packet_on_each_host(world: World) -> None:
+def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(world: World) -> None:
     """Below the writer's span: every stage, in order and without a gap, inside its parent."""
     context = writer()
     world.wait_applied(world.put("b3", context))
@@ -188,7 +188,7 @@ def test_a_guard_that_refuses_is_an_error_of_the_writers_trace(world: World) -> 
     world.wait_applied(revision)
 
 
-def test_writes_that_arrive_together_are_each_told_in_their_own_trace(world: World) -> None:
+def test_writes_that_arrive_together_each_have_their_own_trace(world: World) -> None:
     """One is above the change, the other has a span that is linked to it, and it to that one."""
     contexts = {"b1": writer(), "b2": writer()}
     written = {

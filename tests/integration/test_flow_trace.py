@@ -132,7 +132,7 @@ def test_a_connection_of_curl_is_one_span(world: World) -> None:
     assert span.parent == 0
 
 
-def test_a_connection_that_a_router_moves_to_another_host_is_one_trace(world: World) -> None:
+def test_a_connection_moved_to_another_host_is_one_trace(world: World) -> None:
     """The second host's span is a child of the first one's, with the same backend."""
     world.route("lb1")
     with world.connection() as (connection, port):
@@ -146,7 +146,7 @@ def test_a_connection_that_a_router_moves_to_another_host_is_one_trace(world: Wo
     assert second.attributes["tidegate.flow.end"] == "finished"
 
 
-def test_a_connection_that_loses_its_backend_is_linked_to_the_change(world: World) -> None:
+def test_a_connection_that_loses_its_backend_links_to_the_change(world: World) -> None:
     """The link leads to the root of the trace of the write that took the backend away."""
     world.route("lb1")
     with world.connection() as (connection, port):

@@ -232,7 +232,7 @@ def test_udp_sends_and_expects() -> None:
     assert (other.code, other.reason) == ("mismatch", "The answer does not contain b'pong'.")
 
 
-def test_udp_without_an_answer_is_a_timeout_and_a_closed_port_refused() -> None:
+def test_silent_udp_is_a_timeout_and_a_closed_port_is_refused() -> None:
     """ICMP's port unreachable is heard, since the socket is connected."""
     with udp_server(lambda _data: None) as server:
         assert run(datagram.ask(server, b"ping", b"", 0.1)).code == "timeout"

@@ -129,7 +129,7 @@ def marks(lab: Lab) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
-def test_a_marked_connection_reaches_exactly_the_backend_of_its_mark(
+def test_a_marked_connection_reaches_the_backend_of_its_mark(
     lab: Lab, control: Control, status: StatusWatch, probes: Probes, encapsulation: str
 ) -> None:
     """IPIP, 6-in-4, IP4IP6 and IP6IP6, and GUE over both families, through both VIPs."""
@@ -169,9 +169,7 @@ def test_a_mark_of_no_backend_is_dropped_and_counted(lab: Lab, probes: Probes) -
     assert set(probes.counters()) == {Reason.NO_BACKEND}
 
 
-def test_a_backend_drops_what_does_not_come_from_its_load_balancers(
-    lab: Lab, probes: Probes
-) -> None:
+def test_a_backend_drops_what_its_load_balancers_did_not_send(lab: Lab, probes: Probes) -> None:
     """With a source prefix set on the backend, tunnels from elsewhere are dropped and counted."""
     mark = marks(lab)["b1"]
     here = frozenset({lab.address("b1")})

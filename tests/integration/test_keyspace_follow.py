@@ -125,7 +125,7 @@ def wait_for_releases(seen: Following, wanted: list[str]) -> None:
     seen.views.wait(lambda _: releases(seen) == wanted)
 
 
-def test_a_transaction_of_a_release_and_its_pointer_is_seen_whole(etcd: EtcdServer) -> None:
+def test_a_transaction_of_a_release_and_its_pointer_comes_whole(etcd: EtcdServer) -> None:
     """Each of many writes a release anew and flips to it; no view has a half, or an old text."""
     with following(etcd) as seen:
         for turn in range(30):

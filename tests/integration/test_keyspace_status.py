@@ -107,7 +107,7 @@ def test_a_lost_lease_is_replaced(etcd: EtcdServer, writer: StatusWriter) -> Non
     until(lambda: read(etcd) == status())
 
 
-def test_an_outage_does_not_block_and_the_latest_is_written_after_it(etcd: EtcdServer) -> None:
+def test_an_outage_does_not_block_and_the_latest_follows_it(etcd: EtcdServer) -> None:
     """While etcd is away `submit` returns at once; after it the latest document is there."""
     errors: Received[str] = Received()
     settings = EtcdSettings(endpoints=(etcd.endpoint,), backoff_max=0.3, status_ttl=3)

@@ -175,7 +175,7 @@ def test_keys_and_values_that_are_not_utf_8_are_refused_by_name(
     follower.snapshots.wait(lambda snapshot: snapshot.revision == 4 and not snapshot.documents)
 
 
-def test_the_periodic_list_hands_over_nothing_new_when_nothing_is(etcd: EtcdServer) -> None:
+def test_the_periodic_list_hands_over_nothing_without_changes(etcd: EtcdServer) -> None:
     """Listing again does not make the agent work, and changes still arrive after it."""
     etcd.ctl("put", PREFIX + "a", "1")
     follower = Follower(etcd, relist_interval=0.1)

@@ -94,7 +94,7 @@ def test_every_line_of_a_download_names_its_backend(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("outer", "inner"), [(4, 4), (6, 6), (6, 4)], ids=["IPIP", "IP6IP6", "IP4IP6"]
 )
-def test_backends_take_encapsulated_packets_and_answer_the_client(
+def test_backends_take_tunnelled_packets_and_answer_the_client(
     lab: Lab, outer: int, inner: int
 ) -> None:
     """A datagram for the VIP in an outer header is answered from the VIP, past the LB hosts."""

@@ -85,7 +85,7 @@ def started(agent: AgentProcess, times: int) -> None:
         time.sleep(0.05)
 
 
-def test_marked_connections_go_to_their_backend_while_the_key_says_so(lab: Lab) -> None:
+def test_marked_connections_reach_their_backend_while_key_set(lab: Lab) -> None:
     """Through restarts and while the agent is away; off with the key, or with the data plane."""
     control = Control(lab)
     with StatusWatch(lab, LB) as status:

@@ -72,7 +72,7 @@ def metrics(lab: Lab) -> list[str]:
     return lab.node("lb1").run(command).stdout.splitlines()
 
 
-def test_clients_are_served_by_the_sorry_pool_and_afterwards_by_the_pool(lab: Lab) -> None:
+def test_clients_go_to_the_sorry_pool_and_afterwards_to_the_pool(lab: Lab) -> None:
     """All of the pool disabled: b3 answers, the status says so; then b1 and b2 again."""
     put(lab, "active")
     lab.start_agent("lb1")

@@ -38,7 +38,7 @@ def test_the_names_of_before_remain() -> None:
     assert naming.vips == {made[0].vips["web"].identity: "web"}
 
 
-def test_what_took_a_backend_away_is_the_generation_after_which_it_takes_no_packets() -> None:
+def test_the_generation_that_took_a_backend_away_is_found() -> None:
     """Quarantine does, drain does not."""
     b1 = backend("b1")
     b2, b3 = backend("b2", "fd01::2"), backend("b3", "fd01::3")

@@ -21,7 +21,7 @@ def ask(tap: FlowTap, **query: str) -> tuple[int, int, int, list[int]]:
     return (*HEAD.unpack_from(body), told["source_port"].tolist())
 
 
-def test_a_client_is_told_of_all_that_came_since_its_first_question() -> None:
+def test_a_client_gets_all_that_came_since_its_first_request() -> None:
     """Each answer says where the next one goes on, whatever the batches."""
     tap = FlowTap()
     tap.put(batch(0, 5), 3)

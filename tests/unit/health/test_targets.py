@@ -93,7 +93,7 @@ def test_programs_are_run_only_where_the_agent_allows_it() -> None:
     assert set(wanted(what, allow_exec=True).targets) == {B1}
 
 
-def test_pools_without_a_check_and_backends_that_leave_are_not_probed() -> None:
+def test_pools_without_a_check_and_gone_backends_get_no_probes() -> None:
     """Nothing is probed for nobody's sake."""
     assert wanted(web(backend("b1"))) == Plan({}, {}, {})
     external = {"health": Health(mode="external")}

@@ -143,7 +143,7 @@ def servers(**ids: str) -> Contents:
     }
 
 
-def test_a_server_id_belongs_to_the_backend_that_was_created_first() -> None:
+def test_a_server_id_belongs_to_the_backend_created_first() -> None:
     """Two backends of a pool cannot share one; letter case makes no difference."""
     validation = check(servers(z="0a0b", a="0A0B"))
     assert set(validation.desired.backends) == {BackendKey("web", "z")}

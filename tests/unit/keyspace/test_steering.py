@@ -53,7 +53,7 @@ def test_without_keys_a_host_follows_the_release_of_its_file() -> None:
     assert told().track == "stable"
 
 
-def test_the_hosts_key_goes_before_the_file_and_the_file_before_stable() -> None:
+def test_the_hosts_key_beats_the_file_and_the_file_beats_stable() -> None:
     """A host's track is that of its own key, else of its file, else `stable`."""
     tracks = {f"tracks__{name}": {"release": f"r-{name}"} for name in ("stable", "file", "own")}
     me = ME._replace(track="file")
@@ -93,7 +93,7 @@ def test_a_pointer_that_vanished_sends_nobody_elsewhere() -> None:
     assert (back.release, back.pointer, back.rejections) == ("live", "", ())
 
 
-def test_a_host_that_leaves_a_track_goes_back_to_the_files_release() -> None:
+def test_a_host_that_leaves_a_track_has_the_files_release_again() -> None:
     """Its key's deletion is an order, not an accident, and so is another file."""
     keys = {"tracks__canary": {"release": "r8"}}
     steering = after({"hosts__lb1": {"track": "canary"}, **keys}, keys)

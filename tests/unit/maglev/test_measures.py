@@ -78,7 +78,7 @@ def test_no_change_moves_more_than_its_bound(
     assert change.minimum <= change.moved <= change.bound + maglev.exchangeable(*tables, names)
 
 
-def test_a_bound_is_close_for_small_changes_and_never_above_the_table() -> None:
+def test_a_bound_is_close_for_small_changes_and_within_the_table() -> None:
     """It tells a table that was made in another way from one that changed a little."""
     assert maglev.bound(0, TABLE_SIZE) == 0
     assert maglev.bound(1, TABLE_SIZE) < 60

@@ -27,7 +27,7 @@ STARTING = st.builds(
 B1, B2 = BackendKey("web", "b1"), BackendKey("web", "b2")
 
 
-def test_a_ramp_has_its_first_step_at_the_start_and_its_last_at_the_end() -> None:
+def test_a_ramp_steps_first_at_its_start_and_last_at_its_end() -> None:
     """60 s in 4 steps: a quarter more every 20 s."""
     pool = Pool("web", 0, 0, slow_start=60, slow_start_steps=4)
     server = backend("b1", weight=100, starts_at=1000)

@@ -57,7 +57,7 @@ def test_slots_that_ever_were_in_a_window_stay_marked(steps: list[Desired]) -> N
         assert table.tracked[table.window > 0].all()
 
 
-def test_windows_beyond_the_limit_are_merged_and_lose_no_fallback() -> None:
+def test_windows_beyond_the_limit_merge_and_lose_no_fallback() -> None:
     """A storm of changes has more windows than fit; merged ones open earlier and close later."""
     chance = random.Random(7)  # noqa: S311 - reproducible, not secret
     weights = {f"b{i}": 1000 for i in range(1, 101)}
@@ -138,7 +138,7 @@ def test_nothing_changed_keeps_the_number() -> None:
     assert (again.number, again.digest) == (first.number, first.digest)
 
 
-def test_a_vip_that_moves_to_another_address_gets_a_new_incarnation() -> None:
+def test_a_vip_that_moves_address_gets_a_new_incarnation() -> None:
     """Entries of flows to the old address must not catch flows to the new one."""
     before, after = generations(
         desired([vip("web", "10.99.0.1")], [backend("b1")]),

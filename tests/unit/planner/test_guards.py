@@ -51,7 +51,7 @@ CAUSES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_more_than_the_share_of_a_pool_is_refused_whatever_the_cause(cause: str) -> None:
+def test_more_than_the_share_of_a_pool_is_refused_for_any_cause(cause: str) -> None:
     """Half of ten may go at once, six may not, and the sentence has the numbers."""
     (before,) = generations(web(*TEN))
     assert refused(ten(5, **CAUSES[cause]), before) == ()
@@ -180,7 +180,7 @@ def test_more_than_the_share_of_vips_is_refused() -> None:
     assert keys(refused(desired([*moved, vips[3]], TEN), before)) == ["vips"]
 
 
-def test_an_override_lifts_its_guard_for_its_pool_until_it_expires() -> None:
+def test_an_override_lifts_its_pools_guard_until_it_expires() -> None:
     """Another guard's, another pool's and an expired one change nothing."""
     (before,) = generations(web(*TEN))
     nobody = web()
@@ -238,7 +238,7 @@ def test_a_table_that_moves_more_than_its_bound_is_refused() -> None:
     assert disruption_refusals(diff, 7, (lift("disruption", "api"),), NOW) == (rejection,)
 
 
-def test_a_table_of_another_construction_is_refused_and_a_torn_one_is_replaced() -> None:
+def test_a_table_built_otherwise_is_refused_a_torn_one_replaced() -> None:
     """What a crash left behind has no bound: it must not stay for the sake of a guard."""
     roster = web(*TEN)
     (before,) = generations(roster)

@@ -63,7 +63,7 @@ def test_a_start_by_the_document_counts_if_it_is_later() -> None:
     assert plan(what, early, 3000, back).backends[B1].weight == 100
 
 
-def test_a_drained_or_disabled_backend_is_not_brought_back_by_health() -> None:
+def test_health_does_not_revive_a_drained_or_disabled_backend() -> None:
     """A verdict can only take away."""
     what = web(backend("b1", state="drain"), backend("b2", state="disabled"))
     fit = {B1: Fitness(joins_at=1), B2: Fitness(joins_at=1)}

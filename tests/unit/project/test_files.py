@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = {".c", ".h", ".py", ".pyi", ".sh", ".toml"}
 LONGEST = 400
+LONGEST_TEST_NAME = 60  # what a report shows of it without a second line
 
 
 def sources(*folders: str) -> list[Path]:
@@ -57,6 +58,17 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "manager", "common"}
     if path.suffix == ".py":
         assert path.read_text().splitlines()[1].startswith('"""')
+
+
+def test_names_of_tests_can_be_scanned() -> None:
+    """No test's name, without its parameters, is longer than a person reads at a glance."""
+    names = [
+        found
+        for path in sources("tests")
+        for found in re.findall(r"^\s*(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    ]
+    assert len(names) > LONGEST_TEST_NAME
+    assert [each for each in names if len(each) > LONGEST_TEST_NAME] == []
 
 
 def test_the_command_names_its_version() -> None:

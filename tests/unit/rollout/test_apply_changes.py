@@ -23,7 +23,7 @@ def test_only_what_differs_is_written() -> None:
     assert not difference(there, {key: document.value for key, document in there.items()})
 
 
-def test_a_trace_is_no_difference_and_is_written_with_what_differs() -> None:
+def test_a_trace_is_no_difference_but_goes_with_what_differs() -> None:
     """A release that was applied in a trace is as the files have it that it came from."""
     context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     wanted = {"pools/a": b'{"a":1}', "pools/b": b'{"a":2, "traceparent": null}'}

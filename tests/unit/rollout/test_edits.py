@@ -94,7 +94,7 @@ def test_a_freeze_of_a_moved_host_pauses() -> None:
     assert "lb1 is frozen: rolled back by hand" in paused.reason
 
 
-def test_frozen_and_absent_hosts_are_left_out_and_follow_in_the_end() -> None:
+def test_frozen_and_absent_hosts_are_left_out_and_follow_at_last() -> None:
     """They are not waited for; the pointer takes them along when they are back."""
     made = World(dict(HOSTS))
     made.put("hosts/lb6", '{"freeze": true}')

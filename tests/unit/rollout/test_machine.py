@@ -186,7 +186,7 @@ def test_a_wave_that_earlier_ones_went_past_is_passed_over() -> None:
     assert any("wave 2 of 3 (50%): earlier waves went as far" in line for line in made.lines)
 
 
-def test_a_canary_that_cannot_be_moved_does_not_turn_into_more_hosts() -> None:
+def test_a_canary_that_cannot_move_is_not_spread_to_more_hosts() -> None:
     """If nothing is left to try it on, it pauses; the next wave was to come after a trial."""
     made = world()
     made.answers["lb1"] = lambda _release: {"state": "frozen"}

@@ -69,7 +69,7 @@ def short(span: Span) -> str:
 
 
 @given(changes())
-def test_spans_have_neither_gaps_nor_overlaps_and_lie_within_the_root(change: Change) -> None:
+def test_spans_fill_the_root_without_gaps_or_overlaps(change: Change) -> None:
     """Stages follow each other; only what goes on after the work may be at the same time."""
     root, *others = list(spans(change))
     assert (root.name, root.parent) == ("tidegate.change", change.parent)

@@ -150,7 +150,7 @@ def test_a_span_says_who_where_and_why() -> None:
     assert span.error == ""
 
 
-def test_a_move_is_linked_to_the_change_that_took_the_backend_away() -> None:
+def test_a_move_links_to_the_change_that_took_the_backend_away() -> None:
     """The table that chose the new one may be older, since quarantine comes before any table."""
     (span,) = spans([FlowEvent(NEW, generation=4), FlowEvent(MOVED, 1, backend=2, generation=4)])
     (link,) = span.links
@@ -179,7 +179,7 @@ def test_ids_without_a_name_remain_ids() -> None:
     assert "tidegate.pool" not in span.attributes
 
 
-def test_a_flow_that_never_got_through_is_an_error_with_its_reason() -> None:
+def test_a_flow_that_never_got_through_is_an_error_with_a_reason() -> None:
     """Its drops are counted."""
     drops = [FlowEvent(DROPPED, i / 10, backend=0, reason=Reason.NO_BACKEND) for i in range(3)]
     (span,) = spans(drops)

@@ -196,7 +196,7 @@ def test_one_flow_cannot_take_all_the_time() -> None:
     assert len(flow.happenings) + flow.untold <= 80
 
 
-def test_drops_before_and_after_a_syn_are_those_of_two_connections() -> None:
+def test_drops_before_and_after_a_syn_belong_to_two_connections() -> None:
     """Drops are counted together, but not across what parts flows."""
     happened = [
         FlowEvent(PROMOTED),
