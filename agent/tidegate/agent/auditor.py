@@ -32,14 +32,18 @@ class Auditor:
         self._plane = plane
         self._last = self._deep = now
         self._seen = plane.publisher.in_force.number
-        self.interval = interval
+        self._interval = interval
         self.repairs = 0
         """Differences that were put right since the start."""
         self.damages: tuple[Rejection, ...] = ()
 
+    def set_interval(self, interval: float) -> None:
+        """Leave other times between deep comparisons from now on."""
+        self._interval = interval
+
     def next_due(self) -> float:
         """Return the monotonic second of the next comparison."""
-        deep = self._deep + self.interval
+        deep = self._deep + self._interval
         is_pushed = self._plane.publisher.in_force.number != self._seen
         return min(deep, self._last + _SHALLOW_SECONDS) if is_pushed else deep
 
@@ -51,7 +55,7 @@ class Auditor:
         """
         if now < self.next_due():
             return
-        is_deep = now >= self._deep + self.interval
+        is_deep = now >= self._deep + self._interval
         self._last = now
         self._deep = now if is_deep else self._deep
         self._seen = self._plane.publisher.in_force.number

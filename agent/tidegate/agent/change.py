@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tidegate.agent.history import History
-from tidegate.agent.operator.execute import Operator
+from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.reconciler import Applied, Outcome, Reconciler
 from tidegate.agent.refusals import RefusalLog
@@ -24,7 +24,6 @@ from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.stages import StageRecorder
 from tidegate.dataplane.plane import DataPlane
 from tidegate.event_log import EventLog
-from tidegate.http_server import Answer
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Override, View
 from tidegate.planner.guards import Limits
@@ -62,9 +61,7 @@ class ChangeLifecycle:
         self._publisher = plane.publisher
         self._reconciler = Reconciler(plane, limits, stages, clock)
         self._history = history
-        self._operator = Operator(
-            self._reconciler, plane.publisher, history.states, history.ordered
-        )
+        self._operator = Operator(self._reconciler, plane.publisher, history.states)
         self._stages = stages
         self._traces = traces
         self._has_samples = has_samples
@@ -99,7 +96,7 @@ class ChangeLifecycle:
 
     def set_limits(self, limits: Limits) -> None:
         """Hold changes to other limits from now on."""
-        self._reconciler.limits = limits
+        self._reconciler.set_limits(limits)
 
     def accept_view(self, view: View) -> None:
         """Take a new view; the next reconciliation works on it."""
@@ -111,12 +108,9 @@ class ChangeLifecycle:
         elif frozen and not self.frozen:
             log.warning("thawed", was=frozen)
 
-    def apply_fitness(self, fitness: Mapping[BackendKey, Fitness] | None) -> bool:
+    def flag_unhealthy(self, fitness: Mapping[BackendKey, Fitness] | None) -> bool:
         """Flag what health has taken out at once; return whether there is more to change."""
-        is_new = fitness != self._reconciler.fitness
-        self._reconciler.fitness = fitness
-        self._reconciler.flag_unhealthy()
-        return is_new
+        return self._reconciler.flag_unhealthy(fitness)
 
     def is_due(self, now: float) -> bool:
         """Return whether time asks for a change at this monotonic second.
@@ -152,24 +146,26 @@ class ChangeLifecycle:
         self.outcome = outcome
         return outcome
 
-    def carry_out(self, order: Order) -> tuple[Answer, tuple[Applied, ...]]:
-        """Carry out an operator's order; return its answer and what came into force."""
-        begun, answer, applied = self._traces.ordered(order, self._operator.carry_out)
-        self._record(applied)
+    def carry_out(self, order: Order) -> Done:
+        """Carry out an operator's order, and all that follows from it."""
+        begun = self._traces.begin_order()
+        done = self._operator.carry_out(order)
+        if done.noted:
+            self._history.ordered(done.noted, order.signature)
+        self._record(done.applied)
         self._traces.end_order(
             begun,
             order,
-            answer,
-            applied,
+            done,
             self._history.cause.kind,
             has_samples=self._has_samples(self.in_force),
         )
-        return answer, applied
+        return done
 
     def _record(self, applied: tuple[Applied, ...]) -> None:
         """Write what came into force to the history."""
         for each in applied:
-            self.applied_at = time.time()
+            self.applied_at = self._clock()
             self._history.applied(each)
             self._stages.mark("journal")
 

@@ -16,6 +16,7 @@ from tidegate.dataplane.kernel.maps import Capacity
 from tidegate.dataplane.kernel.programs import Build
 from tidegate.dataplane.links import Gateways
 from tidegate.errors import ConfigError
+from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.settings import check as check_etcd
 from tidegate.model.documents import Percent
@@ -24,6 +25,8 @@ from tidegate.telemetry.export.settings import TelemetrySettings
 from tidegate.telemetry.export.settings import check as check_telemetry
 from tidegate.telemetry.log_format import Format
 from tidegate.telemetry.metrics import endpoint
+
+log = EventLog(__name__)
 
 _NAME: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LONGEST_SOCKET: Final = 90
@@ -223,6 +226,22 @@ def read(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: {_sentence(str(error))}") from error
     _check(path, config)
     return config
+
+
+def reloaded(path: Path, config: AgentConfig) -> AgentConfig | None:
+    """Return the settings after reading the file again; None if it cannot be used.
+
+    What cannot change while the agent runs is logged, and stays.
+    """
+    try:
+        fresh = read(path)
+    except ConfigError as error:
+        log.error("reload_refused", reason=f"{error}; the old settings stay")
+        return None
+    found = changes(config, fresh)
+    if found.fixed:
+        log.warning("restart_needed", keys=found.fixed)
+    return merged(config, fresh, found.reloadable)
 
 
 def _decode(kind: type, value: object) -> Any:  # noqa: ANN401 - msgspec's hook has this signature

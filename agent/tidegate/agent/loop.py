@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tidegate import __version__
-from tidegate.agent import config as configuration
+from tidegate.agent.config import changes, read, reloaded
 from tidegate.agent.mailbox import Mail, Mailbox, WakeReason
 from tidegate.agent.operator.orders import Posted
 from tidegate.agent.operator.socket import ControlSocket
@@ -22,7 +22,7 @@ from tidegate.agent.parts import make_parts
 from tidegate.agent.readiness import sd_notify
 from tidegate.agent.reconciler import Applied
 from tidegate.agent.reporter import Reporter
-from tidegate.errors import AgentError, ConfigError, DataplaneError
+from tidegate.errors import AgentError, DataplaneError
 from tidegate.event_log import EventLog
 from tidegate.http_server import Answer
 from tidegate.telemetry import log_format
@@ -50,7 +50,7 @@ class Agent:
             CapabilityError, DataplaneError: the data plane cannot be opened.
         """
         self._path = path
-        self._config = configuration.read(path)
+        self._config = read(path)
         log_format.use(self._config.log_format)
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._mailbox = Mailbox()
@@ -93,11 +93,7 @@ class Agent:
             adopted=parts.plane.adopted,
             generation=in_force.number,
         )
-        for part in (parts.link_watch, parts.status, parts.follower, parts.health):
-            part.start()
-        parts.health.follow(in_force)
-        parts.flows.start()
-        parts.metrics.start()
+        parts.start()
         try:
             self._socket = ControlSocket(
                 Path(self._config.control_socket),
@@ -156,19 +152,19 @@ class Agent:
         answers = []
         for posted in mail.orders:
             if posted.answer.set_running_or_notify_cancel():
-                answer, applied = self._parts.changes.carry_out(posted.order)
-                self._note_generations(applied)
-                answers.append((posted, answer))
+                done = self._parts.changes.carry_out(posted.order)
+                self._note_generations(done.applied)
+                answers.append((posted, done.answer))
         return answers
 
     def _apply_health(self, *, woken: bool) -> bool:
         """Judge health if there is anything new to judge; return whether it asks for a change."""
-        health, changes = self._parts.health, self._parts.changes
+        health, in_force = self._parts.health, self._parts.changes.in_force
         is_alone = self._parts.follower.state.phase in ("stale", "fatal")
         now = int(time.time())
-        if not health.judge(changes.in_force, now, woken=woken, is_alone=is_alone):
+        if not health.judge(in_force, now, woken=woken, is_alone=is_alone):
             return False
-        is_new = changes.apply_fitness(health.fitness)
+        is_new = self._parts.changes.flag_unhealthy(health.fitness)
         self._parts.status.judge(health.verdicts())
         return is_new
 
@@ -201,39 +197,22 @@ class Agent:
     def _reload(self) -> None:
         """Read the file again; what cannot change while running is named and stays."""
         sd_notify.reloading()
-        try:
-            fresh = configuration.read(self._path)
-        except ConfigError as error:
-            log.error("reload_refused", reason=f"{error}; the old settings stay")
-        else:
-            changes = configuration.changes(self._config, fresh)
-            if changes.fixed:
-                log.warning("restart_needed", keys=changes.fixed)
-            self._config = configuration.merged(self._config, fresh, changes.reloadable)
-            logging.getLogger().setLevel(self._config.log_level.upper())
-            self._parts.changes.set_limits(self._config.limits())
-            self._parts.plane.reload(self._config.gateways(), self._config.grace_delay)
-            self._parts.auditor.interval = self._config.audit_interval
-            log.info("reload", changed=changes.reloadable)
+        fresh = reloaded(self._path, self._config)
+        if fresh is not None:
+            changed = changes(self._config, fresh).reloadable
+            self._config = fresh
+            logging.getLogger().setLevel(fresh.log_level.upper())
+            self._parts.reload(fresh)
+            log.info("reload", changed=changed)
         sd_notify.notify("READY=1")
 
     def _stop(self) -> None:
-        parts = self._parts
         self._reporter.show_end()
         if self._socket is not None:
             self._socket.close()
         for posted in self._mailbox.collect().orders:
             posted.answer.cancel()
-        parts.follower.stop()
-        parts.health.stop()
-        parts.status.stop()
-        parts.flows.stop()
-        parts.traces.close()
-        parts.metrics.close()  # after the traces that waited have reported their durations
-        parts.link_watch.stop()
-        parts.history.close()
-        parts.plane.close()
-        parts.telemetry.close()
+        self._parts.close()
         left = [t.name for t in threading.enumerate() if t is not threading.current_thread()]
         if left:
             log.debug("threads_left", names=left)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of an agent, made in the order in which they need each other.
+"""The parts of an agent: made, started and ended in the order in which they need each other.
 
-Nothing is started here, and nothing is connected; the data plane is opened.
+Making them starts nothing and connects nothing; it opens the data plane.
 """
 
 import time
@@ -52,6 +52,33 @@ class Parts:
     announcer: Announcer
     auditor: Auditor
     links: LinkRefresh
+
+    def start(self) -> None:
+        """Start all threads."""
+        for part in (self.link_watch, self.status, self.follower, self.health):
+            part.start()
+        self.health.follow(self.changes.in_force)
+        self.flows.start()
+        self.metrics.start()
+
+    def reload(self, config: AgentConfig) -> None:
+        """Take settings that may change while the agent runs."""
+        self.changes.set_limits(config.limits())
+        self.plane.reload(config.gateways(), config.grace_delay)
+        self.auditor.set_interval(config.audit_interval)
+
+    def close(self) -> None:
+        """End all threads; the data plane is left as it is, forwarding."""
+        self.follower.stop()
+        self.health.stop()
+        self.status.stop()
+        self.flows.stop()
+        self.traces.close()
+        self.metrics.close()  # after the traces that waited have reported their durations
+        self.link_watch.stop()
+        self.history.close()
+        self.plane.close()
+        self.telemetry.close()
 
 
 def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:

@@ -116,15 +116,18 @@ class Reconciler:
         self._last_good = in_force_as_desired(publisher.in_force)
         self._revision = publisher.in_force.revision
         self._applied: list[Applied] = []
-        self.view: View | None = None
-        self.limits = limits
-        self.fitness: Mapping[BackendKey, Fitness] | None = None
-        """What health makes of backends; None while it is not known, which leaves each as it is."""
+        self._view: View | None = None
+        self._limits = limits
+        self._fitness: Mapping[BackendKey, Fitness] | None = None
 
     def accept_view(self, view: View) -> None:
         """Take a new view; the next reconciliation works on it."""
-        self.view = view
+        self._view = view
         self.freeze(_KEYSPACE, view.steering.freeze)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold changes to other limits from now on."""
+        self._limits = limits
 
     def freeze(self, by: str, reason: str) -> None:
         """Keep what is in force from now on, until the reason is empty.
@@ -136,6 +139,11 @@ class Reconciler:
         self._freezes.pop(by, None)
         if reason:
             self._freezes[by] = reason
+
+    @property
+    def view(self) -> View | None:
+        """The view of etcd that counts; None until it has been read."""
+        return self._view
 
     @property
     def frozen(self) -> str:
@@ -154,15 +162,15 @@ class Reconciler:
     @property
     def overrides(self) -> tuple[Override, ...]:
         """Overrides that lift a guard now."""
-        steering = self.view.steering if self.view else None
+        steering = self._view.steering if self._view else None
         now = self._clock()
         return tuple(o for o in steering.overrides if o.expires_at > now) if steering else ()
 
     def next_moment(self) -> int | None:
         """Return the wall-clock second at which time alone asks for a change, or None."""
         moments = [next_moment(self._publisher.in_force)]
-        if self.view is not None:
-            moments.append(guards.next_expiry(self.view.steering.overrides, self._looked))
+        if self._view is not None:
+            moments.append(guards.next_expiry(self._view.steering.overrides, self._looked))
         return min((moment for moment in moments if moment is not None), default=None)
 
     def is_due(self) -> bool:
@@ -189,9 +197,8 @@ class Reconciler:
             refused = self._guard(desired, now) or self._apply(desired, now)
         if kept or any(rejection.stage in ("guard", "build") for rejection in refused):
             self._stages.mark(AGAIN)
-            again = self._apply(
-                self._last_good, now, is_kept=True
-            )  # time goes on for what stays in force
+            # Time goes on for what stays in force.
+            again = self._apply(self._last_good, now, is_kept=True)
             refused += tuple(rejection for rejection in again if rejection not in refused)
         return self._outcome((*rejections, *refused), refused, kept)
 
@@ -215,19 +222,29 @@ class Reconciler:
         applied, self._applied = tuple(self._applied), []
         return Outcome(self._revision, rejections, failed=failed, applied=applied, kept=kept)
 
-    def flag_unhealthy(self) -> None:
-        """Flag backends that health has taken out at once; the next change does all the rest."""
-        out = (key for key, fit in (self.fitness or {}).items() if fit.is_out)
+    def flag_unhealthy(self, fitness: Mapping[BackendKey, Fitness] | None) -> bool:
+        """Flag backends that health has taken out at once; the next change does all the rest.
+
+        Args:
+            fitness: what health makes of backends; None while that is not known, which leaves each
+                as it is.
+
+        Returns:
+            Whether there is anything for a change to do.
+        """
+        is_new, self._fitness = fitness != self._fitness, fitness
+        out = (key for key, fit in (fitness or {}).items() if fit.is_out)
         try:
             self._publisher.flag_unhealthy(out)
         except DataplaneError as error:
             log.warning("flag_unhealthy_failed", reason=error)
+        return is_new
 
     def _wanted(self) -> tuple[Desired, tuple[Rejection, ...]]:
         """Return what the documents ask for, and what of them is refused."""
-        if self.view is None:
+        if self._view is None:
             return self._last_good, ()
-        steering, snapshot = self.view.steering, self.view.snapshot
+        steering, snapshot = self._view.steering, self._view.snapshot
         desired, rejections = validate(snapshot, self._last_good, self._memo)
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(desired, release=steering.release, pointer=steering.pointer)
@@ -236,7 +253,7 @@ class Reconciler:
 
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
-        refused = guards.refusals(desired, in_force, self.limits, self.overrides, now)
+        refused = guards.refusals(desired, in_force, self._limits, self.overrides, now)
         self._stages.mark("guard")
         return refused
 
@@ -248,7 +265,7 @@ class Reconciler:
         started = time.monotonic()
         try:
             base = after_step(previous, self._stepped) if self._stepped else previous
-            generation = plan(desired, base, now, self.fitness)
+            generation = plan(desired, base, now, self._fitness)
             diff = difference(previous, generation)
             self._stages.mark("plan")
             refused = () if order else self._check(diff, desired, now)
@@ -277,7 +294,7 @@ class Reconciler:
                 desired=desired,
                 now=now,
                 stepped=stepped,
-                snapshot=self.view.snapshot if self.view and is_own else None,
+                snapshot=self._view.snapshot if self._view and is_own else None,
                 refused=self._refused,
                 order=order,
                 is_kept=is_kept,
@@ -331,7 +348,7 @@ class Reconciler:
         found, started, now = publisher.in_force, time.monotonic(), int(self._clock())
         try:
             base = after_step(found, self._stepped, last) if self._stepped else found
-            generation = plan(self._last_good, base, now, self.fitness)
+            generation = plan(self._last_good, base, now, self._fitness)
             diff, planned = difference(found, generation), time.monotonic()
             publisher.publish(generation, planned)
         except (GenerationRefused, DataplaneError, CapabilityError) as error:

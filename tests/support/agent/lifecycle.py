@@ -114,9 +114,9 @@ class LifecycleHost:
 
     def order(self, order: Order) -> Answer:
         """Carry out an operator's order; return its answer."""
-        answer, applied = self.changes.carry_out(order)
-        self.applied += applied
-        return answer
+        done = self.changes.carry_out(order)
+        self.applied += done.applied
+        return done.answer
 
     def journal(self) -> list[lines.Line]:
         """Close the history and return all lines of its journal."""

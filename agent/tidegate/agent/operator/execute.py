@@ -13,9 +13,8 @@ The freeze comes before the documents, and is written beside the tables before i
 agent that dies in between starts frozen, on what was in force.
 """
 
-from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Final, Literal, NamedTuple
 
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature, Thaw, refused
 from tidegate.agent.reconciler import Applied, Reconciler
@@ -30,9 +29,19 @@ log = EventLog(__name__)
 OPERATOR: Final = "operator"
 """Whose freeze it is, among those that the reconciler keeps apart."""
 
-Recorded: TypeAlias = Callable[[str, Signature], None]
-Done: TypeAlias = tuple[Answer, tuple[Applied, ...]]
-"""What the operator is answered, and what came into force."""
+
+class Done(NamedTuple):
+    """What came of an order.
+
+    Attributes:
+        answer: to the operator.
+        applied: what came into force, in this order.
+        noted: what the journal has to note of it besides; empty if nothing.
+    """
+
+    answer: Answer
+    applied: tuple[Applied, ...] = ()
+    noted: Literal["", "freeze", "thaw"] = ""
 
 
 class Operator:
@@ -42,20 +51,14 @@ class Operator:
         reconciler: carries out what changes the data plane.
         publisher: it keeps the order to freeze beside the tables, so that a restart finds it.
         states: what can be gone back to.
-        recorded: called with each freeze and thaw.
     """
 
     def __init__(
-        self,
-        reconciler: Reconciler,
-        publisher: Publisher,
-        states: RollbackStates,
-        recorded: Recorded = lambda *_: None,
+        self, reconciler: Reconciler, publisher: Publisher, states: RollbackStates
     ) -> None:
         self._reconciler = reconciler
         self._publisher = publisher
         self._states = states
-        self._recorded = recorded
         reconciler.freeze(OPERATOR, publisher.hold)
 
     def carry_out(self, order: Order) -> Done:
@@ -65,19 +68,19 @@ class Operator:
                 case Rollback(signature, to):
                     return self._roll_back(signature, to)
                 case Freeze(signature):
-                    return self._freeze(signature), ()
-                case Thaw(signature):
-                    return self._thaw(signature), ()
+                    return self._freeze(signature)
+                case Thaw():
+                    return self._thaw()
         except (DataplaneError, FenceError) as error:
             log.warning("order_refused", order=type(order).__name__.lower(), reason=error)
-            return refused(str(error), HTTPStatus.INTERNAL_SERVER_ERROR), ()
+            return Done(refused(str(error), HTTPStatus.INTERNAL_SERVER_ERROR))
 
     def _roll_back(self, signature: Signature, to: int | None) -> Done:
         target = self._states.before() if to is None else self._states.find(to)
         if target is None:
             what = "before the one in force" if to is None else f"number {to}"
             sentence = f"no generation {what} is known; known are: {self._states.listed()}"
-            return refused(sentence, HTTPStatus.NOT_FOUND), ()
+            return Done(refused(sentence, HTTPStatus.NOT_FOUND))
         before = self._publisher.hold
         self._hold(f"rolled back to generation {target.last} {signature}")
         outcome = self._reconciler.restore(
@@ -86,8 +89,8 @@ class Operator:
         if outcome.rejections:
             self._hold(before)
             reason = outcome.rejections[0].reason
-            return refused(reason, HTTPStatus.INTERNAL_SERVER_ERROR), outcome.applied
-        return Answer(HTTPStatus.OK, self._rolled_back(target)), outcome.applied
+            return Done(refused(reason, HTTPStatus.INTERNAL_SERVER_ERROR), outcome.applied)
+        return Done(Answer(HTTPStatus.OK, self._rolled_back(target)), outcome.applied)
 
     def _rolled_back(self, target: State) -> dict[str, object]:
         in_force = self._publisher.in_force
@@ -100,17 +103,14 @@ class Operator:
             "frozen": self._reconciler.frozen,
         }
 
-    def _freeze(self, signature: Signature) -> Answer:
+    def _freeze(self, signature: Signature) -> Done:
         self._hold(f"frozen {signature}")
-        self._recorded("freeze", signature)
-        return self._standing()
+        return Done(self._standing(), noted="freeze")
 
-    def _thaw(self, signature: Signature) -> Answer:
+    def _thaw(self) -> Done:
         was = self._publisher.hold
         self._hold("")
-        if was:
-            self._recorded("thaw", signature)
-        return self._standing(was_frozen=bool(was))
+        return Done(self._standing(was_frozen=bool(was)), noted="thaw" if was else "")
 
     def _standing(self, **more: object) -> Answer:
         generation = self._publisher.in_force.number

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
+from tidegate.agent.operator.execute import Done
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.reconciler import Applied, Outcome
 from tidegate.agent.traces import change_facts as facts
@@ -143,29 +144,25 @@ class ChangeTraces:
             change = _of_itself(again, marks[at].at, marks[at + 1 :], about)
             self._await_generation(change, again, outcome.revision, has_samples=has_samples)
 
-    def ordered(
-        self, order: Order, carry_out: Callable[[Order], tuple[Answer, tuple[Applied, ...]]]
-    ) -> tuple[Begun, Answer, tuple[Applied, ...]]:
-        """Have an operator's order carried out under a trace; `end_order` ends it."""
-        trace = _child(None)
-        begun = self._begin(trace)
-        answer, applied = carry_out(order)
-        return replace(begun, parent=trace), answer, applied
+    def begin_order(self) -> Begun:
+        """Start on an operator's order, in a trace of its own."""
+        return self._begin(_child(None))
 
     def end_order(
-        self,
-        begun: Begun,
-        order: Order,
-        answer: Answer,
-        applied: Sequence[Applied],
-        cause: str,
-        *,
-        has_samples: bool,
+        self, begun: Begun, order: Order, done: Done, cause: str, *, has_samples: bool
     ) -> None:
-        """Make the trace of an order that is carried out, with its generation below it."""
+        """Make the trace of an order that is carried out, with its generation below it.
+
+        Args:
+            begun: what `begin_order` returned.
+            order: what was ordered.
+            done: what came of it.
+            cause: of the generation that came into force, if one did.
+            has_samples: whether sampled packets of it will be reported (`first_packet`).
+        """
         marks = self._stages.end()
         CURRENT.set(None)
-        own, again = self._made(begun, applied, cause)
+        own, again = self._made(begun, done.applied, cause)
         made = own or again
         if made is not None:
             in_force = made.applied.generation
@@ -173,8 +170,9 @@ class ChangeTraces:
             change = _of_itself(made, begun.began, marks, about)
             change = replace(change, parent=begun.parent)
             self._await_generation(change, made, in_force.revision, has_samples=has_samples)
-        assert begun.parent is not None  # noqa: S101 - `ordered` made it
-        self.pending.emit([_order_span(order, answer, begun.parent, begun.began, self._clock())])
+        assert begun.parent is not None  # noqa: S101 - `begin_order` made it
+        span = _order_span(order, done.answer, begun.parent, begun.began, self._clock())
+        self.pending.emit([span])
 
     def close(self) -> None:
         """End all traces as they are."""
