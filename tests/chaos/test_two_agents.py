@@ -41,8 +41,8 @@ CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
 OF_PROGRAMS = [step for step in Step if step.name.startswith("PROGRAM_")]
 
 
-class Place:
-    """A namespace with an interface, and a folder for pins."""
+class Host:
+    """A host for agents: a namespace with an interface, and a folder for pins."""
 
     def __init__(self) -> None:
         self.name = f"tgtest-{secrets.token_hex(4)}"
@@ -74,8 +74,8 @@ class Place:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    built = Place()
+def host() -> Iterator[Host]:
+    built = Host()
     yield built
     built.close()
 
@@ -94,29 +94,29 @@ def publish(plane: dataplane.DataPlane, wanted: Desired) -> int:
 class Agent:
     """A process that has the data plane open and does what it is told, one answer a word."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, host: Host) -> None:
         self._orders, orders = os.pipe()
         answers, self._answers = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(orders)
             os.close(answers)
-            self._run(place)
+            self._run(host)
         os.close(self._orders)
         os.close(self._answers)
         self._to, self._from = os.fdopen(orders, "w"), os.fdopen(answers)
         self.opened = self._from.readline().strip()
 
-    def _run(self, place: Place) -> None:
+    def _run(self, host: Host) -> None:
         answers = os.fdopen(self._answers, "w")
 
         def answer(text: object) -> None:
             print(str(text).replace("\n", " "), file=answers, flush=True)
 
         try:
-            with netns.entered(place.name):
+            with netns.entered(host.name):
                 try:
-                    plane = place.open()
+                    plane = host.open()
                 except DataplaneError as error:
                     answer(error)
                     os._exit(1)
@@ -150,11 +150,11 @@ class Agent:
 
 
 @pytest.fixture
-def agents(place: Place) -> Iterator[Callable[[], Agent]]:
+def agents(host: Host) -> Iterator[Callable[[], Agent]]:
     started: list[Agent] = []
 
     def start() -> Agent:
-        started.append(Agent(place))
+        started.append(Agent(host))
         return started[-1]
 
     yield start
@@ -162,12 +162,12 @@ def agents(place: Place) -> Iterator[Callable[[], Agent]]:
         agent.end()
 
 
-def holds(place: Place) -> set[str]:
+def holds(host: Host) -> set[str]:
     """Names of all pins."""
-    return {str(path.relative_to(place.pins)) for path in place.pins.rglob("*")}
+    return {str(path.relative_to(host.pins)) for path in host.pins.rglob("*")}
 
 
-def test_a_second_agent_is_turned_away(place: Place, agents: Callable[[], Agent]) -> None:
+def test_a_second_agent_is_turned_away(host: Host, agents: Callable[[], Agent]) -> None:
     """While the first one lives, also if it is stopped; when it is gone, the next one goes on."""
     first = agents()
     assert (first.opened, first.tell("plain")) == ("open", "done 1")
@@ -183,47 +183,47 @@ def test_a_second_agent_is_turned_away(place: Place, agents: Callable[[], Agent]
 
 
 def test_an_agent_that_wakes_beside_a_new_plane_writes_nothing(
-    place: Place, agents: Callable[[], Agent]
+    host: Host, agents: Callable[[], Agent]
 ) -> None:
     """It slept while everything was removed and made anew: each of its writes is refused."""
     stale = agents()
     assert stale.tell("plain") == "done 1"
     os.kill(stale.pid, signal.SIGSTOP)
-    with netns.entered(place.name):
-        dataplane.remove(place.pins, ["lb0"])
+    with netns.entered(host.name):
+        dataplane.remove(host.pins, ["lb0"])
     fresh = agents()
     assert (fresh.opened, fresh.tell("plain")) == ("open", "done 1")
-    there, program = holds(place), place.attached()
+    there, program = holds(host), host.attached()
     os.kill(stale.pid, signal.SIGCONT)
     for order in ("clamped", "follow", "audit"):
         assert "created again by another agent" in stale.tell(order)
     assert stale.tell("close").startswith("done")
-    assert (holds(place), place.attached()) == (there, program)
+    assert (holds(host), host.attached()) == (there, program)
     assert fresh.tell("clamped") == "done 2"
     assert fresh.tell("audit") == "done []"
 
 
 def test_an_agent_whose_plane_was_removed_does_not_make_it_again(
-    place: Place, agents: Callable[[], Agent]
+    host: Host, agents: Callable[[], Agent]
 ) -> None:
     """Its folder is gone: it says so, and nothing comes back."""
     left = agents()
     assert left.tell("plain") == "done 1"
-    with netns.entered(place.name):
-        dataplane.remove(place.pins, ["lb0"])
+    with netns.entered(host.name):
+        dataplane.remove(host.pins, ["lb0"])
     for order in ("clamped", "follow", "audit"):
         assert "was removed while this agent ran" in left.tell(order)
     assert left.tell("close").startswith("done")
-    assert (place.pins.exists(), place.attached()) == (False, None)
+    assert (host.pins.exists(), host.attached()) == (False, None)
 
 
-def test_a_writer_without_the_lock_stops_the_one_who_has_it(place: Place) -> None:
+def test_a_writer_without_the_lock_stops_the_one_who_has_it(host: Host) -> None:
     """A number above ours in the ledger is somebody else's: nothing is written after it."""
-    with netns.entered(place.name):
-        plane = place.open()
+    with netns.entered(host.name):
+        plane = host.open()
         publish(plane, PLAIN)
-        own, _ = maps.create_or_adopt(place.pins, SMALL)
-        other = dataplane.Publisher(own, place.pins, grace=0)
+        own, _ = maps.create_or_adopt(host.pins, SMALL)
+        other = dataplane.Publisher(own, host.pins, grace=0)
         other.publish(plan(CLAMPED, other.adopt(), NOW + 5), 0.0)
         entries = maps.read_all("vips", own["vips"])
         with pytest.raises(FenceError, match="generation 2 is in the kernel"):
@@ -238,59 +238,59 @@ def test_a_writer_without_the_lock_stops_the_one_who_has_it(place: Place) -> Non
 
 @pytest.mark.parametrize("hit", [1, 2])
 @pytest.mark.parametrize("step", OF_PROGRAMS, ids=lambda s: s.name)
-def test_a_crash_while_the_program_is_replaced(place: Place, step: Step, hit: int) -> None:
+def test_a_crash_while_the_program_is_replaced(host: Host, step: Step, hit: int) -> None:
     """At the start and at a change: packets go on, and the next start leaves one program."""
 
     def work(reached: Callable[[Step], None]) -> None:
-        with netns.entered(place.name):
-            plane = place.open(reached)
+        with netns.entered(host.name):
+            plane = host.open(reached)
             publish(plane, CLAMPED)
             plane.close()
 
-    with netns.entered(place.name):
-        plane = place.open()
+    with netns.entered(host.name):
+        plane = host.open()
         publish(plane, PLAIN)
         plane.close()
-        fds, _ = maps.create_or_adopt(place.pins, SMALL)
-        old = dataplane.Publisher(fds, place.pins, grace=0)
+        fds, _ = maps.create_or_adopt(host.pins, SMALL)
+        old = dataplane.Publisher(fds, host.pins, grace=0)
         in_force = old.adopt()
         old.close()
     vips = {"web4": in_force.vips["web4"].vip}
     link_loopback(fds)
-    flows = packets_of(place, in_force).establish(vips)
+    flows = packets_of(host, in_force).establish(vips)
     died = fork(work, step, hit)
     assert died.steps[step] == hit
-    assert place.attached() in pinned_programs(place.pins)
+    assert host.attached() in pinned_programs(host.pins)
     new = plan(CLAMPED, in_force, NOW)
-    assert_flows_stay(place, in_force, new, vips, flows)
+    assert_flows_stay(host, in_force, new, vips, flows)
     fork(work, None)
-    assert pinned_programs(place.pins) == {place.attached()}
-    assert not (place.pins / "program-next").exists()
-    assert not (place.pins / "proof").exists()
-    assert_flows_stay(place, in_force, new, vips, flows)
+    assert pinned_programs(host.pins) == {host.attached()}
+    assert not (host.pins / "program-next").exists()
+    assert not (host.pins / "proof").exists()
+    assert_flows_stay(host, in_force, new, vips, flows)
     pinned = {bpf.map_info(fd).id for fd in fds.values()}
     in_use = pinned | set(tables.slots(fds["outer"]).values()) | open_maps()
     fds.close()
     assert wait_gone(died.map_ids - in_use) == set()
 
 
-def test_a_refused_program_leaves_the_last_one(place: Place) -> None:
+def test_a_refused_program_leaves_the_last_one(host: Host) -> None:
     """The verifier refuses it for want of CAP_PERFMON: program, pins and generation stay."""
 
     def work(_: Callable[[Step], None]) -> None:
-        with netns.entered(place.name):
-            plane = place.open()
+        with netns.entered(host.name):
+            plane = host.open()
             publish(plane, PLAIN)
-            before = (place.attached(), holds(place), plane.publisher.in_force)
+            before = (host.attached(), holds(host), plane.publisher.in_force)
             for _attempt in range(2):
                 with (
                     without_capabilities(CAP_SYS_ADMIN, CAP_PERFMON),
                     pytest.raises(CapabilityError, match="the verifier wants CAP_PERFMON"),
                 ):
                     publish(plane, CLAMPED)
-                assert (place.attached(), holds(place), plane.publisher.in_force) == before
+                assert (host.attached(), holds(host), plane.publisher.in_force) == before
             assert publish(plane, CLAMPED) == 2
-            assert place.attached() != before[0]
+            assert host.attached() != before[0]
             plane.close()
 
     fork(work, None)
@@ -313,13 +313,13 @@ def without_capabilities(*numbers: int) -> Iterator[None]:
         assert libc.capset(header, data.raw) == 0
 
 
-def packets_of(place: Place, *rosters: object) -> Packets:
+def packets_of(host: Host, *rosters: object) -> Packets:
     """Packets through the program that is pinned now."""
-    fd = bpf.open_pin(str(place.pins / "program"))
+    fd = bpf.open_pin(str(host.pins / "program"))
     return Packets(fd, *rosters)  # type: ignore[arg-type]
 
 
-def assert_flows_stay(place: Place, *args: object) -> None:
+def assert_flows_stay(host: Host, *args: object) -> None:
     """Every flow is where it was, through the program that is pinned."""
     *rosters, vips, flows = args
-    assert packets_of(place, *rosters).established(vips) == flows  # type: ignore[arg-type]
+    assert packets_of(host, *rosters).established(vips) == flows  # type: ignore[arg-type]

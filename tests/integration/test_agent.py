@@ -3,14 +3,12 @@
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,43 +18,31 @@ from support.etcd.in_lab import etcd_pid
 from tidegate.lab import netns
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import ROUTER, LabSpec
+from tidegate.lab.plan import ROUTER
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 BACKENDS = ("b1", "b2", "b3")
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
-
-
-@pytest.fixture
-def control(lab: Lab) -> Control:
+def control(bare_lab: Lab) -> Control:
     """A control system that has written one pool and its VIPs."""
-    control = Control(lab)
+    control = Control(bare_lab)
     control.put("pools/web", {"transition_window": 5, "deregistration_delay": 5})
     for name in BACKENDS:
-        control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
-    control.put("vips/web4", vip(lab.vip4()))
-    control.put("vips/web6", vip(lab.vip6()))
-    control.put("vips/echo4", vip(lab.vip4(), port=7, protocol="udp"))
+        control.put(f"pools/web/backends/{name}", {"address": str(bare_lab.address(name))})
+    control.put("vips/web4", vip(bare_lab.vip4()))
+    control.put("vips/web6", vip(bare_lab.vip6()))
+    control.put("vips/echo4", vip(bare_lab.vip4(), port=7, protocol="udp"))
     return control
 
 
 @pytest.fixture
-def status(lab: Lab) -> Iterator[StatusWatch]:
-    with StatusWatch(lab, "lb1") as watch:
-        yield watch
-
-
-@pytest.fixture
-def agent(lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
+def agent(bare_lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
     """An agent that has everything in force."""
-    started = lab.start_agent("lb1")
+    started = bare_lab.start_agent("lb1")
     ready(started, status)
     return started
 
@@ -84,32 +70,32 @@ def backend_of(lab: Lab, address: object) -> str:
     return lab.client(1).run(command).stdout.strip()
 
 
-def test_keys_steer_tcp_and_udp_over_both_families(lab: Lab, agent: AgentProcess) -> None:
+def test_keys_steer_tcp_and_udp_over_both_families(bare_lab: Lab, agent: AgentProcess) -> None:
     """A VIP answers from its pool's backends; replies come straight from them (DSR)."""
-    for address in (lab.vip4(), lab.vip6()):
-        seen = Counter(backend_of(lab, address) for _ in range(24))
+    for address in (bare_lab.vip4(), bare_lab.vip6()):
+        seen = Counter(backend_of(bare_lab, address) for _ in range(24))
         assert set(seen) == set(BACKENDS)
     echo = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); "
-        f"s.connect(('{lab.vip4()}', 7)); s.send(b'hi'); print(s.recv(99).decode())"
+        f"s.connect(('{bare_lab.vip4()}', 7)); s.send(b'hi'); print(s.recv(99).decode())"
     )
-    assert lab.client(2).run([sys.executable, "-c", echo]).stdout.split()[0] in BACKENDS
+    assert bare_lab.client(2).run([sys.executable, "-c", echo]).stdout.split()[0] in BACKENDS
 
 
 def test_a_change_of_the_roster_moves_new_connections(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """Weight, drain, disable and delete each take a backend out of the way of new connections."""
     gone = [
-        lambda: control.put("pools/web/backends/b1", backend(lab, "b1", weight=0)),
-        lambda: control.put("pools/web/backends/b2", backend(lab, "b2", state="drain")),
+        lambda: control.put("pools/web/backends/b1", backend(bare_lab, "b1", weight=0)),
+        lambda: control.put("pools/web/backends/b2", backend(bare_lab, "b2", state="drain")),
     ]
     for change in gone:
         status.wait_applied(change().revision)
-    assert {backend_of(lab, lab.vip4()) for _ in range(12)} == {"b3"}
-    control.put("pools/web/backends/b1", backend(lab, "b1"))
+    assert {backend_of(bare_lab, bare_lab.vip4()) for _ in range(12)} == {"b3"}
+    control.put("pools/web/backends/b1", backend(bare_lab, "b1"))
     status.wait_applied(control.delete("pools/web/backends/b3").revision)
-    assert {backend_of(lab, lab.vip6()) for _ in range(12)} == {"b1"}
+    assert {backend_of(bare_lab, bare_lab.vip6()) for _ in range(12)} == {"b1"}
 
 
 def backend(lab: Lab, name: str, **fields: object) -> dict[str, object]:
@@ -117,14 +103,14 @@ def backend(lab: Lab, name: str, **fields: object) -> dict[str, object]:
 
 
 def test_a_pool_can_change_to_gue_and_back(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """The outer UDP header with its checksum is accepted by the backends, in both families."""
     times = {"transition_window": 5, "deregistration_delay": 5}
     for options in ({"encapsulation": "gue"}, {}):
         status.wait_applied(control.put("pools/web", {**times, **options}).revision)
-        for address in (lab.vip4(), lab.vip6()):
-            assert {backend_of(lab, address) for _ in range(8)} <= set(BACKENDS)
+        for address in (bare_lab.vip4(), bare_lab.vip6()):
+            assert {backend_of(bare_lab, address) for _ in range(8)} <= set(BACKENDS)
 
 
 BAD = {
@@ -164,13 +150,13 @@ BAD = {
 
 
 def test_bad_documents_are_refused_by_key_and_field(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """The last good generation stays in force, whatever is written; nothing crashes."""
     assert status.latest is not None
     before = status.latest.status
     for name, (key, text, refused_key, field) in BAD.items():
-        lab.etcdctl("put", f"/tidegate/default/config/live/{key}", text)
+        bare_lab.etcdctl("put", f"/tidegate/default/config/live/{key}", text)
         seen = status.wait(
             f"a refusal of {name}",
             lambda s, k=refused_key, f=field: any(
@@ -182,18 +168,18 @@ def test_bad_documents_are_refused_by_key_and_field(
             before["digest"],
         )
         assert seen.status["state"] == "degraded"
-    assert backend_of(lab, lab.vip4()) in BACKENDS
+    assert backend_of(bare_lab, bare_lab.vip4()) in BACKENDS
     assert agent.process.poll() is None
 
 
 def test_a_killed_agent_leaves_packets_flowing_and_is_adopted(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """Ids, generation number and tables are read back from the pins; digest and number go on."""
     assert status.latest is not None
     before = status.latest.status
     agent.kill()
-    assert {backend_of(lab, lab.vip4()) for _ in range(12)} <= set(BACKENDS)
+    assert {backend_of(bare_lab, bare_lab.vip4()) for _ in range(12)} <= set(BACKENDS)
     agent.restart()
     again = status.wait("a new start", lambda s: s["started_at"] != before["started_at"])
     again = status.wait("synced", lambda s: s["state"] == "synced")
@@ -201,68 +187,72 @@ def test_a_killed_agent_leaves_packets_flowing_and_is_adopted(
         before["generation"],
         before["digest"],
     )
-    change = control.put("pools/web/backends/b1", backend(lab, "b1", weight=50))
+    change = control.put("pools/web/backends/b1", backend(bare_lab, "b1", weight=50))
     after = status.wait_applied(change.revision)
     assert after.status["generation"] == before["generation"] + 1
 
 
 def test_a_restart_on_a_broken_document_keeps_what_was_in_force(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """The last good value survives the agent, since it is in the pins."""
-    lab.etcdctl("put", "/tidegate/default/config/live/vips/web4", "{broken")
+    bare_lab.etcdctl("put", "/tidegate/default/config/live/vips/web4", "{broken")
     status.wait("the refusal", lambda s: bool(s["refusals"]))
     agent.kill()
     agent.restart()
     started = status.latest.status["started_at"] if status.latest else ""
     status.wait("a new start", lambda s: s["started_at"] != started and bool(s["refusals"]))
-    assert backend_of(lab, lab.vip4()) in BACKENDS
+    assert backend_of(bare_lab, bare_lab.vip4()) in BACKENDS
 
 
 def test_an_emptied_prefix_empties_nothing(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """Everything deleted at once is an accident: the generation stays, and the guard says so."""
-    lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
+    bare_lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
     seen = status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
     assert seen.status["generation"] == 1
-    assert backend_of(lab, lab.vip4()) in BACKENDS
+    assert backend_of(bare_lab, bare_lab.vip4()) in BACKENDS
 
 
 def test_what_is_in_force_goes_on_in_time_while_a_guard_refuses(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """A ramp that has begun is ended, step by step, though the documents are gone meanwhile."""
     ramp = {"transition_window": 3600, "slow_start": 4, "slow_start_steps": 3}
     status.wait_applied(control.put("pools/web", ramp).revision)
     start = int(time.time()) + 3
     times = {"starts_at": datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    written = control.put("pools/web/backends/b3", backend(lab, "b3", **times))
+    written = control.put("pools/web/backends/b3", backend(bare_lab, "b3", **times))
     before = status.wait_applied(written.revision).status["generation"]
-    lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
+    bare_lab.etcdctl("del", "--prefix", "/tidegate/default/config/live/")
     status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
     seen = status.wait("three steps", lambda s: s["generation"] >= before + 3, timeout=20)
     assert seen.status["generation"] == before + 3
     assert time.time() >= start + 4
     assert any(r["stage"] == "guard" for r in seen.status["refusals"])
-    assert set(Counter(backend_of(lab, lab.vip4()) for _ in range(36))) == set(BACKENDS)
+    assert set(Counter(backend_of(bare_lab, bare_lab.vip4()) for _ in range(36))) == set(BACKENDS)
 
 
-def test_etcd_away_at_the_start_and_later(lab: Lab, control: Control, status: StatusWatch) -> None:
+def test_etcd_away_at_the_start_and_later(
+    bare_lab: Lab, control: Control, status: StatusWatch
+) -> None:
     """The agent waits for etcd, forwards without it, and says that it is stale."""
-    etcd = etcd_pid(lab)
+    etcd = etcd_pid(bare_lab)
     os.kill(etcd, signal.SIGSTOP)
-    agent = lab.start_agent("lb1")
+    agent = bare_lab.start_agent("lb1")
     wait_for_log(agent, "start version")
     os.kill(etcd, signal.SIGCONT)
     ready(agent, status)
     os.kill(etcd, signal.SIGSTOP)
     try:
         wait_for_log(agent, "event=etcd phase=reconnecting")
-        assert backend_of(lab, lab.vip4()) in BACKENDS
+        assert backend_of(bare_lab, bare_lab.vip4()) in BACKENDS
     finally:
         os.kill(etcd, signal.SIGCONT)
-    status.wait_applied(control.put("pools/web/backends/b1", backend(lab, "b1", weight=7)).revision)
+    status.wait_applied(
+        control.put("pools/web/backends/b1", backend(bare_lab, "b1", weight=7)).revision
+    )
 
 
 def wait_for_log(agent: AgentProcess, text: str) -> None:
@@ -285,16 +275,16 @@ def wait_for_log(agent: AgentProcess, text: str) -> None:
 
 
 def test_a_reload_takes_over_what_may_change(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """SIGHUP reads the file again: a guard can be opened; a broken file changes nothing."""
-    path = config_path(lab.spec, "lb1")
+    path = config_path(bare_lab.spec, "lb1")
     good = path.read_text()
     path.write_text("interfaces = [")
     agent.reload()
     wait_for_log(agent, "event=reload_refused")
     prefix = "/tidegate/default/config/live/vips/web"
-    deleted = lab.etcdctl("-w", "json", "del", "--prefix", prefix)  # two VIPs of three
+    deleted = bare_lab.etcdctl("-w", "json", "del", "--prefix", prefix)  # two VIPs of three
     status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
     path.write_text(good + "\n[guards]\nmax_vips_removed_percent = 70\n")
     agent.reload()
@@ -304,9 +294,9 @@ def test_a_reload_takes_over_what_may_change(
     assert seen.status["capacity"]["vips"]["used"] == 1
 
 
-def test_only_one_agent_holds_a_data_plane(lab: Lab, agent: AgentProcess) -> None:
+def test_only_one_agent_holds_a_data_plane(bare_lab: Lab, agent: AgentProcess) -> None:
     """A second one is told who to stop, and changes nothing."""
-    second = run_agent(lab, config_path(lab.spec, "lb1"))
+    second = run_agent(bare_lab, config_path(bare_lab.spec, "lb1"))
     assert second.returncode == 2
     assert "another agent holds" in second.stderr
 
@@ -316,45 +306,45 @@ def run_agent(lab: Lab, config: Path) -> "subprocess.CompletedProcess[str]":
     return lab.node("lb1").run(command, check=False)
 
 
-def test_somebody_elses_program_is_not_replaced(lab: Lab) -> None:
+def test_somebody_elses_program_is_not_replaced(bare_lab: Lab) -> None:
     """The operator is told which program is there and how to take it off."""
     from tidegate.dataplane.kernel.programs import attach_pass, attached  # noqa: PLC0415
 
-    with netns.entered(lab.node("lb1").namespace):
+    with netns.entered(bare_lab.node("lb1").namespace):
         attach_pass("eth0")
         there = attached("eth0")
-    refused = run_agent(lab, config_path(lab.spec, "lb1"))
+    refused = run_agent(bare_lab, config_path(bare_lab.spec, "lb1"))
     assert refused.returncode == 2
     assert "not Tidegate's" in refused.stderr
-    with netns.entered(lab.node("lb1").namespace):
+    with netns.entered(bare_lab.node("lb1").namespace):
         assert attached("eth0") == there
 
 
 def test_generic_mode_works_where_the_file_allows_it(
-    lab: Lab, control: Control, status: StatusWatch
+    bare_lab: Lab, control: Control, status: StatusWatch
 ) -> None:
     """The status says which mode an interface is in."""
-    path = config_path(lab.spec, "lb1")
+    path = config_path(bare_lab.spec, "lb1")
     path.write_text(path.read_text().replace('"native"', '"generic"'))
-    ready(lab.start_agent("lb1"), status)
+    ready(bare_lab.start_agent("lb1"), status)
     assert status.latest is not None
     assert status.latest.status["interfaces"] == [{"name": "eth0", "mode": "generic"}]
 
 
 def test_a_gateway_that_changes_its_mac_is_followed(
-    lab: Lab, agent: AgentProcess, control: Control
+    bare_lab: Lab, agent: AgentProcess, control: Control
 ) -> None:
     """The neighbour table is the source; its change reaches the program without a restart."""
-    uplink = lab.station("lb1").uplink
-    with netns.entered(lab.node(ROUTER).namespace):
+    uplink = bare_lab.station("lb1").uplink
+    with netns.entered(bare_lab.node(ROUTER).namespace):
         subprocess.run(["ip", "link", "set", uplink, "address", "02:00:00:00:77:77"], check=True)
-    lab.node("lb1").run(["ip", "neigh", "flush", "dev", "eth0"])
+    bare_lab.node("lb1").run(["ip", "neigh", "flush", "dev", "eth0"])
     wait_for_log(agent, "gateway4_mac=02:00:00:00:77:77")
-    assert {backend_of(lab, lab.vip4()) for _ in range(6)} <= set(BACKENDS)
+    assert {backend_of(bare_lab, bare_lab.vip4()) for _ in range(6)} <= set(BACKENDS)
 
 
 def test_the_service_manager_hears_of_ready_and_stop(
-    lab: Lab, control: Control, tmp_path: Path
+    bare_lab: Lab, control: Control, tmp_path: Path
 ) -> None:
     """READY once the data plane is up, its status, STOPPING on SIGTERM, and exit code 0."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -362,7 +352,7 @@ def test_the_service_manager_hears_of_ready_and_stop(
         manager.settimeout(20)
         os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         try:
-            agent = lab.start_agent("lb1")
+            agent = bare_lab.start_agent("lb1")
         finally:
             del os.environ["NOTIFY_SOCKET"]
         heard = []
@@ -374,15 +364,15 @@ def test_the_service_manager_hears_of_ready_and_stop(
     assert {line.partition(b"=")[0] for line in heard} == {b"STATUS", b"READY", b"STOPPING"}
 
 
-def test_remove_takes_the_data_plane_down(lab: Lab, agent: AgentProcess) -> None:
+def test_remove_takes_the_data_plane_down(bare_lab: Lab, agent: AgentProcess) -> None:
     """The opposite of a stop: program off, pins gone."""
     from tidegate.dataplane.kernel.programs import attached  # noqa: PLC0415
 
     agent.terminate()
-    config = config_path(lab.spec, "lb1")
-    lab.node("lb1").run(
+    config = config_path(bare_lab.spec, "lb1")
+    bare_lab.node("lb1").run(
         [sys.executable, "-m", "tidegate.cli.main", "agent", "remove", "-c", str(config)]
     )
-    with netns.entered(lab.node("lb1").namespace):
+    with netns.entered(bare_lab.node("lb1").namespace):
         assert attached("eth0") is None
-    assert not Path(f"/sys/fs/bpf/tidegate-{lab.spec.name}-lb1").exists()
+    assert not Path(f"/sys/fs/bpf/tidegate-{bare_lab.spec.name}-lb1").exists()

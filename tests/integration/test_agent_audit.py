@@ -1,46 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running agent notices what somebody does to its maps."""
 
-import secrets
-
 import pytest
 
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 
-def test_a_deleted_vip_comes_back_and_is_counted() -> None:
+def test_a_deleted_vip_comes_back_and_is_counted(bare_lab: Lab, status: StatusWatch) -> None:
     """Within the interval the VIP answers again, the log names it, and the status counts it."""
-    with (
-        Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as lab,
-        StatusWatch(lab, "lb1") as status,
-    ):
-        control = Control(lab)
-        service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-        control.put("pools/web", {})
-        control.put("pools/web/backends/b1", {"address": str(lab.address("b1"))})
-        control.put("vips/web", service)
-        agent = lab.start_agent("lb1")
-        first = status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0)
-        agent.kill()
-        path = config_path(lab.spec, "lb1")
-        path.write_text("audit_interval = 1.0\n" + path.read_text())
-        agent.restart()
-        began = first.status["started_at"]
-        status.wait("again", lambda s: s["state"] == "synced" and s["started_at"] != began)
-        fd = bpf.open_pin(f"{lab.spec.pin_dir('lb1')}/vips")
-        before = maps.read_all("vips", fd)
-        for key in before:
-            bpf.map_delete(fd, key)
-        status.wait("repairs", lambda s: s["repairs"] == len(before), timeout=20)
-        assert maps.read_all("vips", fd) == before
-        fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
-        assert lab.client(1).run(fetch).stdout.strip() == "b1"
-        logged = f'event=audit map=vips key="{lab.vip4()} port 80 protocol 6" fault=missing'
-        assert logged in agent.tail(50)
+    lab = bare_lab
+    control = Control(lab)
+    service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    control.put("pools/web", {})
+    control.put("pools/web/backends/b1", {"address": str(lab.address("b1"))})
+    control.put("vips/web", service)
+    agent = lab.start_agent("lb1")
+    first = status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0)
+    agent.kill()
+    path = config_path(lab.spec, "lb1")
+    path.write_text("audit_interval = 1.0\n" + path.read_text())
+    agent.restart()
+    began = first.status["started_at"]
+    status.wait("again", lambda s: s["state"] == "synced" and s["started_at"] != began)
+    fd = bpf.open_pin(f"{lab.spec.pin_dir('lb1')}/vips")
+    before = maps.read_all("vips", fd)
+    for key in before:
+        bpf.map_delete(fd, key)
+    status.wait("repairs", lambda s: s["repairs"] == len(before), timeout=20)
+    assert maps.read_all("vips", fd) == before
+    fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
+    assert lab.client(1).run(fetch).stdout.strip() == "b1"
+    logged = f'event=audit map=vips key="{lab.vip4()} port 80 protocol 6" fault=missing'
+    assert logged in agent.tail(50)

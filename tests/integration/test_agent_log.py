@@ -3,7 +3,6 @@
 
 import fcntl
 import os
-import secrets
 import select
 import subprocess
 import sys
@@ -15,20 +14,13 @@ import pytest
 from support.logs import logfmt
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 from tidegate.telemetry.log_output import FLUSH_SECONDS
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 CHANGES = 20
 _PAGE = 4096
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as built:
-        yield built
 
 
 @pytest.fixture
@@ -43,14 +35,14 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-def agent(lab: Lab, pipe: tuple[int, int]) -> Iterator["subprocess.Popen[bytes]"]:
+def agent(bare_lab: Lab, pipe: tuple[int, int]) -> Iterator["subprocess.Popen[bytes]"]:
     """An agent that logs into that pipe, and has made some changes."""
     command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run"]
-    control = Control(lab)
+    control = Control(bare_lab)
     with (
-        StatusWatch(lab, "lb1") as status,
-        lab.node("lb1").popen(
-            [*command, "-c", str(config_path(lab.spec, "lb1"))],
+        StatusWatch(bare_lab, "lb1") as status,
+        bare_lab.node("lb1").popen(
+            [*command, "-c", str(config_path(bare_lab.spec, "lb1"))],
             stdout=subprocess.DEVNULL,
             stderr=pipe[1],
         ) as process,

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program that cannot be built: the agent refuses the change, and takes it when it can."""
 
-import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import tidegate.bpf
 
 import tidegate
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 
 @pytest.fixture
@@ -28,30 +25,24 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
-@pytest.fixture
-def lab(package: Path) -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as built:
-        yield built
-
-
 def _refuses(status: dict[str, Any], revision: int) -> bool:
     return any(each["revision"] >= revision for each in status["refusals"])
 
 
-def test_a_program_that_does_not_compile_is_a_refusal(lab: Lab, package: Path) -> None:
+def test_a_program_that_does_not_compile_is_a_refusal(bare_lab: Lab, package: Path) -> None:
     """The status names the step and the compiler's words, and the last generation stays.
 
     Also where the compiler itself dies, as bcc 0.26 does of an error in syntax.
     """
-    control = Control(lab)
+    control = Control(bare_lab)
     control.put("pools/web", {})
-    control.put("pools/web/backends/b1", {"address": str(lab.address("b1"))})
-    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    control.put("pools/web/backends/b1", {"address": str(bare_lab.address("b1"))})
+    vip = {"address": str(bare_lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
     first = control.put("vips/web", vip)
     header = package / "bpf" / "quic.h"
     whole = header.read_text()
-    with StatusWatch(lab, "lb1") as status:
-        lab.start_agent("lb1")
+    with StatusWatch(bare_lab, "lb1") as status:
+        bare_lab.start_agent("lb1")
         before = status.wait_applied(first.revision, timeout=30).status
         quic = {**vip, "port": 443, "protocol": "udp", "quic": {"server_id_length": 8}}
         for broken in (
@@ -71,9 +62,9 @@ def test_a_program_that_does_not_compile_is_a_refusal(lab: Lab, package: Path) -
             assert "quic.h" in refused["refusals"][0]["reason"]
             quic["port"] += 1
         assert "ended by a signal" in refused["refusals"][0]["reason"]
-        url = f"http://{lab.vip4()}/"
+        url = f"http://{bare_lab.vip4()}/"
         curl = ["curl", "--silent", "--show-error", "--fail", "--max-time", "3", url]
-        assert lab.client(1).run(curl).stdout.strip() == "b1"
+        assert bare_lab.client(1).run(curl).stdout.strip() == "b1"
         header.write_text(whole)
         healed = status.wait(
             "synced", lambda s: s["state"] == "synced" and s["revision"] >= written.revision, 40

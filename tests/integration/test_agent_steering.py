@@ -4,10 +4,9 @@
 import json
 import os
 import re
-import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
@@ -15,10 +14,10 @@ from support.etcd.in_lab import etcd_pid
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.lab.agents import AgentProcess
 from tidegate.lab.control import StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 FLEET = "/tidegate/default/"
 STABLE, CANARY, HOST = "tracks/stable", "tracks/canary", "hosts/lb1"
@@ -26,22 +25,10 @@ WINDOW = 3
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
-
-
-@pytest.fixture
-def status(lab: Lab) -> Iterator[StatusWatch]:
-    with StatusWatch(lab, "lb1") as watch:
-        yield watch
-
-
-@pytest.fixture
-def agent(lab: Lab, status: StatusWatch) -> AgentProcess:
+def agent(bare_lab: Lab, status: StatusWatch) -> AgentProcess:
     """An agent that has release `live` in force."""
-    put(lab, *release(lab, "live", 100))
-    started = lab.start_agent("lb1")
+    put(bare_lab, *release(bare_lab, "live", 100))
+    started = bare_lab.start_agent("lb1")
     status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] == 1, timeout=20)
     return started
 
@@ -97,21 +84,21 @@ def without_repetitions(found: list[tuple[int, str, str]]) -> list[tuple[str, st
 
 
 def test_a_flip_is_one_generation_and_so_is_the_flip_back(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """Not one generation has a part of a release; the same release gives the same digest."""
-    for pair in release(lab, "r2", 10):
-        put(lab, pair)
+    for pair in release(bare_lab, "r2", 10):
+        put(bare_lab, pair)
     for name, change in (
         ("r2", [(STABLE, {"release": "r2"})]),
         ("live", [(STABLE, {"release": "live"})]),
-        ("r3", [*release(lab, "r3", 1000), (STABLE, {"release": "r3"})]),
+        ("r3", [*release(bare_lab, "r3", 1000), (STABLE, {"release": "r3"})]),
     ):
-        revision = put(lab, *change)
+        revision = put(bare_lab, *change)
         seen = status.wait_applied(revision).status
         assert (seen["release"], seen["generation_release"]) == (name, name)
         assert (seen["track"], seen["state"]) == ("stable", "synced")
-        assert answers(lab)
+        assert answers(bare_lab)
     (live, r2, again, r3) = without_repetitions(generations(agent))
     assert [name for name, _ in (live, r2, again, r3)] == ["live", "r2", "live", "r3"]
     assert live == again
@@ -119,82 +106,82 @@ def test_a_flip_is_one_generation_and_so_is_the_flip_back(
 
 
 def test_a_frozen_host_looks_on_while_time_goes_on(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """Changes are seen and refused by name, not published; windows close; the thaw publishes."""
-    put(lab, *release(lab, "r2", 10), (CANARY, {"release": "r2"}))
-    moved = status.wait_applied(put(lab, (HOST, {"track": "canary"}))).status
+    put(bare_lab, *release(bare_lab, "r2", 10), (CANARY, {"release": "r2"}))
+    moved = status.wait_applied(put(bare_lab, (HOST, {"track": "canary"}))).status
     assert (moved["track"], moved["generation_release"]) == ("canary", "r2")
     frozen = {"track": "canary", "freeze": True, "reason": "look"}
-    put(lab, (HOST, frozen))
+    put(bare_lab, (HOST, frozen))
     seen = status.wait("frozen", lambda s: s["state"] == "frozen").status
     assert seen["freeze"] == seen["reason"] == "hosts/lb1 freezes this host: look"
     # The window that the move opened closes, which is a generation that no document asked for.
     status.wait("a closed window", lambda s: s["generation"] > moved["generation"])
-    changed = put(lab, *release(lab, "r2", 500), ("config/r2/vips/bad", {"port": 1}))
+    changed = put(bare_lab, *release(bare_lab, "r2", 500), ("config/r2/vips/bad", {"port": 1}))
     seen = status.wait("the change", lambda s: s["revision"] >= changed).status
     assert seen["state"] == "frozen"
     assert "vips/bad" in {refusal["key"] for refusal in seen["refusals"]}
     assert (seen["digest"], seen["generation_revision"]) == (
         *(moved["digest"], moved["generation_revision"]),
     )
-    put(lab, ("fleet", {"freeze": True}))
+    put(bare_lab, ("fleet", {"freeze": True}))
     status.wait("both", lambda s: "; fleet freezes all" in s["freeze"])
-    put(lab, (HOST, {"track": "canary"}))
+    put(bare_lab, (HOST, {"track": "canary"}))
     status.wait("one", lambda s: s["freeze"] == "fleet freezes all" and s["state"] == "frozen")
-    put(lab, ("fleet", {}))
+    put(bare_lab, ("fleet", {}))
     seen = status.wait("the thaw", lambda s: s["generation_revision"] >= changed).status
     assert (seen["freeze"], seen["state"]) == ("", "degraded")
     assert seen["digest"] != moved["digest"]
 
 
 def test_a_new_host_in_a_frozen_fleet_takes_what_there_is_once(
-    lab: Lab, status: StatusWatch
+    bare_lab: Lab, status: StatusWatch
 ) -> None:
     """A host that was rebooted during a freeze serves its share, and then keeps what it has."""
-    put(lab, *release(lab, "live", 100), ("fleet", {"freeze": True}))
-    lab.start_agent("lb1")
+    put(bare_lab, *release(bare_lab, "live", 100), ("fleet", {"freeze": True}))
+    bare_lab.start_agent("lb1")
     first = status.wait("frozen", lambda s: s["state"] == "frozen", timeout=20).status
     assert first["generation"] == 1
-    assert answers(lab)
-    changed = put(lab, *release(lab, "live", 500))
+    assert answers(bare_lab)
+    changed = put(bare_lab, *release(bare_lab, "live", 500))
     seen = status.wait("the change", lambda s: s["revision"] >= changed).status
     assert (seen["generation"], seen["digest"]) == (1, first["digest"])
 
 
 def test_a_refusal_says_the_key_that_lifts_it(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """With a time to come it lets the change in at once; with one that is over it does not."""
     before = status.current()["generation"]
     drain = {
         f"config/live/pools/web/backends/{name}": {
-            "address": str(lab.address(name)),
+            "address": str(bare_lab.address(name)),
             "state": "drain",
         }
         for name in ("b1", "b2")
     }
-    revision = put(lab, *drain.items())
+    revision = put(bare_lab, *drain.items())
     seen = status.wait("the guard", lambda s: any(r["stage"] == "guard" for r in s["refusals"]))
     (reason,) = (r["reason"] for r in seen.status["refusals"])
     key, document = re.findall(r"put (overrides/\S+) with (\{.*\})", reason)[0]
     old = json.loads(document) | {"expires_at": rfc3339(time.time() - 1)}
-    put(lab, (key, old))
-    late = put(lab, ("fleet", {"reason": "nothing but a later revision"}))
+    put(bare_lab, (key, old))
+    late = put(bare_lab, ("fleet", {"reason": "nothing but a later revision"}))
     seen = status.wait("the next look", lambda s: s["revision"] >= late)
     assert seen.status["generation"] == before
-    put(lab, (key, old | {"expires_at": rfc3339(time.time() + 60)}))
+    put(bare_lab, (key, old | {"expires_at": rfc3339(time.time() + 60)}))
     seen = status.wait("the change", lambda s: s["generation_revision"] >= revision)
     assert (seen.status["generation"], seen.status["refusals"]) == (before + 1, [])
-    assert answers(lab)
+    assert answers(bare_lab)
 
 
 def test_an_override_is_reported_until_it_expires(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """Nobody has to write anything for the guard to hold again, and for the status to say so."""
     expiry = rfc3339(int(time.time()) + 5)
-    put(lab, ("overrides/o", {"guard": "removal", "pool": "web", "expires_at": expiry}))
+    put(bare_lab, ("overrides/o", {"guard": "removal", "pool": "web", "expires_at": expiry}))
     seen = status.wait("the override", lambda s: bool(s["overrides"])).status
     assert seen["overrides"] == [
         {"name": "o", "guard": "removal", "pool": "web", "expires_at": expiry}
@@ -204,26 +191,26 @@ def test_an_override_is_reported_until_it_expires(
 
 
 def test_a_bad_pointer_changes_nothing_in_force(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """A broken one, one to nothing and a deleted one are refused by key; all can be mended."""
     applied = status.wait_applied(
-        put(lab, *release(lab, "r2", 10), (STABLE, {"release": "r2"}))
+        put(bare_lab, *release(bare_lab, "r2", 10), (STABLE, {"release": "r2"}))
     ).status
-    put(lab, (STABLE, "{broken"))
+    put(bare_lab, (STABLE, "{broken"))
     seen = status.wait("the broken one", lambda s: keys(s) == {STABLE}).status
     assert (seen["release"], seen["digest"]) == ("r2", applied["digest"])
-    put(lab, (STABLE, {"release": "r2-typo"}))
+    put(bare_lab, (STABLE, {"release": "r2-typo"}))
     seen = status.wait("the typo", lambda s: s["release"] == "r2-typo").status
     assert "guard" in {refusal["stage"] for refusal in seen["refusals"]}
     assert STABLE in keys(seen)
     assert (seen["generation_release"], seen["digest"]) == ("r2", applied["digest"])
-    put(lab, (STABLE, {"release": "r2"}))
+    put(bare_lab, (STABLE, {"release": "r2"}))
     status.wait("the mended one", lambda s: s["state"] == "synced")
-    lab.etcdctl("del", FLEET + STABLE)
+    bare_lab.etcdctl("del", FLEET + STABLE)
     seen = status.wait("the deleted one", lambda s: keys(s) == {STABLE}).status
     assert (seen["release"], seen["digest"]) == ("r2", applied["digest"])
-    assert answers(lab)
+    assert answers(bare_lab)
 
 
 def keys(seen: Mapping[str, list[dict[str, str]]]) -> set[str]:
@@ -231,19 +218,19 @@ def keys(seen: Mapping[str, list[dict[str, str]]]) -> set[str]:
 
 
 def test_a_restart_without_etcd_keeps_the_release(
-    lab: Lab, agent: AgentProcess, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, status: StatusWatch
 ) -> None:
     """The ledger names it; with etcd back and its pointer broken the host is still on it."""
-    put(lab, *release(lab, "r2", 10))
-    applied = status.wait_applied(put(lab, (STABLE, {"release": "r2"}))).status
-    put(lab, (STABLE, "{broken"))
+    put(bare_lab, *release(bare_lab, "r2", 10))
+    applied = status.wait_applied(put(bare_lab, (STABLE, {"release": "r2"}))).status
+    put(bare_lab, (STABLE, "{broken"))
     status.wait("the broken pointer", lambda s: keys(s) == {STABLE})
-    etcd = etcd_pid(lab)
+    etcd = etcd_pid(bare_lab)
     agent.kill()
     os.kill(etcd, signal.SIGSTOP)
     try:
         agent.restart()
-        assert answers(lab)
+        assert answers(bare_lab)
     finally:
         os.kill(etcd, signal.SIGCONT)
     seen = status.wait(
@@ -255,7 +242,7 @@ def test_a_restart_without_etcd_keeps_the_release(
     assert (seen["track"], seen["release"], seen["generation_release"]) == ("stable", "r2", "r2")
     assert seen["digest"] == applied["digest"]
     assert re.findall(r"event=start .* release=(\S+) ", agent.log.read_text()) == ["live", "r2"]
-    change = put(lab, ("config/r2/pools/web/backends/b2", backend(lab, "b2")))
+    change = put(bare_lab, ("config/r2/pools/web/backends/b2", backend(bare_lab, "b2")))
     status.wait("a change", lambda s: s["generation_revision"] >= change)
 
 

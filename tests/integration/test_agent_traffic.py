@@ -2,22 +2,13 @@
 """What a real agent's status tells of packets and backends."""
 
 import json
-import secrets
-from collections.abc import Iterator
 
 import pytest
 
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2)) as built:
-        yield built
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=2)]
 
 
 def knock(lab: Lab, times: int) -> None:
@@ -27,19 +18,19 @@ def knock(lab: Lab, times: int) -> None:
     lab.client(1).run(command, check=False)
 
 
-def test_a_status_tells_how_packets_and_backends_fare(lab: Lab) -> None:
+def test_a_status_tells_how_packets_and_backends_fare(bare_lab: Lab) -> None:
     """Packets are counted, drops are a share of them, and a quarantined backend is unhealthy."""
-    control = Control(lab)
-    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    control = Control(bare_lab)
+    vip = {"address": str(bare_lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
     control.put("pools/web", {})
     for name in ("b1", "b2"):
-        control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
+        control.put(f"pools/web/backends/{name}", {"address": str(bare_lab.address(name))})
     control.put("vips/web", vip)
-    with StatusWatch(lab, "lb1") as status:
-        lab.start_agent("lb1")
+    with StatusWatch(bare_lab, "lb1") as status:
+        bare_lab.start_agent("lb1")
         seen = status.wait("synced", lambda s: s["state"] == "synced", 20).status
         assert seen["backends"] == {"total": 2, "serving": 2, "unhealthy": 0}
-        knock(lab, 300)
+        knock(bare_lab, 300)
         seen = status.wait("traffic", lambda s: (s["traffic"] or {}).get("packets_per_second"), 20)
         assert seen.status["traffic"]["drops"] == 0
         assert 0 < seen.status["traffic"]["misses"] < 1
@@ -47,23 +38,23 @@ def test_a_status_tells_how_packets_and_backends_fare(lab: Lab) -> None:
         change = control.put("vips/web", {**vip, "deny": ["0.0.0.0/0"]})
         seen = status.wait_applied(change.revision)
         assert seen.status["backends"] == {"total": 2, "serving": 1, "unhealthy": 1}
-        knock(lab, 60)
+        knock(bare_lab, 60)
         status.wait("drops", lambda s: s["traffic"]["drops"] > 0.5, 20)
         status.wait("quiet", lambda s: s["traffic"]["packets_per_second"] <= 10, 20)
 
 
-def test_an_idle_host_does_not_write(lab: Lab) -> None:
+def test_an_idle_host_does_not_write(bare_lab: Lab) -> None:
     """Once it is in sync, its status key is as it was, though its agent looks again and again."""
-    Control(lab).put("pools/web", {})
-    with StatusWatch(lab, "lb1") as status:
-        lab.start_agent("lb1")
+    Control(bare_lab).put("pools/web", {})
+    with StatusWatch(bare_lab, "lb1") as status:
+        bare_lab.start_agent("lb1")
         status.wait("traffic", lambda s: s["state"] == "synced" and s["traffic"] is not None, 20)
     key = "/tidegate/default/status/lb1"
 
     def revision() -> int:
-        answer = json.loads(lab.etcdctl("-w", "json", "get", key))
+        answer = json.loads(bare_lab.etcdctl("-w", "json", "get", key))
         return int(answer["kvs"][0]["mod_revision"])
 
     before = revision()
-    lab.client(1).run(["sleep", "12"])  # two looks, and a round of the links
+    bare_lab.client(1).run(["sleep", "12"])  # two looks, and a round of the links
     assert revision() == before

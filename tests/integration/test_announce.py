@@ -3,7 +3,6 @@
 
 import json
 import re
-import secrets
 import subprocess
 import sys
 import time
@@ -14,13 +13,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from support.lab.bird_daemons import TIMERS, start_birds
 from support.lab.exabgp_daemon import ExaBgp
 from tidegate.lab import agents
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import ROUTER, LabSpec
+from tidegate.lab.plan import ROUTER
 from tidegate.lab.rack import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+    pytest.mark.lab(backends=3, lbs=2),
+]
 
 LBS = ("lb1", "lb2")
 CHECK = {"type": "http", "interval": 0.5, "timeout": 0.4, "rise": 2, "fall": 3}
@@ -30,44 +34,9 @@ table = 84
 hold = 1.0
 drain = 3.0
 """
-TIMERS = "connect delay time 1; connect retry time 2; error wait time 1, 2;"
-"""Seconds; BIRD's own would have a test wait for minutes until a session is back."""
-HOST = """
-router id {address};
-protocol device {{ }}
-protocol kernel vips4 {{ kernel table 84; learn; ipv4 {{ import all; export none; }}; }}
-protocol kernel vips6 {{ kernel table 84; learn; ipv6 {{ import all; export none; }}; }}
-protocol bgp rack4 {{
-    local {address} as 65001;
-    neighbor {router} as 65000;
-    ipv4 {{ import none; export all; }};
-    {timers}
-}}
-protocol bgp rack6 {{
-    local {address6} as 65001;
-    neighbor {router6} as 65000;
-    ipv6 {{ import none; export all; }};
-    {timers}
-}}
-"""
-RACK = """
-router id 10.77.1.1;
-protocol device {{ }}
-protocol kernel kernel4 {{ merge paths yes; ipv4 {{ import none; export all; }}; }}
-protocol kernel kernel6 {{ merge paths yes; ipv6 {{ import none; export all; }}; }}
-{peers}
-"""
-PEER = """
-protocol bgp {lb}v{family} {{
-    local {router} as 65000;
-    neighbor {address} as 65001;
-    ipv{family} {{ import where net ~ [ {vips}+ ]; export none; }};
-    {timers}
-}}
-"""
 
 
-class Rack(NamedTuple):
+class AnnouncingLab(NamedTuple):
     """The lab with its router, and what the hosts say."""
 
     lab: Lab
@@ -104,9 +73,9 @@ class Rack(NamedTuple):
 
     def ready(self, lb: str) -> tuple[int, dict[str, Any]]:
         """What the control socket says."""
-        door = str(self.lab.folder(lb) / "agent.sock")
+        socket = str(self.lab.folder(lb) / "agent.sock")
         command = ["curl", "--silent", "--max-time", "5", "--write-out", "\n%{http_code}"]
-        command += ["--unix-socket", door, "http://localhost/ready"]
+        command += ["--unix-socket", socket, "http://localhost/ready"]
         said = self.lab.node(lb).run(command, check=False).stdout  # 000: no agent answers
         body, _, code = said.rpartition("\n")
         return int(code), json.loads(body or "{}")
@@ -119,77 +88,39 @@ def wait(found: Callable[[], object], wanted: object, timeout: float = 40) -> No
         time.sleep(0.1)
 
 
-def start_bird(lab: Lab, node: str, text: str) -> None:
-    folder = lab.folder(node)
-    (folder / "bird.conf").write_text(text)
-    command = ["bird", "-f", "-c", str(folder / "bird.conf"), "-s", str(folder / "bird.ctl")]
-    bird = lab.node(node).daemon([*command, "-P", str(folder / "bird.pid")], folder / "bird.log")
-    lab._children.append(bird)  # ended with the lab
-
-
-def start_birds(lab: Lab, more: str) -> None:
-    peers = [more]
-    for lb in LBS:
-        station = lab.station(lb)
-        addresses = {"address": station.address4(), "address6": station.address6()}
-        routers = {"router": station.address4(1), "router6": station.address6(1)}
-        start_bird(lab, lb, HOST.format(**addresses, **routers, timers=TIMERS))
-        peers += [
-            PEER.format(
-                lb=lb,
-                family=4,
-                router=station.address4(1),
-                address=station.address4(),
-                vips="10.99.0.0/24",
-                timers=TIMERS,
-            ),
-            PEER.format(
-                lb=lb,
-                family=6,
-                router=station.address6(1),
-                address=station.address6(),
-                vips="fd99::/64",
-                timers=TIMERS,
-            ),
-        ]
-    router = lab.node(ROUTER)
-    router.run(["ip", "route", "del", "10.99.0.0/24"])  # from here on, only what is announced
-    router.run(["ip", "-6", "route", "del", "fd99::/64"])
-    start_bird(lab, ROUTER, RACK.format(peers="".join(peers)))
-
-
 @pytest.fixture(scope="module")
-def rack() -> Iterator[Rack]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=2)) as lab:
-        exabgp = ExaBgp(lab, "lb1")
-        start_birds(lab, exabgp.peers(TIMERS))
-        exabgp.start()
-        control = Control(lab)
-        control.put("pools/web", {"health": {"check": CHECK, "hold_down": 0}})
-        for number in range(1, 4):
-            address = str(lab.address(f"b{number}"))
-            control.put(f"pools/web/backends/b{number}", {"address": address})
-        for vip in (lab.vip4(), lab.vip6()):
-            document = {"address": str(vip), "port": 80, "protocol": "tcp", "pool": "web"}
-            control.put(f"vips/web{vip.version}", document)
-        statuses = {lb: StatusWatch(lab, lb) for lb in LBS}
-        for lb in LBS:
-            file = agents.config_path(lab.spec, lb)
-            first = f'ready_file = "{lab.folder(lb)}/ready"\nready_when_blind = false\n'
-            pipe = f'exabgp_pipe = "{exabgp.pipe}"\n' if lb == "lb1" else ""
-            file.write_text(first + file.read_text() + ANNOUNCE + pipe)
-            lab.start_agent(lb)
-        rack = Rack(lab, statuses, exabgp)
-        rack.wait_for_hops(["lb1", "lb2"])
-        yield rack
-        for status in statuses.values():
-            status.__exit__(None, None, None)
+def announcing_lab(shared_lab: Lab) -> Iterator[AnnouncingLab]:
+    """Give the file's lab with BIRD, ExaBGP, and agents whose VIPs the router has learned."""
+    lab = shared_lab
+    exabgp = ExaBgp(lab, "lb1")
+    start_birds(lab, LBS, exabgp.peers(TIMERS))
+    exabgp.start()
+    control = Control(lab)
+    control.put("pools/web", {"health": {"check": CHECK, "hold_down": 0}})
+    for number in range(1, 4):
+        address = str(lab.address(f"b{number}"))
+        control.put(f"pools/web/backends/b{number}", {"address": address})
+    for vip in (lab.vip4(), lab.vip6()):
+        document = {"address": str(vip), "port": 80, "protocol": "tcp", "pool": "web"}
+        control.put(f"vips/web{vip.version}", document)
+    statuses = {lb: StatusWatch(lab, lb) for lb in LBS}
+    for lb in LBS:
+        file = agents.config_path(lab.spec, lb)
+        first = f'ready_file = "{lab.folder(lb)}/ready"\nready_when_blind = false\n'
+        pipe = f'exabgp_pipe = "{exabgp.pipe}"\n' if lb == "lb1" else ""
+        file.write_text(first + file.read_text() + ANNOUNCE + pipe)
+        lab.start_agent(lb)
+    announcing = AnnouncingLab(lab, statuses, exabgp)
+    announcing.wait_for_hops(["lb1", "lb2"])
+    yield announcing
+    for status in statuses.values():
+        status.__exit__(None, None, None)
 
 
 @contextmanager
-def downloads(rack: Rack) -> Iterator[Callable[[], None]]:
+def downloads(announcing_lab: AnnouncingLab) -> Iterator[Callable[[], None]]:
     """Long downloads over both families; what is given checks that each of them goes on."""
-    lab = rack.lab
+    lab = announcing_lab.lab
     files, children = [], []
     for number in range(12):
         url = f"http://{lab.vip4()}/download" if number % 2 else f"http://[{lab.vip6()}]/download"
@@ -217,92 +148,99 @@ def size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def test_a_ready_host_is_announced_and_its_probes_still_travel(rack: Rack) -> None:
+def test_a_ready_host_is_announced_and_its_probes_still_travel(
+    announcing_lab: AnnouncingLab,
+) -> None:
     """Its VIPs are in the table, are no addresses of its own, and backends are found healthy."""
     for lb in LBS:
-        assert rack.routes(lb) == rack.vips
-        assert rack.ready(lb) == (200, {"ready": True, "reason": ""})
-        assert (rack.lab.folder(lb) / "ready").exists()
-        seen = rack.statuses[lb].wait("ready", lambda status: status["ready"])
+        assert announcing_lab.routes(lb) == announcing_lab.vips
+        assert announcing_lab.ready(lb) == (200, {"ready": True, "reason": ""})
+        assert (announcing_lab.lab.folder(lb) / "ready").exists()
+        seen = announcing_lab.statuses[lb].wait("ready", lambda status: status["ready"])
         assert seen.status["ready_reason"] == ""
 
     def healthy() -> int:
-        found = rack.lab.etcdctl("get", "--prefix", "/tidegate/default/health/")
+        found = announcing_lab.lab.etcdctl("get", "--prefix", "/tidegate/default/health/")
         return found.count('"state":"healthy"')
 
     wait(healthy, 6)
 
 
-def test_flows_survive_an_ordered_stop(rack: Rack) -> None:
+def test_flows_survive_an_ordered_stop(announcing_lab: AnnouncingLab) -> None:
     """The host withdraws, goes on until routers have followed, and comes back."""
-    with downloads(rack) as go_on:
-        agent = rack.lab.agents["lb1"]
+    with downloads(announcing_lab) as go_on:
+        agent = announcing_lab.lab.agents["lb1"]
         began = time.monotonic()
         agent.process.terminate()
-        took = rack.wait_for_hops(["lb2"])
-        wait(rack.exabgp.heard, set())
+        took = announcing_lab.wait_for_hops(["lb2"])
+        wait(announcing_lab.exabgp.heard, set())
         assert agent.process.poll() is None, "it has to go on until the router has followed"
-        assert rack.ready("lb1") == (503, {"ready": False, "reason": "The agent is stopping."})
-        assert not (rack.lab.folder("lb1") / "ready").exists()
+        assert announcing_lab.ready("lb1") == (
+            503,
+            {"ready": False, "reason": "The agent is stopping."},
+        )
+        assert not (announcing_lab.lab.folder("lb1") / "ready").exists()
         assert agent.process.wait(30) == 0
         assert time.monotonic() - began >= 3.0, "it has to drain"
         go_on()
         agent.restart()
-        back = rack.wait_for_hops(["lb1", "lb2"])
-        wait(rack.exabgp.heard, rack.vips)
+        back = announcing_lab.wait_for_hops(["lb1", "lb2"])
+        wait(announcing_lab.exabgp.heard, announcing_lab.vips)
         go_on()
     # For whoever runs it with -s: the figures are part of what it shows.
     print(f"withdrawn after {took:.2f} s, announced {back:.2f} s after its start")  # noqa: T201
 
 
-def test_a_second_signal_ends_it_at_once(rack: Rack) -> None:
+def test_a_second_signal_ends_it_at_once(announcing_lab: AnnouncingLab) -> None:
     """Whoever has no time to drain need not kill it; its routes are gone as well."""
-    agent = rack.lab.agents["lb2"]
+    agent = announcing_lab.lab.agents["lb2"]
     agent.process.terminate()
-    rack.wait_for_hops(["lb1"])
+    announcing_lab.wait_for_hops(["lb1"])
     agent.process.terminate()
     assert agent.process.wait(30) == 0
-    assert rack.routes("lb2") == set()
+    assert announcing_lab.routes("lb2") == set()
     last = [line for line in agent.log.read_text().splitlines() if "event=stop" in line][-1]
     assert last.endswith("event=stop"), "it has not drained"
     agent.restart()
-    rack.wait_for_hops(["lb1", "lb2"])
+    announcing_lab.wait_for_hops(["lb1", "lb2"])
 
 
-def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(rack: Rack) -> None:
+def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(
+    announcing_lab: AnnouncingLab,
+) -> None:
     """Without a way to its gateway it says so, and flows go on through the other host."""
-    lab = rack.lab
+    lab = announcing_lab.lab
     node, station = lab.node("lb1"), lab.station("lb1")
-    with downloads(rack) as go_on:
+    with downloads(announcing_lab) as go_on:
         began = time.monotonic()
         for family in ("-4", "-6"):
             node.run(["ip", family, "route", "del", "default"])
-        rack.wait_for_hops(["lb2"])
+        announcing_lab.wait_for_hops(["lb2"])
         took = time.monotonic() - began
-        wait(rack.exabgp.heard, set())
-        code, said = rack.ready("lb1")
+        wait(announcing_lab.exabgp.heard, set())
+        code, said = announcing_lab.ready("lb1")
         assert (code, said["ready"]) == (503, False)
         assert "no default route" in said["reason"]
         go_on()
         for gateway in (station.address4(1), station.address6(1)):
             node.run(["ip", f"-{gateway.version}", "route", "add", "default", "via", str(gateway)])
-        rack.wait_for_hops(["lb1", "lb2"])
-        wait(rack.exabgp.heard, rack.vips)
+        announcing_lab.wait_for_hops(["lb1", "lb2"])
+        wait(announcing_lab.exabgp.heard, announcing_lab.vips)
         go_on()
     assert took >= 1.0
     print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
 
 
-def test_an_operator_sees_who_took_a_backend_out_and_why(rack: Rack) -> None:
+def test_an_operator_sees_who_took_a_backend_out_and_why(announcing_lab: AnnouncingLab) -> None:
     """`health` says what is the case now, `history` what was: votes, and the host's own finding."""
 
     def say(*words: str) -> str:
-        file = str(agents.config_path(rack.lab.spec, "lb1"))
+        file = str(agents.config_path(announcing_lab.lab.spec, "lb1"))
         command = [sys.executable, "-m", "tidegate.cli.main", *words, "-c", file]
-        return rack.lab.node("lb1").run(command, check=False).stdout
+        return announcing_lab.lab.node("lb1").run(command, check=False).stdout
 
-    status = rack.statuses["lb1"]
-    rack.lab.stop_http("b1")
+    status = announcing_lab.statuses["lb1"]
+    announcing_lab.lab.stop_http("b1")
     try:
         status.wait("out", lambda s: s["backends"]["unhealthy"] == 1, 20)
         wait(lambda: "2 of 2 votes" in say("health", "web", "--bad"), wanted=True)
@@ -316,7 +254,7 @@ def test_an_operator_sees_who_took_a_backend_out_and_why(rack: Rack) -> None:
             r"health: web/b1 out: unhealthy by 2 of 2 votes; this host: .*refused", told
         )
     finally:
-        rack.lab.start_http("b1")
+        announcing_lab.lab.start_http("b1")
     status.wait("in", lambda s: s["backends"]["unhealthy"] == 0, 20)
     wait(lambda: "health: web/b1 in: healthy by" in say("history"), wanted=True)
 
@@ -328,26 +266,26 @@ def answers_to_lb1(lab: Lab, verb: str) -> None:
         lab.node(f"b{number}").run(["ip", "route", verb, "blackhole", target])
 
 
-def test_a_blind_host_stands_back_while_most_hosts_see(rack: Rack) -> None:
+def test_a_blind_host_stands_back_while_most_hosts_see(announcing_lab: AnnouncingLab) -> None:
     """One of two hosts stays; one of three is withdrawn, until the third is blind as well."""
-    lab, status = rack.lab, rack.statuses["lb1"]
+    lab, status = announcing_lab.lab, announcing_lab.statuses["lb1"]
     third = "/tidegate/default/health/lb3/web/b{}"
     moment = '"since": "2026-01-31T12:00:00Z"'
-    with downloads(rack) as go_on:
+    with downloads(announcing_lab) as go_on:
         answers_to_lb1(lab, "add")
         try:
             status.wait("degraded", lambda s: "path is broken" in s["reason"], 20)
-            assert rack.ready("lb1")[0] == 200
+            assert announcing_lab.ready("lb1")[0] == 200
             for number in (1, 2, 3):
                 passed = f'{{"state": "healthy", "code": "passed", {moment}}}'
                 lab.etcdctl("put", third.format(number), passed)
-            rack.wait_for_hops(["lb2"])
-            assert "ready_when_blind" in rack.ready("lb1")[1]["reason"]
+            announcing_lab.wait_for_hops(["lb2"])
+            assert "ready_when_blind" in announcing_lab.ready("lb1")[1]["reason"]
             go_on()
             for number in (1, 2, 3):
                 failed = f'{{"state": "unhealthy", "code": "timeout", {moment}}}'
                 lab.etcdctl("put", third.format(number), failed)
-            rack.wait_for_hops(["lb1", "lb2"])
+            announcing_lab.wait_for_hops(["lb1", "lb2"])
             go_on()
         finally:
             answers_to_lb1(lab, "del")
@@ -355,45 +293,45 @@ def test_a_blind_host_stands_back_while_most_hosts_see(rack: Rack) -> None:
     status.wait("synced", lambda s: s["state"] == "synced", 20)
 
 
-def test_exabgp_may_go_and_come_back(rack: Rack) -> None:
+def test_exabgp_may_go_and_come_back(announcing_lab: AnnouncingLab) -> None:
     """The agent goes on without it and says so; a new one has all routes, told once more."""
-    wait(rack.exabgp.heard, rack.vips)
-    rack.exabgp.kill()
-    wait(rack.exabgp.heard, set())
-    status = rack.statuses["lb1"]
+    wait(announcing_lab.exabgp.heard, announcing_lab.vips)
+    announcing_lab.exabgp.kill()
+    wait(announcing_lab.exabgp.heard, set())
+    status = announcing_lab.statuses["lb1"]
     status.wait("no reader", lambda s: any("is ExaBGP running?" in w for w in s["warnings"]), 20)
-    assert rack.ready("lb1")[0] == 200
-    assert rack.hops() == ["lb1", "lb2"], "the table goes on without the pipe"
-    rack.exabgp.start()
+    assert announcing_lab.ready("lb1")[0] == 200
+    assert announcing_lab.hops() == ["lb1", "lb2"], "the table goes on without the pipe"
+    announcing_lab.exabgp.start()
     began = time.monotonic()
-    wait(rack.exabgp.heard, rack.vips)
+    wait(announcing_lab.exabgp.heard, announcing_lab.vips)
     took = time.monotonic() - began
     status.wait("a reader", lambda s: not s["warnings"], 20)
     print(f"told to a new ExaBGP, and by it to the router, {took:.2f} s after its start")  # noqa: T201
 
 
-def test_a_killed_agent_leaves_its_host_announced(rack: Rack) -> None:
+def test_a_killed_agent_leaves_its_host_announced(announcing_lab: AnnouncingLab) -> None:
     """The data plane forwards without it, and the next agent finds the routes as they were."""
-    with downloads(rack) as go_on:
-        agent = rack.lab.agents["lb1"]
+    with downloads(announcing_lab) as go_on:
+        agent = announcing_lab.lab.agents["lb1"]
         agent.kill()
         go_on()
-        assert rack.hops() == ["lb1", "lb2"]
+        assert announcing_lab.hops() == ["lb1", "lb2"]
         agent.restart()
-        wait(lambda: agent.process.poll() is None and rack.ready("lb1")[0], 200)
-        assert rack.hops() == ["lb1", "lb2"]
+        wait(lambda: agent.process.poll() is None and announcing_lab.ready("lb1")[0], 200)
+        assert announcing_lab.hops() == ["lb1", "lb2"]
         go_on()
     lines = agent.log.read_text().split("start version=")[-1]
     assert "event=announce " not in lines, "it had to find its routes"
 
 
-def test_flows_survive_a_pulled_cable(rack: Rack) -> None:
+def test_flows_survive_a_pulled_cable(announcing_lab: AnnouncingLab) -> None:
     """A host that is gone all at once takes no established flow with it."""
-    with downloads(rack) as go_on:
-        rack.lab.set_link("lb2", up=False)
-        took = rack.wait_for_hops(["lb1"])
+    with downloads(announcing_lab) as go_on:
+        announcing_lab.lab.set_link("lb2", up=False)
+        took = announcing_lab.wait_for_hops(["lb1"])
         go_on()
-        rack.lab.set_link("lb2", up=True)
-        rack.wait_for_hops(["lb1", "lb2"])
+        announcing_lab.lab.set_link("lb2", up=True)
+        announcing_lab.wait_for_hops(["lb1", "lb2"])
         go_on()
     print(f"one host left in the router's table after {took:.2f} s")  # noqa: T201

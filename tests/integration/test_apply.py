@@ -3,7 +3,6 @@
 
 import base64
 import json
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from tidegate.errors import KeyspaceError
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.store import Fleet, Store
 from tidegate.lab.control import StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 from tidegate.rollout.apply import difference
 
@@ -170,30 +169,30 @@ def test_overrides_without_bounds_are_refused(etcd: EtcdServer, arguments: tuple
     assert etcd.ctl("get", "--prefix", "/tidegate/") == ""
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
-
-
 @pytest.mark.root
-def test_an_agent_acknowledges_refuses_and_obeys_an_override(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.lab(backends=3)
+def test_an_agent_acknowledges_refuses_and_obeys_an_override(bare_lab: Lab, tmp_path: Path) -> None:
     """The command waits for the host: 0 when it is in force, 5 with the reasons when not."""
 
     def apply(*backends: str, timeout: str = "20s") -> tuple[int, str]:
         documents = {
             "pools/web": {},
-            "vips/web": {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"},
-            **{f"pools/web/backends/{n}": {"address": str(lab.address(n))} for n in backends},
+            "vips/web": {
+                "address": str(bare_lab.vip4()),
+                "port": 80,
+                "protocol": "tcp",
+                "pool": "web",
+            },
+            **{f"pools/web/backends/{n}": {"address": str(bare_lab.address(n))} for n in backends},
         }
         return there("apply", "-f", files(tmp_path, documents), "--timeout", timeout)
 
     def there(*arguments: str) -> tuple[int, str]:
-        done = lab.node(CONTROL).run([*COMMAND, *arguments], check=False)
+        done = bare_lab.node(CONTROL).run([*COMMAND, *arguments], check=False)
         return done.returncode, done.stdout + done.stderr
 
-    with StatusWatch(lab, "lb1") as status:
-        lab.start_agent("lb1")
+    with StatusWatch(bare_lab, "lb1") as status:
+        bare_lab.start_agent("lb1")
         status.wait("synced", lambda s: s["state"] == "synced", 20)
     code, said = apply("b1", "b2", "b3")
     assert code == 0, said
@@ -205,8 +204,8 @@ def test_an_agent_acknowledges_refuses_and_obeys_an_override(lab: Lab, tmp_path:
     assert there(*lifted)[0] == 0
     code, said = apply()
     assert code == 0, said
-    lab.etcdctl("put", "/tidegate/default/hosts/lb1", '{"freeze": true, "reason": "by hand"}')
-    with StatusWatch(lab, "lb1") as status:
+    bare_lab.etcdctl("put", "/tidegate/default/hosts/lb1", '{"freeze": true, "reason": "by hand"}')
+    with StatusWatch(bare_lab, "lb1") as status:
         status.wait("frozen", lambda s: s["state"] == "frozen", 20)
     code, said = apply("b1")
     assert code == 0

@@ -5,7 +5,6 @@ One host's agent exports over gRPC and the other's over HTTP.
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,13 +16,13 @@ from tidegate.keyspace import paths
 from tidegate.lab import netns
 from tidegate.lab.agents import FLEET, RELEASE, ROOT, config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 from tidegate.telemetry.names.metric_attributes import STAGE
 from tidegate.telemetry.names.metrics import STAGE_DURATION
 from tidegate.telemetry.span import Context, format_traceparent, new_span_id, new_trace_id
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3, lbs=2)]
 
 HOSTS: Final = {"lb1": "grpc", "lb2": "http"}
 PREFIX: Final = "tidegate.change."
@@ -49,7 +48,7 @@ def backend(lab: Lab, name: str, context: Context, state: str = "active") -> dic
 
 
 @dataclass
-class World:
+class TracedLab:
     """A lab with two LB hosts whose agents export to a receiver each."""
 
     lab: Lab
@@ -98,30 +97,30 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    spec = LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=len(HOSTS))
-    with Lab(spec) as lab:
-        address = str(lab.address(CONTROL))
-        made = World(lab, Control(lab))
-        made.receivers = {lb: Receiver(p, address=address) for lb, p in HOSTS.items()}
-        made.control.put("pools/web", {"max_removed_percent": 40})
-        vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-        made.control.put("vips/www", vip | {"flow_sampling": 65536})
-        for name in ("b1", "b2"):
-            revision = made.put(name, writer())
-        for lb, protocol in HOSTS.items():
-            with netns.entered(lab.node(CONTROL).namespace):
-                made.receivers[lb].start()
-            endpoint = made.receivers[lb].endpoint
-            with config_path(spec, lb).open("a") as file:
-                file.write(TELEMETRY.format(endpoint=endpoint, protocol=protocol))
-            lab.start_agent(lb)
-        with StatusWatch(lab, "lb1") as first, StatusWatch(lab, "lb2") as second:
-            made.status = {"lb1": first, "lb2": second}
-            made.wait_applied(revision)
-            yield made
-        for receiver in made.receivers.values():
-            receiver.stop()
+def traced_lab(shared_lab: Lab) -> Iterator[TracedLab]:
+    """Give the file's lab with agents that have two backends in force and export traces."""
+    lab = shared_lab
+    address = str(lab.address(CONTROL))
+    made = TracedLab(lab, Control(lab))
+    made.receivers = {lb: Receiver(p, address=address) for lb, p in HOSTS.items()}
+    made.control.put("pools/web", {"max_removed_percent": 40})
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    made.control.put("vips/www", vip | {"flow_sampling": 65536})
+    for name in ("b1", "b2"):
+        revision = made.put(name, writer())
+    for lb, protocol in HOSTS.items():
+        with netns.entered(lab.node(CONTROL).namespace):
+            made.receivers[lb].start()
+        endpoint = made.receivers[lb].endpoint
+        with config_path(lab.spec, lb).open("a") as file:
+            file.write(TELEMETRY.format(endpoint=endpoint, protocol=protocol))
+        lab.start_agent(lb)
+    with StatusWatch(lab, "lb1") as first, StatusWatch(lab, "lb2") as second:
+        made.status = {"lb1": first, "lb2": second}
+        made.wait_applied(revision)
+        yield made
+    for receiver in made.receivers.values():
+        receiver.stop()
 
 
 def root_of(spans: list[ReceivedSpan], parent: Context) -> ReceivedSpan:
@@ -139,14 +138,14 @@ def stages(spans: list[ReceivedSpan], parent: ReceivedSpan) -> list[str]:
     return [span.name.removeprefix(PREFIX) for span in below(spans, parent)]
 
 
-def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(world: World) -> None:
+def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(traced_lab: TracedLab) -> None:
     """Below the writer's span: every stage, in order and without a gap, inside its parent."""
     context = writer()
-    world.wait_applied(world.put("b3", context))
+    traced_lab.wait_applied(traced_lab.put("b3", context))
     for lb in HOSTS:
-        world.visit(lb)
+        traced_lab.visit(lb)
     for lb in HOSTS:
-        spans = world.trace(lb, context)
+        spans = traced_lab.trace(lb, context)
         root = root_of(spans, context)
         assert len(spans) == 1 + len(WORK) + len(("read_back", "acknowledge", "first_packet"))
         (fill,) = (span for span in spans if span.name == f"{PREFIX}fill")
@@ -159,7 +158,7 @@ def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(world: World) -> No
         assert children["first_packet"].began == children["swap"].began
         assert root.ended == max(span.ended for span in children.values())
         assert not any(span.error for span in spans)
-        told, status = root.attributes, world.status[lb].current()
+        told, status = root.attributes, traced_lab.status[lb].current()
         assert told["tidegate.change.keys"] == ["pools/web/backends/b3"]
         assert told["tidegate.change.outcome"] == "applied"
         assert (told["tidegate.generation"], told["tidegate.digest"]) == (
@@ -167,58 +166,58 @@ def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(world: World) -> No
         )
 
 
-def test_a_guard_that_refuses_is_an_error_of_the_writers_trace(world: World) -> None:
+def test_a_guard_that_refuses_is_an_error_of_the_writers_trace(traced_lab: TracedLab) -> None:
     """On each host the root, the stage and the refusal have the status' own reason."""
     context = writer()
-    state = {name: backend(world.lab, name, context, "quarantine") for name in ("b1", "b2")}
-    world.put_at_once({f"pools/web/backends/{name}": each for name, each in state.items()})
+    state = {name: backend(traced_lab.lab, name, context, "quarantine") for name in ("b1", "b2")}
+    traced_lab.put_at_once({f"pools/web/backends/{name}": each for name, each in state.items()})
     for lb in HOSTS:
-        seen = world.status[lb].wait("a refusal", lambda status: bool(status["refusals"]))
+        seen = traced_lab.status[lb].wait("a refusal", lambda status: bool(status["refusals"]))
         (reason,) = (each["reason"] for each in seen.status["refusals"])
-        spans = world.trace(lb, context, "acknowledge")
+        spans = traced_lab.trace(lb, context, "acknowledge")
         root = root_of(spans, context)
         assert root.attributes["tidegate.change.outcome"] == "refused"
         assert stages(spans, root) == ["receive", "validate", "guard", "acknowledge"]
         failed = [span for span in spans if span.error]
         assert {s.name for s in failed} == {root.name, f"{PREFIX}guard", f"{PREFIX}refusal"}
         assert {(s.error, s.attributes["error.type"]) for s in failed} == {(reason, "guard")}
-    revision = max(world.put(name, writer()) for name in state)
-    for watch in world.status.values():
+    revision = max(traced_lab.put(name, writer()) for name in state)
+    for watch in traced_lab.status.values():
         watch.wait("no refusal", lambda status: not status["refusals"])
-    world.wait_applied(revision)
+    traced_lab.wait_applied(revision)
 
 
-def test_writes_that_arrive_together_each_have_their_own_trace(world: World) -> None:
+def test_writes_that_arrive_together_each_have_their_own_trace(traced_lab: TracedLab) -> None:
     """One is above the change, the other has a span that is linked to it, and it to that one."""
     contexts = {"b1": writer(), "b2": writer()}
     written = {
-        f"pools/web/backends/{name}": backend(world.lab, name, context) | {"weight": 50}
+        f"pools/web/backends/{name}": backend(traced_lab.lab, name, context) | {"weight": 50}
         for name, context in contexts.items()
     }
-    world.wait_applied(world.put_at_once(written))
+    traced_lab.wait_applied(traced_lab.put_at_once(written))
     above = contexts["b2"]
     for lb in HOSTS:
-        world.visit(lb)
-        (joined,) = world.trace(lb, contexts["b1"], "joined")
+        traced_lab.visit(lb)
+        (joined,) = traced_lab.trace(lb, contexts["b1"], "joined")
         assert joined.parent == contexts["b1"].span_id
-        root = root_of(world.trace(lb, above), above)
+        root = root_of(traced_lab.trace(lb, above), above)
         assert [link.context for link in joined.links] == [root.context]
         assert [link.context for link in root.links] == [joined.context]
         assert joined.attributes["tidegate.generation"] == root.attributes["tidegate.generation"]
         assert joined.attributes["tidegate.change.keys"] == ["pools/web/backends/b1"]
 
 
-def test_a_trace_that_still_waits_is_told_when_the_agent_ends(world: World) -> None:
+def test_a_trace_that_still_waits_is_told_when_the_agent_ends(traced_lab: TracedLab) -> None:
     """Without the packet that did not come, and with what etcd acknowledged."""
     context = writer()
-    world.wait_applied(world.put("b3", context, "drain"))
-    process = world.lab.agents["lb2"]
+    traced_lab.wait_applied(traced_lab.put("b3", context, "drain"))
+    process = traced_lab.lab.agents["lb2"]
     assert process.terminate() == 0
-    spans = world.trace("lb2", context, "acknowledge")
+    spans = traced_lab.trace("lb2", context, "acknowledge")
     names = stages(spans, root_of(spans, context))
     assert ("acknowledge" in names, "first_packet" in names) == (True, False)
     # What it says of durations is in the last metrics.
-    received = world.receivers["lb2"].received
+    received = traced_lab.receivers["lb2"].received
     totals = [
         point.count
         for point in received.points

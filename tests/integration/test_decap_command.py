@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tidegate.lab.plan import NIC, LabSpec
+from tidegate.lab.plan import NIC
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 OURS, STRANGER = "10.254.0.77", "10.253.0.77"
 
@@ -81,17 +81,17 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as built:
-        built.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"])
-        yield built
+def lab_without_decap(shared_lab: Lab) -> Lab:
+    """Give a lab whose backend has nothing that takes packets out of the tunnel."""
+    shared_lab.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"])
+    return shared_lab
 
 
 @pytest.fixture
-def backend(lab: Lab) -> Iterator[Backend]:
+def backend(lab_without_decap: Lab) -> Iterator[Backend]:
     pins = Path(f"/sys/fs/bpf/tgdecap-{secrets.token_hex(4)}")
-    yield Backend(lab, pins)
-    lab.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"])
+    yield Backend(lab_without_decap, pins)
+    lab_without_decap.node("b1").run(["ip", "link", "set", "dev", NIC, "xdp", "off"])
     shutil.rmtree(pins, ignore_errors=True)
 
 

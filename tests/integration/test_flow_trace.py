@@ -2,7 +2,6 @@
 """Flow traces from clients of a lab to a real OTLP receiver: one connection, one span per host."""
 
 import json
-import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ from support.collector.otlp_receiver import Received, ReceivedSpan, Receiver
 from tidegate.lab import netns
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3, lbs=2)]
 
 NAMES = ("b1", "b2", "b3")
 HOSTS = ("lb1", "lb2")
@@ -33,7 +32,7 @@ idle_timeout = 3.0
 
 
 @dataclass
-class World:
+class TracedLab:
     """A lab with two LB hosts whose agents export to a receiver on the control node."""
 
     lab: Lab
@@ -75,27 +74,27 @@ def of(received: Received, port: int) -> list[ReceivedSpan]:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    spec = LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=2)
-    with Lab(spec) as lab:
-        receiver = Receiver(address=str(lab.address(CONTROL)))
-        with netns.entered(lab.node(CONTROL).namespace):
-            receiver.start()
-        control = Control(lab)
-        # Without windows no host takes a flow that another hands over for one from before a change.
-        control.put("pools/web", {"transition_window": 0})
-        vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-        control.put("vips/www", vip | {"flow_sampling": 65536})
-        for lb in HOSTS:
-            with config_path(spec, lb).open("a") as file:
-                file.write(TELEMETRY.format(endpoint=receiver.endpoint))
-            lab.start_agent(lb)
-        with StatusWatch(lab, "lb1") as first, StatusWatch(lab, "lb2") as second:
-            made = World(lab, receiver, control, {"lb1": first, "lb2": second})
-            for name in NAMES:
-                made.backend(name)
-            yield made
-        receiver.stop()
+def traced_lab(shared_lab: Lab) -> Iterator[TracedLab]:
+    """Give the file's lab with agents that have three backends in force and export traces."""
+    lab = shared_lab
+    receiver = Receiver(address=str(lab.address(CONTROL)))
+    with netns.entered(lab.node(CONTROL).namespace):
+        receiver.start()
+    control = Control(lab)
+    # Without windows no host takes a flow that another hands over for one from before a change.
+    control.put("pools/web", {"transition_window": 0})
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    control.put("vips/www", vip | {"flow_sampling": 65536})
+    for lb in HOSTS:
+        with config_path(lab.spec, lb).open("a") as file:
+            file.write(TELEMETRY.format(endpoint=receiver.endpoint))
+        lab.start_agent(lb)
+    with StatusWatch(lab, "lb1") as first, StatusWatch(lab, "lb2") as second:
+        made = TracedLab(lab, receiver, control, {"lb1": first, "lb2": second})
+        for name in NAMES:
+            made.backend(name)
+        yield made
+    receiver.stop()
 
 
 def exchange(connection: socket.socket) -> str:
@@ -104,10 +103,10 @@ def exchange(connection: socket.socket) -> str:
     return connection.recv(4096).decode().splitlines()[-1]
 
 
-def test_a_connection_of_curl_is_one_span(world: World) -> None:
+def test_a_connection_of_curl_is_one_span(traced_lab: TracedLab) -> None:
     """With the backend that answered, the generation in force, and the host in the resource."""
-    world.route("lb1")
-    generation = world.status["lb1"].wait("a status", lambda _: True).status["generation"]
+    traced_lab.route("lb1")
+    generation = traced_lab.status["lb1"].wait("a status", lambda _: True).status["generation"]
     command = [
         "curl",
         "-sS",
@@ -115,16 +114,19 @@ def test_a_connection_of_curl_is_one_span(world: World) -> None:
         "20",
         "-w",
         "\n%{local_port}",
-        f"http://{world.lab.vip4()}/",
+        f"http://{traced_lab.lab.vip4()}/",
     ]
-    answer, port = world.lab.client(1).run(command).stdout.split()
-    (span,) = world.flows(int(port), 1)
+    answer, port = traced_lab.lab.client(1).run(command).stdout.split()
+    (span,) = traced_lab.flows(int(port), 1)
     said = span.attributes
     assert (said["tidegate.vip"], said["tidegate.pool"], said["tidegate.backend"]) == (
         *("www", "web", answer),
     )
-    assert said["source.address"] == str(world.lab.address("client1"))
-    assert (said["destination.address"], said["destination.port"]) == (str(world.lab.vip4()), 80)
+    assert said["source.address"] == str(traced_lab.lab.address("client1"))
+    assert (said["destination.address"], said["destination.port"]) == (
+        str(traced_lab.lab.vip4()),
+        80,
+    )
     assert said["tidegate.generation.first"] == said["tidegate.generation"] == generation
     assert said["tidegate.flow.end"] == "finished"
     assert span.resource["host.name"] == "lb1"
@@ -132,34 +134,34 @@ def test_a_connection_of_curl_is_one_span(world: World) -> None:
     assert span.parent == 0
 
 
-def test_a_connection_moved_to_another_host_is_one_trace(world: World) -> None:
+def test_a_connection_moved_to_another_host_is_one_trace(traced_lab: TracedLab) -> None:
     """The second host's span is a child of the first one's, with the same backend."""
-    world.route("lb1")
-    with world.connection() as (connection, port):
+    traced_lab.route("lb1")
+    with traced_lab.connection() as (connection, port):
         name = exchange(connection)
-        world.route("lb2")
+        traced_lab.route("lb2")
         assert exchange(connection) == name
-    first, second = world.flows(port, 2)
+    first, second = traced_lab.flows(port, 2)
     assert [span.resource["host.name"] for span in (first, second)] == ["lb1", "lb2"]
     assert [span.attributes["tidegate.backend"] for span in (first, second)] == [name, name]
     assert first.context in (second.context._replace(span_id=second.parent), *linked(second))
     assert second.attributes["tidegate.flow.end"] == "finished"
 
 
-def test_a_connection_that_loses_its_backend_links_to_the_change(world: World) -> None:
+def test_a_connection_that_loses_its_backend_links_to_the_change(traced_lab: TracedLab) -> None:
     """The link leads to the root of the trace of the write that took the backend away."""
-    world.route("lb1")
-    with world.connection() as (connection, port):
+    traced_lab.route("lb1")
+    with traced_lab.connection() as (connection, port):
         name = exchange(connection)
-        world.backend(name, "quarantine")
+        traced_lab.backend(name, "quarantine")
         connection.sendall(b"GET / HTTP/1.1\r\nHost: www\r\n\r\n")
         assert lost(connection)
-    world.backend(name)
-    (span,) = world.flows(port, 1)
+    traced_lab.backend(name)
+    (span,) = traced_lab.flows(port, 1)
     (moved,) = [event for event in span.events if event.name == "tidegate.flow.moved"]
     assert moved.attributes["tidegate.backend.before"] == name
     (change,) = linked(span)
-    found = world.receiver.wait_for(lambda received: received.trace(change.trace_id))
+    found = traced_lab.receiver.wait_for(lambda received: received.trace(change.trace_id))
     (root,) = [each for each in found.spans if each.context == change]
     assert root.name == "tidegate.change"
     assert f"pools/web/backends/{name}" in "".join(root.attributes["tidegate.change.keys"])
@@ -177,19 +179,19 @@ def lost(connection: socket.socket) -> bool:
         return True
 
 
-def test_the_command_prints_events_beside_the_agent(world: World) -> None:
+def test_the_command_prints_events_beside_the_agent(traced_lab: TracedLab) -> None:
     """`tidegate events -c` is served by the agent, which goes on making spans."""
-    world.route("lb1")
+    traced_lab.route("lb1")
     command = [sys.executable, "-m", "tidegate.cli.main", "events", "--json", "-n", "1", "-c"]
-    reader = world.lab.node("lb1").popen(
-        [*command, str(config_path(world.lab.spec, "lb1"))], stdout=-1
+    reader = traced_lab.lab.node("lb1").popen(
+        [*command, str(config_path(traced_lab.lab.spec, "lb1"))], stdout=-1
     )
     with reader:
         while reader.poll() is None:
-            world.lab.client(1).run(
-                ["curl", "-sS", "--max-time", "20", f"http://{world.lab.vip4()}/"]
+            traced_lab.lab.client(1).run(
+                ["curl", "-sS", "--max-time", "20", f"http://{traced_lab.lab.vip4()}/"]
             )
         assert reader.returncode == 0
         event = json.loads(reader.stdout.read())
     assert event["vip"] == "www"
-    world.flows(event["source_port"], 1)
+    traced_lab.flows(event["source_port"], 1)

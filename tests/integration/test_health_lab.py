@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.etcd.in_lab import etcd_pid
-from support.lab.health_rack import (
-    Fleet,
+from support.lab.checked_lab import (
+    CheckedLab,
     Status,
     answers_to,
     assert_others_untouched,
+    build_lab,
     measured,
     packets_to,
-    rack,
     web,
 )
 from support.lab.long_flows import Newcomers
@@ -58,9 +58,9 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
+def checked_lab() -> Iterator[CheckedLab]:
     pools = {"web": {"health": HEALTH}}
-    with rack({"backends": 4, "lbs": 2}, pools, web, {"b4": 6}, QUICK) as found:
+    with build_lab({"backends": 4, "lbs": 2}, pools, web, {"b4": 6}, QUICK) as found:
         found.wait_for_states({"healthy": 8})
         yield found
 
@@ -128,22 +128,24 @@ FAILURES: dict[str, tuple[Change, Change]] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failure_is_found_and_healed(fleet: Fleet, failure: str, record_property: Record) -> None:
+def test_a_failure_is_found_and_healed(
+    checked_lab: CheckedLab, failure: str, record_property: Record
+) -> None:
     """Both hosts take the backend out, no client meets it, and it returns when it is mended."""
     fail, mend = FAILURES[failure]
-    with fleet.flows() as flows:
+    with checked_lab.flows() as flows:
         flows.fails_now()
-        fail(fleet.lab)
+        fail(checked_lab.lab)
         try:
-            found_at = fleet.unhealthy(1)
-            assert fleet.answering() == {"b2", "b3", "b4"}
+            found_at = checked_lab.unhealthy(1)
+            assert checked_lab.answering() == {"b2", "b3", "b4"}
             flows.settle(["b1"])
             flows.ended(["b1"])
         finally:
-            mend(fleet.lab)
+            mend(checked_lab.lab)
         mended = time.monotonic()
-        back = fleet.unhealthy(0) - mended
-        fleet.hears("b1")
+        back = checked_lab.unhealthy(0) - mended
+        checked_lab.hears("b1")
         flows.settle(["b1"])
         moved = flows.outcome("udp", ["b1"])
         assert moved.moved == moved.flows > 0
@@ -151,22 +153,24 @@ def test_a_failure_is_found_and_healed(fleet: Fleet, failure: str, record_proper
         record_property("health", measured(failure, flows, ["b1"], found_at, back))
 
 
-def test_a_blind_host_says_so_and_takes_nothing_out(fleet: Fleet, record_property: Record) -> None:
+def test_a_blind_host_says_so_and_takes_nothing_out(
+    checked_lab: CheckedLab, record_property: Record
+) -> None:
     """A host that no answers reach is degraded, and no flow moves or breaks for it."""
-    blind, seeing = fleet.statuses
-    with fleet.flows() as flows:
+    blind, seeing = checked_lab.statuses
+    with checked_lab.flows() as flows:
         flows.fails_now()
-        answers_to(fleet.lab, "lb1", ALL, lost=True)
+        answers_to(checked_lab.lab, "lb1", ALL, lost=True)
         try:
             found_at = blind.wait("blind", lambda s: s["health"]["blind"], timeout=20).at
             blind.wait("degraded", lambda s: "path is broken" in s["reason"], timeout=20)
-            fleet.unhealthy(0)
-            assert fleet.answering(60) == set(ALL)
+            checked_lab.unhealthy(0)
+            assert checked_lab.answering(60) == set(ALL)
             seeing.wait("not blind", lambda s: not s["health"]["blind"], timeout=20)
         finally:
-            answers_to(fleet.lab, "lb1", ALL, lost=False)
+            answers_to(checked_lab.lab, "lb1", ALL, lost=False)
         mended = time.monotonic()
-        fleet.wait_for_states({"healthy": 8})
+        checked_lab.wait_for_states({"healthy": 8})
         back = blind.wait("synced", lambda s: s["state"] == "synced", timeout=20).at - mended
         flows.settle()
         assert_others_untouched(flows, ())
@@ -178,51 +182,51 @@ def keeps_the_dead(status: Status) -> bool:
     return bool(health["broken_checker"] or health["panics"] == ["web"])
 
 
-def test_all_backends_dead_are_kept(fleet: Fleet, record_property: Record) -> None:
+def test_all_backends_dead_are_kept(checked_lab: CheckedLab, record_property: Record) -> None:
     """With all backends dead nothing stays out, and both hosts say why.
 
     Which reason they give depends on how far apart the failures were found: a broken checker
     within two intervals, a panic of the pool beyond that.
     """
-    with fleet.flows() as flows:
+    with checked_lab.flows() as flows:
         flows.fails_now()
         for name in ALL:
-            fleet.lab.stop_http(name)
+            checked_lab.lab.stop_http(name)
         try:
-            found_at = fleet.wait("all kept", keeps_the_dead)
-            fleet.unhealthy(0)
+            found_at = checked_lab.wait("all kept", keeps_the_dead)
+            checked_lab.unhealthy(0)
             flows.settle(ALL)
         finally:
             for name in ALL:
-                fleet.lab.start_http(name)
+                checked_lab.lab.start_http(name)
         mended = time.monotonic()
-        fleet.wait_for_states({"healthy": 8})
+        checked_lab.wait_for_states({"healthy": 8})
         back = (
-            fleet.wait(
+            checked_lab.wait(
                 "all back", lambda s: s["state"] == "synced" and not s["backends"]["unhealthy"]
             )
             - mended
         )
-        assert fleet.answering(60) == set(ALL)
+        assert checked_lab.answering(60) == set(ALL)
         row = measured("all dead (kept)", flows, ALL, found_at, back)
         record_property("health", row)
 
 
 def test_an_agent_that_starts_again_leaves_the_dead_out(
-    fleet: Fleet, record_property: Record
+    checked_lab: CheckedLab, record_property: Record
 ) -> None:
     """A backend that is dead gets nothing at all while an agent ends and another one starts."""
-    told, other = fleet.statuses
-    with fleet.flows() as flows, Newcomers(fleet.lab) as newcomers:
+    told, other = checked_lab.statuses
+    with checked_lab.flows() as flows, Newcomers(checked_lab.lab) as newcomers:
         flows.fails_now()
-        fleet.lab.stop_http("b1")
+        checked_lab.lab.stop_http("b1")
         try:
-            found_at = fleet.unhealthy(1)
+            found_at = checked_lab.unhealthy(1)
             flows.moved(["b1"])
             out = time.monotonic()
             before = told.current()["started_at"]
-            fleet.lab.agents["lb1"].terminate()
-            fleet.lab.agents["lb1"].restart()
+            checked_lab.lab.agents["lb1"].terminate()
+            checked_lab.lab.agents["lb1"].restart()
             counts: list[int] = []
 
             def knows(status: Status) -> bool:
@@ -232,15 +236,15 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
                 return bool(status["state"] == "synced")
 
             told.wait("another agent", knows, timeout=60)
-            fleet.wait_for_states({"healthy": 6, "unhealthy": 2})
+            checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
             newcomers.wait_for_more(50)
             assert newcomers.since(out).keys() == {"b2", "b3", "b4"}
             assert set(counts) == {1}
         finally:
-            fleet.lab.start_http("b1")
+            checked_lab.lab.start_http("b1")
         mended = time.monotonic()
-        back = fleet.unhealthy(0) - mended
-        fleet.hears("b1")
+        back = checked_lab.unhealthy(0) - mended
+        checked_lab.hears("b1")
         flows.settle(["b1"])
         assert_others_untouched(flows, ["b1"])
         assert other.current()["state"] == "synced"
@@ -248,30 +252,30 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
 
 
 def test_without_etcd_a_host_goes_by_its_own_findings(
-    fleet: Fleet, record_property: Record
+    checked_lab: CheckedLab, record_property: Record
 ) -> None:
     """A backend that dies while etcd is away is out, and stays out when etcd comes back."""
-    etcd = etcd_pid(fleet.lab)
-    with fleet.flows() as flows, Newcomers(fleet.lab) as newcomers:
+    etcd = etcd_pid(checked_lab.lab)
+    with checked_lab.flows() as flows, Newcomers(checked_lab.lab) as newcomers:
         os.kill(etcd, signal.SIGSTOP)
         try:
             flows.fails_now()
-            fleet.lab.stop_http("b1")
+            checked_lab.lab.stop_http("b1")
             flows.moved(["b1"])
             out = newcomers.gone("b1")
             newcomers.wait_for_more(200)  # longer than the verdicts' lease lasts
         finally:
             os.kill(etcd, signal.SIGCONT)
         try:
-            fleet.wait_for_states({"healthy": 6, "unhealthy": 2})
-            fleet.unhealthy(1)
+            checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
+            checked_lab.unhealthy(1)
             newcomers.wait_for_more(300)  # longer than a host goes on by itself
             assert newcomers.gone("b1", 1) == out
         finally:
-            fleet.lab.start_http("b1")
+            checked_lab.lab.start_http("b1")
         mended = time.monotonic()
-        back = fleet.unhealthy(0) - mended
-        fleet.hears("b1")
+        back = checked_lab.unhealthy(0) - mended
+        checked_lab.hears("b1")
         flows.settle(["b1"])
         assert_others_untouched(flows, ["b1"])
         record_property("health", measured("killed, etcd away", flows, ["b1"], out, back))

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from support.lab.health_rack import (
+from support.lab.checked_lab import (
     VERDICTS,
-    Fleet,
+    CheckedLab,
     Status,
     answers_to,
     assert_others_untouched,
+    build_lab,
     measured,
     of_pools,
-    rack,
 )
 from support.lab.long_flows import Flows
 from tidegate.keyspace.status.document import rfc3339
@@ -47,7 +47,7 @@ def vips(lab: Lab) -> Mapping[str, Mapping[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
+def checked_lab() -> Iterator[CheckedLab]:
     health: dict[str, dict[str, Any]] = {
         mode: {"mode": mode, "hold_down": 0, "panic_percent": 30} for mode in NUMBERS
     }
@@ -55,7 +55,7 @@ def fleet() -> Iterator[Fleet]:
         health[mode]["check"] = CHECK
     pools = {mode: {"health": each} for mode, each in health.items()}
     size = {"backends": len(ALL), "lbs": 2, "vips": len(NUMBERS)}
-    with rack(size, pools, vips, {"b3": 6}) as found:
+    with build_lab(size, pools, vips, {"b3": 6}) as found:
         for host in (REACHING, NOT_REACHING):
             verdict(found, host, "fleet", ALL, "healthy")
         found.wait_for_states(ALL_WELL)
@@ -63,16 +63,18 @@ def fleet() -> Iterator[Fleet]:
         yield found
 
 
-def flows_of(fleet: Fleet, pool: str, each: int = 16) -> Flows:
+def flows_of(checked_lab: CheckedLab, pool: str, each: int = 16) -> Flows:
     """Long-lived flows through a pool's VIP; the router spreads them over all hosts."""
-    return Flows(fleet.lab, [str(fleet.lab.vip4(NUMBERS[pool]))], ALL, each=each)
+    return Flows(checked_lab.lab, [str(checked_lab.lab.vip4(NUMBERS[pool]))], ALL, each=each)
 
 
 def out(count: int) -> Callable[[Status], bool]:
     return lambda status: bool(status["backends"]["unhealthy"] == count)
 
 
-def verdict(fleet: Fleet, host: str, pool: str, backends: Iterable[str], state: str) -> None:
+def verdict(
+    checked_lab: CheckedLab, host: str, pool: str, backends: Iterable[str], state: str
+) -> None:
     """Writes a host's or an operator's word with etcdctl."""
     word = {
         "state": state,
@@ -81,55 +83,57 @@ def verdict(fleet: Fleet, host: str, pool: str, backends: Iterable[str], state: 
         "recovered": False,
     }
     for backend in backends:
-        fleet.lab.etcdctl("put", f"{VERDICTS}{host}/{pool}/{backend}", json.dumps(word))
+        checked_lab.lab.etcdctl("put", f"{VERDICTS}{host}/{pool}/{backend}", json.dumps(word))
 
 
 @contextmanager
-def unreached(fleet: Fleet, backends: Iterable[str]) -> Iterator[None]:
+def unreached(checked_lab: CheckedLab, backends: Iterable[str]) -> Iterator[None]:
     """Two of the four hosts, an agent and one of verdicts only, do not reach these backends."""
-    answers_to(fleet.lab, "lb1", backends, lost=True)
-    verdict(fleet, NOT_REACHING, "fleet", backends, "unhealthy")
+    answers_to(checked_lab.lab, "lb1", backends, lost=True)
+    verdict(checked_lab, NOT_REACHING, "fleet", backends, "unhealthy")
     try:
         yield
     finally:
-        answers_to(fleet.lab, "lb1", backends, lost=False)
-        verdict(fleet, NOT_REACHING, "fleet", backends, "healthy")
+        answers_to(checked_lab.lab, "lb1", backends, lost=False)
+        verdict(checked_lab, NOT_REACHING, "fleet", backends, "healthy")
 
 
-def test_an_operators_verdict_takes_out_and_lets_in(fleet: Fleet, record_property: Record) -> None:
+def test_an_operators_verdict_takes_out_and_lets_in(
+    checked_lab: CheckedLab, record_property: Record
+) -> None:
     """With `external` a word in etcd is obeyed by all hosts, on that pool alone, as is its end."""
-    with flows_of(fleet, "external") as flows:
+    with flows_of(checked_lab, "external") as flows:
         flows.fails_now()
-        verdict(fleet, "operator", "external", ["b1"], "unhealthy")
+        verdict(checked_lab, "operator", "external", ["b1"], "unhealthy")
         try:
-            found_at = fleet.unhealthy(1)
+            found_at = checked_lab.unhealthy(1)
             flows.moved(["b1"])
             flows.ended(["b1"])
             flows.settle(["b1"])
             since = time.monotonic()
-            verdict(fleet, "operator", "external", ["b1"], "healthy")
-            back = fleet.unhealthy(0) - since
+            verdict(checked_lab, "operator", "external", ["b1"], "healthy")
+            back = checked_lab.unhealthy(0) - since
             flows.settle(["b1"])
             assert_others_untouched(flows, ["b1"])
             row = measured("external verdict", flows, ["b1"], found_at, back)
         finally:
-            fleet.lab.etcdctl("del", f"{VERDICTS}operator/external/b1")
+            checked_lab.lab.etcdctl("del", f"{VERDICTS}operator/external/b1")
         assert flows.outcome("udp", ["b1"]).moved > 0
-        fleet.unhealthy(0)
+        checked_lab.unhealthy(0)
         record_property("health", row)
 
 
 def test_an_even_split_takes_nothing_out_but_of_a_local_pool(
-    fleet: Fleet, record_property: Record
+    checked_lab: CheckedLab, record_property: Record
 ) -> None:
     """Two of four hosts find b1 dead: it stays; with `local` the one that does takes it out."""
-    finding, other = fleet.statuses
+    finding, other = checked_lab.statuses
     # So many that some of b1's are on each of the hosts, but for one run in some thousands.
-    with flows_of(fleet, "fleet") as flows, flows_of(fleet, "local", 48) as own:
+    with flows_of(checked_lab, "fleet") as flows, flows_of(checked_lab, "local", 48) as own:
         for each in (flows, own):
             each.fails_now()
-        with unreached(fleet, ["b1"]):
-            fleet.wait_for_verdicts(lambda v: dead(v, "fleet") == ["lb1", NOT_REACHING])
+        with unreached(checked_lab, ["b1"]):
+            checked_lab.wait_for_verdicts(lambda v: dead(v, "fleet") == ["lb1", NOT_REACHING])
             split_at = time.monotonic()
             found_at = finding.wait("b1 out", out(1), timeout=20).at
             other.wait("b1 in", out(0), timeout=20)
@@ -140,8 +144,8 @@ def test_an_even_split_takes_nothing_out_but_of_a_local_pool(
             assert 0 < moved.moved < moved.flows, "the router spreads b1's flows over both hosts"
             assert_others_untouched(own, ["b1"])
         mended = time.monotonic()
-        back = fleet.unhealthy(0) - mended
-        fleet.wait_for_states(ALL_WELL)
+        back = checked_lab.unhealthy(0) - mended
+        checked_lab.wait_for_states(ALL_WELL)
         flows.settle()
         assert_others_untouched(flows, ())
         record_property("health", measured("even split: fleet", flows, (), split_at))
@@ -154,22 +158,24 @@ def dead(verdicts: Mapping[str, Any], pool: str) -> list[str]:
     return sorted(key.partition("/")[0] for key, state in ours.items() if state == "unhealthy")
 
 
-def test_two_of_four_blind_hosts_take_nothing_out(fleet: Fleet, record_property: Record) -> None:
+def test_two_of_four_blind_hosts_take_nothing_out(
+    checked_lab: CheckedLab, record_property: Record
+) -> None:
     """Half of the hosts reach nothing: such a one is degraded, others are not, no flow moves."""
-    blind, seeing = fleet.statuses
-    with flows_of(fleet, "fleet") as flows:
+    blind, seeing = checked_lab.statuses
+    with flows_of(checked_lab, "fleet") as flows:
         flows.fails_now()
-        with unreached(fleet, ALL):
+        with unreached(checked_lab, ALL):
             found_at = blind.wait("blind", lambda s: s["health"]["blind"], timeout=20).at
             blind.wait("degraded", lambda s: "path is broken" in s["reason"], timeout=20)
             assert blind.current()["state"] == "degraded"
             flows.settle()
-            fleet.unhealthy(0)
+            checked_lab.unhealthy(0)
             seeing.wait("synced", lambda s: s["state"] == "synced", timeout=20)
             assert not seeing.current()["health"]["blind"]
             assert_others_untouched(flows, ())
         mended = time.monotonic()
-        fleet.wait_for_states(ALL_WELL)
+        checked_lab.wait_for_states(ALL_WELL)
         back = blind.wait("synced", lambda s: s["state"] == "synced", timeout=20).at - mended
         flows.settle()
         assert_others_untouched(flows, ())

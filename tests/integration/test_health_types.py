@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 import dns.rcode
 import pytest
 
-from support.lab.health_rack import Fleet, Status, assert_others_untouched, measured, of_pools, rack
+from support.lab.checked_lab import (
+    CheckedLab,
+    Status,
+    assert_others_untouched,
+    build_lab,
+    measured,
+    of_pools,
+)
 from support.lab.long_flows import Flows
 from support.lab.responders import DNS_PORT, GRPC_PORT, NAME, PAGE_PORT, WELL, Responders
 from tidegate.lab import wiring
@@ -47,15 +54,15 @@ PORTS = {
 }
 
 
-class Bench(NamedTuple):
-    """A rack of one host whose backends have a server for each type of check."""
+class RespondingLab(NamedTuple):
+    """A lab of one host whose backends have a server for each type of check."""
 
-    fleet: Fleet
+    checked_lab: CheckedLab
     servers: Mapping[str, Responders]
 
     def flows(self, pool: str) -> Flows:
         """Long-lived flows through a pool's VIP."""
-        lab, number = self.fleet.lab, NUMBERS[pool]
+        lab, number = self.checked_lab.lab, NUMBERS[pool]
         vip = lab.vip6(number) if pool == "six" else lab.vip4(number)
         return Flows(lab, [str(vip)], [node.name for node in lab.backends()])
 
@@ -67,7 +74,7 @@ def vips(lab: Lab) -> Mapping[str, Mapping[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+def responding_lab() -> Iterator[RespondingLab]:
     def pool(name: str) -> Mapping[str, Any]:
         hold = HOLD if name == "flap" else 0
         check = PACE | CHECKS[name]
@@ -75,38 +82,38 @@ def bench() -> Iterator[Bench]:
 
     pools = {name: pool(name) for name in CHECKS}
     size = {"backends": 3, "lbs": 1, "vips": len(CHECKS)}
-    with rack(size, pools, vips, {"b3": 6}) as fleet, ExitStack() as stack:
+    with build_lab(size, pools, vips, {"b3": 6}) as checked_lab, ExitStack() as stack:
         servers = {
-            node.name: stack.enter_context(Responders(node, fleet.lab.vip4(NUMBERS["dns"])))
-            for node in fleet.lab.backends()
+            node.name: stack.enter_context(Responders(node, checked_lab.lab.vip4(NUMBERS["dns"])))
+            for node in checked_lab.lab.backends()
         }
-        fleet.wait_for_states({"healthy": 3 * len(CHECKS)})
-        fleet.unhealthy(0)
-        yield Bench(fleet, servers)
+        checked_lab.wait_for_states({"healthy": 3 * len(CHECKS)})
+        checked_lab.unhealthy(0)
+        yield RespondingLab(checked_lab, servers)
 
 
-Change = Callable[[Bench], object]
+Change = Callable[[RespondingLab], object]
 
 
 def to(**values: object) -> Change:
     """Changes how b1's servers answer."""
 
-    def change(bench: Bench) -> None:
+    def change(responding_lab: RespondingLab) -> None:
         for name, value in values.items():
-            setattr(bench.servers["b1"], name, value)
+            setattr(responding_lab.servers["b1"], name, value)
 
     return change
 
 
 def rpc(*, serving: bool) -> Change:
-    return lambda bench: bench.servers["b1"].serving(yes=serving)
+    return lambda lab: lab.servers["b1"].serving(yes=serving)
 
 
 def echo(number: signal.Signals) -> Change:
     """Sends a signal to b1's UDP server."""
 
-    def change(bench: Bench) -> None:
-        nodes = {node["name"]: node for node in bench.fleet.lab.status()["nodes"]}
+    def change(responding_lab: RespondingLab) -> None:
+        nodes = {node["name"]: node for node in responding_lab.checked_lab.lab.status()["nodes"]}
         mine = [p["pid"] for p in nodes["b1"]["processes"] if "echo.py" in p["command"]]
         assert len(mine) == 1
         os.kill(mine[0], number)
@@ -114,14 +121,14 @@ def echo(number: signal.Signals) -> Change:
     return change
 
 
-def forget_vip6(bench: Bench) -> None:
-    lab = bench.fleet.lab
+def forget_vip6(responding_lab: RespondingLab) -> None:
+    lab = responding_lab.checked_lab.lab
     address = f"{lab.vip6(NUMBERS['six'])}/128"
     lab.node("b1").run(["ip", "addr", "del", address, "dev", "lo"])
 
 
-def know_vip6(bench: Bench) -> None:
-    lab = bench.fleet.lab
+def know_vip6(responding_lab: RespondingLab) -> None:
+    lab = responding_lab.checked_lab.lab
     wiring.add_loopback_address(lab.node("b1").namespace, lab.vip6(NUMBERS["six"]))
 
 
@@ -143,24 +150,24 @@ FAILURES: dict[str, tuple[str, str, Change, Change]] = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_each_check_finds_what_it_looks_for(
-    bench: Bench, failure: str, record_property: Record
+    responding_lab: RespondingLab, failure: str, record_property: Record
 ) -> None:
     """The backend is out of that pool alone, for the reason that is true, and returns when well."""
     pool, words, fail, mend = FAILURES[failure]
-    fleet = bench.fleet
-    with bench.flows(pool) as flows:
+    checked_lab = responding_lab.checked_lab
+    with responding_lab.flows(pool) as flows:
         flows.fails_now()
-        fail(bench)
+        fail(responding_lab)
         try:
-            found_at = fleet.unhealthy(1)
+            found_at = checked_lab.unhealthy(1)
             flows.moved(["b1"])
             flows.ended(["b1"])
             flows.settle(["b1"])
-            ill = {k: v for k, v in fleet.verdicts().items() if v["state"] == "unhealthy"}
+            ill = {k: v for k, v in checked_lab.verdicts().items() if v["state"] == "unhealthy"}
         finally:
-            mend(bench)
+            mend(responding_lab)
         mended = time.monotonic()
-        back = fleet.unhealthy(0) - mended
+        back = checked_lab.unhealthy(0) - mended
         flows.settle(["b1"])
         assert list(ill) == [f"lb1/{pool}/b1"]
         assert words in ill[f"lb1/{pool}/b1"]["reason"]
@@ -173,9 +180,11 @@ def test_each_check_finds_what_it_looks_for(
 FLAPS = 3
 
 
-def test_a_flapping_backend_is_held_down(bench: Bench, record_property: Record) -> None:
+def test_a_flapping_backend_is_held_down(
+    responding_lab: RespondingLab, record_property: Record
+) -> None:
     """However often it changes: it is out, in, out and then held, and so are its flows."""
-    fleet, server = bench.fleet, bench.servers["b1"]
+    checked_lab, server = responding_lab.checked_lab, responding_lab.servers["b1"]
     counts: list[int] = []
     ended = 0.0
 
@@ -193,13 +202,13 @@ def test_a_flapping_backend_is_held_down(bench: Bench, record_property: Record) 
         counts.append(status["backends"]["unhealthy"])
         return not flapping.is_alive() and counts[-1] == 0
 
-    with bench.flows("flap") as flows:
+    with responding_lab.flows("flap") as flows:
         flows.fails_now()
         flapping.start()
         try:
-            found_at = fleet.unhealthy(1)
+            found_at = checked_lab.unhealthy(1)
             counts.append(1)
-            back = fleet.statuses[0].wait("back", is_over, timeout=60).at
+            back = checked_lab.statuses[0].wait("back", is_over, timeout=60).at
         finally:
             flapping.join()
         flows.settle(["b1"])

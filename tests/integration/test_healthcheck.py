@@ -3,7 +3,6 @@
 
 import json
 import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from tidegate.dataplane.tunnel.tunnel import Decap, attach_decap
 from tidegate.errors import LabError
 from tidegate.lab import netns
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import NIC, OUTER4, OUTER6, LabSpec
+from tidegate.lab.plan import NIC, OUTER4, OUTER6
 from tidegate.lab.rack import Lab
 from tidegate.model.address import packed
 from tidegate.model.constants import MAX_BACKENDS
@@ -29,7 +28,7 @@ from tidegate.model.decision import Reason
 from tidegate.spec.decap import ANYTHING, Accept, Outcome
 from tidegate.spec.healthcheck import mark_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 LB = "lb1"
 FAMILY = {"b1": 4, "b2": 6, "b3": 4}
@@ -61,28 +60,24 @@ def ask(lab: Lab, address: object, mark: int, body: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
-
-
-@pytest.fixture(scope="module")
-def status(lab: Lab) -> Iterator[StatusWatch]:
-    with StatusWatch(lab, LB) as watch:
+def status(shared_lab: Lab) -> Iterator[StatusWatch]:
+    with StatusWatch(shared_lab, LB) as watch:
         yield watch
 
 
 @pytest.fixture(scope="module")
-def control(lab: Lab, status: StatusWatch) -> Control:
+def control(shared_lab: Lab, status: StatusWatch) -> Control:
     """A control system, and an agent that has its documents in force."""
-    control = Control(lab)
+    control = Control(shared_lab)
     control.put("pools/web", {})
     for name, family in FAMILY.items():
-        control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name, family))})
-    for vip in (lab.vip4(), lab.vip6()):
+        control.put(
+            f"pools/web/backends/{name}", {"address": str(shared_lab.address(name, family))}
+        )
+    for vip in (shared_lab.vip4(), shared_lab.vip6()):
         document = {"address": str(vip), "port": 80, "protocol": "tcp", "pool": "web"}
         written = control.put(f"vips/web{vip.version}", document)
-    lab.start_agent(LB)
+    shared_lab.start_agent(LB)
     status.wait("synced", lambda s: s["state"] == "synced", timeout=20)
     status.wait_applied(written.revision)
     return control
@@ -103,14 +98,14 @@ def pinned(lab: Lab) -> Iterator[dict[str, int]]:
 
 
 @pytest.fixture
-def probes(lab: Lab, control: Control) -> Iterator[Probes]:
+def probes(shared_lab: Lab, control: Control) -> Iterator[Probes]:
     """The program over the agent's maps, at the egress of the load balancer."""
     build = programs.Build(b"any seed", OUTER4, OUTER6)
-    with pinned(lab) as maps, Probes(build, maps) as loaded:
-        with netns.entered(lab.node(LB).namespace):
+    with pinned(shared_lab) as maps, Probes(build, maps) as loaded:
+        with netns.entered(shared_lab.node(LB).namespace):
             loaded.attach(NIC)
         yield loaded
-        with netns.entered(lab.node(LB).namespace):
+        with netns.entered(shared_lab.node(LB).namespace):
             detach_probes(NIC)
 
 
@@ -130,64 +125,66 @@ def marks(lab: Lab) -> dict[str, int]:
 
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
 def test_a_marked_connection_reaches_the_backend_of_its_mark(
-    lab: Lab, control: Control, status: StatusWatch, probes: Probes, encapsulation: str
+    shared_lab: Lab, control: Control, status: StatusWatch, probes: Probes, encapsulation: str
 ) -> None:
     """IPIP, 6-in-4, IP4IP6 and IP6IP6, and GUE over both families, through both VIPs."""
     status.wait_applied(control.put("pools/web", {"encapsulation": encapsulation}).revision)
-    for vip in (lab.vip4(), lab.vip6()):
-        for name, mark in marks(lab).items():
-            assert Counter(ask(lab, vip, mark) for _ in range(4)) == {name: 4}
+    for vip in (shared_lab.vip4(), shared_lab.vip6()):
+        for name, mark in marks(shared_lab).items():
+            assert Counter(ask(shared_lab, vip, mark) for _ in range(4)) == {name: 4}
     counts = probes.counters()
     assert set(counts) == {Reason.NONE}
     assert counts[Reason.NONE] >= 2 * 3 * 4 * 4  # SYN, ACK, request, FIN at the least
 
 
-def test_without_a_mark_the_host_is_balanced_like_a_client(lab: Lab, probes: Probes) -> None:
+def test_without_a_mark_the_host_is_balanced_like_a_client(shared_lab: Lab, probes: Probes) -> None:
     """Its own connections go out plain, come back to the balancer, and spread over the backends."""
-    assert {ask(lab, lab.vip4(), 0) for _ in range(24)} == set(FAMILY)
+    assert {ask(shared_lab, shared_lab.vip4(), 0) for _ in range(24)} == set(FAMILY)
     assert not probes.counters()
 
 
 def test_a_quarantined_backend_can_still_be_probed(
-    lab: Lab, control: Control, status: StatusWatch, probes: Probes
+    shared_lab: Lab, control: Control, status: StatusWatch, probes: Probes
 ) -> None:
     """Clients no longer reach it, a probe does."""
-    document = {"address": str(lab.address("b3"))}
+    document = {"address": str(shared_lab.address("b3"))}
     quarantined = {**document, "state": "quarantine"}
     status.wait_applied(control.put("pools/web/backends/b3", quarantined).revision)
     try:
-        assert {ask(lab, lab.vip4(), 0) for _ in range(12)} <= {"b1", "b2"}
-        assert ask(lab, lab.vip4(), marks(lab)["b3"]) == "b3"
+        assert {ask(shared_lab, shared_lab.vip4(), 0) for _ in range(12)} <= {"b1", "b2"}
+        assert ask(shared_lab, shared_lab.vip4(), marks(shared_lab)["b3"]) == "b3"
     finally:
         status.wait_applied(control.put("pools/web/backends/b3", document).revision)
 
 
-def test_a_mark_of_no_backend_is_dropped_and_counted(lab: Lab, probes: Probes) -> None:
+def test_a_mark_of_no_backend_is_dropped_and_counted(shared_lab: Lab, probes: Probes) -> None:
     """Nobody answers, least of all another backend."""
     with pytest.raises(LabError, match="timed out"):
-        ask(lab, lab.vip4(), mark_of(60000))
+        ask(shared_lab, shared_lab.vip4(), mark_of(60000))
     assert set(probes.counters()) == {Reason.NO_BACKEND}
 
 
-def test_a_backend_drops_what_its_load_balancers_did_not_send(lab: Lab, probes: Probes) -> None:
+def test_a_backend_drops_what_its_load_balancers_did_not_send(
+    shared_lab: Lab, probes: Probes
+) -> None:
     """With a source prefix set on the backend, tunnels from elsewhere are dropped and counted."""
-    mark = marks(lab)["b1"]
-    here = frozenset({lab.address("b1")})
-    with netns.entered(lab.node("b1").namespace):
+    mark = marks(shared_lab)["b1"]
+    here = frozenset({shared_lab.address("b1")})
+    with netns.entered(shared_lab.node("b1").namespace):
         wrong = Decap(Accept(addresses=here, sources=(ip_network("10.253.0.0/16"),)))
         right = Decap(Accept(addresses=here, sources=(OUTER4,)))
     with wrong, right:
         try:
-            put_on(lab, "b1", wrong)
+            put_on(shared_lab, "b1", wrong)
             with pytest.raises(LabError, match="timed out"):
-                ask(lab, lab.vip4(), mark)
+                ask(shared_lab, shared_lab.vip4(), mark)
             assert set(wrong.counters()) == {Outcome.BAD_SOURCE}
-            put_on(lab, "b1", right)
-            assert ask(lab, lab.vip4(), mark) == "b1"
+            put_on(shared_lab, "b1", right)
+            assert ask(shared_lab, shared_lab.vip4(), mark) == "b1"
             assert set(right.counters()) <= {Outcome.IPIP, Outcome.GUE_OVER_FOUR}
             assert right.counters().total() >= 4
         finally:
-            with netns.entered(lab.node("b1").namespace):
+            with netns.entered(shared_lab.node("b1").namespace):
                 attach_decap(NIC, ANYTHING)
 
 
@@ -199,18 +196,18 @@ def put_on(lab: Lab, backend: str, decap: Decap) -> None:
 
 @pytest.mark.parametrize("encapsulation", ["ipip", "gue"])
 def test_offloads_of_the_sending_host_are_respected(
-    lab: Lab, control: Control, status: StatusWatch, probes: Probes, encapsulation: str
+    shared_lab: Lab, control: Control, status: StatusWatch, probes: Probes, encapsulation: str
 ) -> None:
     """Big segments are cut to what fits with the outer header; checksums are filled in later."""
     status.wait_applied(control.put("pools/web", {"encapsulation": encapsulation}).revision)
-    offload(lab, on=True)
+    offload(shared_lab, on=True)
     try:
-        for vip in (lab.vip4(), lab.vip6()):
-            for name, mark in marks(lab).items():
-                segments = lab.tcp_counter(name, "InSegs")
+        for vip in (shared_lab.vip4(), shared_lab.vip6()):
+            for name, mark in marks(shared_lab).items():
+                segments = shared_lab.tcp_counter(name, "InSegs")
                 before = probes.counters()[Reason.NONE]
-                assert ask(lab, vip, mark, body=900_000) == name
-                arrived = lab.tcp_counter(name, "InSegs") - segments
+                assert ask(shared_lab, vip, mark, body=900_000) == name
+                arrived = shared_lab.tcp_counter(name, "InSegs") - segments
                 assert arrived >= 900_000 // 1560
                 assert probes.counters()[Reason.NONE] - before < arrived / 2
         # A full segment that leaves alone, as timing has it, is no big one and is not cut. It is
@@ -219,7 +216,7 @@ def test_offloads_of_the_sending_host_are_respected(
         assert set(counted) <= {Reason.NONE, Reason.TOO_BIG}
         assert counted[Reason.TOO_BIG] < counted[Reason.NONE] / 20
     finally:
-        offload(lab, on=False)
+        offload(shared_lab, on=False)
 
 
 def offload(lab: Lab, *, on: bool) -> None:
@@ -230,10 +227,10 @@ def offload(lab: Lab, *, on: bool) -> None:
 
 
 def test_the_program_replaces_itself_and_leaves_others_alone(
-    lab: Lab, control: Control, probes: Probes
+    shared_lab: Lab, control: Control, probes: Probes
 ) -> None:
     """A second one takes the place of the first, and somebody else's filter outlives both."""
-    with netns.entered(lab.node(LB).namespace), IPRoute() as netlink:
+    with netns.entered(shared_lab.node(LB).namespace), IPRoute() as netlink:
         index = netlink.link_lookup(ifname=NIC)[0]
 
         def filters() -> list[str]:
@@ -255,7 +252,10 @@ def test_the_program_replaces_itself_and_leaves_others_alone(
             direct_action=True,
         )
         assert filters() == ["others", "tidegate-probes"]
-        with pinned(lab) as maps, Probes(programs.Build(b"", OUTER4, OUTER6), maps) as second:
+        with (
+            pinned(shared_lab) as maps,
+            Probes(programs.Build(b"", OUTER4, OUTER6), maps) as second,
+        ):
             second.attach(NIC)
             assert filters() == ["others", "tidegate-probes"]
         detach_probes(NIC)

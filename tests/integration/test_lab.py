@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tidegate.lab.plan import ECHO_PORT, OUTER4, OUTER6, STATE_ROOT, LabSpec
 from tidegate.lab.rack import Lab
 from tidegate.lab.traffic import Traffic
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=2, lbs=2)]
 
 # Sends one encapsulated UDP datagram, made by Scapy, out of the client's interface and prints what
 # comes back to a plain socket. Scapy runs on the client, so it is a script.
@@ -47,12 +46,6 @@ def random_name() -> str:
     return f"t{secrets.token_hex(4)}"
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=random_name(), backends=2, lbs=2)) as built:
-        yield built
-
-
 def http(lab: Lab, backend: str, url: str) -> str:
     """What a backend's own host gets from its nginx."""
     script = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
@@ -61,33 +54,35 @@ def http(lab: Lab, backend: str, url: str) -> str:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("client", ["client1", "client2"])
-def test_clients_reach_every_node_over_both_families(lab: Lab, client: str, family: int) -> None:
+def test_clients_reach_every_node_over_both_families(
+    shared_lab: Lab, client: str, family: int
+) -> None:
     """Both clients reach the control node, the LB hosts and both addresses of each backend."""
-    targets = [lab.address(name, family) for name in ("ctl", "lb1", "lb2", "b1", "b2")]
-    targets += [lab.address(name, family, second=True) for name in ("b1", "b2")]
+    targets = [shared_lab.address(name, family) for name in ("ctl", "lb1", "lb2", "b1", "b2")]
+    targets += [shared_lab.address(name, family, second=True) for name in ("b1", "b2")]
     for target in targets:
-        lab.node(client).run(["ping", "-n", "-c1", "-W2", str(target)])
+        shared_lab.node(client).run(["ping", "-n", "-c1", "-W2", str(target)])
 
 
-def test_an_encapsulated_full_packet_fits_the_rack(lab: Lab) -> None:
+def test_an_encapsulated_full_packet_fits_the_rack(shared_lab: Lab) -> None:
     """LB hosts reach backends with packets of 1540 bytes that must not be fragmented."""
     size = 1540 - 20 - 8
-    target = str(lab.address("b1"))
-    lab.node("lb1").run(["ping", "-n", "-c1", "-W2", "-M", "do", "-s", str(size), target])
+    target = str(shared_lab.address("b1"))
+    shared_lab.node("lb1").run(["ping", "-n", "-c1", "-W2", "-M", "do", "-s", str(size), target])
 
 
-def test_nginx_answers_on_the_vips_and_nowhere_else(lab: Lab) -> None:
+def test_nginx_answers_on_the_vips_and_nowhere_else(shared_lab: Lab) -> None:
     """Each backend serves HTTP on both VIPs under its own name, and not on its own address."""
     for name in ("b1", "b2"):
-        assert http(lab, name, f"http://{lab.vip4()}/") == name
-        assert http(lab, name, f"http://[{lab.vip6()}]/") == name
+        assert http(shared_lab, name, f"http://{shared_lab.vip4()}/") == name
+        assert http(shared_lab, name, f"http://[{shared_lab.vip6()}]/") == name
         with pytest.raises(LabError, match="refused"):
-            http(lab, name, f"http://{lab.address(name)}/")
+            http(shared_lab, name, f"http://{shared_lab.address(name)}/")
 
 
-def test_every_line_of_a_download_names_its_backend(lab: Lab) -> None:
+def test_every_line_of_a_download_names_its_backend(shared_lab: Lab) -> None:
     """A long download consists of numbered lines with the backend's name."""
-    lines = http(lab, "b2", f"http://{lab.vip4()}/bulk").splitlines()
+    lines = http(shared_lab, "b2", f"http://{shared_lab.vip4()}/bulk").splitlines()
     assert [line.rstrip(".") for line in lines] == [f"b2 {n:08d} " for n in range(2000)]
 
 
@@ -95,53 +90,60 @@ def test_every_line_of_a_download_names_its_backend(lab: Lab) -> None:
     ("outer", "inner"), [(4, 4), (6, 6), (6, 4)], ids=["IPIP", "IP6IP6", "IP4IP6"]
 )
 def test_backends_take_tunnelled_packets_and_answer_the_client(
-    lab: Lab, outer: int, inner: int
+    shared_lab: Lab, outer: int, inner: int
 ) -> None:
     """A datagram for the VIP in an outer header is answered from the VIP, past the LB hosts."""
-    vip = lab.vip4() if inner == 4 else lab.vip6()
+    vip = shared_lab.vip4() if inner == 4 else shared_lab.vip6()
     source = OUTER4[77] if outer == 4 else OUTER6[77]
-    arguments = [source, lab.address("b2", outer), lab.address("client1", inner), vip]
+    arguments = [source, shared_lab.address("b2", outer), shared_lab.address("client1", inner), vip]
     command = [sys.executable, "-c", _DATAGRAM, *map(str, arguments)]
-    assert lab.client(1).run(command).stdout.split() == ["b2", "hi", str(vip), str(ECHO_PORT)]
+    assert shared_lab.client(1).run(command).stdout.split() == [
+        "b2",
+        "hi",
+        str(vip),
+        str(ECHO_PORT),
+    ]
 
 
-def test_a_vip_can_be_added(lab: Lab) -> None:
+def test_a_vip_can_be_added(shared_lab: Lab) -> None:
     """All backends serve a VIP that was added while they run."""
-    vip = lab.vip4(7)
-    lab.add_vip(vip)
-    assert [http(lab, name, f"http://{vip}/") for name in ("b1", "b2")] == ["b1", "b2"]
+    vip = shared_lab.vip4(7)
+    shared_lab.add_vip(vip)
+    assert [http(shared_lab, name, f"http://{vip}/") for name in ("b1", "b2")] == ["b1", "b2"]
 
 
-def test_etcd_is_real_and_reachable_from_the_lb_hosts(lab: Lab) -> None:
+def test_etcd_is_real_and_reachable_from_the_lb_hosts(shared_lab: Lab) -> None:
     """What etcdctl writes on the control node is read on an LB host over the network."""
-    lab.etcdctl("put", "/some/key", "some value")
-    endpoint = f"--endpoints=http://{lab.address('ctl')}:2379"
-    read = lab.node("lb2").run(["etcdctl", endpoint, "get", "/some/key", "--print-value-only"])
+    shared_lab.etcdctl("put", "/some/key", "some value")
+    endpoint = f"--endpoints=http://{shared_lab.address('ctl')}:2379"
+    read = shared_lab.node("lb2").run(
+        ["etcdctl", endpoint, "get", "/some/key", "--print-value-only"]
+    )
     assert read.stdout.strip() == "some value"
 
 
-def test_a_cut_link_is_silent_and_comes_back(lab: Lab) -> None:
+def test_a_cut_link_is_silent_and_comes_back(shared_lab: Lab) -> None:
     """A backend whose link is cut answers nothing; plugged in again it does, in both families."""
-    addresses = [str(lab.address("b1", family)) for family in (4, 6)]
-    lab.set_link("b1", up=False)
+    addresses = [str(shared_lab.address("b1", family)) for family in (4, 6)]
+    shared_lab.set_link("b1", up=False)
     try:
         for address in addresses:
             ping = ["ping", "-n", "-c1", "-W1", address]
-            assert lab.client(1).run(ping, check=False).returncode != 0
+            assert shared_lab.client(1).run(ping, check=False).returncode != 0
     finally:
-        lab.set_link("b1", up=True)
+        shared_lab.set_link("b1", up=True)
     for address in addresses:
-        lab.client(1).run(["ping", "-n", "-c3", "-i0.2", "-W2", address])
+        shared_lab.client(1).run(["ping", "-n", "-c3", "-i0.2", "-W2", address])
 
 
-def test_a_killed_http_server_refuses_and_starts_again(lab: Lab) -> None:
+def test_a_killed_http_server_refuses_and_starts_again(shared_lab: Lab) -> None:
     """A backend without its nginx refuses connections until it is started again."""
-    url = f"http://{lab.vip4()}/"
-    lab.stop_http("b1")
+    url = f"http://{shared_lab.vip4()}/"
+    shared_lab.stop_http("b1")
     with pytest.raises(LabError, match="refused"):
-        http(lab, "b1", url)
-    lab.start_http("b1")
-    assert http(lab, "b1", url) == "b1"
+        http(shared_lab, "b1", url)
+    shared_lab.start_http("b1")
+    assert http(shared_lab, "b1", url) == "b1"
 
 
 def route_vips_to(lab: Lab, backend: str) -> None:
@@ -152,49 +154,50 @@ def route_vips_to(lab: Lab, backend: str) -> None:
     router.run(["ip", "-6", "route", "add", "fd99::/64", "via", str(lab.address(backend, 6))])
 
 
-def test_the_load_notices_connections_that_change_their_backend() -> None:
+@pytest.mark.lab(backends=2)
+def test_the_load_notices_connections_that_change_their_backend(bare_lab: Lab) -> None:
     """If traffic moves to another backend, open downloads and short connections count as reset.
 
     The same counters must say nothing as long as it does not move.
     """
-    with Lab(LabSpec(name=random_name(), backends=2)) as lab:
-        targets = [f"{lab.vip4()}:80", f"[{lab.vip6()}]:80"]
-        route_vips_to(lab, "b1")
-        with Traffic(lab, targets, rate=100, dwell=0.5, downloads=3, seconds=30) as traffic:
-            before = traffic.wait(
-                lambda now: now.downloads == 12 and now.completed > 50, 15, "12 downloads"
-            )
-            sent = lab.tcp_counter("b2", "OutRsts")
-            assert (before.failed, before.reset, before.moved, traffic.troubles) == (0, 0, 0, [])
-            assert all(set(share) == {"b1"} for share in before.shares.values())
-            route_vips_to(lab, "b2")
-            # A download is noticed at the client's next acknowledgement: within a second.
-            traffic.wait(
-                lambda now: now.reset >= 12 and now.downloads == 12,
-                15,
-                "12 resets, 12 new downloads",
-            )
-            totals = traffic.finish()
-        downloads = [one for one in traffic.troubles if one.kind == "download"]
-        assert len(downloads) == 12
-        assert {(one.how, one.backend) for one in downloads} == {("reset", "b1")}
-        assert {one.kind for one in traffic.troubles} == {"download", "short"}
-        assert lab.tcp_counter("b2", "OutRsts") - sent >= 12
-        assert all(set(share) == {"b1", "b2"} for share in totals.shares.values())
-        assert totals.downloads == 12
+    lab = bare_lab
+    targets = [f"{lab.vip4()}:80", f"[{lab.vip6()}]:80"]
+    route_vips_to(lab, "b1")
+    with Traffic(lab, targets, rate=100, dwell=0.5, downloads=3, seconds=30) as traffic:
+        before = traffic.wait(
+            lambda now: now.downloads == 12 and now.completed > 50, 15, "12 downloads"
+        )
+        sent = lab.tcp_counter("b2", "OutRsts")
+        assert (before.failed, before.reset, before.moved, traffic.troubles) == (0, 0, 0, [])
+        assert all(set(share) == {"b1"} for share in before.shares.values())
+        route_vips_to(lab, "b2")
+        # A download is noticed at the client's next acknowledgement: within a second.
+        traffic.wait(
+            lambda now: now.reset >= 12 and now.downloads == 12,
+            15,
+            "12 resets, 12 new downloads",
+        )
+        totals = traffic.finish()
+    downloads = [one for one in traffic.troubles if one.kind == "download"]
+    assert len(downloads) == 12
+    assert {(one.how, one.backend) for one in downloads} == {("reset", "b1")}
+    assert {one.kind for one in traffic.troubles} == {"download", "short"}
+    assert lab.tcp_counter("b2", "OutRsts") - sent >= 12
+    assert all(set(share) == {"b1", "b2"} for share in totals.shares.values())
+    assert totals.downloads == 12
 
 
-def test_exec_and_status_find_a_running_lab(lab: Lab) -> None:
+def test_exec_and_status_find_a_running_lab(shared_lab: Lab) -> None:
     """The command line runs a command on a node, and lists nodes with their processes."""
     tidegate = [sys.executable, "-m", "tidegate.cli.main", "lab"]
-    name = ["--name", lab.spec.name]
+    name = ["--name", shared_lab.spec.name]
     run = subprocess.run(
         [*tidegate, "exec", *name, "b2", "--", "ip", "-brief", "address"],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert str(lab.address("b2")) in run.stdout
+    assert str(shared_lab.address("b2")) in run.stdout
     run = subprocess.run(
         [*tidegate, "exec", *name, "b2", "--", "readlink", "/proc/self/ns/mnt"],
         check=True,
@@ -209,17 +212,25 @@ def test_exec_and_status_find_a_running_lab(lab: Lab) -> None:
     assert any("nginx" in process["command"] for process in nodes["b1"]["processes"])
 
 
-def test_an_unknown_node_and_an_unknown_lab_are_named(lab: Lab) -> None:
+def test_an_unknown_node_and_an_unknown_lab_are_named(shared_lab: Lab) -> None:
     """Errors say what was asked for and what there is."""
     with pytest.raises(LabError, match=r"no node 'b9'; it has router, ctl, client1"):
-        lab.node("b9")
-    with pytest.raises(LabError, match=f"no lab 'absent'.*{lab.spec.name}.*tidegate lab up"):
+        shared_lab.node("b9")
+    with pytest.raises(LabError, match=f"no lab 'absent'.*{shared_lab.spec.name}.*tidegate lab up"):
         Lab.attach("absent")
 
 
-def test_a_lab_in_use_is_not_taken_over(lab: Lab) -> None:
+def test_a_lab_in_use_is_not_taken_over(shared_lab: Lab) -> None:
     """Another owner is refused, and told which process holds the lab."""
-    command = [sys.executable, "-m", "tidegate.cli.main", "lab", "down", "--name", lab.spec.name]
+    command = [
+        sys.executable,
+        "-m",
+        "tidegate.cli.main",
+        "lab",
+        "down",
+        "--name",
+        shared_lab.spec.name,
+    ]
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert run.returncode == 2
     assert f"in use by process {os.getpid()}" in run.stderr

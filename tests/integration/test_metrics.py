@@ -4,7 +4,6 @@
 import json
 import re
 import runpy
-import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from support.collector.metric_site import LIMIT, PORT, Samples, Site, at, total
+from support.collector.metered_lab import LIMIT, PORT, MeteredLab, Samples, at, total
 from support.collector.otlp_receiver import Receiver
 from tidegate.lab import netns
 from tidegate.lab.control import StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 from tidegate.telemetry.metrics.exposition import metric_name
 from tidegate.telemetry.names import metrics as names
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=2, lbs=2)]
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SENT_ONLY = "Telemetry not sent"
@@ -31,27 +30,27 @@ SENT_ONLY = "Telemetry not sent"
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2, lbs=2)) as built:
-        yield Site(built)
+def metered_lab(shared_lab: Lab) -> MeteredLab:
+    """Give the file's lab with an agent that serves metrics."""
+    return MeteredLab(shared_lab)
 
 
-def received(site: Site) -> int:
+def received(metered_lab: MeteredLab) -> int:
     """Connections that the backends' own kernels have accepted."""
-    return sum(site.lab.tcp_counter(name, "PassiveOpens") for name in ("b1", "b2"))
+    return sum(metered_lab.lab.tcp_counter(name, "PassiveOpens") for name in ("b1", "b2"))
 
 
-def test_numbers_are_those_of_the_packets(site: Site) -> None:
+def test_numbers_are_those_of_the_packets(metered_lab: MeteredLab) -> None:
     """A client's connections are new flows, and all their packets went to a backend."""
-    before, opened = site.samples(), received(site)
-    site.visit(80, 20)
-    site.visit(81, 1)
+    before, opened = metered_lab.samples(), received(metered_lab)
+    metered_lab.visit(80, 20)
+    metered_lab.visit(81, 1)
     drops = "tidegate_vip_drops_total"
-    after = site.wait("drops", lambda s: at(s, drops, vip="shut", drop_reason="denied") > 0)
+    after = metered_lab.wait("drops", lambda s: at(s, drops, vip="shut", drop_reason="denied") > 0)
     grown = {key: value - before.get(key, 0) for key, value in after.items()}
     # Health checks go to backends past the VIP, so every new flow of it is a client's.
     assert at(grown, "tidegate_vip_flows_new_total", vip="web") == 20
-    assert received(site) - opened >= 20
+    assert received(metered_lab) - opened >= 20
     packets = at(grown, "tidegate_vip_packets_total", vip="web")
     assert packets >= 20 * 4
     assert total(grown, "tidegate_backend_packets_total") == packets
@@ -70,10 +69,10 @@ def test_numbers_are_those_of_the_packets(site: Site) -> None:
     assert sum(sent) == packets
 
 
-def test_the_rest_of_the_host_is_told(site: Site) -> None:
+def test_the_rest_of_the_host_is_told(metered_lab: MeteredLab) -> None:
     """Generation, state, etcd, maps, ids, probes, program time and the flows that are tracked."""
-    site.visit(80, 5)
-    found = site.wait(
+    metered_lab.visit(80, 5)
+    found = metered_lab.wait(
         "count of entries, running time and passed probes",
         lambda s: (
             ("tidegate_map_entries", (("map", "flows"),)) in s
@@ -84,7 +83,7 @@ def test_the_rest_of_the_host_is_told(site: Site) -> None:
             > 2
         ),
     )
-    status = json.loads(site.socket("/status"))
+    status = json.loads(metered_lab.socket("/status"))
     assert at(found, "tidegate_generation") == status["generation"]
     [info] = [dict(labels) for name, labels in found if name == "tidegate_generation_info"]
     assert (info["digest"], info["track"]) == (status["digest"], "stable")
@@ -106,11 +105,11 @@ def test_the_rest_of_the_host_is_told(site: Site) -> None:
     assert total(found, "tidegate_vip_flows_live") <= at(found, "tidegate_map_entries", map="flows")
 
 
-def test_both_doors_serve_the_same_kind(site: Site) -> None:
+def test_both_doors_serve_the_same_kind(metered_lab: MeteredLab) -> None:
     """The content type is Prometheus' on the socket and on loopback; other paths are not there."""
     for ask in (
-        lambda path: site.socket(path, "--include"),
-        lambda path: site.curl("--include", f"http://127.0.0.1:{PORT}{path}"),
+        lambda path: metered_lab.socket(path, "--include"),
+        lambda path: metered_lab.curl("--include", f"http://127.0.0.1:{PORT}{path}"),
     ):
         answer = ask("/metrics")
         assert answer.startswith("HTTP/1.1 200 OK")
@@ -119,19 +118,19 @@ def test_both_doors_serve_the_same_kind(site: Site) -> None:
         assert ask("/nothing").startswith("HTTP/1.1 404 ")
 
 
-def test_promtool_finds_nothing_to_mend(site: Site) -> None:
+def test_promtool_finds_nothing_to_mend(metered_lab: MeteredLab) -> None:
     """`promtool check metrics` reads the text and has no complaint about names or help."""
-    text = site.socket("/metrics")
+    text = metered_lab.socket("/metrics")
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def query(site: Site, expression: str) -> list[dict[str, Any]]:
+def query(metered_lab: MeteredLab, expression: str) -> list[dict[str, Any]]:
     """What Prometheus on the LB host answers."""
     url = "http://127.0.0.1:9090/api/v1/query"
-    answer = site.lab.node("lb1").run(
+    answer = metered_lab.lab.node("lb1").run(
         ["curl", "--silent", "--fail", "--get", url, "--data-urlencode", f"query={expression}"],
         check=False,
     )
@@ -141,25 +140,25 @@ def query(site: Site, expression: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_real_prometheus_scrapes_it(site: Site, tmp_path: Path) -> None:
+def test_a_real_prometheus_scrapes_it(metered_lab: MeteredLab, tmp_path: Path) -> None:
     """It finds the target up, and answers a query with the number that the agent has."""
-    site.visit(80, 1)
+    metered_lab.visit(80, 1)
     config = tmp_path / "prometheus.yml"
     job = {"job_name": "tidegate", "static_configs": [{"targets": [f"127.0.0.1:{PORT}"]}]}
     config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
     command += ["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]
     log = tmp_path / "prometheus.log"
-    process = site.lab.node("lb1").daemon(command, log)
+    process = metered_lab.lab.node("lb1").daemon(command, log)
     try:
         deadline = time.monotonic() + LIMIT
         new = 'tidegate_vip_flows_new_total{tidegate_vip="web"}'
         rates = "sum(rate(tidegate_program_packets_total[30s])) by (cpu_logical_number)"
-        while not all(query(site, each) for each in ("up == 1", new, rates)):
+        while not all(query(metered_lab, each) for each in ("up == 1", new, rates)):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        [found] = query(site, new)
-        ours = at(site.samples(), "tidegate_vip_flows_new_total", vip="web")
+        [found] = query(metered_lab, new)
+        ours = at(metered_lab.samples(), "tidegate_vip_flows_new_total", vip="web")
         assert float(found["value"][1]) == ours > 0
     finally:
         process.terminate()
@@ -167,7 +166,9 @@ def test_a_real_prometheus_scrapes_it(site: Site, tmp_path: Path) -> None:
 
 
 @contextmanager
-def shipped_prometheus(site: Site, folder: Path) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+def shipped_prometheus(
+    metered_lab: MeteredLab, folder: Path
+) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
     """A real Prometheus with what deploy/ has for it; yields a query that waits for an answer."""
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8")
     rules = str(DEPLOY / "prometheus" / "alerts.yml")
@@ -177,11 +178,11 @@ def shipped_prometheus(site: Site, folder: Path) -> Iterator[Callable[[str], lis
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     command += ["--web.listen-address=127.0.0.1:9090", "--log.level=warn"]
     log = folder / "prometheus.log"
-    process = site.lab.node("lb1").daemon(command, log)
+    process = metered_lab.lab.node("lb1").daemon(command, log)
     deadline = time.monotonic() + LIMIT
 
     def answer(expression: str) -> list[dict[str, Any]]:
-        while not (found := query(site, expression)):
+        while not (found := query(metered_lab, expression)):
             assert time.monotonic() < deadline, f"nothing for {expression}: {log.read_text()}"
             time.sleep(0.2)
         return found
@@ -193,27 +194,27 @@ def shipped_prometheus(site: Site, folder: Path) -> Iterator[Callable[[str], lis
         process.wait(10)
 
 
-def test_a_refused_document_raises_its_alert(site: Site, tmp_path: Path) -> None:
+def test_a_refused_document_raises_its_alert(metered_lab: MeteredLab, tmp_path: Path) -> None:
     """A real Prometheus with the rules of deploy/ has the alert pending, and only that one."""
     alerts = 'ALERTS{fleet="default"}'
-    with shipped_prometheus(site, tmp_path) as answer:
+    with shipped_prometheus(metered_lab, tmp_path) as answer:
         answer('tidegate_refusals{fleet="default"}')
-        assert [each["metric"]["alertname"] for each in query(site, alerts)] == []
-        site.control.put("vips/bad", {"address": "no address"})
+        assert [each["metric"]["alertname"] for each in query(metered_lab, alerts)] == []
+        metered_lab.control.put("vips/bad", {"address": "no address"})
         try:
             assert {each["metric"]["alertname"] for each in answer(alerts)} == {"TidegateRefused"}
         finally:
-            site.control.delete("vips/bad")
+            metered_lab.control.delete("vips/bad")
 
 
-def test_every_panel_has_data(site: Site, tmp_path: Path) -> None:
+def test_every_panel_has_data(metered_lab: MeteredLab, tmp_path: Path) -> None:
     """A real Prometheus answers the query of each panel of deploy/'s dashboards; -s shows how."""
     boards = runpy.run_path(str(DEPLOY / "grafana" / "dashboards.py"))["DASHBOARDS"]
-    with shipped_prometheus(site, tmp_path) as answer:
+    with shipped_prometheus(metered_lab, tmp_path) as answer:
         answer("up == 1")
-        site.visit(80, 50)
-        site.visit(81, 2)
-        site.control.put("pools/other", {})
+        metered_lab.visit(80, 50)
+        metered_lab.visit(81, 2)
+        metered_lab.control.put("pools/other", {})
         answer('rate(tidegate_vip_packets_total{tidegate_vip="web"}[5m]) > 0')
         answer('rate(tidegate_change_duration_seconds_count{tidegate_stage="acknowledge"}[5m]) > 0')
         for board, panels in boards.items():
@@ -223,7 +224,7 @@ def test_every_panel_has_data(site: Site, tmp_path: Path) -> None:
                 text = panel.query.replace("$fleet", "default").replace("$vip", "web")
                 rows = [shown(panel.legend, each) for each in answer(text)]
                 print(f"| {board} | {panel.title} | {panel.unit} | {'; '.join(rows)} |")  # noqa: T201
-        site.control.delete("pools/other")
+        metered_lab.control.delete("pools/other")
 
 
 def shown(legend: str, row: dict[str, Any]) -> str:
@@ -277,17 +278,17 @@ def drop_key(vip: str, reason: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     return "tidegate_vip_drops_total", (("drop_reason", reason), ("vip", vip))
 
 
-def test_a_collector_has_the_numbers_of_the_packets(site: Site) -> None:
+def test_a_collector_has_the_numbers_of_the_packets(metered_lab: MeteredLab) -> None:
     """Over HTTP each counter of packets arrives as it is served, at the agent's end at the latest.
 
     All points are on the host's resource, and none is of an instrument that is not in the registry.
     """
-    with site.telling("http", interval=3600) as (receiver, agent):
-        before = site.samples("lb2").get(NEW_FLOWS, 0)
-        site.visit(80, 10)
-        site.visit(81, 1)
+    with metered_lab.telling("http", interval=3600) as (receiver, agent):
+        before = metered_lab.samples("lb2").get(NEW_FLOWS, 0)
+        metered_lab.visit(80, 10)
+        metered_lab.visit(81, 1)
         time.sleep(1.05)  # what is asked for within a second is told again
-        served = of_packets(site.samples("lb2"))
+        served = of_packets(metered_lab.samples("lb2"))
         assert receiver.requests == 0
         agent.terminate(LIMIT)
         assert told(receiver) == served
@@ -303,34 +304,36 @@ def test_a_collector_has_the_numbers_of_the_packets(site: Site) -> None:
     assert {(p.name, (p.unit, kinds[p.kind])) for p in points} <= set(known.items())
 
 
-def lost(site: Site) -> float:
+def lost(metered_lab: MeteredLab) -> float:
     """Points of lb2 that did not arrive."""
     why = (("telemetry_reason", "not_exported"), ("telemetry_signal", "metrics"))
-    return site.samples("lb2").get(("tidegate_telemetry_dropped_total", why), 0)
+    return metered_lab.samples("lb2").get(("tidegate_telemetry_dropped_total", why), 0)
 
 
-def warnings(site: Site) -> str:
+def warnings(metered_lab: MeteredLab) -> str:
     """What is wrong on lb2."""
-    return " ".join(json.loads(site.socket("/status", lb="lb2"))["warnings"])
+    return " ".join(json.loads(metered_lab.socket("/status", lb="lb2"))["warnings"])
 
 
-def test_a_collector_that_is_away_costs_points_alone(site: Site) -> None:
+def test_a_collector_that_is_away_costs_points_alone(metered_lab: MeteredLab) -> None:
     """Over gRPC they arrive at intervals; lost ones are counted and told, and changes go on."""
-    with site.telling("grpc", interval=0.4) as (receiver, agent):
-        site.visit(80, 10)
-        eventually("equal", lambda: told(receiver) == of_packets(site.samples("lb2")))
+    with metered_lab.telling("grpc", interval=0.4) as (receiver, agent):
+        metered_lab.visit(80, 10)
+        eventually("equal", lambda: told(receiver) == of_packets(metered_lab.samples("lb2")))
         assert told(receiver)[NEW_FLOWS] >= 10
         receiver.stop()
-        eventually("counted", lambda: lost(site) > 0)
-        eventually("told", lambda: "Telemetry (metrics) does not reach" in warnings(site))
-        with StatusWatch(site.lab, "lb2") as status:
-            written = site.control.put("pools/other", {})
+        eventually("counted", lambda: lost(metered_lab) > 0)
+        eventually("told", lambda: "Telemetry (metrics) does not reach" in warnings(metered_lab))
+        with StatusWatch(metered_lab.lab, "lb2") as status:
+            written = metered_lab.control.put("pools/other", {})
             status.wait_applied(written.revision, timeout=LIMIT)
         log = agent.log.read_text()
         assert log.count(f"event=telemetry_away endpoint={receiver.endpoint}") == 1
         had = len(receiver.received.points)
-        with netns.entered(site.lab.node(CONTROL).namespace):
+        with netns.entered(metered_lab.lab.node(CONTROL).namespace):
             receiver.start()
         receiver.wait_for(lambda received: len(received.points) > had)
-        site.control.delete("pools/other")  # the status is made anew when there is something to do
-        eventually("well", lambda: "Telemetry" not in warnings(site))
+        metered_lab.control.delete(
+            "pools/other"
+        )  # the status is made anew when there is something to do
+        eventually("well", lambda: "Telemetry" not in warnings(metered_lab))

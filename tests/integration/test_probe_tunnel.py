@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent puts the health-check tunnel on its interfaces, leaves it there, and takes it off."""
 
-import secrets
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 from pyroute2 import IPRoute
@@ -14,13 +12,13 @@ from tidegate.dataplane.tunnel.probes import read_probe_counters
 from tidegate.lab import netns
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import NIC, LabSpec
+from tidegate.lab.plan import NIC
 from tidegate.lab.rack import Lab
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.decision import Reason
 from tidegate.spec.healthcheck import mark_of
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.lab(backends=2)]
 
 LB, BACKENDS = "lb1", ("b1", "b2")
 _EGRESS = 0xFFFFFFF3
@@ -37,12 +35,6 @@ while data := sock.recv(65536):
     answer += data
 print(answer.partition(b"\\r\\n\\r\\n")[2].decode().strip())
 """
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=len(BACKENDS))) as built:
-        yield built
 
 
 def switch(lab: Lab, *, on: bool) -> None:
@@ -85,46 +77,46 @@ def started(agent: AgentProcess, times: int) -> None:
         time.sleep(0.05)
 
 
-def test_marked_connections_reach_their_backend_while_key_set(lab: Lab) -> None:
+def test_marked_connections_reach_their_backend_while_key_set(bare_lab: Lab) -> None:
     """Through restarts and while the agent is away; off with the key, or with the data plane."""
-    control = Control(lab)
-    with StatusWatch(lab, LB) as status:
+    control = Control(bare_lab)
+    with StatusWatch(bare_lab, LB) as status:
         control.put("pools/web", {})
         for name in BACKENDS:
-            control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
-        service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+            control.put(f"pools/web/backends/{name}", {"address": str(bare_lab.address(name))})
+        service = {"address": str(bare_lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
         control.put("vips/web", service)
-        switch(lab, on=True)
-        agent = lab.start_agent(LB)
+        switch(bare_lab, on=True)
+        agent = bare_lab.start_agent(LB)
         status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0, timeout=60)
 
-        first = owners(lab)
+        first = owners(bare_lab)
         assert sorted(first.values()) == list(BACKENDS)
-        assert all(owners(lab) == first for _ in range(3))
-        counts = read_probe_counters(lab.spec.pin_dir(LB) / "probe_counts")
+        assert all(owners(bare_lab) == first for _ in range(3))
+        counts = read_probe_counters(bare_lab.spec.pin_dir(LB) / "probe_counts")
         assert set(counts) == {Reason.NONE}
         assert counts[Reason.NONE] >= 4 * len(BACKENDS) * 4  # SYN, ACK, request, FIN at the least
 
         agent.terminate()
-        assert owners(lab) == first
+        assert owners(bare_lab) == first
         agent.restart()
         started(agent, 2)
-        assert owners(lab) == first
-        assert filters(lab) == ["tidegate-probes"]
+        assert owners(bare_lab) == first
+        assert filters(bare_lab) == ["tidegate-probes"]
 
         agent.terminate()
-        switch(lab, on=False)
+        switch(bare_lab, on=False)
         agent.restart()
         started(agent, 3)
-        assert filters(lab) == []
+        assert filters(bare_lab) == []
 
         agent.terminate()
-        switch(lab, on=True)
+        switch(bare_lab, on=True)
         agent.restart()
         started(agent, 4)
-        assert filters(lab) == ["tidegate-probes"]
+        assert filters(bare_lab) == ["tidegate-probes"]
         agent.terminate()
         command = [sys.executable, "-m", "tidegate.cli.main", "agent", "remove"]
-        lab.node(LB).run([*command, "-c", str(config_path(lab.spec, LB))])
-        assert filters(lab) == []
-        assert not lab.spec.pin_dir(LB).exists()
+        bare_lab.node(LB).run([*command, "-c", str(config_path(bare_lab.spec, LB))])
+        assert filters(bare_lab) == []
+        assert not bare_lab.spec.pin_dir(LB).exists()

@@ -21,7 +21,6 @@ from tidegate.dataplane.proof import prove
 from tidegate.errors import CompileError, DataplaneError
 from tidegate.lab import netns
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 from tidegate.model.features import ALL_FEATURES, Feature
 
@@ -70,45 +69,43 @@ def test_a_program_that_disagrees_is_refused(pins: Path) -> None:
         prove(programs.compile_balancer(other), BUILD, pins)
 
 
-def test_the_program_is_replaced_under_traffic() -> None:
+@pytest.mark.lab(backends=2)
+def test_the_program_is_replaced_under_traffic(bare_lab: Lab, status: StatusWatch) -> None:
     """Features come and go with the documents; no connection notices, and no datagram is lost."""
-    with (
-        Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=2)) as lab,
-        StatusWatch(lab, "lb1") as status,
-    ):
-        control = Control(lab)
-        service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-        control.put("pools/web", {})
-        for name in ("b1", "b2"):
-            control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
-        control.put("vips/web", service)
-        control.put("vips/echo", service | {"port": 7, "protocol": "udp"})
-        agent = lab.start_agent("lb1")
-        status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0, timeout=20)
-        url = f"http://{lab.vip4()}/download?bytes=1"
-        download = lab.client(1).popen(
-            ["curl", "--silent", "--fail", "--max-time", "60", "--output", "/dev/null", url]
-        )
-        echo = lab.client(1).popen(
-            [sys.executable, "-c", _DATAGRAMS, str(lab.vip4())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for options in ({"mss_clamp": 1400}, {"tracking": "transition"}, {"mss_clamp": 1200}, {}):
-            status.wait_applied(control.put("vips/web", service | options).revision)
-            fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
-            for _ in range(10):
-                assert lab.client(2).run(fetch).stdout.strip() in ("b1", "b2")
-        assert download.poll() in (None, 0)
-        download.kill()
-        download.wait()
-        sent, missing = echo.communicate(timeout=30)[0].decode().split(maxsplit=1)
-        assert int(sent) > 100
-        assert missing.strip() == "[]"  # not one packet was lost over four exchanges
-        built = [line for line in agent.tail(200).splitlines() if "program id=" in line]
-        assert any("CLAMP" in line for line in built)
-        assert any("TRANSITION" in line for line in built)
-        assert not {"CLAMP", "TRANSITION"} & set(built[-1].split("features=")[1].split(","))
+    lab = bare_lab
+    control = Control(lab)
+    service = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    control.put("pools/web", {})
+    for name in ("b1", "b2"):
+        control.put(f"pools/web/backends/{name}", {"address": str(lab.address(name))})
+    control.put("vips/web", service)
+    control.put("vips/echo", service | {"port": 7, "protocol": "udp"})
+    agent = lab.start_agent("lb1")
+    status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] > 0, timeout=20)
+    url = f"http://{lab.vip4()}/download?bytes=1"
+    download = lab.client(1).popen(
+        ["curl", "--silent", "--fail", "--max-time", "60", "--output", "/dev/null", url]
+    )
+    echo = lab.client(1).popen(
+        [sys.executable, "-c", _DATAGRAMS, str(lab.vip4())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    for options in ({"mss_clamp": 1400}, {"tracking": "transition"}, {"mss_clamp": 1200}, {}):
+        status.wait_applied(control.put("vips/web", service | options).revision)
+        fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
+        for _ in range(10):
+            assert lab.client(2).run(fetch).stdout.strip() in ("b1", "b2")
+    assert download.poll() in (None, 0)
+    download.kill()
+    download.wait()
+    sent, missing = echo.communicate(timeout=30)[0].decode().split(maxsplit=1)
+    assert int(sent) > 100
+    assert missing.strip() == "[]"  # not one packet was lost over four exchanges
+    built = [line for line in agent.tail(200).splitlines() if "program id=" in line]
+    assert any("CLAMP" in line for line in built)
+    assert any("TRANSITION" in line for line in built)
+    assert not {"CLAMP", "TRANSITION"} & set(built[-1].split("features=")[1].split(","))
 
 
 def test_a_build_that_fails_leaves_the_old_one_running() -> None:

@@ -3,12 +3,10 @@
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,42 +18,29 @@ from tidegate.cli.agent_socket import ask
 from tidegate.errors import AgentError
 from tidegate.lab.agents import AgentProcess, config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
-
-
-@pytest.fixture
-def control(lab: Lab) -> Control:
+def control(bare_lab: Lab) -> Control:
     """A control system that has written a pool with one backend, and its VIP."""
-    control = Control(lab)
+    control = Control(bare_lab)
     control.put("pools/web", {"transition_window": 300, "deregistration_delay": 300})
-    add(lab, control, "b1")
-    document = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    add(bare_lab, control, "b1")
+    document = {"address": str(bare_lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
     control.put("vips/www", document)
     return control
 
 
 @pytest.fixture
-def status(lab: Lab) -> Iterator[StatusWatch]:
-    with StatusWatch(lab, "lb1") as watch:
-        yield watch
-
-
-@pytest.fixture
-def agent(lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
+def agent(bare_lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
     """An agent that has a second generation in force, with three backends."""
-    started = lab.start_agent("lb1")
+    started = bare_lab.start_agent("lb1")
     status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] == 1, timeout=20)
-    add(lab, control, "b2")
-    status.wait_applied(add(lab, control, "b3"))
+    add(bare_lab, control, "b2")
+    status.wait_applied(add(bare_lab, control, "b3"))
     return started
 
 
@@ -81,21 +66,23 @@ def backends(lab: Lab, count: int = 12) -> set[str]:
 
 
 def test_rollback_with_etcd_away(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """It takes two of three backends at once, past the guard; nothing undoes it but a thaw."""
-    first, last = of_agent(lab, "/states")["states"][0]["digest"], of_agent(lab)["digest"]
-    etcd = etcd_pid(lab)
+    first, last = of_agent(bare_lab, "/states")["states"][0]["digest"], of_agent(bare_lab)["digest"]
+    etcd = etcd_pid(bare_lab)
     os.kill(etcd, signal.SIGSTOP)
     try:
-        done = tidegate(lab, "rollback", "--to", "1", "--reason", "incident 4711")
+        done = tidegate(bare_lab, "rollback", "--to", "1", "--reason", "incident 4711")
         assert done.returncode == 0, done.stderr
         assert "with the documents of generation 1" in done.stdout
-        assert of_agent(lab)["digest"] == first
-        assert backends(lab) == {"b1"}
+        assert of_agent(bare_lab)["digest"] == first
+        assert backends(bare_lab) == {"b1"}
     finally:
         os.kill(etcd, signal.SIGCONT)
-    written = control.put("pools/web/backends/b1", {"address": str(lab.address("b1")), "weight": 7})
+    written = control.put(
+        "pools/web/backends/b1", {"address": str(bare_lab.address("b1")), "weight": 7}
+    )
     seen = status.wait(
         "frozen", lambda s: s["state"] == "frozen" and s["revision"] >= written.revision, 30
     )
@@ -108,42 +95,42 @@ def test_rollback_with_etcd_away(
     seen = status.wait(
         "frozen again", lambda s: s["started_at"] != started and s["state"] == "frozen", 30
     )
-    assert (seen.status["digest"], backends(lab)) == (first, {"b1"})
-    thawed = tidegate(lab, "thaw")
+    assert (seen.status["digest"], backends(bare_lab)) == (first, {"b1"})
+    thawed = tidegate(bare_lab, "thaw")
     assert (thawed.returncode, thawed.stdout) == (0, "thawed\n")
-    assert of_agent(lab)["state"] == "synced"
-    assert of_agent(lab)["digest"] not in (first, last)
-    assert backends(lab) & {"b2", "b3"}
+    assert of_agent(bare_lab)["state"] == "synced"
+    assert of_agent(bare_lab)["digest"] not in (first, last)
+    assert backends(bare_lab) & {"b2", "b3"}
 
 
-def test_going_back_and_forth_over_a_restart(lab: Lab, agent: AgentProcess) -> None:
+def test_going_back_and_forth_over_a_restart(bare_lab: Lab, agent: AgentProcess) -> None:
     """What can be gone back to comes from the journal; a second rollback undoes the first."""
-    number, digest = (of_agent(lab)[key] for key in ("generation", "digest"))
+    number, digest = (of_agent(bare_lab)[key] for key in ("generation", "digest"))
     agent.kill()
     agent.restart()
-    states = wait_for_states(lab)
+    states = wait_for_states(bare_lab)
     assert [state["last"] for state in states][-1] == number
-    unknown = tidegate(lab, "rollback", "--to", "4711")
+    unknown = tidegate(bare_lab, "rollback", "--to", "4711")
     assert unknown.returncode == 1
     assert "no generation number 4711 is known; known are: " in unknown.stderr
     assert f"{states[-2]['digest'][:8]}" in unknown.stderr
-    assert tidegate(lab, "rollback").returncode == 0
-    assert of_agent(lab)["digest"] == states[-2]["digest"] != digest
-    assert tidegate(lab, "rollback").returncode == 0
-    assert (of_agent(lab)["digest"], of_agent(lab)["generation"]) == (digest, number + 2)
+    assert tidegate(bare_lab, "rollback").returncode == 0
+    assert of_agent(bare_lab)["digest"] == states[-2]["digest"] != digest
+    assert tidegate(bare_lab, "rollback").returncode == 0
+    assert (of_agent(bare_lab)["digest"], of_agent(bare_lab)["generation"]) == (digest, number + 2)
 
 
 def test_health_checks_go_back_too(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """What is probed is what the generation in force wants, also after a rollback."""
     checked = {"health": {"check": {"type": "tcp", "interval": 0.2, "timeout": 0.2}}}
     status.wait_applied(control.put("pools/web", checked).revision)
-    wait_for_verdicts(lab, {"b1", "b2", "b3"})
+    wait_for_verdicts(bare_lab, {"b1", "b2", "b3"})
     status.wait_applied(control.delete("pools/web/backends/b3").revision)
-    wait_for_verdicts(lab, {"b1", "b2"})
-    assert tidegate(lab, "rollback").returncode == 0
-    wait_for_verdicts(lab, {"b1", "b2", "b3"})
+    wait_for_verdicts(bare_lab, {"b1", "b2"})
+    assert tidegate(bare_lab, "rollback").returncode == 0
+    wait_for_verdicts(bare_lab, {"b1", "b2", "b3"})
 
 
 def wait_for_verdicts(lab: Lab, names: set[str], timeout: float = 15) -> None:
@@ -168,25 +155,25 @@ def wait_for_states(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_each_freeze_has_to_be_lifted_by_whoever_set_it(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """The operator of the host, and the control system in etcd."""
-    frozen = tidegate(lab, "freeze", "--reason", "replacing its switch")
+    frozen = tidegate(bare_lab, "freeze", "--reason", "replacing its switch")
     assert "frozen by root at 20" in frozen.stdout
     host = '{"freeze": true, "reason": "incident 4712"}'
-    lab.etcdctl("put", "/tidegate/default/hosts/lb1", host)
+    bare_lab.etcdctl("put", "/tidegate/default/hosts/lb1", host)
     status.wait("both", lambda s: "4712" in s["freeze"] and "switch" in s["freeze"])
-    thawed = tidegate(lab, "thaw")
+    thawed = tidegate(bare_lab, "thaw")
     assert thawed.returncode == 0
     assert "another freeze still holds" in thawed.stdout
     assert "incident 4712" in thawed.stdout
-    assert "switch" not in of_agent(lab)["freeze"]
-    again = tidegate(lab, "thaw")
+    assert "switch" not in of_agent(bare_lab)["freeze"]
+    again = tidegate(bare_lab, "thaw")
     assert "it was not frozen from here" in again.stdout
 
 
 def test_history_says_who_did_what(
-    lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
+    bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """Keys with revisions, refusals once, orders, and who had a flow; no agent needs to run."""
     bad = control.put(
@@ -195,28 +182,36 @@ def test_history_says_who_did_what(
     status.wait("the refusal", lambda s: bool(s["refusals"]))
     gone = control.delete("pools/web/backends/b3")
     status.wait("its end", lambda s: s["generation_revision"] >= gone.revision)
-    assert tidegate(lab, "freeze", "--reason", "looking").returncode == 0
+    assert tidegate(bare_lab, "freeze", "--reason", "looking").returncode == 0
     port = 41234
-    curl = ["curl", "-s", "--max-time", "3", "--local-port", str(port), f"http://{lab.vip4()}/"]
-    served = lab.client(1).run(curl).stdout.strip()
+    curl = [
+        "curl",
+        "-s",
+        "--max-time",
+        "3",
+        "--local-port",
+        str(port),
+        f"http://{bare_lab.vip4()}/",
+    ]
+    served = bare_lab.client(1).run(curl).stdout.strip()
     at = datetime.now(UTC).isoformat()
     agent.terminate()
-    text = tidegate(lab, "history", "-n", "0").stdout
+    text = tidegate(bare_lab, "history", "-n", "0").stdout
     assert "keys: pools/web/backends/b3 (deleted)\n    backends: -web/b3" in text
     assert "pools/web/backends/b2 (revision " in text
     assert (text.count("refused, "), text.count("vips/bad: ")) == (1, 1), text
     assert "freeze by root: looking" in text
-    found = tidegate(lab, "history", "--json", "--key", "vips/bad").stdout.splitlines()
+    found = tidegate(bare_lab, "history", "--json", "--key", "vips/bad").stdout.splitlines()
     (line,) = (json.loads(each) for each in found)
     assert {refusal["revision"] for refusal in line["refusals"]} == {bad.revision}
-    client = lab.station("client1").address4()
-    flow = ("tcp", f"{client}:{port}", f"{lab.vip4()}:80")
-    said = tidegate(lab, "history", "owner", "--at", at, *flow)
+    client = bare_lab.station("client1").address4()
+    flow = ("tcp", f"{client}:{port}", f"{bare_lab.vip4()}:80")
+    said = tidegate(bare_lab, "history", "owner", "--at", at, *flow)
     assert f"owner: web/{served}\n" in said.stdout, said.stderr
     assert "owner of flows from before" in said.stdout or "web/b3" not in said.stdout
-    nobody = tidegate(lab, "history", "owner", "--at", at, *flow[:2], f"{lab.vip4()}:81")
+    nobody = tidegate(bare_lab, "history", "owner", "--at", at, *flow[:2], f"{bare_lab.vip4()}:81")
     assert (nobody.returncode, "no such VIP" in nobody.stdout) == (1, True)
-    for path in journal_files(lab):
+    for path in journal_files(bare_lab):
         assert path.stat().st_mode & 0o077 == 0
 
 

@@ -3,24 +3,23 @@
 
 import json
 import re
-import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tidegate.lab.control import StatusWatch
-from tidegate.lab.plan import CONTROL, LabSpec
+from tidegate.lab.plan import CONTROL
 from tidegate.lab.rack import Lab
 
 if TYPE_CHECKING:
     from tidegate.lab.agents import AgentProcess
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3, lbs=3)]
 
 FLEET = "/tidegate/default/"
 HOSTS = ("lb1", "lb2", "lb3")
@@ -29,21 +28,20 @@ START = ("start", "r2", "--waves", "canary,2,100%", "--timeout", "30s", "--bake"
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A rack with three LB hosts, of which lb2 is on the track canary, and a release in force."""
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3, lbs=3)) as built:
-        release(built, "live", {"b1": 100, "b2": 100, "b3": 100})
-        put(built, "tracks/canary", {"release": "live"})
-        put(built, "hosts/lb2", {"track": "canary", "reason": "trial host"})
-        yield built
+def canary_lab(bare_lab: Lab) -> Lab:
+    """Give a lab with three LB hosts, of which lb2 is on the track canary, and a release."""
+    release(bare_lab, "live", {"b1": 100, "b2": 100, "b3": 100})
+    put(bare_lab, "tracks/canary", {"release": "live"})
+    put(bare_lab, "hosts/lb2", {"track": "canary", "reason": "trial host"})
+    return bare_lab
 
 
 @pytest.fixture(autouse=True)
-def agents(lab: Lab) -> "dict[str, AgentProcess]":
+def agents(canary_lab: Lab) -> "dict[str, AgentProcess]":
     """An agent on each, in sync."""
-    started = {host: lab.start_agent(host) for host in HOSTS}
+    started = {host: canary_lab.start_agent(host) for host in HOSTS}
     for host in HOSTS:
-        with StatusWatch(lab, host) as watch:
+        with StatusWatch(canary_lab, host) as watch:
             watch.wait("synced", lambda s: s["state"] == "synced" and s["generation"] >= 1, 40)
     return started
 
@@ -94,45 +92,49 @@ def answered(lab: Lab) -> str:
     return lab.client(1).run(command).stdout.strip()
 
 
-def test_a_release_reaches_all_hosts_and_a_download_goes_on(lab: Lab) -> None:
+def test_a_release_reaches_all_hosts_and_a_download_goes_on(canary_lab: Lab) -> None:
     """Every host has it in force with one digest; a connection from before is not broken."""
-    release(lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
-    url = f"http://{lab.vip4()}/download"
+    release(canary_lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
+    url = f"http://{canary_lab.vip4()}/download"
     command = ["curl", "--silent", "--fail", "--max-time", "300", "--output", "/dev/null", url]
-    with lab.client(1).popen(command, stdout=subprocess.PIPE, text=True) as download:
-        before = everything(lab)
-        code, said = run(lab, *START, "2s")
+    with canary_lab.client(1).popen(command, stdout=subprocess.PIPE, text=True) as download:
+        before = everything(canary_lab)
+        code, said = run(canary_lab, *START, "2s")
         assert code == 0, said
         assert re.search(r"wave 1 of 3 \(canary\): moved lb2\n", said)
         assert re.search(r"wave 2 of 3 \(2\): moved lb1\n", said)
         assert re.search(r"wave 3 of 3 \(100%\): moved lb3\n", said)
         assert download.poll() is None, "the download ended; it was to take two minutes"
         download.kill()
-    after = everything(lab)
+    after = everything(canary_lab)
     assert after.replace('{"release":"r2"}', '{"release": "live"}').startswith(before)
-    statuses = [status(lab, host) for host in HOSTS]
+    statuses = [status(canary_lab, host) for host in HOSTS]
     assert {s["generation_release"] for s in statuses} == {"r2"}
     assert len({s["digest"] for s in statuses}) == 1
-    assert answered(lab) in {"b1", "b2", "b3"}
+    assert answered(canary_lab) in {"b1", "b2", "b3"}
 
 
-def test_a_refusal_in_the_canary_wave_puts_it_back(lab: Lab) -> None:
+def test_a_refusal_in_the_canary_wave_puts_it_back(canary_lab: Lab) -> None:
     """A release that the guards refuse reaches one host, which goes on as before."""
-    release(lab, "r2", {})
-    before = everything(lab)
-    code, said = run(lab, *START, "2s")
+    release(canary_lab, "r2", {})
+    before = everything(canary_lab)
+    code, said = run(canary_lab, *START, "2s")
     assert code == 5
     assert "failed: lb2 refuses" in said
-    assert everything(lab) == before
+    assert everything(canary_lab) == before
     for host in HOSTS:
-        await_status(lab, host)
-    assert answered(lab) in {"b1", "b2", "b3"}
+        await_status(canary_lab, host)
+    assert answered(canary_lab) in {"b1", "b2", "b3"}
 
 
-def test_a_killed_driver_and_a_killed_agent(lab: Lab, agents: "dict[str, AgentProcess]") -> None:
+def test_a_killed_driver_and_a_killed_agent(
+    canary_lab: Lab, agents: "dict[str, AgentProcess]"
+) -> None:
     """Another driver goes on; an agent that is started again within a moment is no failure."""
-    release(lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
-    first = lab.node(CONTROL).popen([*COMMAND, *START, "2s"], stdout=subprocess.PIPE, text=True)
+    release(canary_lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
+    first = canary_lab.node(CONTROL).popen(
+        [*COMMAND, *START, "2s"], stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout is not None
     for line in first.stdout:
         if "wave 2 of 3 (2): moved" in line:
@@ -141,50 +143,53 @@ def test_a_killed_driver_and_a_killed_agent(lab: Lab, agents: "dict[str, AgentPr
     first.communicate()
     agents["lb2"].kill()
     agents["lb2"].restart()
-    code, said = run(lab, "resume")
+    code, said = run(canary_lab, "resume")
     assert code == 0, said
-    assert {status(lab, host)["generation_release"] for host in HOSTS} == {"r2"}
+    assert {status(canary_lab, host)["generation_release"] for host in HOSTS} == {"r2"}
 
 
-def test_an_abort_in_the_middle(lab: Lab) -> None:
+def test_an_abort_in_the_middle(canary_lab: Lab) -> None:
     """Two of three hosts have the release; afterwards none has, and all keys are as they were."""
-    release(lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
-    before = everything(lab)
-    first = lab.node(CONTROL).popen([*COMMAND, *START, "1s"], stdout=subprocess.PIPE, text=True)
+    release(canary_lab, "r2", {"b1": 10, "b2": 100, "b3": 100})
+    before = everything(canary_lab)
+    first = canary_lab.node(CONTROL).popen(
+        [*COMMAND, *START, "1s"], stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout is not None
     for line in first.stdout:
         if "wave 2 of 3 (2): moved" in line:
             break
-    code, said = run(lab, "abort")
+    code, said = run(canary_lab, "abort")
     assert code == 0, said
     first.communicate(timeout=30)
     assert first.returncode == 6
-    assert everything(lab) == before
+    assert everything(canary_lab) == before
     for host in HOSTS:
-        with StatusWatch(lab, host) as watch:
+        with StatusWatch(canary_lab, host) as watch:
             watch.wait(
                 "live again", lambda s: s["release"] == "live" and s["state"] == "synced", 20
             )
 
 
-def test_drops_on_the_canary_put_it_back(lab: Lab) -> None:
+def test_drops_on_the_canary_put_it_back(canary_lab: Lab) -> None:
     """A release that every agent accepts, and that drops what the other hosts forward."""
-    release(lab, "r2", {"b1": 100, "b2": 100, "b3": 100})
-    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
-    put(lab, "config/r2/vips/web", {**vip, "deny": [f"{lab.address('client1')}/32"]})
-    before = everything(lab)
+    release(canary_lab, "r2", {"b1": 100, "b2": 100, "b3": 100})
+    vip = {"address": str(canary_lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    put(canary_lab, "config/r2/vips/web", {**vip, "deny": [f"{canary_lab.address('client1')}/32"]})
+    before = everything(canary_lab)
     # Every packet of a flow takes one of the three hosts; new flows all the time reach each.
-    loop = f"while :; do curl --silent --max-time 1 --output /dev/null http://{lab.vip4()}/; done"
+    fetch = f"curl --silent --max-time 1 --output /dev/null http://{canary_lab.vip4()}/"
+    loop = f"while :; do {fetch}; done"
     clients = [
-        lab.client(1).popen(["sh", "-c", loop], stdout=subprocess.DEVNULL, text=True)
+        canary_lab.client(1).popen(["sh", "-c", loop], stdout=subprocess.DEVNULL, text=True)
         for _ in range(6)
     ]
     try:
-        code, said = run(lab, *START, "40s", "--abort-on", "nack,drops=5%")
+        code, said = run(canary_lab, *START, "40s", "--abort-on", "nack,drops=5%")
     finally:
         for client in clients:
             client.kill()
             client.wait()
     assert code == 5, said
     assert re.search(r"failed: lb2 has drops of [0-9.]+% of its packets", said)
-    assert everything(lab) == before
+    assert everything(canary_lab) == before

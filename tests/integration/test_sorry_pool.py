@@ -2,9 +2,7 @@
 """A VIP's last resort on a real agent: clients, status, journal and `tidegate plan`."""
 
 import json
-import secrets
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,21 +10,14 @@ import pytest
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 FAR = rfc3339(4_000_000_000)
 
 
 CHECK = {"type": "http", "interval": 0.3, "timeout": 0.25, "rise": 2, "fall": 2}
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=3)) as built:
-        yield built
 
 
 def documents(lab: Lab, state: str) -> dict[str, dict[str, Any]]:
@@ -72,53 +63,53 @@ def metrics(lab: Lab) -> list[str]:
     return lab.node("lb1").run(command).stdout.splitlines()
 
 
-def test_clients_go_to_the_sorry_pool_and_afterwards_to_the_pool(lab: Lab) -> None:
+def test_clients_go_to_the_sorry_pool_and_afterwards_to_the_pool(shared_lab: Lab) -> None:
     """All of the pool disabled: b3 answers, the status says so; then b1 and b2 again."""
-    put(lab, "active")
-    lab.start_agent("lb1")
-    with StatusWatch(lab, "lb1") as status:
+    put(shared_lab, "active")
+    shared_lab.start_agent("lb1")
+    with StatusWatch(shared_lab, "lb1") as status:
         seen = status.wait("synced", lambda s: s["state"] == "synced", timeout=20).status
         assert seen["on_sorry_pool"] == []
-        assert servers(lab) == {"b1", "b2"}
-        plan = planned(lab, "disabled")
+        assert servers(shared_lab) == {"b1", "b2"}
+        plan = planned(shared_lab, "disabled")
         assert plan["on_sorry_pool"] == ["www"]
         assert plan["fields"]["vips/www"] == ["on_sorry_pool"]
         lift = {"guard": "removal", "pool": "web", "expires_at": FAR}
-        lab.etcdctl("put", "/tidegate/default/overrides/out", json.dumps(lift))
-        out = status.wait_applied(put(lab, "disabled", "pools/web/")).status
+        shared_lab.etcdctl("put", "/tidegate/default/overrides/out", json.dumps(lift))
+        out = status.wait_applied(put(shared_lab, "disabled", "pools/web/")).status
         assert (out["on_sorry_pool"], out["state"]) == (["www"], "synced")
-        assert servers(lab) == {"b3"}
-        assert 'tidegate_vip_on_sorry_pool{tidegate_vip="www"} 1' in metrics(lab)
-        lab.agents["lb1"].kill()  # what is pinned says who is on its sorry pool
-        assert servers(lab) == {"b3"}
-        lab.agents["lb1"].restart()
+        assert servers(shared_lab) == {"b3"}
+        assert 'tidegate_vip_on_sorry_pool{tidegate_vip="www"} 1' in metrics(shared_lab)
+        shared_lab.agents["lb1"].kill()  # what is pinned says who is on its sorry pool
+        assert servers(shared_lab) == {"b3"}
+        shared_lab.agents["lb1"].restart()
         again = status.wait("a new start", lambda s: s["started_at"] != out["started_at"]).status
         assert again["on_sorry_pool"] == ["www"]
         assert again["generation"] == out["generation"]
-        back = status.wait_applied(put(lab, "active", "pools/web/")).status
+        back = status.wait_applied(put(shared_lab, "active", "pools/web/")).status
         assert (back["on_sorry_pool"], back["digest"]) == ([], seen["digest"])
-        assert servers(lab) == {"b1", "b2"}
-    log = lab.agents["lb1"].log.read_text()
+        assert servers(shared_lab) == {"b1", "b2"}
+    log = shared_lab.agents["lb1"].log.read_text()
     assert "event=sorry_pool vips=www" in log
     assert 'event=sorry_pool vips=""' in log
 
 
-def test_an_outage_that_checks_find_is_one(lab: Lab) -> None:
+def test_an_outage_that_checks_find_is_one(shared_lab: Lab) -> None:
     """With no panic share, both servers killed: b3 answers; one of them back is enough."""
-    if "lb1" not in lab.agents:
-        lab.start_agent("lb1")
-    put(lab, "active")
-    control = Control(lab)
+    if "lb1" not in shared_lab.agents:
+        shared_lab.start_agent("lb1")
+    put(shared_lab, "active")
+    control = Control(shared_lab)
     control.put("pools/sorry", {"health": {"check": {**CHECK, "type": "tcp"}}})
     web = {"check": CHECK, "hold_down": 0, "panic_percent": 0}
-    with StatusWatch(lab, "lb1") as status:
+    with StatusWatch(shared_lab, "lb1") as status:
         status.wait_applied(control.put("pools/web", {"health": web}).revision, timeout=20)
-        assert servers(lab) == {"b1", "b2"}
+        assert servers(shared_lab) == {"b1", "b2"}
         for name in ("b1", "b2"):
-            lab.stop_http(name)
+            shared_lab.stop_http(name)
         out = status.wait("an outage", lambda s: s["on_sorry_pool"] == ["www"], timeout=20).status
         assert (out["backends"]["unhealthy"], out["health"]["panics"]) == (2, [])
-        assert servers(lab) == {"b3"}
-        lab.start_http("b1")
+        assert servers(shared_lab) == {"b3"}
+        shared_lab.start_http("b1")
         status.wait("its end", lambda s: s["on_sorry_pool"] == [], timeout=20)
-        assert servers(lab) == {"b1"}
+        assert servers(shared_lab) == {"b1"}

@@ -2,7 +2,6 @@
 """The wheel is complete: it works where the checkout is not."""
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 from tidegate import maglev
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import StatusWatch
-from tidegate.lab.plan import LabSpec
 from tidegate.lab.rack import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,18 +90,20 @@ def test_the_installed_command_runs_elsewhere(installed: Path, tmp_path: Path) -
 
 
 @pytest.mark.root
-def test_the_installed_agent_loads_the_program_in_the_lab(installed: Path) -> None:
+@pytest.mark.lab(backends=1)
+def test_the_installed_agent_loads_the_program_in_the_lab(
+    installed: Path, bare_lab: Lab, status: StatusWatch
+) -> None:
     """The program is compiled from the wheel's sources and comes onto the load balancer's NIC."""
-    with Lab(LabSpec(name=f"t{secrets.token_hex(4)}", backends=1)) as lab:
-        node, config = lab.node("lb1"), config_path(lab.spec, "lb1")
-        process = node.popen(
-            [str(installed / "tidegate"), "agent", "run", "-c", str(config)], cwd=lab.folder("lb1")
-        )
-        with StatusWatch(lab, "lb1") as status:
-            seen = status.wait("synced", lambda s: s["state"] == "synced", timeout=30)
-        assert seen.status["interfaces"] == [{"name": "eth0", "mode": "native"}]
-        process.terminate()
-        assert process.wait(10) == 0
+    lab = bare_lab
+    node, config = lab.node("lb1"), config_path(lab.spec, "lb1")
+    process = node.popen(
+        [str(installed / "tidegate"), "agent", "run", "-c", str(config)], cwd=lab.folder("lb1")
+    )
+    seen = status.wait("synced", lambda s: s["state"] == "synced", timeout=30)
+    assert seen.status["interfaces"] == [{"name": "eth0", "mode": "native"}]
+    process.terminate()
+    assert process.wait(10) == 0
 
 
 def test_the_installed_package_builds_the_same_table(installed: Path, tmp_path: Path) -> None:

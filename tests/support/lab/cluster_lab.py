@@ -71,7 +71,7 @@ class Churn(Steady):
                 roster.change(pool, SPARE, address=roster.address(SPARE, family), weight=weight)
 
 
-class Rig:
+class ClusterLab:
     """The lab, its roster, its agent on lb1 and the traffic."""
 
     def __init__(self, lab: Lab) -> None:
@@ -231,7 +231,7 @@ def is_in_force(status: dict[str, Any], revision: int) -> bool:
     return bool(status["state"] == "synced" and status["generation_revision"] >= revision)
 
 
-def backup(rig: Rig, path: Path) -> None:
+def backup(cluster_lab: ClusterLab, path: Path) -> None:
     """Have etcdctl save a snapshot of the store."""
     command = ["etcdctl", "--endpoints=127.0.0.1:2379", "snapshot", "save", str(path)]
-    rig.lab.node(rig.leader()).run(command)
+    cluster_lab.lab.node(cluster_lab.leader()).run(command)

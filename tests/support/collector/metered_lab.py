@@ -22,7 +22,7 @@ LIMIT = 30.0
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-class Site:
+class MeteredLab:
     """A lab with an agent that serves metrics, and two backends behind one VIP.
 
     Traffic goes to lb1, except while a test has lb2 send metrics to a receiver.

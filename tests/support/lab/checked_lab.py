@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rack whose load balancers check their backends, ways to break it, and what was measured."""
+"""A lab whose load balancers check their backends, ways to break it, and what was measured."""
 
 import base64
 import json
@@ -22,8 +22,8 @@ Document = Mapping[str, Any]
 Status = dict[str, Any]
 
 
-class Fleet(NamedTuple):
-    """A rack with agents that have everything in force."""
+class CheckedLab(NamedTuple):
+    """A lab whose agents have everything in force."""
 
     lab: Lab
     control: Control
@@ -86,14 +86,14 @@ def _text(encoded: str) -> str:
 
 
 @contextmanager
-def rack(
+def build_lab(
     spec: Mapping[str, int],
     pools: Mapping[str, Document],
     vips: Callable[[Lab], Mapping[str, Document]],
     families: Mapping[str, int],
     settings: str = "",
-) -> Iterator[Fleet]:
-    """A fleet whose agents have these documents in force.
+) -> Iterator[CheckedLab]:
+    """A lab whose agents have these documents in force.
 
     Args:
         spec: the lab's size.
@@ -119,7 +119,7 @@ def rack(
             lab.start_agent(lb.name)
         for status in statuses:
             status.wait_applied(written.revision, timeout=60)
-        yield Fleet(lab, control, statuses)
+        yield CheckedLab(lab, control, statuses)
 
 
 def web(lab: Lab) -> dict[str, Document]:
