@@ -196,9 +196,9 @@ def test_the_agent_is_killed_again_and_again(cluster_lab: ClusterLab) -> None:
     with cluster_lab.churn() as churn:
         for delay in (0.0, 0.3, 0.0, 0.6, 0.1):
             cluster_lab.agent.kill()
-            starts = cluster_lab.agent.log.read_text().count("start version")
+            starts = cluster_lab.agent.log.read_text().count("event=start ")
             cluster_lab.agent.restart()
-            wait_for_log(cluster_lab, "start version", starts + 1)
+            wait_for_log(cluster_lab, "event=start ", starts + 1)
             churn.wait_for_more(2)
             time.sleep(delay)  # somewhere in the work of following the roster
     cluster_lab.settle()

@@ -72,7 +72,7 @@ def owners(lab: Lab) -> dict[int, str]:
 def started(agent: AgentProcess, times: int) -> None:
     """Waits until the log tells of the agent's start for so many times."""
     deadline = time.monotonic() + 60
-    while agent.log.read_text().count(" start version=") < times:
+    while agent.log.read_text().count(" event=start version=") < times:
         assert time.monotonic() < deadline, agent.tail(20)
         time.sleep(0.05)
 
