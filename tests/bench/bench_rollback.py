@@ -14,7 +14,7 @@ from statistics import median
 
 from support.documents.roster import backend, desired, vip
 from support.packets.kernel import Kernel
-from tidegate.agent.journal import lines
+from tidegate.agent.journal import line_format
 from tidegate.agent.journal.files import Appender
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
@@ -88,7 +88,9 @@ def journal() -> None:
     """Prints what a line costs the loop, its making, and the disk."""
     before = plan(wanted(0), NOTHING, 1000)
     after = plan(wanted(1), before, 1010)
-    origin = lines.Origin("", 1010, lines.Cause("time"), lines.summary(difference(before, after)))
+    origin = line_format.Origin(
+        "", 1010, line_format.Cause("time"), line_format.summary(difference(before, after))
+    )
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         writer = Writer(Path(folder), Limits(1000, 64 << 20), before, lambda: None)
         began = time.perf_counter()
@@ -96,9 +98,11 @@ def journal() -> None:
         loop = time.perf_counter() - began
         records = ledger.records(before)
         began = time.perf_counter()
-        text = lines.encode(lines.step(records, after, ledger.records(after), origin))
+        text = line_format.encode(
+            line_format.generation_line(records, after, ledger.records(after), origin)
+        )
         made = time.perf_counter() - began
-        base = len(lines.encode(lines.base(before, "")))
+        base = len(line_format.encode(line_format.base_line(before, "")))
         appender = Appender(Path(folder) / "line")
         times = []
         for _ in range(50):

@@ -9,7 +9,7 @@ import pytest
 from support.documents.roster import VIP4, backend, desired, vip
 from support.packets.frames import ip4, tcp, udp
 from support.packets.kernel import BUILD, Kernel
-from tidegate.agent.journal import lines, owner, replay
+from tidegate.agent.journal import line_format, owner, replay
 from tidegate.dataplane.publish import ledger
 from tidegate.model.documents import HashFields
 from tidegate.model.generation import NOTHING, Generation
@@ -44,22 +44,27 @@ STEPS = [
 ]
 
 
-def journal() -> tuple[list[lines.Line], list[Generation]]:
+def journal() -> tuple[list[line_format.Line], list[Generation]]:
     """Return the lines of all steps, and the generations."""
-    made: list[lines.Line] = [lines.base(NOTHING, "")]
+    made: list[line_format.Line] = [line_format.base_line(NOTHING, "")]
     found: list[Generation] = []
     previous = NOTHING
     for documents, now in STEPS:
         following = plan(documents, previous, now)
-        origin = lines.Origin(
-            str(now), now, lines.Cause("time"), lines.summary(difference(previous, following))
+        origin = line_format.Origin(
+            str(now),
+            now,
+            line_format.Cause("time"),
+            line_format.summary(difference(previous, following)),
         )
         made.append(
-            lines.step(ledger.records(previous), following, ledger.records(following), origin)
+            line_format.generation_line(
+                ledger.records(previous), following, ledger.records(following), origin
+            )
         )
         found.append(following)
         previous = following
-    return [lines.decode(lines.encode(line).rstrip()) for line in made], found
+    return [line_format.decode(line_format.encode(line).rstrip()) for line in made], found
 
 
 @pytest.mark.parametrize("count", range(1, len(STEPS) + 1))

@@ -8,7 +8,7 @@ import pytest
 
 from support.agent.lifecycle import LifecycleHost
 from support.documents.keyspaces import WEB, vip
-from tidegate.agent.journal import lines, replay
+from tidegate.agent.journal import line_format, replay
 
 pytestmark = pytest.mark.root
 
@@ -35,9 +35,9 @@ def test_what_is_put_back_is_told_like_any_generation(host: LifecycleHost) -> No
     assert host.applied[-1].desired == host.applied[0].desired
     assert host.want(MORE, 2) == []  # the next attempt has no such failure
     there = host.journal()
-    numbers = [line.number for line in there if isinstance(line, lines.Step)]
+    numbers = [line.number for line in there if isinstance(line, line_format.GenerationLine)]
     assert numbers == [good.number, back.number, back.number + 1]
-    causes = [line.cause for line in there if isinstance(line, lines.Step)]
+    causes = [line.cause for line in there if isinstance(line, line_format.GenerationLine)]
     assert [cause.kind for cause in causes] == ["keys", "rollback", "keys"]
     assert causes[1].what == "put back, as publishing had failed half way"
     told = [standing.line.digest for standing in replay.standings(there)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.documents.roster import backend, web
-from tidegate.agent.journal import files, lines, replay
+from tidegate.agent.journal import files, line_format, replay
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
 from tidegate.errors import AgentError
@@ -43,8 +43,8 @@ class Journal:
         now = 1000 + self.generation.number
         following = plan(web(*map(backend, names), window=60), self.generation, now)
         assert following.number > self.generation.number
-        summary = lines.summary(difference(self.generation, following))
-        origin = lines.Origin(AT, now, lines.Cause("time"), summary)
+        summary = line_format.summary(difference(self.generation, following))
+        origin = line_format.Origin(AT, now, line_format.Cause("time"), summary)
         self.generation = following
         self.writer.write(Published(following, origin))
 
@@ -64,7 +64,7 @@ class Journal:
             wanted.backends,
             wanted.freed,
         )
-        return [line.number for line in there if isinstance(line, lines.Step)]
+        return [line.number for line in there if isinstance(line, line_format.GenerationLine)]
 
 
 def test_a_restart_goes_on_in_the_same_file(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_it_keeps_the_last_generations_and_no_more(tmp_path: Path) -> None:
     assert numbers == list(range(241 - len(numbers), 241))
     assert 80 <= len(numbers) <= 90
     for file in files.read_all(tmp_path):
-        assert isinstance(file.lines[0], lines.Base)
+        assert isinstance(file.lines[0], line_format.BaseLine)
 
 
 def test_it_keeps_within_its_bytes(tmp_path: Path) -> None:

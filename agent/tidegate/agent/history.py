@@ -14,7 +14,7 @@ import msgspec
 
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.health.fitness import Evidence
-from tidegate.agent.journal import files, lines, replay
+from tidegate.agent.journal import files, line_format, replay
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
 from tidegate.agent.operator.orders import Signature
@@ -58,7 +58,7 @@ class History:
     ) -> None:
         self._evidence = evidence
         self.states = RollbackStates(config.rollback_depth)
-        self.cause = lines.Cause("start")
+        self.cause = line_format.Cause("start")
         self._keys: Mapping[str, int] | None = None
         self._refused: set[tuple[str, str, str, int]] = set()
         self._noted_at = float("-inf")
@@ -92,11 +92,11 @@ class History:
             self._keys = None  # known by the revision of the documents that are in force now
         elif applied.snapshot is not None:
             self._keys = mod_revisions(applied.snapshot)
-        origin = lines.Origin(
+        origin = line_format.Origin(
             rfc3339(time.time()),
             applied.now,
             cause,
-            lines.summary(applied.diff),
+            line_format.summary(applied.diff),
             stepped=applied.stepped,
         )
         # After a failure that left a mixture in force, what came before is not in the journal.
@@ -119,24 +119,26 @@ class History:
         self._refused = set(current)
         if fresh:
             self._noted_at = now
-            self._write(lines.refused(fresh, rfc3339(time.time()), in_force.number, revision))
+            self._write(
+                line_format.refusal_line(fresh, rfc3339(time.time()), in_force.number, revision)
+            )
 
     def ordered(self, order: str, by: Signature) -> None:
         """Record that an operator froze or thawed the host."""
-        self._write(lines.Ordered(rfc3339(by.at), order, by.user, by.reason))
+        self._write(line_format.OrderLine(rfc3339(by.at), order, by.user, by.reason))
 
     def close(self) -> None:
         """Write what is left to write."""
         if self._writer is not None:
             self._writer.close()
 
-    def _write(self, item: Published | lines.Refused | lines.Ordered) -> None:
+    def _write(self, item: Published | line_format.RefusalLine | line_format.OrderLine) -> None:
         if self._writer is not None:
             self._writer.write(item)
 
     def _recall(self, there: list[files.File], depth: int, in_force: Generation) -> None:
         """Read the states to roll back to; a generation of another seed is left out."""
-        seed = lines.fingerprint(in_force.hash_seed)
+        seed = line_format.fingerprint(in_force.hash_seed)
         found: list[State] = []
         for file in reversed(there):  # a file begins with all that it needs
             states = [
@@ -150,37 +152,42 @@ class History:
         self.states = RollbackStates(depth, found)
         if in_force.number:
             self.states.remember(in_force.number, in_force.digest, in_force_as_desired(in_force))
-        noted = [line for file in there for line in file.lines if isinstance(line, lines.Refused)]
+        noted = [
+            line
+            for file in there
+            for line in file.lines
+            if isinstance(line, line_format.RefusalLine)
+        ]
         if noted:
             self._refused = {(r.key, r.field, r.stage, r.revision) for r in noted[-1].refusals}
 
-    def _cause(self, applied: Applied) -> lines.Cause:
+    def _cause(self, applied: Applied) -> line_format.Cause:
         cause = self._cause_without_health(applied)
         changed = changed_fitness(applied.previous, applied.generation)
         if not changed:
             return cause
-        listed = changed[: lines.MOST_FINDINGS]
+        listed = changed[: line_format.MOST_FINDINGS]
         backends = applied.generation.backends
         findings = tuple(
-            lines.HealthFinding(str(key), backends[key].fitness.is_out, *evidence)
+            line_format.HealthFinding(str(key), backends[key].fitness.is_out, *evidence)
             for key, evidence in zip(listed, self._evidence(listed), strict=True)
         )
         more = len(changed) - len(listed)
         if cause.kind == "time":
-            return lines.Cause("health", verdicts=findings, verdicts_left_out=more)
+            return line_format.Cause("health", verdicts=findings, verdicts_left_out=more)
         return msgspec.structs.replace(cause, verdicts=findings, verdicts_left_out=more)
 
-    def _cause_without_health(self, applied: Applied) -> lines.Cause:
+    def _cause_without_health(self, applied: Applied) -> line_format.Cause:
         if applied.order:
-            return lines.Cause("rollback", what=applied.order)
+            return line_format.Cause("rollback", what=applied.order)
         if applied.snapshot is not None:
             before = self._keys
             if before is None:
                 before = _keys_of(applied, applied.snapshot)
-            cause = lines.keys_cause(before, mod_revisions(applied.snapshot), applied.refused)
+            cause = line_format.keys_cause(before, mod_revisions(applied.snapshot), applied.refused)
             if cause.keys:
                 return cause
-        return lines.Cause("time", what=by_time(applied.diff))
+        return line_format.Cause("time", what=by_time(applied.diff))
 
 
 def mod_revisions(snapshot: Snapshot) -> dict[str, int]:

@@ -11,8 +11,14 @@ from datetime import datetime
 from pathlib import Path
 
 from tidegate.agent import config
-from tidegate.agent.journal import files, lines, owner, replay
-from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step
+from tidegate.agent.journal import files, line_format, owner, replay
+from tidegate.agent.journal.line_format import (
+    BaseLine,
+    GenerationLine,
+    Line,
+    OrderLine,
+    RefusalLine,
+)
 from tidegate.cli.history import Endpoint
 from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.errors import AgentError
@@ -27,7 +33,7 @@ def show_lines(options: argparse.Namespace) -> int:
     chosen = [line for line in _all(state_dir) if _is_wanted(line, options.key, options.since)]
     for line in chosen[-options.n :] if options.n else chosen:
         if options.json:
-            print(lines.encode(line).decode(), end="")
+            print(line_format.encode(line).decode(), end="")
         else:
             print("\n".join(described(line)))
     return 0 if chosen else 1
@@ -50,33 +56,33 @@ def _is_wanted(line: Line, key: str | None, since: datetime | None) -> bool:
     if since is not None and datetime.fromisoformat(line.at) <= since:
         return False
     if key is None:
-        return not isinstance(line, Base)
+        return not isinstance(line, BaseLine)
     return any(each == key or each.startswith(f"{key}/") for each in _keys(line))
 
 
 def _keys(line: Line) -> Iterator[str]:
     match line:
-        case Step(cause=cause):
+        case GenerationLine(cause=cause):
             yield from (change.key for change in cause.keys)
             for verdict in cause.verdicts:
                 pool, _, name = verdict.backend.partition("/")
                 yield backend_key(pool, name)
-        case Refused(refusals=refusals):
+        case RefusalLine(refusals=refusals):
             yield from (refusal.key for refusal in refusals)
 
 
 def described(line: Line) -> list[str]:
     """A line of the journal for people: one line, and more below it that are indented."""
     match line:
-        case Base():
+        case BaseLine():
             return [f"{line.at}  the journal begins with generation {line.number}"]
-        case Ordered():
+        case OrderLine():
             return [f"{line.at}  {line.order} by {line.by}" + _why(line.reason)]
-        case Refused():
+        case RefusalLine():
             head = f"{line.at}  refused, {line.number} stays (revision {line.revision})"
             more = [f"    and {line.left_out} more"] if line.left_out else []
             return [head, *(f"    {_refusal(each)}" for each in line.refusals), *more]
-        case Step():
+        case GenerationLine():
             head = (
                 f"{line.at}  generation {line.number}  release {line.release or '?'}, "
                 f"revision {line.revision}, digest {line.digest[:8]}"
@@ -88,12 +94,12 @@ def _why(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _refusal(each: lines.Refusal) -> str:
+def _refusal(each: line_format.Refusal) -> str:
     place = f"{each.key}: {each.field}" if each.field else each.key or "the whole"
     return f"{place} ({each.stage}): {each.reason}"
 
 
-def _verdict(each: lines.HealthFinding) -> str:
+def _verdict(each: line_format.HealthFinding) -> str:
     """A verdict for people."""
     what = "out" if each.is_out else "in"
     whose = f"{each.state} by {each.votes} of {each.voters} votes" if each.state else "no verdict"
@@ -103,8 +109,8 @@ def _verdict(each: lines.HealthFinding) -> str:
     return f"{each.backend} {what}: {whose}{here}"
 
 
-def _details(step: Step) -> Iterator[str]:
-    cause = step.cause
+def _details(line: GenerationLine) -> Iterator[str]:
+    cause = line.cause
     if cause.keys:
         listed = ", ".join(
             f"{c.key} ({f'revision {c.mod_revision}' if c.mod_revision else 'deleted'})"
@@ -118,7 +124,7 @@ def _details(step: Step) -> Iterator[str]:
     unsaid = len(cause.verdicts[20:]) + cause.verdicts_left_out
     if unsaid:
         yield f"health: {unsaid} more"
-    summary = step.summary
+    summary = line.summary
     for what, names in (
         ("VIPs", summary.vips),
         ("pools", summary.pools),
@@ -177,7 +183,7 @@ def _seed(settings: config.AgentConfig, fingerprint: str) -> str | None:
         return None
     with PinnedDataPlane(Path(settings.pin_dir)) as pinned:
         seed = pinned.generation().hash_seed
-    if lines.fingerprint(seed) != fingerprint:
+    if line_format.fingerprint(seed) != fingerprint:
         raise AgentError(
             "the release had another hash_seed then than the one in force, and the journal keeps "
             "none: which flow had which slot cannot be told any more"

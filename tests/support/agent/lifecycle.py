@@ -15,7 +15,7 @@ from support.packets.kernel import BUILD
 from tidegate.agent.change import ChangeLifecycle
 from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.history import History
-from tidegate.agent.journal import files, lines
+from tidegate.agent.journal import files, line_format
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.reconciler import Applied
 from tidegate.agent.traces.changes import ChangeTraces
@@ -118,7 +118,7 @@ class LifecycleHost:
         self.applied += done.applied
         return done.answer
 
-    def journal(self) -> list[lines.Line]:
+    def journal(self) -> list[line_format.Line]:
         """Close the history and return all lines of its journal."""
         self.history.close()
         self._is_closed = True

@@ -9,7 +9,7 @@ from support.documents.roster import backend, web
 from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.health.fitness import Evidence, evidence
 from tidegate.agent.history import History
-from tidegate.agent.journal import files, lines
+from tidegate.agent.journal import files, line_format
 from tidegate.agent.reconciler import Applied
 from tidegate.cli.history_show import described
 from tidegate.health.standing import Standing
@@ -60,11 +60,11 @@ class Told:
         how = (now, 0, snapshot, frozenset[str](), order)
         self._history.applied(Applied(before, self.generation, diff, wanted, *how))
 
-    def last(self) -> lines.Step:
+    def last(self) -> line_format.GenerationLine:
         """The last line of the journal; nothing is written after it."""
         self._history.close()
         step = list(files.read_all(self._folder))[-1].lines[-1]
-        assert isinstance(step, lines.Step)
+        assert isinstance(step, line_format.GenerationLine)
         return step
 
 
@@ -76,7 +76,7 @@ def test_a_verdict_is_told_with_its_votes_and_this_hosts_finding(tmp_path: Path)
     step = told.last()
     assert step.cause.kind == "health"
     assert step.cause.verdicts == (
-        lines.HealthFinding("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as told
+        line_format.HealthFinding("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as told
     )
     assert described(step)[1] == (
         "    health: web/b1 out: unhealthy by 2 of 3 votes; this host: No answer within 2 s."
@@ -127,11 +127,14 @@ def test_keys_and_orders_stay_the_cause_beside_a_verdict(tmp_path: Path) -> None
 
 def test_a_line_lists_so_many_verdicts_and_counts_the_rest(tmp_path: Path) -> None:
     """The journal's lines are bounded."""
-    names = [f"b{number:03}" for number in range(lines.MOST_FINDINGS + 7)]
+    names = [f"b{number:03}" for number in range(line_format.MOST_FINDINGS + 7)]
     many = web(*(backend(name) for name in names))
     told = Told(tmp_path)
     told.apply(1000, {}, many)
     told.apply(1010, {BackendKey("web", name): OUT for name in names[1:]}, many)
     step = told.last()
-    assert (len(step.cause.verdicts), step.cause.verdicts_left_out) == (lines.MOST_FINDINGS, 6)
+    assert (len(step.cause.verdicts), step.cause.verdicts_left_out) == (
+        line_format.MOST_FINDINGS,
+        6,
+    )
     assert "    health: 86 more" in described(step)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.documents.roster import backend, vip, web
-from tidegate.agent.journal import files, lines, replay
+from tidegate.agent.journal import files, line_format, replay
 from tidegate.agent.journal.limits import Limits, Size, is_full, surplus
 from tidegate.agent.journal.replay import Standing
 from tidegate.dataplane.publish import ledger
@@ -25,17 +25,19 @@ AT = "2026-01-31T12:00:00.000Z"
 SEED = "an-aimed-flow-is-an-attack"
 
 
-def step_of(before: Generation, after: Generation, now: int, at: str = AT) -> lines.Step:
+def step_of(
+    before: Generation, after: Generation, now: int, at: str = AT
+) -> line_format.GenerationLine:
     diff = difference(before, after)
-    origin = lines.Origin(at, now, lines.Cause("time"), lines.summary(diff))
-    return lines.step(ledger.records(before), after, ledger.records(after), origin)
+    origin = line_format.Origin(at, now, line_format.Cause("time"), line_format.summary(diff))
+    return line_format.generation_line(ledger.records(before), after, ledger.records(after), origin)
 
 
-def journal_of(plans: Sequence[tuple[Generation, int]]) -> list[lines.Line]:
+def journal_of(plans: Sequence[tuple[Generation, int]]) -> list[line_format.Line]:
     """A base of the first one, and a line for each other, through JSON and back."""
-    made: list[lines.Line] = [lines.base(plans[0][0], AT)]
+    made: list[line_format.Line] = [line_format.base_line(plans[0][0], AT)]
     made += [step_of(before, after, now) for (before, _), (after, now) in pairwise(plans)]
-    return [lines.decode(lines.encode(line).rstrip()) for line in made]
+    return [line_format.decode(line_format.encode(line).rstrip()) for line in made]
 
 
 def planned(steps: Sequence[tuple[Desired, int]]) -> list[tuple[Generation, int]]:
@@ -127,10 +129,12 @@ def test_a_step_of_the_clock_moves_windows_in_the_journal_too() -> None:
     first = plan(two, NOTHING, 1000)
     second = plan(one, first, 1010)
     third = plan(one, after_step(second, 5000), 6020)
-    summary = lines.summary(difference(second, third))
-    origin = lines.Origin(AT, 6020, lines.Cause("time"), summary, stepped=5000)
+    summary = line_format.summary(difference(second, third))
+    origin = line_format.Origin(AT, 6020, line_format.Cause("time"), summary, stepped=5000)
     there = journal_of([(first, 1000), (second, 1010)])
-    there.append(lines.step(ledger.records(second), third, ledger.records(third), origin))
+    there.append(
+        line_format.generation_line(ledger.records(second), third, ledger.records(third), origin)
+    )
     again = replay.rebuild(lambda: replay.standings(there), None)
     assert again is not None
     assert_same(again.generation, third)
@@ -157,11 +161,11 @@ def test_a_pool_with_routes_and_options_comes_back() -> None:
 def test_the_seed_is_not_in_the_journal() -> None:
     """A fingerprint tells whether a reader has the right one, and not what it is."""
     wanted = Desired(7, {}, {}, {}, hash_seed=SEED)
-    line = lines.base(plan(wanted, NOTHING, 1000), AT)
-    assert SEED.encode() not in lines.encode(line)
-    assert line.seed == lines.fingerprint(SEED) != lines.fingerprint(SEED + "!")
+    line = line_format.base_line(plan(wanted, NOTHING, 1000), AT)
+    assert SEED.encode() not in line_format.encode(line)
+    assert line.seed == line_format.fingerprint(SEED) != line_format.fingerprint(SEED + "!")
     assert len(line.seed) == 8
-    assert lines.fingerprint(None) == ""
+    assert line_format.fingerprint(None) == ""
 
 
 def test_a_window_from_before_the_beginning_is_told() -> None:
@@ -202,14 +206,14 @@ def test_a_file_that_goes_on_keeps_windows() -> None:
 def test_a_cause_names_keys_with_their_revisions() -> None:
     """What is new or written again, and what is gone; the rest is not there."""
     before, after = {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 9, "d": 4}
-    cause = lines.keys_cause(before, after)
+    cause = line_format.keys_cause(before, after)
     assert [(change.key, change.mod_revision) for change in cause.keys] == [
         ("b", 9),
         ("d", 4),
         ("c", 0),
     ]
-    many = lines.keys_cause({}, dict.fromkeys(map(str, range(lines.MOST_NAMES + 5)), 1))
-    assert (len(many.keys), many.left_out) == (lines.MOST_NAMES, 5)
+    many = line_format.keys_cause({}, dict.fromkeys(map(str, range(line_format.MOST_NAMES + 5)), 1))
+    assert (len(many.keys), many.left_out) == (line_format.MOST_NAMES, 5)
 
 
 LIMITS = Limits(80, 8000)
@@ -250,7 +254,7 @@ def written(tmp_path: Path) -> Path:
             for i, names in enumerate([["b1"], ["b1", "b2"], ["b2"], ["b3"]])
         ]
     )
-    text = b"".join(lines.encode(line) for line in journal_of(plans))
+    text = b"".join(line_format.encode(line) for line in journal_of(plans))
     path = tmp_path / "00000001.jsonl"
     files.Appender.create(path, text).close()
     return path
@@ -289,7 +293,9 @@ def test_a_file_without_its_beginning_says_nothing(written: Path) -> None:
 def test_refusals_keep_their_reasons() -> None:
     """As the status has them."""
     rejection = Rejection("vips/a", "port", "port is 70000", "schema", 12)
-    line = lines.decode(lines.encode(lines.refused([rejection], AT, 3, 12)).rstrip())
-    assert isinstance(line, lines.Refused)
+    line = line_format.decode(
+        line_format.encode(line_format.refusal_line([rejection], AT, 3, 12)).rstrip()
+    )
+    assert isinstance(line, line_format.RefusalLine)
     (refusal,) = line.refusals
     assert (refusal.key, refusal.field, refusal.reason) == ("vips/a", "port", "port is 70000")

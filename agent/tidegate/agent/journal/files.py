@@ -18,7 +18,7 @@ from typing import Final, Self
 import msgspec
 
 from tidegate.agent.journal.limits import EMPTY, Size
-from tidegate.agent.journal.lines import Base, Line, Step, decode
+from tidegate.agent.journal.line_format import BaseLine, GenerationLine, Line, decode
 from tidegate.errors import AgentError
 
 _NAME: Final = re.compile(r"(\d{8})\.jsonl")
@@ -76,12 +76,12 @@ def read(path: Path) -> File:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             found.fault = f"{path.name}:{number}: {error}"
             break
-        if number == 1 and not isinstance(line, Base):
+        if number == 1 and not isinstance(line, BaseLine):
             found.fault = f"{path.name}: it does not begin with what was in force"
             break
         found.lines.append(line)
         size += len(part) + 1
-        generations += isinstance(line, Step)
+        generations += isinstance(line, GenerationLine)
     found.size = Size(generations, size)
     return found
 

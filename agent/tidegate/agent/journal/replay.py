@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.agent.journal.lines import Base, Line, Ordered, Refused, Step, places
+from tidegate.agent.journal.line_format import (
+    BaseLine,
+    GenerationLine,
+    Line,
+    OrderLine,
+    RefusalLine,
+    places,
+)
 from tidegate.dataplane.publish import ledger
 from tidegate.dataplane.publish.ledger import BackendRecord, Kind, Place, PoolRecord, Record
 from tidegate.model.constants import TABLE_SIZE
@@ -27,7 +34,7 @@ from tidegate.planner.transition import first_table, next_table
 class Standing(NamedTuple):
     """A line that changed what is in force, and the ledger since then."""
 
-    line: Base | Step
+    line: BaseLine | GenerationLine
     records: Mapping[Place, Record]
 
 
@@ -36,13 +43,13 @@ def standings(lines: Iterable[Line]) -> Iterator[Standing]:
     records: dict[Place, Record] = {}
     for line in lines:
         match line:
-            case Base():
+            case BaseLine():
                 records = places(line.records)
-            case Step():
+            case GenerationLine():
                 gone = {Place(Kind(kind), id_) for kind, id_ in line.removed}
                 kept = {place: r for place, r in records.items() if place not in gone}
                 records = kept | places(line.changed)
-            case Refused() | Ordered():
+            case RefusalLine() | OrderLine():
                 continue
         yield Standing(line, records)
 
@@ -85,7 +92,7 @@ def pool_table(history: Iterable[Standing], pool: str) -> PoolTable | None:
     current: Slots | None = None
     number: int | None = None
     for line, records in history:
-        continues = isinstance(line, Step) or line.number == number
+        continues = isinstance(line, GenerationLine) or line.number == number
         number = line.number
         mine = {place: r for place, r in records.items() if _is_of(r, pool)}
         contents = ledger.contents(mine)
@@ -97,7 +104,7 @@ def pool_table(history: Iterable[Standing], pool: str) -> PoolTable | None:
             current, serving = current_table(pool, contents.backends), here
         if found is None or not continues:
             found = _first(line, pool, current)
-        elif isinstance(line, Step):
+        elif isinstance(line, GenerationLine):
             living = {place.id for place, r in records.items() if isinstance(r, BackendRecord)}
             seconds = contents.pools[pool][1].transition_window
             found = _next(found, line, current, seconds, living)
@@ -111,14 +118,14 @@ def _is_of(record: Record, pool: str) -> bool:
     return False
 
 
-def _first(line: Base | Step, pool: str, current: Slots) -> PoolTable:
+def _first(line: BaseLine | GenerationLine, pool: str, current: Slots) -> PoolTable:
     """The table of a pool that is new, or whose past is not in the journal."""
-    until = line.open_until.get(pool, 0) if isinstance(line, Base) else 0
+    until = line.open_until.get(pool, 0) if isinstance(line, BaseLine) else 0
     return PoolTable(first_table(current, line.number), np.full(len(current), until, np.int64))
 
 
 def _next(
-    before: PoolTable, line: Step, current: Slots, seconds: int, living: set[int]
+    before: PoolTable, line: GenerationLine, current: Slots, seconds: int, living: set[int]
 ) -> PoolTable:
     was, until = _after_step(before.table, line.stepped), before.unknown_until + line.stepped
     table = next_table(was, current, line.number, line.now, seconds, living)

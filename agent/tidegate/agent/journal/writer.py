@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tidegate.agent.journal import files, lines
+from tidegate.agent.journal import files, line_format
 from tidegate.agent.journal.files import File
 from tidegate.agent.journal.limits import EMPTY, Limits, Size, is_full, surplus
 from tidegate.dataplane.publish import ledger
@@ -49,7 +49,7 @@ class Published:
     """
 
     generation: Generation
-    origin: lines.Origin
+    origin: line_format.Origin
     gap: bool = False
 
 
@@ -66,7 +66,7 @@ class _Pending:
         return Size(self.generations, len(self.text))
 
 
-Item: TypeAlias = Published | lines.Refused | lines.Ordered
+Item: TypeAlias = Published | line_format.RefusalLine | line_format.OrderLine
 
 
 class Writer:
@@ -92,7 +92,7 @@ class Writer:
         self._changed = changed
         self._lock = _take(folder)
         self._generation = in_force
-        self._records: lines.Records = ledger.records(in_force)
+        self._records: line_format.Records = ledger.records(in_force)
         self._sizes: dict[Path, Size] = {}
         self._file: files.Appender | None = None
         self._queue: queue.Queue[Item | None] = queue.Queue(_QUEUE)
@@ -179,10 +179,10 @@ class Writer:
         if not isinstance(item, Published):
             if self._file is None:
                 self._begin(self._generation)
-            pending.text += lines.encode(item)
+            pending.text += line_format.encode(item)
             return
         records = ledger.records(item.generation)
-        before: lines.Records = self._records
+        before: line_format.Records = self._records
         if item.gap:
             self._flush(pending)
             self._let_go()
@@ -193,13 +193,15 @@ class Writer:
         elif self._file is None or is_full(self._size().plus(pending.size), self._limits):
             self._flush(pending)
             self._begin(self._generation)
-        pending.text += lines.encode(lines.step(before, item.generation, records, item.origin))
+        pending.text += line_format.encode(
+            line_format.generation_line(before, item.generation, records, item.origin)
+        )
         pending.generations += 1
         self._generation, self._records = item.generation, records
 
     def _begin(self, generation: Generation) -> None:
         """A new file, which begins with all that this generation holds."""
-        text = lines.encode(lines.base(generation, rfc3339(time.time())))
+        text = line_format.encode(line_format.base_line(generation, rfc3339(time.time())))
         if 2 * len(text) > self._limits.bytes:
             raise OSError(errno.EFBIG, f"journal.bytes is less than twice one file ({len(text)})")
         self._let_go()
@@ -244,7 +246,11 @@ class Writer:
 
 
 def _ends_with(file: File, generation: Generation) -> bool:
-    changes = [line for line in file.lines if isinstance(line, lines.Base | lines.Step)]
+    changes = [
+        line
+        for line in file.lines
+        if isinstance(line, line_format.BaseLine | line_format.GenerationLine)
+    ]
     last = changes[-1]
     return (last.number, last.digest) == (generation.number, generation.digest)
 

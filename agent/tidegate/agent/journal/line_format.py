@@ -112,7 +112,7 @@ class Entry(Struct, frozen=True, array_like=True):
     record: Record
 
 
-class Base(Struct, frozen=True, tag="base"):
+class BaseLine(Struct, frozen=True, tag="base"):
     """Everything that is in force when a file begins.
 
     Attributes:
@@ -131,7 +131,7 @@ class Base(Struct, frozen=True, tag="base"):
     format: Annotated[int, Meta(le=FORMAT)] = FORMAT
 
 
-class Step(Struct, frozen=True, tag="generation", omit_defaults=True):
+class GenerationLine(Struct, frozen=True, tag="generation", omit_defaults=True):
     """A generation that came into force.
 
     Attributes:
@@ -165,7 +165,7 @@ class Refusal(Struct, frozen=True, omit_defaults=True):
     revision: int
 
 
-class Refused(Struct, frozen=True, tag="refused"):
+class RefusalLine(Struct, frozen=True, tag="refused"):
     """What a change wanted and did not get; `number` stayed in force."""
 
     at: Moment
@@ -175,7 +175,7 @@ class Refused(Struct, frozen=True, tag="refused"):
     left_out: int = 0
 
 
-class Ordered(Struct, frozen=True, tag="order"):
+class OrderLine(Struct, frozen=True, tag="order"):
     """An operator froze or thawed the host."""
 
     at: Moment
@@ -184,7 +184,7 @@ class Ordered(Struct, frozen=True, tag="order"):
     reason: str = ""
 
 
-Line: TypeAlias = Base | Step | Refused | Ordered
+Line: TypeAlias = BaseLine | GenerationLine | RefusalLine | OrderLine
 Records: TypeAlias = Mapping[Place, Record]
 
 _decoder: Final = msgspec.json.Decoder(Line)
@@ -222,9 +222,9 @@ class Origin(NamedTuple):
     stepped: int = 0
 
 
-def base(generation: Generation, at: Moment) -> Base:
+def base_line(generation: Generation, at: Moment) -> BaseLine:
     """The line that a file begins with."""
-    return Base(
+    return BaseLine(
         at=at,
         number=generation.number,
         revision=generation.revision,
@@ -240,7 +240,9 @@ def base(generation: Generation, at: Moment) -> Base:
     )
 
 
-def step(before: Records, generation: Generation, records: Records, origin: Origin) -> Step:
+def generation_line(
+    before: Records, generation: Generation, records: Records, origin: Origin
+) -> GenerationLine:
     """The line of a generation.
 
     Args:
@@ -250,7 +252,7 @@ def step(before: Records, generation: Generation, records: Records, origin: Orig
         origin: when and why.
     """
     changed = {place: r for place, r in records.items() if before.get(place) != r}
-    return Step(
+    return GenerationLine(
         at=origin.at,
         now=origin.now,
         number=generation.number,
@@ -292,11 +294,13 @@ def _names(*lists: tuple[str, ...]) -> Names:
     return Names(added, removed, changed, sum(map(len, lists)) - listed)
 
 
-def refused(rejections: Iterable[Rejection], at: Moment, number: int, revision: int) -> Refused:
+def refusal_line(
+    rejections: Iterable[Rejection], at: Moment, number: int, revision: int
+) -> RefusalLine:
     """The line of what was refused, within a bound."""
     listed = tuple(Refusal(r.key, r.field, r.reason, r.stage, r.revision) for r in rejections)
     left_out = max(0, len(listed) - MOST_REFUSALS)
-    return Refused(at, number, revision, listed[:MOST_REFUSALS], left_out)
+    return RefusalLine(at, number, revision, listed[:MOST_REFUSALS], left_out)
 
 
 def keys_cause(
