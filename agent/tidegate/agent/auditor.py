@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the kernel is compared with what it has to hold, and what is reported of it.
+"""Decides when the kernel is compared with what it has to hold, and keeps what was found.
 
 Shallow after each push, at most once a second, so that a storm of changes is not slowed down and
-its last one is still looked at; deep at a set interval. What was put right is counted and logged;
-what could not be is a refusal of stage `verify` until a later look finds it right.
+its last one is still checked; deep at a set interval. What was repaired is counted and logged; what
+could not be is a refusal of stage `verify` until a later comparison finds it right.
 """
 
 from typing import Final
@@ -34,7 +34,7 @@ class Auditor:
         self._seen = plane.publisher.in_force.number
         self._interval = interval
         self.repairs = 0
-        """Differences that were put right since the start."""
+        """Differences that were repaired since the start."""
         self.damages: tuple[Rejection, ...] = ()
 
     def set_interval(self, interval: float) -> None:

@@ -6,7 +6,7 @@
                    history, refusals, the trace, and when to try again
     carry_out      the same for what an operator of this host orders (`operator`)
 
-Each returns what came into force; nobody is called back. What depends on that (probes, sampled
+Each returns what came into force, and calls nothing back. What depends on that (probes, sampled
 flows, the status) is for the caller. There is no thread and no timer here: one thread calls it, so
 changes become generations strictly one after another.
 """

@@ -94,9 +94,9 @@ class AnnounceTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     Attributes:
         table: of the kernel's routing tables; while ready it has one route for each VIP address. 0
             announces nothing.
-        exabgp_pipe: named pipe that ExaBGP's process reads commands from; empty is none.
+        exabgp_pipe: named pipe that ExaBGP's process reads commands from; empty for no pipe.
         hold: seconds for which a host may be not ready before its routes go.
-        withdraw_on_stop: whether they go when the agent is told to end.
+        withdraw_on_stop: whether they go when the agent is asked to end.
         drain: seconds for which it then goes on, for routers to follow.
     """
 
@@ -108,7 +108,7 @@ class AnnounceTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that one agent is told; only `interfaces` and `encapsulation` have no default.
+    """Settings of one agent; only `interfaces` and `encapsulation` have no default.
 
     Attributes:
         release: followed where no track's key names one.
@@ -124,11 +124,11 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             back to.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
-        ready_file: is there while the host is ready; empty is none.
+        ready_file: a file that exists while the host is ready; empty for no file.
         ready_when_blind: whether a host stays ready that finds many backends dead which most hosts
             reach; docs/announce.md.
         log_format: of lines on stderr: key=value, or JSON.
-        ready_stale_limit: seconds without etcd after which the host is not ready; none is never.
+        ready_stale_limit: seconds without etcd after which the host is not ready; unset for never.
     """
 
     host: Name = msgspec.field(default_factory=socket.gethostname)
@@ -161,7 +161,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     telemetry: TelemetrySettings = TelemetrySettings()
 
     def build(self) -> Build:
-        """What the balancer is compiled with."""
+        """Return what the balancer is compiled with."""
         return Build(
             hash_seed=(self.hash_seed or self.fleet).encode(),
             source4=self.encapsulation.source4,
@@ -169,16 +169,16 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         )
 
     def limits(self) -> Limits:
-        """What guards hold changes to."""
+        """Return what guards hold changes to."""
         guards = self.guards
         return Limits(guards.max_backends_removed_percent, guards.max_vips_removed_percent)
 
     def gateways(self) -> Gateways:
-        """The next hops that the file names."""
+        """Return the next hops that the file names."""
         return Gateways(self.gateway.ipv4, self.gateway.ipv6)
 
     def table_capacity(self) -> Capacity:
-        """Sizes of the tables of flows."""
+        """Return the sizes of the tables of flows."""
         sizes = self.capacity
         return Capacity(sizes.flows, sizes.syns, sizes.fragments, sizes.events)
 
@@ -195,7 +195,7 @@ _RELOADABLE: Final = ("guards", "gateway", "grace_delay", "audit_interval", "log
 
 
 def changes(before: AgentConfig, after: AgentConfig) -> Changes:
-    """What a reload would change."""
+    """Return what a reload would change."""
     names = [f for f in before.__struct_fields__ if getattr(before, f) != getattr(after, f)]
     return Changes(
         tuple(name for name in names if name in _RELOADABLE),
@@ -204,12 +204,12 @@ def changes(before: AgentConfig, after: AgentConfig) -> Changes:
 
 
 def merged(before: AgentConfig, after: AgentConfig, names: tuple[str, ...]) -> AgentConfig:
-    """The settings before, with these keys as they are after."""
+    """Return the settings before, with these keys as they are after."""
     return msgspec.structs.replace(before, **{name: getattr(after, name) for name in names})
 
 
 def read(path: Path) -> AgentConfig:
-    """Reads and checks the agent's file.
+    """Read and check the agent's file.
 
     Raises:
         ConfigError: naming the file, the key and what is wrong with it.
@@ -254,7 +254,7 @@ def _decode(kind: type, value: object) -> Any:  # noqa: ANN401 - msgspec's hook 
 
 
 def _sentence(message: str) -> str:
-    """The message of msgspec with the key first: `etcd.endpoints[0]: expected str, got int`."""
+    """Return msgspec's message, key first: `etcd.endpoints[0]: expected str, got int`."""
     match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     return f"{match[2] or 'top level'}: {match[1]}" if match else message
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the agent's file the data plane is told. Opens nothing."""
+"""The settings of the data plane, from the agent's file. Opens nothing."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tidegate.dataplane.plane import Settings
 
 
 def plane_settings(config: AgentConfig) -> Settings:
-    """The data plane's part."""
+    """Return the data plane's settings."""
     return Settings(
         pins=Path(config.pin_dir),
         interfaces=config.interfaces,

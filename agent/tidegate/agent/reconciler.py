@@ -4,7 +4,7 @@
 No thread, no timer, no etcd: it is given a view of etcd, and works when it is asked to. Whatever is
 refused on the way is kept as a list of reasons, and the last good generation stays in force.
 
-Whatever must not be published (a guard refuses it, or somebody has frozen the host) is still read
+Whatever must not be published (a guard refuses it, or an operator has frozen the host) is still read
 and validated, so that its faults show; and what time alone does to the generation in force goes on:
 windows close, drains end, weights ramp.
 """
@@ -109,7 +109,7 @@ class Reconciler:
         self._clock = clock
         self._memo = Memo()
         self._freezes: dict[str, str] = {}
-        self._looked = clock()
+        self._last_reconciled = clock()
         self._steps = StepWatch(clock)
         self._stepped = 0
         self._refused: frozenset[str] = frozenset()
@@ -170,26 +170,26 @@ class Reconciler:
         """Return the wall-clock second at which time alone asks for a change, or None."""
         moments = [next_moment(self._publisher.in_force)]
         if self._view is not None:
-            moments.append(guards.next_expiry(self._view.steering.overrides, self._looked))
+            moments.append(guards.next_expiry(self._view.steering.overrides, self._last_reconciled))
         return min((moment for moment in moments if moment is not None), default=None)
 
     def is_due(self) -> bool:
         """Return whether that second has come, or the clock was stepped."""
-        self._look_at_clock()
+        self._follow_clock()
         moment = self.next_moment()
         return bool(self._stepped) or (moment is not None and moment <= self._clock())
 
-    def _look_at_clock(self) -> None:
-        step = self._steps.look()
+    def _follow_clock(self) -> None:
+        step = self._steps.seconds_stepped()
         if step:
             log.warning("clock_stepped", seconds=step)
             self._stepped += step
 
     def reconcile(self) -> Outcome:
         """Make one change from end to end; what is refused is in the outcome."""
-        self._look_at_clock()
-        self._looked = self._clock()
-        now, kept = int(self._looked), self.kept
+        self._follow_clock()
+        self._last_reconciled = self._clock()
+        now, kept = int(self._last_reconciled), self.kept
         desired, rejections = self._wanted()
         self._stages.mark("validate")
         refused: tuple[Rejection, ...] = ()

@@ -33,8 +33,8 @@ class Facts:
         view: what etcd says; None until it has been read.
         frozen: why nothing new is published; empty if it is.
         overrides: those that have not expired.
-        damages: what the audit found and could not put right.
-        repairs: what it did put right since the start.
+        damages: what the audit found and could not repair.
+        repairs: what it repaired since the start.
         health: what health checks do not act upon.
         unready: why the host is not ready; empty if it is.
     """
@@ -121,7 +121,7 @@ def _backends(generation: Generation) -> BackendsStatus:
 
 
 def _followed(facts: Facts) -> tuple[str, str]:
-    """Track and release: those that etcd names, else those of what is in force."""
+    """Return track and release: those that etcd names, else those of what is in force."""
     if facts.view is not None:
         return facts.view.steering.track, facts.view.steering.release
     track = facts.generation.pointer or facts.config.track or DEFAULT_TRACK
@@ -129,7 +129,7 @@ def _followed(facts: Facts) -> tuple[str, str]:
 
 
 def _state(facts: Facts) -> tuple[State, str]:
-    """The state and a sentence about it, the most serious first."""
+    """Return the state and a sentence about it, the most serious first."""
     if facts.etcd.phase in ("stale", "fatal"):
         return "stale", facts.etcd.reason
     if facts.view is None:
@@ -145,7 +145,7 @@ def _state(facts: Facts) -> tuple[State, str]:
 
 
 def _disbelieved(health: HealthStatus) -> str:
-    """Why this host's checks are not acted upon as a whole; empty if they are."""
+    """Return why this host's checks are not acted upon as a whole; empty if they are."""
     if health.blind:
         return "This host finds dead what the other hosts reach: its own path is broken."
     if health.broken_checker:
@@ -154,7 +154,7 @@ def _disbelieved(health: HealthStatus) -> str:
 
 
 def _lacking(facts: Facts) -> str:
-    """What the data plane lacks to forward packets as it should; empty if nothing."""
+    """Return what the data plane lacks to forward packets as it should; empty if nothing."""
     detached = [name for name in facts.config.interfaces if name not in facts.modes]
     if detached:
         return f"The program is not on {', '.join(detached)}."

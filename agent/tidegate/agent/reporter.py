@@ -15,7 +15,7 @@ class Reporter:
 
     Args:
         parts: of the agent.
-        ready_file: absolute path of the file that is there while the host is ready; empty is none.
+        ready_file: absolute path of a file that exists while the host is ready; empty for no file.
     """
 
     def __init__(self, parts: Parts, ready_file: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's way out to a collector: its pipeline, and the log as one of the things that go there.
+"""What the agent exports to a collector: its pipeline, and the log as one of its signals.
 
 A record that is logged while a change is under way carries the ids of its trace.
 """
@@ -48,12 +48,12 @@ class Telemetry:
         return self._pipeline.faults.problems
 
     def losses(self) -> Mapping[tuple[str, str], int]:
-        """What was not sent, by signal and reason, for the metrics."""
+        """Return what was not sent, by signal and reason, for the metrics."""
         tallies = self._pipeline.tallies().items()
         return {(signal, why): n for signal, tally in tallies for why, n in tally.lost.items()}
 
     def close(self) -> None:
-        """Sends what is left, within the bound that the file sets."""
+        """Send what is left, within the bound that the file sets."""
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
         self._pipeline.close()

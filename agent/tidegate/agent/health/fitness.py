@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From findings to what the planner takes: whose word counts, and how much it may do. Pure.
+"""From findings to what the planner takes: whose finding counts, and how much it may do. Pure.
 
 Each pool says whose finding counts. In `fleet` it is the opinion that all hosts compute equally; in
 `local` this host's own; in `external` what a control system has written, which is an opinion too.
-Then the limits of the pool have their say. A backend without any finding is fit, but one that was
-out stays out until whoever counts has decided: an agent that has just started does not know better,
-nor does a fleet whose verdicts went with their leases while etcd was away.
+Then the pool's limits apply. A backend without any finding is fit, but one that was out stays out
+until there is a finding that counts: an agent that has just started has none, nor has a fleet whose
+verdicts expired with their leases while etcd was away.
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ class Judgement:
         is_checker_broken: everything failed at once, which is not believed.
         waiting: unhealthy backends that the limit per minute still keeps in.
         next_moment: wall-clock second at which time alone changes it, or None.
-        found: the word that counts for each backend that has one.
+        found: the opinion that counts for each backend that has one.
     """
 
     fitness: Mapping[BackendKey, Fitness]
@@ -50,7 +50,7 @@ class Evidence(NamedTuple):
     Attributes:
         state: what its voters think; empty if there are none.
         votes: those who think so.
-        voters: all whose word counts; one in `local` mode, and without etcd.
+        voters: all whose opinion counts; one in `local` mode, and without etcd.
         reason: what this host itself found.
     """
 
@@ -61,7 +61,7 @@ class Evidence(NamedTuple):
 
 
 def evidence(effective: Effective | None, standing: Standing | None) -> Evidence:
-    """The word that counts, if there is one, and this host's own finding."""
+    """Return the opinion that counts, if there is one, with this host's own finding."""
     reason = "" if standing is None else standing.reason
     if effective is None:
         return Evidence(reason=reason)
@@ -75,12 +75,12 @@ def judge(
     fleet: Opinion | None,
     now: int,
 ) -> Judgement:
-    """What health makes of the backends of a generation.
+    """Return what health makes of the backends of a generation.
 
     Args:
         generation: pools and backends.
         own: what this host thinks.
-        fleet: what the fleet thinks; None if that is not to be had, so each pool goes by `own`.
+        fleet: what the fleet thinks; None if that is not known, so each pool goes by `own`.
         now: wall clock, s.
     """
     by_pool: defaultdict[str, list[BackendKey]] = defaultdict(list)
@@ -149,9 +149,9 @@ def _limited(
 
 
 def _replaceable(generation: Generation) -> set[str]:
-    """Pools that health may empty: each VIP that uses them has a sorry pool, which serves.
+    """Return the pools that health may empty: a sorry pool serves for each VIP that uses them.
 
-    A sorry pool is none of them: nothing would serve in its place.
+    A sorry pool is never among them: nothing would serve in its place.
     """
     serving = {key.pool for key, placed in generation.backends.items() if placed.weight > 0}
     vips = [placed.vip for placed in generation.vips.values()]
@@ -161,7 +161,7 @@ def _replaceable(generation: Generation) -> set[str]:
 
 
 def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
-    """Those that have recovered; all others are fit without a word."""
+    """Return the fitness of those that have recovered; all others are fit without an entry."""
     return {
         key: Fitness(is_out=False, joins_at=effective.since)
         for key, effective in found.items()
@@ -170,7 +170,7 @@ def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
 
 
 def _is_unused(standing: Standing | None) -> bool:
-    """Whether nobody will ever decide, since the check cannot be made."""
+    """Return whether nobody will ever decide, since the check cannot be made."""
     return standing is not None and standing.state == "unused"
 
 
@@ -180,7 +180,7 @@ def _may_serve(generation: Generation, key: BackendKey) -> bool:
 
 
 def _own(standings: Mapping[BackendKey, Standing]) -> dict[BackendKey, Effective]:
-    """This host's findings as an opinion of one."""
+    """Return this host's findings as an opinion of one."""
     found: dict[BackendKey, Effective] = {}
     for key, standing in standings.items():
         since = int(standing.since)

@@ -2,8 +2,8 @@
 """The files of the journal: `<state_dir>/journal/<number>.jsonl`, in the order of their numbers.
 
 A line counts once its end is there. What follows the last end is the line that a crash or a full
-disk cut short: readers leave it out, and the next writer cuts it off. Anything else that is no line
-ends what can be read of its file, and is named.
+disk cut short: readers leave it out, and the next writer cuts it off. Anything else that is not
+a line ends what can be read of its file, and is named.
 
 The folder is for its owner alone, as documents may say more of a network than is for everyone.
 """
@@ -25,7 +25,7 @@ _NAME: Final = re.compile(r"(\d{8})\.jsonl")
 
 
 def folder_of(state_dir: Path) -> Path:
-    """Where the journal is."""
+    """Return the folder of the journal."""
     return state_dir / "journal"
 
 
@@ -45,21 +45,21 @@ class File:
 
 
 def paths(folder: Path) -> list[Path]:
-    """The journal's files, the oldest first."""
+    """Return the journal's files, the oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def next_path(folder: Path) -> Path:
-    """The file after the last one."""
+    """Return the path of the file after the last one."""
     there = paths(folder)
     number = int(there[-1].stem) + 1 if there else 1
     return folder / f"{number:08d}.jsonl"
 
 
 def read(path: Path) -> File:
-    """One file.
+    """Read one file.
 
     Raises:
         AgentError: it cannot be read at all.
@@ -87,7 +87,7 @@ def read(path: Path) -> File:
 
 
 def read_all(folder: Path) -> Iterator[File]:
-    """Every file, the oldest first. One that the agent drops meanwhile is left out.
+    """Read every file, the oldest first. One that the agent drops meanwhile is left out.
 
     Raises:
         AgentError: the folder or a file cannot be read.
@@ -105,7 +105,7 @@ class Appender:
     """Writes to one file, whole lines only."""
 
     def __init__(self, path: Path, at: int = 0) -> None:
-        """Opens it, and cuts off what follows its first `at` bytes.
+        """Open it, and cut off what follows its first `at` bytes.
 
         Raises:
             OSError: it cannot be opened.
@@ -117,7 +117,7 @@ class Appender:
 
     @classmethod
     def create(cls, path: Path, first: bytes) -> Self:
-        """A new file with its first lines, or none.
+        """Make a new file with its first lines; if they cannot be written there is no file.
 
         Raises:
             OSError: it cannot be written.
@@ -132,7 +132,7 @@ class Appender:
         return made
 
     def append(self, text: bytes) -> None:
-        """Adds lines, all or none, and waits until the disk has them.
+        """Append lines, all of them or none, and wait until the disk has them.
 
         Raises:
             OSError: they could not be written.
@@ -148,5 +148,5 @@ class Appender:
         self._at += len(text)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         os.close(self._fd)

@@ -25,7 +25,7 @@ class Size(NamedTuple):
     bytes: int = 0
 
     def plus(self, more: "Size") -> "Size":
-        """Both together."""
+        """Return both together."""
         return Size(self.generations + more.generations, self.bytes + more.bytes)
 
 
@@ -33,14 +33,14 @@ EMPTY: Final = Size()
 
 
 def is_full(size: Size, limits: Limits) -> bool:
-    """Whether the next generation goes into a new file."""
+    """Return whether the next generation goes into a new file."""
     return (
         size.generations * PARTS >= limits.generations or size.bytes * PARTS >= limits.bytes
     ) and size.generations > 0
 
 
 def surplus(files: Sequence[Size], coming: int, limits: Limits) -> int:
-    """How many files, from the oldest on, are to go before more is written.
+    """Return how many files, from the oldest on, are to go before more is written.
 
     Args:
         files: sizes, the oldest first. The last one is written to, and stays.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of the journal: one JSON object each, append-only, told apart by `type`.
+"""The lines of the journal: one JSON object each, append-only; `type` says which.
 
 A file begins with a `base`, which has everything that is in force. Each `generation` after it has
 what differs from the one before, in the records of the data plane's ledger: names, ids, documents
@@ -41,14 +41,14 @@ class KeyChange(Struct, frozen=True, array_like=True):
 
 
 class HealthFinding(Struct, frozen=True, omit_defaults=True):
-    """What health checks made of a backend, and whose word it was.
+    """What health checks made of a backend, and whose opinion it was.
 
     Attributes:
         backend: as pool/backend.
         is_out: whether it was taken out by it, or else joins.
         state: what its voters think, `healthy` or `unhealthy`; empty: there is no verdict any more.
-        votes: of those whose word counts, those who think so.
-        voters: all whose word counts.
+        votes: of those whose opinion counts, those who think so.
+        voters: all whose opinion counts.
         reason: what this host itself found.
     """
 
@@ -191,22 +191,22 @@ _decoder: Final = msgspec.json.Decoder(Line)
 
 
 def encode(line: Line) -> bytes:
-    """The line with its end."""
+    """Return the bytes of a line, with its end."""
     return msgspec.json.encode(line) + b"\n"
 
 
 def decode(text: bytes) -> Line:
-    """The line of these bytes.
+    """Return the line of these bytes.
 
     Raises:
-        msgspec.DecodeError: they are none.
+        msgspec.DecodeError: they are not a line.
     """
     line: Line = _decoder.decode(text)
     return line
 
 
 def fingerprint(seed: str | None) -> str:
-    """What tells seeds apart and gives none away: four bytes of a hash; empty without a seed."""
+    """Return four bytes of a seed's hash, which distinguish seeds; empty without a seed."""
     if seed is None:
         return ""
     return hashlib.blake2b(seed.encode(), digest_size=4, person=b"tidegate-journal").hexdigest()
@@ -223,7 +223,7 @@ class Origin(NamedTuple):
 
 
 def base_line(generation: Generation, at: Moment) -> BaseLine:
-    """The line that a file begins with."""
+    """Return the line that a file begins with."""
     return BaseLine(
         at=at,
         number=generation.number,
@@ -243,7 +243,7 @@ def base_line(generation: Generation, at: Moment) -> BaseLine:
 def generation_line(
     before: Records, generation: Generation, records: Records, origin: Origin
 ) -> GenerationLine:
-    """The line of a generation.
+    """Return the line of a generation.
 
     Args:
         before: the ledger's records of the generation before.
@@ -273,12 +273,12 @@ def _entries(records: Records) -> tuple[Entry, ...]:
 
 
 def places(entries: Iterable[Entry]) -> dict[Place, Record]:
-    """The records of a line."""
+    """Return the records of a line."""
     return {Place(Kind(entry.kind), entry.id): entry.record for entry in entries}
 
 
 def summary(diff: Diff) -> Summary:
-    """What a difference says, within a bound."""
+    """Return what a difference says, within a bound."""
     return Summary(
         vips=_names(*diff.vips),
         pools=_names(*diff.pools),
@@ -297,7 +297,7 @@ def _names(*lists: tuple[str, ...]) -> Names:
 def refusal_line(
     rejections: Iterable[Rejection], at: Moment, number: int, revision: int
 ) -> RefusalLine:
-    """The line of what was refused, within a bound."""
+    """Return the line of what was refused, within a bound."""
     listed = tuple(Refusal(r.key, r.field, r.reason, r.stage, r.revision) for r in rejections)
     left_out = max(0, len(listed) - MOST_REFUSALS)
     return RefusalLine(at, number, revision, listed[:MOST_REFUSALS], left_out)
@@ -306,7 +306,7 @@ def refusal_line(
 def keys_cause(
     before: Mapping[str, int], after: Mapping[str, int], without: Container[str] = ()
 ) -> Cause:
-    """The keys that differ between two snapshots, given as mod revisions by key.
+    """Return the keys that differ between two snapshots, given as mod revisions by key.
 
     Args:
         before: of the generation before.

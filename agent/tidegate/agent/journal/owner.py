@@ -67,7 +67,7 @@ class Owner:
 def owner(
     history: History, settings: Settings, hash_seed: str | None, flow: Flow, when: int
 ) -> Owner | None:
-    """Who had a flow under the last generation of a history; None if it was for no VIP.
+    """Return who had a flow under the last generation of a history; None if it was for no VIP.
 
     Args:
         history: gives the standings anew each time.
@@ -102,7 +102,7 @@ def _decide(
     value = flow_hash(state.settings.hash_keys, packet, vip)
     slot = slot_of(value, len(table.current))
     key = flow_key(packet, vip)
-    # Asked first, since the SYN of a slot in transition leaves a mark.
+    # Selected first, since the SYN of a slot in transition leaves a mark.
     old = select(state, vip, packet, key, id_, value, NOON)
     is_tcp = packet.kind is Kind.TCP
     new = select(state, vip, replace(packet, is_syn=is_tcp), key, id_, value, NOON)

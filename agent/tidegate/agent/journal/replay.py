@@ -39,7 +39,7 @@ class Standing(NamedTuple):
 
 
 def standings(lines: Iterable[Line]) -> Iterator[Standing]:
-    """What was in force after each line that changed it; a base replaces all."""
+    """Yield what was in force after each line that changed it; a base replaces all."""
     records: dict[Place, Record] = {}
     for line in lines:
         match line:
@@ -55,7 +55,7 @@ def standings(lines: Iterable[Line]) -> Iterator[Standing]:
 
 
 def desired(standing: Standing, hash_seed: str | None) -> Desired:
-    """The documents that a generation was made of."""
+    """Return the documents that a generation was made of."""
     found = ledger.contents(standing.records)
     return Desired(
         revision=standing.line.revision,
@@ -81,7 +81,7 @@ class PoolTable:
 
 
 def pool_table(history: Iterable[Standing], pool: str) -> PoolTable | None:
-    """A pool's table after the last of these; None if it has none.
+    """Return a pool's table after the last of these; None if it has no table.
 
     Args:
         history: consecutive standings, the oldest first.
@@ -119,7 +119,7 @@ def _is_of(record: Record, pool: str) -> bool:
 
 
 def _first(line: BaseLine | GenerationLine, pool: str, current: Slots) -> PoolTable:
-    """The table of a pool that is new, or whose past is not in the journal."""
+    """Return the table of a pool that is new, or whose past is not in the journal."""
     until = line.open_until.get(pool, 0) if isinstance(line, BaseLine) else 0
     return PoolTable(first_table(current, line.number), np.full(len(current), until, np.int64))
 
@@ -135,7 +135,7 @@ def _next(
 
 
 def _after_step(table: Table, seconds: int) -> Table:
-    """Windows as the planner moves them when the clock is stepped."""
+    """Return the table with its windows moved as the planner does when the clock is stepped."""
     closed, *open_ = table.windows
     moved = tuple(Window(each.opened, each.closes_at + seconds) for each in open_)
     return replace(table, windows=(closed, *moved)) if seconds else table
@@ -158,12 +158,12 @@ def rebuild(
     hash_seed: str | None,
     pools: Container[str] | None = None,
 ) -> Rebuilt | None:
-    """The last generation of a history; None if it has none.
+    """Return the last generation of a history; None if the history is empty.
 
     Args:
         history: gives it anew each time, the oldest first.
         hash_seed: key of the flow hash then.
-        pools: whose tables are wanted, for those who need not wait for all; the others are empty.
+        pools: whose tables are made; those of others are empty. None makes all, which takes longer.
     """
     last: Standing | None = None
     for standing in history():
@@ -182,7 +182,14 @@ def rebuild(
         if there is not None:
             unknown[name] = there.unknown_until
     generation = Generation(
-        *(line.number, line.revision, line.digest, found.vips, placed, found.backends),
-        *(found.freed, hash_seed, line.release),
+        number=line.number,
+        revision=line.revision,
+        digest=line.digest,
+        vips=found.vips,
+        pools=placed,
+        backends=found.backends,
+        freed=found.freed,
+        hash_seed=hash_seed,
+        release=line.release,
     )
     return Rebuilt(line.at, confirm(generation) if pools is None else generation, unknown)

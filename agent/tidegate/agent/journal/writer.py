@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's side of the journal: a thread that writes what the loop tells it.
+"""The agent's side of the journal: a thread that writes what the loop hands over.
 
 The loop hands over values that nobody changes any more and goes on. This thread makes lines of
 them, writes all that has come since the last time, and waits for the disk once; so a publishing
@@ -45,7 +45,7 @@ class Published:
     """A generation that came into force.
 
     Attributes:
-        gap: it does not follow the last one that was told, so its windows have to be told too.
+        gap: it does not follow the last one that was handed over, so its windows are written too.
     """
 
     generation: Generation
@@ -82,7 +82,7 @@ class Writer:
     def __init__(
         self, folder: Path, limits: Limits, in_force: Generation, changed: Callable[[], None]
     ) -> None:
-        """Takes the folder.
+        """Make and lock the folder.
 
         Raises:
             AgentError: it cannot be made, or another agent has it.
@@ -90,7 +90,7 @@ class Writer:
         self._folder = folder
         self._limits = limits
         self._changed = changed
-        self._lock = _take(folder)
+        self._lock = _lock_folder(folder)
         self._generation = in_force
         self._records: line_format.Records = ledger.records(in_force)
         self._sizes: dict[Path, Size] = {}
@@ -101,7 +101,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def start(self, there: Sequence[File]) -> None:
-        """Goes on where the journal ends, if that is what is in force; else with a new file.
+        """Continue where the journal ends, if that is what is in force; else begin a new file.
 
         Args:
             there: all files as they were read, the oldest first.
@@ -115,21 +115,21 @@ class Writer:
         self._thread.start()
 
     def write(self, item: Item) -> None:
-        """Takes something to write; what does not fit is counted as lost."""
+        """Queue something to write; what does not fit is counted as lost."""
         try:
             self._queue.put_nowait(item)
         except queue.Full:
             self._lost += 1
 
     def close(self, seconds: float = 5.0) -> None:
-        """Writes what is queued, for at most this long."""
+        """Write what is queued, for at most this long."""
         with suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("journal_lost", reason="the disk is stuck; what is queued is lost")
             return
-        self._let_go()
+        self._close_file()
         os.close(self._lock)
 
     def _run(self) -> None:
@@ -142,10 +142,10 @@ class Writer:
             except OSError as error:
                 self._fail(error)
             else:
-                self._say("")
+                self._set_problem("")
 
     def _collect(self) -> list[Item | None]:
-        """Everything that has come; nothing if it is time to try a bad disk again."""
+        """Return everything that has come; nothing if it is time to try a bad disk again."""
         try:
             batch = [self._queue.get(timeout=_RETRY_SECONDS if self.problem else None)]
         except queue.Empty:
@@ -155,11 +155,11 @@ class Writer:
         return batch
 
     def _write(self, batch: Sequence[Item]) -> None:
-        """Writes a batch; what is in force afterwards is known even if that fails."""
+        """Write a batch; what is in force afterwards is known even if that fails."""
         lost, self._lost = self._lost, 0
         if lost:
             log.warning("journal_lost", lines=lost, reason="the disk did not keep up")
-            self._let_go()
+            self._close_file()
         pending = _Pending()
         try:
             if not batch and self._file is None:
@@ -185,9 +185,9 @@ class Writer:
         before: line_format.Records = self._records
         if item.gap:
             self._flush(pending)
-            self._let_go()
+            self._close_file()
         if self._file is None and (gap or item.gap):
-            # Windows may have opened in between: this one tells all, and its own line the rest.
+            # Windows may have opened in between: the base has all of them, and the line the rest.
             self._begin(item.generation)
             before = records
         elif self._file is None or is_full(self._size().plus(pending.size), self._limits):
@@ -200,11 +200,11 @@ class Writer:
         self._generation, self._records = item.generation, records
 
     def _begin(self, generation: Generation) -> None:
-        """A new file, which begins with all that this generation holds."""
+        """Begin a new file with all that this generation holds."""
         text = line_format.encode(line_format.base_line(generation, rfc3339(time.time())))
         if 2 * len(text) > self._limits.bytes:
             raise OSError(errno.EFBIG, f"journal.bytes is less than twice one file ({len(text)})")
-        self._let_go()
+        self._close_file()
         self._make_room(len(text))
         path = files.next_path(self._folder)
         self._file = files.Appender.create(path, text)
@@ -226,16 +226,16 @@ class Writer:
             path.unlink(missing_ok=True)
             del self._sizes[path]
 
-    def _let_go(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _fail(self, error: OSError) -> None:
-        self._let_go()
-        self._say(f"the journal is not written: {self._folder}: {error.strerror or error}")
+        self._close_file()
+        self._set_problem(f"the journal is not written: {self._folder}: {error.strerror or error}")
 
-    def _say(self, problem: str) -> None:
+    def _set_problem(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
             if problem:
@@ -255,8 +255,8 @@ def _ends_with(file: File, generation: Generation) -> bool:
     return (last.number, last.digest) == (generation.number, generation.digest)
 
 
-def _take(folder: Path) -> int:
-    """Makes the folder and locks it."""
+def _lock_folder(folder: Path) -> int:
+    """Make the folder and lock it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -267,6 +267,6 @@ def _take(folder: Path) -> int:
     except BlockingIOError as error:
         os.close(fd)
         raise AgentError(
-            f"state_dir: another agent writes the journal in {folder}: give this one another"
+            f"state_dir: another agent writes the journal in {folder}; choose another folder"
         ) from error
     return fd

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's metrics: collected when somebody asks, beside the loop and never by it.
+"""The agent's metrics: collected on request, beside the loop and never by it.
 
-The loop leaves what it has at hand, which takes microseconds. Counters are read from the kernel by
-the thread that was asked. A thread of its own counts the connection table now and then, as that
-takes a while: never more than a hundredth of a core. Whoever asks again within a second gets
-the same.
+The loop leaves the values that it has, which takes microseconds. Counters are read from the kernel by
+the thread that asks. A thread of its own counts the connection table now and then, as that
+takes a while: never more than a hundredth of a core. A request within a second of
+another gets the same text.
 """
 
 import threading
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tidegate.agent.metrics import host_points
-from tidegate.agent.metrics.host_points import CheckPoints, Left, StateClock
+from tidegate.agent.metrics.host_points import CheckPoints, LastTurn, StateClock
 from tidegate.agent.metrics.packet_points import PacketPoints
 from tidegate.agent.report import Facts
 from tidegate.agent.traces.flows import FlowCounts
@@ -47,10 +47,10 @@ class Checks(Protocol):
     """What the health checks find and did."""
 
     def standings(self) -> Mapping[BackendKey, Standing]:
-        """Of each backend in force."""
+        """Return the standing of each backend in force."""
 
     def tallies(self) -> Mapping[str, PoolTally]:
-        """Of each pool that is checked."""
+        """Return the tally of each pool that is checked."""
 
 
 class Contact(Protocol):
@@ -85,7 +85,7 @@ class MetricCollector:
     """Collects metrics, from `start` to `close`.
 
     Args:
-        sources: asked when somebody asks.
+        sources: read at each request.
         recorder: has what is recorded one by one.
         settings: checked.
         sender: sends them over OTLP, if that is asked for.
@@ -109,7 +109,7 @@ class MetricCollector:
         self._packets = PacketPoints(sources.counter_reader.began, time.time_ns)
         self._checks = CheckPoints(self._began)
         self._states = StateClock(time.monotonic())
-        self._left: Left | None = None
+        self._turn: LastTurn | None = None
         self._census: Census | None = None
         self._cpu = 0.0
         self._lock = threading.Lock()
@@ -134,7 +134,7 @@ class MetricCollector:
             log.warning("metrics_unavailable", reason=error)
 
     def close(self) -> None:
-        """End counting, and leave the last values to the sender; nobody may ask any more."""
+        """End counting, and leave the last values to the sender; there must be no request after this."""
         if self._sender is not None:
             self._sender.begin_close()
         if self._endpoint is not None:
@@ -146,8 +146,8 @@ class MetricCollector:
 
     def update(self, facts: Facts, document: StatusDocument) -> None:
         """Take what the loop has at the end of a turn."""
-        self._states.see(document.state, time.monotonic())
-        self._left = Left(facts, document, self._states.times, self._states.since)
+        self._states.enter(document.state, time.monotonic())
+        self._turn = LastTurn(facts, document, self._states.times, self._states.since)
 
     def text(self) -> bytes:
         """Return all metrics as Prometheus' text.
@@ -170,7 +170,7 @@ class MetricCollector:
             return Measured(self._recorder.collect(), self._collect())
 
     def _collect(self) -> list[Family]:
-        sources, left = self._sources, self._left
+        sources, turn = self._sources, self._turn
         counter_reader, checks = sources.counter_reader, sources.checks
         families: list[Family] = [*self._packets.points(counter_reader.read())]
         if self._census is not None:
@@ -179,10 +179,10 @@ class MetricCollector:
             counter_reader.written(), self._census, counter_reader.limits
         )
         families += host_points.of_program(counter_reader.times, self._began)
-        if left is not None:
+        if turn is not None:
             contact = sources.etcd.last_contact
-            families += host_points.of_host(left, contact, time.monotonic(), self._began)
-            families += host_points.of_health(left)
+            families += host_points.of_host(turn, contact, time.monotonic(), self._began)
+            families += host_points.of_health(turn)
         families += self._checks.points(checks.standings(), checks.tallies(), time.time())
         if sources.flows.is_active:
             families += host_points.of_flows(sources.flows.counts, self._began)

@@ -28,7 +28,7 @@ _ID_LIMITS: Final = {"vips": MAX_VIPS - 1, "pools": MAX_POOLS - 1, "backends": M
 
 
 @dataclass(frozen=True)
-class Left:
+class LastTurn:
     """What the loop left at the end of its last turn.
 
     Attributes:
@@ -43,7 +43,7 @@ class Left:
 
 
 class StateClock:
-    """How long the host has been in each state; on the loop's thread."""
+    """Measures how long the host is in each state; on the loop's thread."""
 
     def __init__(self, now: float) -> None:
         """Begin at this second of the monotonic clock."""
@@ -51,8 +51,8 @@ class StateClock:
         self.since = now
         self.times: Mapping[str, float] = dict.fromkeys(_STATES, 0.0)
 
-    def see(self, state: str, now: float) -> None:
-        """The host is in this state at this second."""
+    def enter(self, state: str, now: float) -> None:
+        """Take note that the host is in this state at this second."""
         if state == self._state:
             return
         if self._state:
@@ -61,19 +61,19 @@ class StateClock:
         self._state, self.since = state, now
 
 
-def of_host(left: Left, contact: float, now: float, began: int) -> list[Family]:
-    """Points of the generation, the state and the interfaces.
+def of_host(turn: LastTurn, contact: float, now: float, began: int) -> list[Family]:
+    """Return points of the generation, the state and the interfaces.
 
     Args:
-        left: by the loop.
+        turn: the loop's last one.
         contact: monotonic second of the last contact to etcd.
         now: monotonic clock, s.
         began: when the agent started, ns since 1970.
     """
-    facts, document = left.facts, left.document
+    facts, document = turn.facts, turn.document
     generation = facts.generation
-    times = dict(left.state_times)
-    times[document.state] += max(0.0, now - left.state_since)
+    times = dict(turn.state_times)
+    times[document.state] += max(0.0, now - turn.state_since)
     stages = Counter(each.stage for each in (*facts.damages, *facts.outcome.rejections))
     made_of = (generation.digest, generation.release, document.track, __version__)
     info = (attributes.DIGEST, attributes.RELEASE, attributes.TRACK, attributes.VERSION)
@@ -101,12 +101,12 @@ def of_host(left: Left, contact: float, now: float, began: int) -> list[Family]:
     ]
 
 
-def of_health(left: Left) -> list[Family]:
-    """Why failed backends are left in, or another pool serves."""
-    health, generation = left.facts.health, left.facts.generation
+def of_health(turn: LastTurn) -> list[Family]:
+    """Return points that say why failed backends are left in, or another pool serves."""
+    health, generation = turn.facts.health, turn.facts.generation
     checked = (name for name, placed in generation.pools.items() if placed.pool.health is not None)
     last_resort = (name for name, placed in generation.vips.items() if placed.vip.sorry_pool)
-    sorry = left.document.on_sorry_pool
+    sorry = turn.document.on_sorry_pool
     return [
         _one(names.BLIND, int(health.blind)),
         _one(names.BROKEN_CHECKER, int(health.broken_checker)),
@@ -121,7 +121,7 @@ def of_health(left: Left) -> list[Family]:
 def of_maps(
     written: Mapping[str, int], census: Census | None, limits: Mapping[str, int]
 ) -> list[Family]:
-    """How full the kernel's maps are."""
+    """Return points that say how full the kernel's maps are."""
     entries = {**written, **(census.entries if census else {})}
     return [
         _by(names.MAP_ENTRIES, attributes.MAP, entries),
@@ -130,7 +130,7 @@ def of_maps(
 
 
 def of_program(times: RunTimes, began: int) -> list[Family]:
-    """How long the program took."""
+    """Return points that say how long the program took."""
     return [
         _one(names.PROGRAM_TIME, times.nanoseconds / 1e9, began),
         _one(names.PROGRAM_RUNS, times.runs, began),
@@ -138,7 +138,7 @@ def of_program(times: RunTimes, began: int) -> list[Family]:
 
 
 def of_flows(counts: FlowCounts, began: int) -> list[Family]:
-    """What became of events of sampled flows."""
+    """Return points that say what became of events of sampled flows."""
     dropped = {**counts.dropped, "flood": counts.floods}
     return [
         _one(names.FLOW_SPANS, counts.spans, began),
@@ -166,7 +166,7 @@ class CheckPoints:
         tallies: Mapping[str, PoolTally],
         now: float,
     ) -> list[Family]:
-        """All of them.
+        """Return all of them.
 
         Args:
             standings: of each backend in force.

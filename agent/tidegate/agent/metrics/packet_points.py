@@ -29,7 +29,7 @@ _Backends: TypeAlias = Mapping[BackendKey, Identity]
 
 
 class _Owners:
-    """When each owner of an id was first seen, for what it counts."""
+    """Remembers when each owner of an id was first seen: its counters start then."""
 
     def __init__(self, began: int, clock: Callable[[], int]) -> None:
         self._began = began
@@ -37,7 +37,7 @@ class _Owners:
         self._since: dict[Identity, int] | None = None
 
     def since(self, uses: list[Identity]) -> list[int]:
-        """In the same order; ns since 1970."""
+        """Return when each was first seen, in the same order; ns since 1970."""
         known = self._since
         if known is None and not uses:
             return []
@@ -65,7 +65,7 @@ class PacketPoints:
         self._name_cpus()
 
     def points(self, counted: CounterSample) -> list[Points]:
-        """All that is counted by packets."""
+        """Return points of all that packets are counted by."""
         self._follow(counted.generation)
         vips, backends = counted.totals.vips[self._vip_ids], counted.totals.backends
         backends = backends[self._backend_ids]
@@ -89,7 +89,7 @@ class PacketPoints:
         ]
 
     def live(self, census: Census) -> list[Points]:
-        """Flows of each VIP as they were counted last; a VIP that is newer has none."""
+        """Return the flows of each VIP as they were counted last; a newer VIP has no flows."""
         then = {name: placed.identity for name, placed in census.generation.vips.items()}
         values = [
             int(census.live[use.id]) if then.get(name) == use else 0
@@ -135,7 +135,7 @@ class PacketPoints:
         self._by_event = Series((attributes.EVENT_OUTCOME,), [("sent",), ("lost",)], self._began)
 
     def _of_cpus(self, by_cpu: npt.NDArray[np.uint64]) -> Points:
-        """Those that ever had a packet: a machine may have many more CPUs than it will use."""
+        """Return points of CPUs that ever had a packet: a machine may have many it never uses."""
         used = np.flatnonzero(by_cpu.any(axis=0)).tolist()
         if used != self._cpus:
             self._cpus = used

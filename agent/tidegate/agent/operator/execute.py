@@ -45,7 +45,7 @@ class Done(NamedTuple):
 
 
 class Operator:
-    """What the operators of this host have ordered.
+    """Carries out what the operators of this host order.
 
     Args:
         reconciler: carries out what changes the data plane.

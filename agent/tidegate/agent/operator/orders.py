@@ -79,5 +79,5 @@ class Posted:
 
 
 def refused(sentence: str, status: HTTPStatus = HTTPStatus.CONFLICT) -> Answer:
-    """An order that cannot be carried out, and why."""
+    """Return the answer to an order that cannot be carried out, which says why."""
     return Answer(status, {"error": sentence})

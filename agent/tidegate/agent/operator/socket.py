@@ -31,7 +31,7 @@ class ControlSocket:
         """Make the socket.
 
         Raises:
-            AgentError: it cannot be made there, or somebody answers on it.
+            AgentError: it cannot be made there, or a process listens on it.
         """
         self._path = path
         try:
@@ -49,10 +49,10 @@ class ControlSocket:
 
 
 def _make_room(path: Path) -> None:
-    """Remove a socket that nobody listens on.
+    """Remove a socket that no process listens on.
 
     Raises:
-        AgentError: somebody does, or it is not a socket.
+        AgentError: a process does, or it is not a socket.
     """
     if not path.exists():
         return
@@ -71,7 +71,7 @@ def _make_room(path: Path) -> None:
 
 
 def _listen(path: Path, backlog: int) -> socket.socket:
-    """Bind under another name until the mode is right, so that nobody slips in between."""
+    """Bind under another name until the mode is set, so that no client connects before."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

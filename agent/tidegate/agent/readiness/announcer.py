@@ -20,7 +20,7 @@ from tidegate.model.values import Network
 log = EventLog(__name__)
 
 AGAIN_SECONDS: Final = 15.0
-"""What somebody else has removed is put back after this long at most."""
+"""Routes that another process removed are added again after this long at most."""
 RETRY_SECONDS: Final = 1.0
 """A reader that comes back to the pipe gets the routes after this long at most."""
 
@@ -69,7 +69,7 @@ class Announcer:
         """Announce or withdraw what readiness and time ask for."""
         if not self.is_on:
             return
-        # From when it was found, not from the last time that somebody looked.
+        # From when it was found to be not ready, not from the update before.
         since = now if self._unready_since is None else self._unready_since
         self._unready_since = None if is_ready else since
         ends = since + self._settings.hold

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands for ExaBGP's process API, written to a named pipe: `announce route X next-hop self`.
 
-All that holds is said at each call, since a reader that was restarted knows nothing; to ExaBGP a
-route that it has already is no news. The pipe never makes the agent wait: what does not fit is
-said at the next call.
+All routes are written at each call, since a reader that was restarted knows nothing; ExaBGP ignores
+a route that it has already. The pipe never makes the agent wait: what does not fit is written at
+the next call.
 
-ExaBGP has to be told not to acknowledge commands (docs/announce.md): it writes to a process that
+ExaBGP has to be set up not to acknowledge commands (docs/announce.md): it writes to a process that
 reads nothing, and once that pipe is full it waits for ever.
 """
 
@@ -28,25 +28,25 @@ class ExaBgpPipe:
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._fd = -1
-        self._said: set[Network] = set()
+        self._announced: set[Network] = set()
         self.problem = ""
-        """Why nothing can be said; empty if it can."""
+        """Why nothing can be written; empty if it can."""
 
     def keep(self, wanted: frozenset[Network]) -> None:
-        """Withdraws what was said and is not wanted, and announces what is."""
-        gone = [network for network in sorted(self._said, key=str) if network not in wanted]
+        """Withdraw what was announced and is not wanted, and announce what is."""
+        gone = [network for network in sorted(self._announced, key=str) if network not in wanted]
         lines = [(network, f"withdraw route {network} next-hop self\n") for network in gone]
-        # What was not said yet comes first, lest it be what does not fit each time.
-        order = sorted(wanted, key=lambda network: (network in self._said, str(network)))
+        # What was not announced yet comes first, lest it be what does not fit each time.
+        order = sorted(wanted, key=lambda network: (network in self._announced, str(network)))
         lines += [(network, f"announce route {network} next-hop self\n") for network in order]
         try:
             self._open()
             for network, line in lines:
                 os.write(self._fd, line.encode())  # shorter than PIPE_BUF: whole or not at all
                 if network in wanted:
-                    self._said.add(network)
+                    self._announced.add(network)
                 else:
-                    self._said.discard(network)
+                    self._announced.discard(network)
             self.problem = ""
         except OSError as error:
             if not isinstance(error, BlockingIOError):
@@ -57,7 +57,7 @@ class ExaBgpPipe:
             self.problem = fresh
 
     def has_lost_reader(self) -> bool:
-        """Whether the one that read is gone, and nobody else reads; false if none was there."""
+        """Return whether the reader is gone, with no other; false if there never was a reader."""
         if self._fd < 0:
             return False
         poller = select.poll()

@@ -21,10 +21,10 @@ class Condition:
     Attributes:
         interfaces: those that the agent's file names.
         attached: those that have the program.
-        damages: what the audit found and could not put right.
+        damages: what the audit found and could not repair.
         generation: number of the one in force.
-        stale_limit: seconds without etcd after which a host is not ready; None is never.
-        is_stopping: the agent has been told to end.
+        stale_limit: seconds without etcd after which a host is not ready; None for never.
+        is_stopping: the agent was asked to end.
         stands_back: its health checks find dead what others reach, most hosts do reach it, and the
             agent's file wants such a host to be not ready.
     """
@@ -41,7 +41,7 @@ class Condition:
 
 
 def unready(condition: Condition, now: float) -> str:
-    """Why the host is not ready, as a sentence; empty if it is.
+    """Return why the host is not ready, as a sentence; empty if it is.
 
     Args:
         condition: of the host.

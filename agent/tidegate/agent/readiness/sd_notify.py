@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def notify(*assignments: str) -> None:
-    """Sends assignments such as READY=1; without a service manager, nothing happens."""
+    """Send assignments such as READY=1; without a service manager, do nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -21,11 +21,11 @@ def notify(*assignments: str) -> None:
 
 
 def reloading() -> None:
-    """Announces a reload; systemd's Type=notify-reload wants the moment with it."""
+    """Announce a reload; systemd's Type=notify-reload wants the moment with it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between signs of life that the service manager asks for, halved for safety."""
+    """Return half the seconds between signs of life that the service manager asks for."""
     wanted = os.environ.get("WATCHDOG_USEC", "")
     return int(wanted) / 2_000_000 if wanted.isdigit() and int(wanted) > 0 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the trace of each change, on the loop's thread, from what the change left behind.
+"""Makes the trace of each change, on the loop's thread, when the change is over.
 
 Three classes do the work: `StageRecorder` has the moments at which stages ended, `UnappliedWrites`
 the writes that are not in force, and `PendingTraces` the traces that wait for status and first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ids in events are called, over the generations of this agent's life.
+"""The names of the ids in events, over the generations of this agent's life.
 
 An event may be of a generation that is not in force any more, and its flow may have begun in one
 long before. Ids come with their incarnations, so the names of several generations do not conflict:
@@ -35,7 +35,7 @@ class FlowNames:
         self.naming = self._named()
 
     def follow(self, previous: Generation, generation: Generation) -> None:
-        """Takes the names of a generation that came into force."""
+        """Add the names of a generation that came into force."""
         self._vips = _joined(self._vips, _vips(generation))
         self._backends = _joined(self._backends, _backends(generation))
         for key, placed in previous.backends.items():
@@ -63,7 +63,7 @@ def _backends(generation: Generation) -> dict[Identity, BackendKey]:
 
 
 def _joined(known: dict[Identity, _Name], fresh: dict[Identity, _Name]) -> dict[Identity, _Name]:
-    """Both, the fresh ones last; of those that are gone only the latest."""
+    """Return both, the fresh ones last; of those that are gone only the latest."""
     joined = {identity: name for identity, name in known.items() if identity not in fresh} | fresh
     for identity in list(joined)[: max(0, len(joined) - len(fresh) - _MOST_GONE)]:
         del joined[identity]

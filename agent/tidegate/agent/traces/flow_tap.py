@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events for `tidegate events` from an agent that reads the ring buffer itself.
 
-What the agent has read is kept for a moment, as bytes, while somebody asks for it, and handed out
-over the control socket, each answer with where the next one goes on. A client that is too slow
-misses what is oldest, and is told how much that was. Nobody who asks holds up the reader.
+What the agent has read is kept for a moment, as bytes, while a client asks for it, and handed out
+over the control socket, each answer with the position at which the next one begins. A client that
+is too slow misses the oldest events, and each answer counts those that it missed. No client holds
+up the reader.
 """
 
 import struct
@@ -27,7 +28,7 @@ LONGEST_WAIT: Final = 2.0
 _INTEREST: Final = 15.0
 """Seconds for which events are kept after the last question."""
 _MOST_KEPT: Final = 4 << 20
-_MOST_TOLD: Final = 1 << 20
+_LONGEST_ANSWER: Final = 1 << 20
 """Bytes that are kept, and of one answer."""
 
 
@@ -53,7 +54,7 @@ class FlowTap:
         self._changed = threading.Condition()
 
     def put(self, records: npt.NDArray[np.void], lost: int) -> None:
-        """Takes what was read, and how many events the kernel lost in all."""
+        """Add what was read, and how many events the kernel lost in all."""
         with self._changed:
             begin, self._end = self._end, self._end + len(records)
             self._lost = lost
@@ -69,30 +70,30 @@ class FlowTap:
             self._changed.notify_all()
 
     def answer(self, request: Request) -> Answer:
-        """`GET /events?after=N&wait=S`: events from position N on; without N, from now on."""
+        """Answer `GET /events?after=N&wait=S`: events from position N on, or else from now on."""
         try:
             after = int(request.query.get("after", -1))
             wait = min(LONGEST_WAIT, max(0.0, float(request.query.get("wait", 0))))
         except ValueError:
             return refused("after and wait are numbers", HTTPStatus.BAD_REQUEST)
-        body = self._told(after, wait)
+        body = self._collect(after, wait)
         return Answer(HTTPStatus.OK, body, "application/octet-stream")
 
-    def _told(self, after: int, wait: float) -> bytes:
+    def _collect(self, after: int, wait: float) -> bytes:
         with self._changed:
             self._asked = self._clock()
             position = self._end if after < 0 else min(after, self._end)
             self._changed.wait_for(lambda: self._end > position, wait if after >= 0 else 0)
-            room = _MOST_TOLD // layout.EVENT.itemsize
-            told, missed = [], 0
+            room = _LONGEST_ANSWER // layout.EVENT.itemsize
+            found, missed = [], 0
             for begin, records in self._kept:
                 rest = records[max(0, position - begin) :][:room]
                 if not len(rest):
                     continue
                 missed += max(0, begin - position)
-                told.append(rest.tobytes())
+                found.append(rest.tobytes())
                 position = max(begin, position) + len(rest)
                 room -= len(rest)
-            if not told:
+            if not found:
                 missed, position = self._end - position, self._end
-            return HEAD.pack(position, missed, self._lost) + b"".join(told)
+            return HEAD.pack(position, missed, self._lost) + b"".join(found)

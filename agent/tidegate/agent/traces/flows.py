@@ -2,14 +2,14 @@
 """Reads the ring buffer of events and has spans made of flows, in a thread of its own.
 
 Nobody waits for this thread: the kernel drops what it does not read in time, the loop only leaves
-word of a new generation, and the sink drops what it cannot take. What it does is bounded per second
-by `telemetry.flow_gate`, whatever comes, and every event that no span tells of is counted.
+new generations in a list, and the sink drops what it cannot take. What it does is bounded per
+second by `telemetry.flows.gate`, whatever comes, and every event that is in no span is counted.
 
-The reader sleeps between two looks, so that a batch is worth its price. A ring buffer of 1 MiB
-holds more than half a second of what two CPUs may tell.
+The reader sleeps between two reads, so that a batch is worth its price. A ring buffer of 1 MiB
+holds more than half a second of what two CPUs may write.
 
-Where somebody else reads the ring buffer (`tidegate events`, started before), it waits for its
-turn.
+Where another process reads the ring buffer (`tidegate events`, started before), it waits until that
+one has ended.
 """
 
 import threading
@@ -40,9 +40,9 @@ log = EventLog(__name__)
 
 _WAIT: Final = 0.5
 _PAUSE: Final = 0.05
-"""Seconds to wait for an event, and between two looks."""
+"""Seconds to wait for an event, and between two reads."""
 MOST_AT_STOP: Final = 8192
-"""Open flows that are told of when the agent ends, which takes 0.3 s; more are counted."""
+"""Open flows that get a span when the agent ends, which takes 0.3 s; more are counted."""
 _RETRY: Final = 2.0
 """Seconds until the next try, where the ring buffer cannot be read."""
 
@@ -52,10 +52,10 @@ class FlowCounts(NamedTuple):
 
     Attributes:
         events: that were read.
-        lost: that the kernel did not tell: above its limit, or the ring buffer full.
-        dropped: that were read and that no span tells of, by reason.
+        lost: that the kernel did not write: above its limit, or the ring buffer full.
+        dropped: that were read and that are in no span, by reason.
         floods: that were about a VIP and no flow.
-        refused: flows that no span tells of, because there were too many.
+        refused: flows that got no span, because there were too many.
         followed: flows that are open now.
         spans: that were made.
     """
@@ -79,8 +79,8 @@ class FlowTraces:
             no flows does.
         generation: in force.
         change_of: context of the change trace of a generation, if it has one; called in the thread.
-        first_packet: told, in the thread, the generation of an event and its time (ns since 1970),
-            whenever that generation is above all that were seen before.
+        first_packet: called, in the thread, with the generation of an event and its time (ns since
+            1970), whenever that generation is above all that were seen before.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class FlowTraces:
         self._names = FlowNames(generation, change_of)
         self._first_packet = first_packet
         self._newest = 0
-        self._came: list[tuple[Generation, Generation]] = []
-        self._guard = threading.Lock()
+        self._fresh_generations: list[tuple[Generation, Generation]] = []
+        self._lock = threading.Lock()
         self._flows = Flows(limits, time.monotonic_ns())
         self._roots = Roots()
         self._events = self._lost = self._spans = 0
@@ -107,7 +107,7 @@ class FlowTraces:
         self._thread = threading.Thread(target=self._run, name="flow-traces", daemon=True)
         self._tap = FlowTap()
         self.counts = FlowCounts()
-        """As of the last look; may be read from any thread."""
+        """As of the last read; for any thread."""
 
     @property
     def is_active(self) -> bool:
@@ -115,48 +115,48 @@ class FlowTraces:
         return self._sink is not None
 
     def start(self) -> None:
-        """Begins to read."""
+        """Begin to read."""
         if self.is_active:
             self._thread.start()
 
     def routes(self) -> Routes:
-        """What the control socket answers for it."""
+        """Return the routes of the control socket that it answers."""
         return {("GET", "/events"): self._tap.answer} if self.is_active else {}
 
     def has_samples(self, generation: Generation) -> bool:
-        """Whether packets of this generation will be told of, if any come."""
+        """Return whether packets of this generation will be reported, if any come."""
         return self.is_active and any(p.vip.flow_sampling for p in generation.vips.values())
 
     def stop(self) -> None:
-        """Hands the sink what is known of open flows, and ends."""
+        """Hand the sink what is known of open flows, and end."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def follow(self, previous: Generation, generation: Generation) -> None:
-        """A generation came into force; called by the agent's loop."""
+        """Take note of a generation that came into force; called by the agent's loop."""
         if self.is_active:
-            with self._guard:
-                self._came.append((previous, generation))
+            with self._lock:
+                self._fresh_generations.append((previous, generation))
 
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
                 with RingReader(self._pins) as ring:
-                    self._say("")
+                    self._note_fault("")
                     self._read(ring)
             except (DataplaneError, CapabilityError) as error:
-                self._say(str(error))
-                self._learn()
+                self._note_fault(str(error))
+                self._update_names()
                 self._ended.wait(_RETRY)
         left = self._flows.stop()
         if len(left) > MOST_AT_STOP:
             self._flows.dropped["stop"] += sum(map(_events, left[MOST_AT_STOP:]))
-        self._tell(left[:MOST_AT_STOP], time.time_ns() - time.monotonic_ns())
-        self._count()
+        self._emit_spans(left[:MOST_AT_STOP], time.time_ns() - time.monotonic_ns())
+        self._update_counts()
 
-    def _say(self, fault: str) -> None:
-        """Logs why events cannot be read, once, and that they can be again."""
+    def _note_fault(self, fault: str) -> None:
+        """Log why events cannot be read, once, and that they can be again."""
         if fault and fault != self._fault:
             log.warning("flows_not_traced", reason=fault)
         elif self._fault and not fault:
@@ -167,27 +167,27 @@ class FlowTraces:
         while not self._ended.is_set():
             records = ring.read(_WAIT)
             self._lost += ring.lost()
-            self._take(records)
+            self._process(records)
             self._ended.wait(_PAUSE)
 
-    def _take(self, records: npt.NDArray[np.void]) -> None:
+    def _process(self, records: npt.NDArray[np.void]) -> None:
         now = time.monotonic_ns()
         offset = time.time_ns() - now
         self._events += len(records)
         self._tap.put(records, self._lost)
-        self._announce(records, offset)
+        self._report_first_packets(records, offset)
         over = self._flows.take(records, now)
-        self._learn()  # after the events, before their names
-        self._tell(over, offset)
-        self._count()
+        self._update_names()  # after the events, before their names
+        self._emit_spans(over, offset)
+        self._update_counts()
 
-    def _learn(self) -> None:
-        with self._guard:
-            came, self._came = self._came, []
+    def _update_names(self) -> None:
+        with self._lock:
+            came, self._fresh_generations = self._fresh_generations, []
         for previous, generation in came:
             self._names.follow(previous, generation)
 
-    def _announce(self, records: npt.NDArray[np.void], offset: int) -> None:
+    def _report_first_packets(self, records: npt.NDArray[np.void], offset: int) -> None:
         generations = records["generation"]
         if not len(records) or generations.max() <= self._newest:
             return
@@ -198,14 +198,14 @@ class FlowTraces:
                 self._newest = number
                 self._first_packet(number, at + offset)
 
-    def _tell(self, over: list[Flow], offset: int) -> None:
+    def _emit_spans(self, over: list[Flow], offset: int) -> None:
         if self._sink is None:
             return
         for flow in over:
             self._sink.emit(span_of(flow, self._names.naming, self._roots, offset))
         self._spans += len(over)
 
-    def _count(self) -> None:
+    def _update_counts(self) -> None:
         flows = self._flows
         self.counts = FlowCounts(
             self._events,
@@ -221,7 +221,7 @@ class FlowTraces:
 def flow_traces(
     config: AgentConfig, sink: Sink | None, in_force: Generation, changes: ChangeTraces
 ) -> FlowTraces:
-    """Traces of the flows of an agent's data plane, linked to the changes that moved them."""
+    """Return the traces of a data plane's flows, linked to the changes that moved them."""
     return FlowTraces(
         Path(config.pin_dir),
         config.telemetry.flows.limits(),
@@ -233,5 +233,5 @@ def flow_traces(
 
 
 def _events(flow: Flow) -> int:
-    """How many events it is made of."""
+    """Return how many events it is made of."""
     return flow.untold + sum(happening.times for happening in flow.happenings)
