@@ -4,7 +4,7 @@
 No thread, no timer, no etcd: it is given a view of etcd, and works when it is asked to. Whatever is
 refused on the way is kept as a list of reasons, and the last good generation stays in force.
 
-Whatever must not be published (a guard refuses it, or an operator has frozen the host) is still read
+What must not be published (a guard refuses it, or an operator has frozen the host) is still read
 and validated, so that its faults show; and what time alone does to the generation in force goes on:
 windows close, drains end, weights ramp.
 """

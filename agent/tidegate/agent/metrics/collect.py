@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's metrics: collected on request, beside the loop and never by it.
 
-The loop leaves the values that it has, which takes microseconds. Counters are read from the kernel by
-the thread that asks. A thread of its own counts the connection table now and then, as that
-takes a while: never more than a hundredth of a core. A request within a second of
-another gets the same text.
+The loop leaves the values that it has, which takes microseconds. Counters are read from the kernel
+by the thread that asks. A thread of its own counts the connection table now and then, as that takes
+a while: never more than a hundredth of a core. A request within a second of another gets the same
+text.
 """
 
 import threading
@@ -134,7 +134,7 @@ class MetricCollector:
             log.warning("metrics_unavailable", reason=error)
 
     def close(self) -> None:
-        """End counting, and leave the last values to the sender; there must be no request after this."""
+        """End counting, and leave the last values to the sender; no request may follow."""
         if self._sender is not None:
             self._sender.begin_close()
         if self._endpoint is not None:
