@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of the agent's host on a real data plane, where the kernel refuses half of one."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from support.agent.lifecycle import LifecycleHost
 from support.documents.keyspaces import WEB, vip
+from support.logs import logfmt
 from tidegate.agent.journal import line_format, replay
 
 pytestmark = pytest.mark.root
@@ -58,3 +60,44 @@ def test_a_step_of_the_clock_counts_once_with_something_put_back(host: Lifecycle
     assert host.applied[-1].stepped == 0
     windows = host.plane.publisher.in_force.pools["web"].table.windows
     assert windows[1].closes_at == closes + 3600
+
+
+def test_a_freeze_and_a_thaw_are_events_of_their_own(
+    host: LifecycleHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reason is one field, whatever is in it; a thaw is no freeze."""
+    reason = 'maintenance plan_ms=9 of the "switch"'
+    host.want(WEB, 1)
+    caplog.clear()
+    host.want(MORE, 2, freeze=reason)
+    assert host.plane.publisher.in_force.revision == 1
+    host.want(MORE, 3)
+    assert host.plane.publisher.in_force.revision == 3
+    events = [record.getMessage().partition(" ") for record in caplog.records]
+    found = {name: logfmt.read(fields) for name, _, fields in events}
+    assert found["frozen"] == {"reason": reason}
+    assert found["thawed"] == {"was": reason}
+    assert [name for name, _, _ in events if name != "generation"] == ["frozen", "thawed"]
+
+
+def test_a_frozen_host_with_nothing_in_force_takes_what_there_is(host: LifecycleHost) -> None:
+    """Once: then it has something to keep."""
+    host.want(WEB, 1, freeze="maintenance")
+    assert host.plane.publisher.in_force.revision == 1
+    host.want(MORE, 2, freeze="maintenance")
+    assert host.plane.publisher.in_force.revision == 1
+
+
+def test_what_could_not_be_published_is_due_again(host: LifecycleHost) -> None:
+    """After a pause; until then time asks for nothing, and afterwards for no retry."""
+    host.want(WEB, 1)
+    host.refusals = 1
+    before = time.monotonic()
+    host.want(MORE, 2)
+    due = host.changes.next_due()
+    assert due is not None
+    assert 4 < due - before < 10
+    assert not host.changes.is_due(before)
+    assert host.changes.is_due(due)
+    assert host.reconcile() == []
+    assert not host.changes.is_due(due)
