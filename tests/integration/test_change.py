@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of the agent's host on a real data plane, where the kernel refuses half of one."""
+"""The life of a change over a real data plane: failures half way, freezes, retries."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def host(tmp_path: Path) -> Iterator[LifecycleHost]:
     built.close()
 
 
-def test_what_is_put_back_is_told_like_any_generation(host: LifecycleHost) -> None:
+def test_what_is_put_back_is_recorded_like_any_generation(host: LifecycleHost) -> None:
     """The journal can make it again, says why it is there, and goes on from it."""
     assert host.want(WEB, 1) == []
     good = host.plane.publisher.in_force
@@ -42,9 +42,9 @@ def test_what_is_put_back_is_told_like_any_generation(host: LifecycleHost) -> No
     causes = [line.cause for line in there if isinstance(line, line_format.GenerationLine)]
     assert [cause.kind for cause in causes] == ["keys", "rollback", "keys"]
     assert causes[1].what == "put back, as publishing had failed half way"
-    told = [standing.line.digest for standing in replay.standings(there)]
-    assert good.digest == back.digest == told[-2]
-    assert told[-1] == host.plane.publisher.in_force.digest
+    digests = [standing.line.digest for standing in replay.standings(there)]
+    assert good.digest == back.digest == digests[-2]
+    assert digests[-1] == host.plane.publisher.in_force.digest
 
 
 def test_a_step_of_the_clock_counts_once_with_something_put_back(host: LifecycleHost) -> None:

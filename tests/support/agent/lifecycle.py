@@ -40,11 +40,11 @@ class Spans:
     items: list[Span] = field(default_factory=list)
 
     def emit(self, span: Span) -> None:
-        """Keeps it."""
+        """Keep it."""
         self.items.append(span)
 
     def named(self, name: str) -> list[Span]:
-        """Those of a name."""
+        """Return those of a name."""
         return [span for span in self.items if span.name == name]
 
 

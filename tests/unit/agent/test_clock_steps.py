@@ -16,7 +16,7 @@ GONE = BackendKey("web", "b3")
 
 
 def draining(now: int) -> Generation:
-    """A pool in transition, with a backend whose key was deleted at this second."""
+    """Return a pool in transition, with a backend whose key was deleted at this second."""
     return plan(AFTER, plan(BEFORE, NOTHING, now - 10), now)
 
 
@@ -68,7 +68,7 @@ def with_fourth() -> Desired:
     return desired([vip("web", "10.99.0.1")], backends, revision=3)
 
 
-def test_steps_are_told_from_the_passing_of_time() -> None:
+def test_a_step_is_not_the_passing_of_time() -> None:
     """Only what the steady clock does not show counts, and each step once."""
     wall, steady = 1000.0, 5.0
     watch = StepWatch(lambda: wall, lambda: steady)

@@ -33,13 +33,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def door(path: Path) -> Iterator[ControlSocket]:
+def control_socket(path: Path) -> Iterator[ControlSocket]:
     with closing(ControlSocket(path, {("POST", "/echo"): echo, ("GET", "/who"): echo})) as made:
         yield made
 
 
 def raw(path: Path, text: bytes) -> bytes:
-    """Everything that a client hears that sends these bytes and waits."""
+    """Return everything that a client gets that sends these bytes and waits."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(20)
         client.connect(str(path))
@@ -50,13 +50,13 @@ def raw(path: Path, text: bytes) -> bytes:
         return heard
 
 
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("control_socket")
 def test_the_kernel_says_who_asks(path: Path) -> None:
-    """A client's word on who it is does not count; the socket's peer does."""
+    """What a client claims to be does not count; the socket's peer does."""
     assert ask(path, "POST", "/echo", b"hello") == {"user": "root", "body": "hello"}
 
 
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("control_socket")
 def test_only_the_owner_may_connect(path: Path) -> None:
     """From the moment on at which the socket has its name."""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -70,11 +70,11 @@ def test_only_the_owner_may_connect(path: Path) -> None:
         ("GET", "/echo", "wants another method"),
     ],
 )
-@pytest.mark.usefixtures("door")
-def test_a_wrong_path_is_told_the_right_ones(
+@pytest.mark.usefixtures("control_socket")
+def test_a_wrong_path_is_answered_with_the_right_ones(
     path: Path, method: str, where: str, sentence: str
 ) -> None:
-    """One who guesses finds out."""
+    """So an operator who guesses finds out."""
     assert sentence in ask(path, method, where)["error"]
 
 
@@ -88,14 +88,14 @@ def test_a_wrong_path_is_told_the_right_ones(
         (b"X: 1\r\n" * 200, b"431"),
     ],
 )
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("control_socket")
 def test_what_a_client_sends_is_bounded(path: Path, head: bytes, status: bytes) -> None:
     """A body, a header and their number."""
     assert raw(path, b"POST /echo HTTP/1.1\r\n" + head + b"\r\n").startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_silent_client_keeps_nobody_waiting(path: Path) -> None:
-    """It is sent away after a while, and others are served meanwhile."""
+def test_a_silent_client_delays_no_other(path: Path) -> None:
+    """It is disconnected after a while, and others are served meanwhile."""
     limits = LIMITS._replace(idle_seconds=1.0)
     with (
         closing(ControlSocket(path, {("POST", "/echo"): echo}, limits)),
@@ -120,7 +120,7 @@ def test_a_client_that_is_never_silent_is_cut_off_as_well(path: Path) -> None:
         assert trickle(busy) < 100
 
 
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("control_socket")
 def test_clients_beyond_the_bound_are_turned_away(path: Path) -> None:
     """And let in again when the others have gone."""
     held = [socket.socket(socket.AF_UNIX) for _ in range(LIMITS.clients)]
@@ -145,7 +145,7 @@ def trickle(client: socket.socket) -> int:
 
 
 def first_answer(path: Path) -> dict[str, Any]:
-    """The answer of the first request that is let in."""
+    """Return the answer of the first request that is accepted."""
     for _ in range(100):
         try:
             return ask(path, "GET", "/who")
@@ -155,7 +155,7 @@ def first_answer(path: Path) -> dict[str, Any]:
 
 
 def test_a_dead_agents_socket_is_replaced(path: Path) -> None:
-    """Nobody answers on it."""
+    """No process answers on it."""
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -164,16 +164,16 @@ def test_a_dead_agents_socket_is_replaced(path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.usefixtures("door")
+@pytest.mark.usefixtures("control_socket")
 def test_a_living_agents_socket_is_not(path: Path) -> None:
-    """The second one is told so, and the first one still answers."""
+    """The second one gets an error that says so, and the first one still answers."""
     with pytest.raises(AgentError, match="another agent answers"):
         ControlSocket(path, {})
     assert ask(path, "GET", "/who")["user"] == "root"
 
 
 def test_a_file_is_not_taken_for_a_socket(path: Path) -> None:
-    """Somebody's file stays."""
+    """The file stays."""
     path.parent.mkdir()
     path.write_text("mine")
     with pytest.raises(AgentError, match="is not a socket"):
@@ -201,7 +201,7 @@ def test_an_order_waits_for_the_loop(path: Path) -> None:
     assert (order.to, order.signature.user, order.signature.reason) == (7, "root for eve", "why")
 
 
-def test_a_loop_that_is_full_says_so(path: Path) -> None:
+def test_a_loop_with_too_many_orders_refuses_more(path: Path) -> None:
     """The order is not kept for later, when nobody expects it any more."""
     with closing(
         ControlSocket(path, OperatorRoutes(lambda _: False, RollbackStates(3), bytes).routes())
@@ -209,7 +209,7 @@ def test_a_loop_that_is_full_says_so(path: Path) -> None:
         assert "too many" in ask(path, "POST", "/freeze")["error"]
 
 
-def test_the_past_knows_documents_not_moments() -> None:
+def test_states_differ_by_documents_not_moments() -> None:
     """Generations that differ by time alone are one state; the depth is of others than now."""
     past = RollbackStates(2)
     one, two = web(backend("b1")), web(backend("b1"), backend("b2"))

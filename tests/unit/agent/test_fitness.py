@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose word counts for a backend, and how much it may do."""
+"""Whose finding counts for a backend, and how much it may do."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ OUT = Fitness(is_out=True)
 
 
 def pool(mode: HealthMode = "fleet", **options: Any) -> Generation:
-    """Four backends of a pool that is checked every 2 seconds."""
+    """Return four backends of a pool that is checked every 2 seconds."""
     health = Health(mode=mode, check=Check(type="tcp", interval=2), **options)
     return plan(web(*(backend(name) for name in NAMES), health=health), NOTHING, 1000)
 
 
 def fleet(*signs: str, since: int = 900, step: int = 10) -> Opinion:
-    """Opinions on b1, b2, …: `+` healthy, `-` unhealthy, `r` healthy again, `?` none."""
+    """Return opinions on b1, b2, …: `+` healthy, `-` unhealthy, `r` healthy again, `?` none."""
     found = {
         B[place]: Effective(
             "unhealthy" if sign == "-" else "healthy", since + step * place, 1, 0, sign == "r"
@@ -53,8 +53,8 @@ def test_the_fleets_opinion_counts_by_default() -> None:
     assert judge(pool(), own("++++"), fleet("-+++"), 1000) == Judgement({B[0]: OUT})
 
 
-def test_what_was_out_stays_out_while_nobodys_word_is_known() -> None:
-    """Verdicts that went with their leases let no backend in, whatever this host itself finds."""
+def test_what_was_out_stays_out_while_no_finding_is_known() -> None:
+    """Verdicts that expired with their leases let no backend in, whatever this host finds."""
     generation = pool()
     out = plan(
         web(*(backend(name) for name in NAMES), health=generation.pools["web"].pool.health),
@@ -69,14 +69,14 @@ def test_what_was_out_stays_out_while_nobodys_word_is_known() -> None:
     assert judge(out, unused, NOBODY, 1002).fitness == {}
 
 
-def test_a_local_pool_takes_this_hosts_word() -> None:
-    """The fleet may think what it likes."""
+def test_a_local_pool_takes_this_hosts_finding() -> None:
+    """The fleet's opinion does not count there."""
     assert judge(pool("local"), own("-+++"), fleet("++++"), 1000).fitness == {B[0]: OUT}
     assert judge(pool("local"), own("++++"), fleet("-+++"), 1000).fitness == {}
 
 
 def test_an_external_pool_takes_what_is_written() -> None:
-    """A control system's verdicts count, though nobody checks."""
+    """A control system's verdicts count, though no host checks."""
     external = plan(
         web(*(backend(name) for name in NAMES), health=Health(mode="external")), NOTHING, 1000
     )

@@ -13,7 +13,7 @@ from tidegate.planner import plan
 
 
 def generations(*rosters: list[Backend]) -> list[Generation]:
-    """One after another, far apart in time, so that nothing drains any more."""
+    """Return generations, one after another, far apart in time, so that nothing drains any more."""
     made, now = [NOTHING], 1000
     for backends in rosters:
         made.append(plan(desired([vip("web", VIP4)], backends), made[-1], now))

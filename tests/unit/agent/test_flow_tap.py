@@ -15,10 +15,10 @@ def batch(first: int, count: int) -> np.ndarray:
 
 
 def ask(tap: FlowTap, **query: str) -> tuple[int, int, int, list[int]]:
-    """Position, missed, lost, and the ports of the events that are told."""
+    """Return position, missed, lost, and the ports of the events in an answer."""
     body = tap.answer(Request(query, b"", "somebody")).encoded()
-    told = np.frombuffer(body, layout.EVENT, offset=HEAD.size)
-    return (*HEAD.unpack_from(body), told["source_port"].tolist())
+    events = np.frombuffer(body, layout.EVENT, offset=HEAD.size)
+    return (*HEAD.unpack_from(body), events["source_port"].tolist())
 
 
 def test_a_client_gets_all_that_came_since_its_first_request() -> None:
@@ -34,7 +34,7 @@ def test_a_client_gets_all_that_came_since_its_first_request() -> None:
 
 
 def test_without_interest_nothing_is_kept() -> None:
-    """A client that went away costs nothing, and one that was away is told what it missed."""
+    """A client that left costs nothing, and one that was away gets the count of what it missed."""
     now = 100.0
     tap = FlowTap(lambda: now)
     ask(tap)
@@ -45,15 +45,15 @@ def test_without_interest_nothing_is_kept() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    """A client that is too slow misses the oldest, and is told how much."""
+    """A client that is too slow misses the oldest, and gets the count of them."""
     tap = FlowTap()
     ask(tap)
     size = (1 << 20) // layout.EVENT.itemsize
     for i in range(6):
         tap.put(np.repeat(batch(i, 1), size), 0)
-    position, missed, _, told = ask(tap, after="0")
+    position, missed, _, events = ask(tap, after="0")
     assert missed == 2 * size
-    assert told == [2] * size
+    assert events == [2] * size
     assert position == 3 * size
     assert ask(tap, after=str(position))[3] == [3] * size
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a generation came about, as the journal and `tidegate history` tell it."""
+"""Why a generation came about, as the journal and `tidegate history` say it."""
 
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -30,7 +30,7 @@ SEEN = {
 WANTED = web(backend("b1"), backend("b2"), backend("b3"), slow_start=60)
 
 
-class Told:
+class RecordedHistory:
     """An agent's past; what each generation's line says is read from the disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,42 +54,42 @@ class Told:
         snapshot: Snapshot | None = None,
         order: str = "",
     ) -> None:
-        """One more generation."""
+        """Bring one more generation into force."""
         before, self.generation = self.generation, plan(wanted, self.generation, now, fitness)
         diff = difference(before, self.generation)
         how = (now, 0, snapshot, frozenset[str](), order)
         self._history.applied(Applied(before, self.generation, diff, wanted, *how))
 
     def last(self) -> line_format.GenerationLine:
-        """The last line of the journal; nothing is written after it."""
+        """Return the last line of the journal; nothing is written after it."""
         self._history.close()
         step = list(files.read_all(self._folder))[-1].lines[-1]
         assert isinstance(step, line_format.GenerationLine)
         return step
 
 
-def test_a_verdict_is_told_with_its_votes_and_this_hosts_finding(tmp_path: Path) -> None:
+def test_a_verdict_is_recorded_with_votes_and_own_finding(tmp_path: Path) -> None:
     """Which backend went out, by how many of how many votes, and why here."""
-    told = Told(tmp_path)
-    told.apply(1000, {})
-    told.apply(1010, {B1: OUT})
-    step = told.last()
+    recorded = RecordedHistory(tmp_path)
+    recorded.apply(1000, {})
+    recorded.apply(1010, {B1: OUT})
+    step = recorded.last()
     assert step.cause.kind == "health"
     assert step.cause.verdicts == (
-        line_format.HealthFinding("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as told
+        line_format.HealthFinding("web/b1", True, "unhealthy", 2, 3, "No answer within 2 s."),  # noqa: FBT003 - as recorded
     )
     assert described(step)[1] == (
         "    health: web/b1 out: unhealthy by 2 of 3 votes; this host: No answer within 2 s."
     )
 
 
-def test_a_return_is_told_and_its_ramp_is_time(tmp_path: Path) -> None:
+def test_a_return_is_recorded_and_its_ramp_is_time(tmp_path: Path) -> None:
     """The generation of the verdict says so; the steps of the slow start after it are time's."""
-    told = Told(tmp_path / "a")
-    told.apply(1000, {B2: OUT})
-    told.apply(1020, {B2: BACK})
-    assert described(told.last())[1] == "    health: web/b2 in: healthy by 2 of 2 votes"
-    later = Told(tmp_path / "b")
+    recorded = RecordedHistory(tmp_path / "a")
+    recorded.apply(1000, {B2: OUT})
+    recorded.apply(1020, {B2: BACK})
+    assert described(recorded.last())[1] == "    health: web/b2 in: healthy by 2 of 2 votes"
+    later = RecordedHistory(tmp_path / "b")
     later.apply(1000, {B2: OUT})
     later.apply(1020, {B2: BACK})
     later.apply(1050, {B2: BACK})
@@ -98,27 +98,27 @@ def test_a_return_is_told_and_its_ramp_is_time(tmp_path: Path) -> None:
     assert step.cause.what == "weights by time or deadlines: web/b2"
 
 
-def test_a_backend_that_is_kept_though_dead_is_told_as_that(tmp_path: Path) -> None:
+def test_a_backend_that_is_kept_though_dead_is_recorded_so(tmp_path: Path) -> None:
     """In a panic it comes back in against its verdict."""
-    told = Told(tmp_path)
-    told.apply(1000, {B1: OUT})
-    told.apply(1010, {})
-    assert "web/b1 in: unhealthy by 2 of 3 votes, and kept" in described(told.last())[1]
+    recorded = RecordedHistory(tmp_path)
+    recorded.apply(1000, {B1: OUT})
+    recorded.apply(1010, {})
+    assert "web/b1 in: unhealthy by 2 of 3 votes, and kept" in described(recorded.last())[1]
 
 
 def test_keys_and_orders_stay_the_cause_beside_a_verdict(tmp_path: Path) -> None:
-    """Both are told, the key or the order first; `--key` finds the backend either way."""
-    told = Told(tmp_path / "a")
-    told.apply(1000, {})
+    """Both are recorded, the key or the order first; `--key` finds the backend either way."""
+    recorded = RecordedHistory(tmp_path / "a")
+    recorded.apply(1000, {})
     fewer = web(backend("b1"), backend("b2"), slow_start=60)
     keys = {"pools/web/backends/b1": Document(b"", 7), "pools/web/backends/b2": Document(b"", 8)}
-    told.apply(1010, {B1: OUT}, fewer, Snapshot(9, keys))
-    step = told.last()
+    recorded.apply(1010, {B1: OUT}, fewer, Snapshot(9, keys))
+    step = recorded.last()
     assert step.cause.kind == "keys"
     said = described(step)
     assert said[1].startswith("    keys: ")
     assert said[2].startswith("    health: web/b1 out")
-    ordered = Told(tmp_path / "b")
+    ordered = RecordedHistory(tmp_path / "b")
     ordered.apply(1000, {})
     ordered.apply(1010, {B1: OUT}, fewer, order="back to 1, by root")
     step = ordered.last()
@@ -129,10 +129,10 @@ def test_a_line_lists_so_many_verdicts_and_counts_the_rest(tmp_path: Path) -> No
     """The journal's lines are bounded."""
     names = [f"b{number:03}" for number in range(line_format.MOST_FINDINGS + 7)]
     many = web(*(backend(name) for name in names))
-    told = Told(tmp_path)
-    told.apply(1000, {}, many)
-    told.apply(1010, {BackendKey("web", name): OUT for name in names[1:]}, many)
-    step = told.last()
+    recorded = RecordedHistory(tmp_path)
+    recorded.apply(1000, {}, many)
+    recorded.apply(1010, {BackendKey("web", name): OUT for name in names[1:]}, many)
+    step = recorded.last()
     assert (len(step.cause.verdicts), step.cause.verdicts_left_out) == (
         line_format.MOST_FINDINGS,
         6,

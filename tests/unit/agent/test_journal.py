@@ -34,14 +34,14 @@ def step_of(
 
 
 def journal_of(plans: Sequence[tuple[Generation, int]]) -> list[line_format.Line]:
-    """A base of the first one, and a line for each other, through JSON and back."""
+    """Return a base of the first one, and a line for each other, through JSON and back."""
     made: list[line_format.Line] = [line_format.base_line(plans[0][0], AT)]
     made += [step_of(before, after, now) for (before, _), (after, now) in pairwise(plans)]
     return [line_format.decode(line_format.encode(line).rstrip()) for line in made]
 
 
 def planned(steps: Sequence[tuple[Desired, int]]) -> list[tuple[Generation, int]]:
-    """The generations of documents at seconds, those alone that differ from the one before."""
+    """Return generations of documents at seconds, those alone that differ from the one before."""
     found: list[tuple[Generation, int]] = []
     previous = NOTHING
     for wanted, now in steps:
@@ -53,7 +53,7 @@ def planned(steps: Sequence[tuple[Desired, int]]) -> list[tuple[Generation, int]
 
 
 def assert_same(found: Generation, wanted: Generation) -> None:
-    """Equal in all that a packet, an operator or the next plan could tell."""
+    """Compare all that a packet, an operator or the next plan depends on."""
     assert (found.vips, found.backends, found.freed) == (
         wanted.vips,
         wanted.backends,
@@ -159,7 +159,7 @@ def test_a_pool_with_routes_and_options_comes_back() -> None:
 
 
 def test_the_seed_is_not_in_the_journal() -> None:
-    """A fingerprint tells whether a reader has the right one, and not what it is."""
+    """A fingerprint says whether a reader has the right one, and not what it is."""
     wanted = Desired(7, {}, {}, {}, hash_seed=SEED)
     line = line_format.base_line(plan(wanted, NOTHING, 1000), AT)
     assert SEED.encode() not in line_format.encode(line)
@@ -168,7 +168,7 @@ def test_the_seed_is_not_in_the_journal() -> None:
     assert line_format.fingerprint(None) == ""
 
 
-def test_a_window_from_before_the_beginning_is_told() -> None:
+def test_a_window_from_before_the_beginning_is_recorded() -> None:
     """Until it has closed, the fallback of its pool's slots is unknown; a later change prolongs."""
     steps = [
         (web(backend("b1"), backend("b2"), window=100), 1000),
@@ -188,7 +188,7 @@ def test_a_window_from_before_the_beginning_is_told() -> None:
 
 
 def test_a_file_that_goes_on_keeps_windows() -> None:
-    """A new file's base of the same generation does not end what the file before has told."""
+    """A new file's base of the same generation does not end windows of the file before."""
     plans = planned(
         [
             (web(backend("b1"), backend("b2"), window=100), 1000),
@@ -247,7 +247,7 @@ def test_the_oldest_files_go_when_enough_is_left(sizes: list[Size], coming: int,
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A file with a base and three generations."""
+    """Return a file with a base and three generations."""
     plans = planned(
         [
             (web(*map(backend, names)), 1000 + i)

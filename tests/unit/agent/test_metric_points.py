@@ -33,7 +33,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def samples(text: str) -> Samples:
-    """Every sample of a text by name and labels, read by Prometheus' own client library."""
+    """Return every sample of a text by name and labels, read by Prometheus' own client library."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -42,12 +42,12 @@ def samples(text: str) -> Samples:
 
 
 def heads(text: str) -> list[str]:
-    """What a text says of its metrics."""
+    """Return what a text says of its metrics."""
     return sorted(line for line in text.splitlines() if line.startswith("#"))
 
 
 def register(meter: Meter, points: Points) -> None:
-    """The same points as an observable instrument of the SDK."""
+    """Register the same points as an observable instrument of the SDK."""
     what, series = points.instrument, points.series
 
     def observe(_: CallbackOptions) -> Iterable[Observation]:
@@ -61,11 +61,15 @@ def register(meter: Meter, points: Points) -> None:
 
 
 def by_the_exporter(families: Iterable[Family]) -> str:
-    """The text of opentelemetry-exporter-prometheus for the same points."""
+    """Return the text of opentelemetry-exporter-prometheus for the same points."""
     registry = CollectorRegistry()
     limits = {ObservableCounter: 100_000, ObservableGauge: 100_000}
     reader = PrometheusMetricReader(
-        *(True, "", False), registry=registry, cardinality_limits=limits
+        disable_target_info=True,
+        prefix="",
+        scope_info_enabled=False,
+        registry=registry,
+        cardinality_limits=limits,
     )
     provider = MeterProvider([reader], Resource({}), shutdown_on_exit=False)
     for each in families:
@@ -146,8 +150,10 @@ def test_exports_are_parted_and_complete(monkeypatch: pytest.MonkeyPatch) -> Non
         points = [(m.name, p) for m in scope.metrics for p in m.data.data_points]
         assert len(points) <= 3
         found += points
-    told = [(name, p.attributes["tidegate.vip"], p.start_time_unix_nano) for name, p in found]
-    assert told == [
+    found_points = [
+        (name, p.attributes["tidegate.vip"], p.start_time_unix_nano) for name, p in found
+    ]
+    assert found_points == [
         (name, f"v{n}", n)
         for name in ("tidegate.vip.packets", "tidegate.vip.flows.live")
         for n in range(7)
@@ -166,7 +172,7 @@ def test_only_what_never_counted_is_left_out_of_an_export() -> None:
 
 
 def test_a_histogram_is_exported_with_its_classes() -> None:
-    """Classes are told each alone; what is not known of it is not told."""
+    """Each class has its own count; what is not known of it is left out."""
     series = Series((attributes.POOL,), [("web",)], began=5)
     [part] = exported([Spread(names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])])
     [metric] = part.resource_metrics[0].scope_metrics[0].metrics
@@ -177,14 +183,14 @@ def test_a_histogram_is_exported_with_its_classes() -> None:
 
 
 def test_nothing_is_written_of_no_points() -> None:
-    """A metric without a series is not told at all; one without attributes has one point."""
+    """A metric without a series is not written at all; one without attributes has one point."""
     assert rendered([Points(names.VIP_PACKETS, Series((attributes.VIP,), []), [])]) == ""
     text = rendered([Points(names.ETCD_AGE, Series((), ALONE), [0.25])])
     assert math.isclose(samples(text)["tidegate_etcd_contact_age_seconds", ()], 0.25)
 
 
 def test_an_instrument_has_few_attributes_and_a_unit() -> None:
-    """Names are unique, and points are told apart by two attributes at most."""
+    """Names are unique, and points differ by two attributes at most."""
     assert len({each.name for each in names.INSTRUMENTS}) == len(names.INSTRUMENTS)
     for each in names.INSTRUMENTS:
         assert each.unit in ("s", "By") or each.unit.startswith("{")
@@ -215,7 +221,7 @@ def test_what_is_no_address_is_refused(listen: str) -> None:
         place(PrometheusSettings(listen=listen))
 
 
-def test_another_address_takes_a_word() -> None:
+def test_another_address_has_to_be_allowed() -> None:
     """An address that other hosts may reach is refused until that is allowed."""
     for listen in ("0.0.0.0:9470", "[::]:9470", "192.0.2.1:9470"):
         with pytest.raises(ConfigError, match="allow_remote"):

@@ -79,7 +79,7 @@ def test_a_host_that_does_not_says_why(condition: Condition, sentence: str) -> N
 
 
 def test_the_file_is_there_while_ready(tmp_path: Path) -> None:
-    """It comes whole, goes at once, and what keeps it from being written is told until it is."""
+    """It comes whole, goes at once, and why it cannot be written is reported until it is."""
     file = tmp_path / "run" / "ready"
     signs = ReadySignals(str(file))
     signs.show("", 3)
@@ -95,8 +95,8 @@ def read(fd: int) -> list[str]:
     return os.read(fd, 65536).decode().splitlines()
 
 
-def test_exabgp_is_told_what_holds_and_what_no_longer_does(tmp_path: Path) -> None:
-    """A reader that comes late, or anew, hears of everything; without one nothing waits."""
+def test_exabgp_gets_what_is_announced_and_what_is_withdrawn(tmp_path: Path) -> None:
+    """A reader that comes late, or anew, gets everything; without one nothing waits."""
     path = tmp_path / "pipe"
     pipe = ExaBgpPipe(str(path))
     pipe.keep(frozenset({NET}))
@@ -115,8 +115,8 @@ def test_exabgp_is_told_what_holds_and_what_no_longer_does(tmp_path: Path) -> No
     os.close(reader)
 
 
-def test_a_pipe_that_is_full_keeps_nobody_waiting(tmp_path: Path) -> None:
-    """What did not fit is said first at the next call, until all is said."""
+def test_a_pipe_that_is_full_delays_nothing(tmp_path: Path) -> None:
+    """What did not fit is written first at the next call, until all is written."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -131,7 +131,7 @@ def test_a_pipe_that_is_full_keeps_nobody_waiting(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_went_is_missed_at_once(tmp_path: Path) -> None:
-    """And one that comes hears within a second, not with the next round of all routes."""
+    """And one that comes gets routes within a second, not with the next round of all routes."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     announcer = Announcer(AnnounceTable(exabgp_pipe=str(path)), now=100.0)

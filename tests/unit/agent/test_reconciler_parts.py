@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's small parts: its file, its mailbox, and its words to the service manager."""
+"""The agent's small parts: its file, its mailbox, and its messages to the service manager."""
 
 import socket
 import threading
@@ -127,7 +127,7 @@ def test_no_mail_is_lost_between_threads() -> None:
 
 
 def test_waiting_ends_with_mail_or_time() -> None:
-    """A bell that rang before the wait is not overheard."""
+    """A wake-up before the wait is not lost."""
     box = Mailbox()
     box.wake(WakeReason.LINKS)
     start = time.monotonic()
@@ -139,7 +139,7 @@ def test_waiting_ends_with_mail_or_time() -> None:
     box.close()
 
 
-def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_manager_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sd_notify over the socket that the environment names."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

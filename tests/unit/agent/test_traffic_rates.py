@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates from counters: what is told of traffic, and when it is told anew."""
+"""Rates from counters: what is reported of traffic, and when it is reported anew."""
 
 from dataclasses import replace
 
@@ -17,51 +17,51 @@ def totals(*rows: tuple[int, int, int]) -> np.ndarray:
     return np.array(rows, np.uint64)
 
 
-def told(packets: float, drops: float = 0.0, misses: float = 0.0) -> TrafficStatus:
+def reported(packets: float, drops: float = 0.0, misses: float = 0.0) -> TrafficStatus:
     return TrafficStatus(packets_per_second=packets, drops=drops, misses=misses)
 
 
-def test_rates_are_of_the_time_between_two_looks() -> None:
+def test_rates_are_of_the_time_between_two_samples() -> None:
     """Packets by the second, drops and misses by the packet, over all VIPs."""
     before = totals((100, 1, 5), (1000, 0, 0))
     after = totals((600, 6, 30), (1500, 0, 0))
-    assert rates(before, after, 5.0) == told(200.0, 0.005, 0.025)
+    assert rates(before, after, 5.0) == reported(200.0, 0.005, 0.025)
 
 
 def test_an_id_that_is_new_or_was_given_away_does_no_harm() -> None:
     """A new VIP counts from zero; counters that went back are not a negative rate."""
-    assert rates(totals((100, 0, 0)), totals((200, 0, 0), (50, 0, 0)), 5.0) == told(30.0)
-    assert rates(totals((100, 50, 0)), totals((10, 5, 0)), 5.0) == told(0.0)
-    assert rates(totals((1, 0, 0), (9, 0, 0)), totals((6, 0, 0)), 5.0) == told(1.0)
+    assert rates(totals((100, 0, 0)), totals((200, 0, 0), (50, 0, 0)), 5.0) == reported(30.0)
+    assert rates(totals((100, 50, 0)), totals((10, 5, 0)), 5.0) == reported(0.0)
+    assert rates(totals((1, 0, 0), (9, 0, 0)), totals((6, 0, 0)), 5.0) == reported(1.0)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "is_news"),
     [
-        (told(1000), told(1150), False),
-        (told(1000), told(1250), True),
-        (told(1), told(9), False),
-        (told(1000, 0.01), told(1000, 0.0115), False),
-        (told(1000, 0.01), told(1000, 0.0125), True),
-        (told(1000, 0.0), told(1000, 0.00009), False),
-        (told(1000, 0.0), told(1000, 0.001), True),
-        (told(1000, 0.0, 0.02), told(1000, 0.0, 0.0), True),
+        (reported(1000), reported(1150), False),
+        (reported(1000), reported(1250), True),
+        (reported(1), reported(9), False),
+        (reported(1000, 0.01), reported(1000, 0.0115), False),
+        (reported(1000, 0.01), reported(1000, 0.0125), True),
+        (reported(1000, 0.0), reported(1000, 0.00009), False),
+        (reported(1000, 0.0), reported(1000, 0.001), True),
+        (reported(1000, 0.0, 0.02), reported(1000, 0.0, 0.0), True),
     ],
 )
-def test_noise_is_no_news(old: TrafficStatus, new: TrafficStatus, is_news: bool) -> None:
-    """What is told stays the same object of the same text until it is not true any more."""
+def test_noise_is_not_reported(old: TrafficStatus, new: TrafficStatus, is_news: bool) -> None:
+    """What is reported stays the same object of the same text until it is not true any more."""
     assert steady(old, new) == (new if is_news else old)
 
 
-def test_a_sampler_looks_no_more_often_than_its_interval() -> None:
-    """It tells nothing before its second look; reading that fails is not repeated at once."""
+def test_samples_are_no_closer_than_the_interval() -> None:
+    """It reports nothing before its second sample; reading that fails is not repeated at once."""
     looks: list[np.ndarray] = [totals((0, 0, 0)), totals((500, 5, 0))]
     sampler = TrafficSampler(lambda: looks.pop(0))
     sampler.sample(10.0)
     sampler.sample(10.0 + INTERVAL - 0.1)
     assert (sampler.traffic, len(looks)) == (None, 1)
     sampler.sample(10.0 + INTERVAL)
-    assert sampler.traffic == told(100.0, 0.01)
+    assert sampler.traffic == reported(100.0, 0.01)
     with pytest.raises(IndexError):
         sampler.sample(10.0 + 2 * INTERVAL)
     sampler.sample(10.0 + 2 * INTERVAL + 1)
