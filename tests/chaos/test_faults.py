@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from support.clock.wall_clock import WallClock
 from support.lab.cluster_lab import HOST, MEMBERS, ClusterLab, backup, is_in_force
 from tidegate.lab import netns, services
 from tidegate.lab.agents import config_path
@@ -228,21 +229,14 @@ def test_a_lease_runs_out(cluster_lab: ClusterLab) -> None:
 def test_the_clock_jumps(cluster_lab: ClusterLab, tmp_path: Path) -> None:
     """An hour forward, an hour back: changes are followed, and draining backends keep their flows.
 
-    libfaketime gives this one process another wall clock; its monotonic clock is the machine's, as
-    when NTP steps the time.
+    Only this one process has another wall clock; its monotonic clock is the machine's, as when NTP
+    steps the time.
     """
-    offset = tmp_path / "offset"
-    set_clock(offset, 0)
+    clock = WallClock(tmp_path)
     agent = cluster_lab.agent
     agent.terminate()
     command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(agent.config)]
-    clock = {
-        "LD_PRELOAD": "/usr/$LIB/faketime/libfaketimeMT.so.1",
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_CACHE_DURATION": "1",  # seconds
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    agent.process = agent.node.daemon(command, agent.log, clock)
+    agent.process = agent.node.daemon(command, agent.log, clock.environment)
     spare = cluster_lab.roster.change(
         POOL4, SPARE, address=cluster_lab.roster.address(SPARE, 4), weight=300
     )
@@ -250,16 +244,9 @@ def test_the_clock_jumps(cluster_lab: ClusterLab, tmp_path: Path) -> None:
     for seconds, step in ((3600, "stepped=+3600"), (0, "stepped=-3600")):
         with cluster_lab.churn() as churn:
             churn.wait_for_more()
-            set_clock(offset, seconds)
+            clock.set_ahead(seconds)
             wait_for_log(cluster_lab, step)
             churn.wait_for_more()
         status = cluster_lab.settle()
         applied = datetime.fromisoformat(status["applied_at"])
         assert abs((applied - datetime.now(UTC)).total_seconds() - seconds) < 60
-
-
-def set_clock(file: Path, seconds: int) -> None:
-    """Change the offset in one step: the process looks at the file once a second."""
-    fresh = file.with_suffix(".new")
-    fresh.write_text(f"{seconds:+d}s\n")
-    fresh.rename(file)
