@@ -17,6 +17,7 @@ from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.agent.metrics.collect import MetricCollector, Sources
 from tidegate.agent.operator.routes import OperatorRoutes
 from tidegate.agent.plane_settings import plane_settings
+from tidegate.agent.plane_start import open_plane
 from tidegate.agent.readiness.announcer import Announcer
 from tidegate.agent.telemetry import Telemetry
 from tidegate.agent.traces.changes import ChangeTraces
@@ -90,7 +91,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     # Before the links are first read, so that no change falls between.
     link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
     stages = StageRecorder()
-    plane = DataPlane(plane_settings(config), stages.reached)
+    plane = open_plane(plane_settings(config), stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
         config.etcd,

@@ -8,7 +8,7 @@ agents never write to one data plane.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,29 +88,41 @@ class DataPlane:
         self._links: dict[str, Link] = {}
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins = settings.pins
+        self._default = settings.build
+        self._build: programs.Build | None = None
+        self._program = -1
+        self._probes: Probes | None = None
+        self._opened = ExitStack()
+        try:
+            self._open(settings, reached)
+            self.serve(self.publisher.adopt())
+        except BaseException:
+            self.close()  # so that it can be opened again, also by this process
+            raise
+
+    def _open(self, settings: Settings, reached: Reached) -> None:
+        """Take the lock and open the maps; `close` closes what was opened, last one first."""
         make_plane_folder(self._pins)
-        self._fence = Fence(self._pins)
-        self._maps, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
-        self.publisher = Publisher(
+        self._fence = self._opened.enter_context(closing(Fence(self._pins)))
+        found, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
+        self._maps = self._opened.enter_context(closing(found))
+        publisher = Publisher(
             self._maps,
             self._fence.folder,
             settings.grace,
             reached=reached,
             fence=self._fence.check,
         )
-        self.counter_reader = CounterReader(
-            self._maps, self.publisher, settings.capacity, self._pins
-        )
-        self._default = settings.build
-        self._build: programs.Build | None = None
-        self._program = -1
+        self.publisher = self._opened.enter_context(closing(publisher))
+        reader = CounterReader(self._maps, self.publisher, settings.capacity, self._pins)
+        self.counter_reader = self._opened.enter_context(closing(reader))
         self._ours = pinned_programs(self._pins)
-        self._probes = self._load_probes() if settings.probe_tunnel else None
-        self.serve(self.publisher.adopt())
+        if settings.probe_tunnel:
+            self._probes = self._load_probes()
 
     def _load_probes(self) -> Probes:
         """Load the probe program with every feature, so no change of documents needs another."""
-        probes = Probes(self._default, self._maps)
+        probes = self._opened.enter_context(Probes(self._default, self._maps))
         (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
         probes.pin_counters(self._pins / _PROBE_COUNTS)
         return probes
@@ -299,13 +311,9 @@ class DataPlane:
 
     def close(self) -> None:
         """Close descriptors; pins and attachments stay, so packets go on."""
-        self.counter_reader.close()
-        self.publisher.close()
-        self._maps.close()
-        if self._probes is not None:
-            self._probes.close()
-        os.close(self._program)
-        self._fence.close()
+        if self._program >= 0:
+            os.close(self._program)
+        self._opened.close()
 
 
 def _has_checks(generation: Generation) -> bool:

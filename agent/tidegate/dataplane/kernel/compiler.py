@@ -124,7 +124,9 @@ def compile_text(program: str, text: str, constants: tuple[tuple[str, str], ...]
         raise CapabilityError(done.stderr.decode(errors="replace").strip())
     if done.returncode < 0:
         sentence = f"the compiler was ended by a signal ({signal.strsignal(-done.returncode)})"
-        raise _failure(program, sentence, done.stderr)
+        # Nobody else kills it: so the kernel does where memory has run out.
+        cause = MemoryError() if done.returncode == -signal.SIGKILL else None
+        raise _failure(program, sentence, done.stderr) from cause
     if done.returncode > 0:
         raise _failure(program, "", done.stderr)
     return msgspec.json.decode(done.stdout, type=Program)
