@@ -295,7 +295,7 @@ def test_a_reload_takes_over_what_may_change(
 
 
 def test_only_one_agent_holds_a_data_plane(bare_lab: Lab, agent: AgentProcess) -> None:
-    """A second one is told who to stop, and changes nothing."""
+    """A second one says which to stop, and changes nothing."""
     second = run_agent(bare_lab, config_path(bare_lab.spec, "lb1"))
     assert second.returncode == 2
     assert "another agent holds" in second.stderr
@@ -307,7 +307,7 @@ def run_agent(lab: Lab, config: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_somebody_elses_program_is_not_replaced(bare_lab: Lab) -> None:
-    """The operator is told which program is there and how to take it off."""
+    """The message says which program is there and how to take it off."""
     from tidegate.dataplane.kernel.programs import attach_pass, attached  # noqa: PLC0415
 
     with netns.entered(bare_lab.node("lb1").namespace):

@@ -123,7 +123,8 @@ def test_a_frozen_host_looks_on_while_time_goes_on(
     assert seen["state"] == "frozen"
     assert "vips/bad" in {refusal["key"] for refusal in seen["refusals"]}
     assert (seen["digest"], seen["generation_revision"]) == (
-        *(moved["digest"], moved["generation_revision"]),
+        moved["digest"],
+        moved["generation_revision"],
     )
     put(bare_lab, ("fleet", {"freeze": True}))
     status.wait("both", lambda s: "; fleet freezes all" in s["freeze"])

@@ -80,14 +80,14 @@ def test_a_write_becomes_one_trace_with_every_stage(host: LifecycleHost) -> None
     assert change.parent == parse_traceparent(FIRST)
     assert stages(host, change.context) == [*WORK, *LAST, "acknowledge"]
     in_force = host.plane.publisher.in_force
-    told = {key.removeprefix("tidegate."): value for key, value in change.attributes.items()}
-    assert told["generation"] == in_force.number
-    assert (told["revision"], told["digest"]) == (9, in_force.digest)
-    assert (told["change.cause"], told["change.outcome"]) == ("keys", "applied")
-    assert (told["change.keys"], told["change.key_count"]) == ((B,), 1)
-    assert (told["change.vips"], told["change.pools"]) == (("shop",), ("web",))
-    assert told["change.backend_count"] == 1
-    assert 0 < told["change.slots.minimum"] <= told["change.slots.moved"] < 65537  # type: ignore[operator]
+    seen = {key.removeprefix("tidegate."): value for key, value in change.attributes.items()}
+    assert seen["generation"] == in_force.number
+    assert (seen["revision"], seen["digest"]) == (9, in_force.digest)
+    assert (seen["change.cause"], seen["change.outcome"]) == ("keys", "applied")
+    assert (seen["change.keys"], seen["change.key_count"]) == ((B,), 1)
+    assert (seen["change.vips"], seen["change.pools"]) == (("shop",), ("web",))
+    assert seen["change.backend_count"] == 1
+    assert 0 < seen["change.slots.minimum"] <= seen["change.slots.moved"] < 65537  # type: ignore[operator]
     assert not change.error
     (fill,) = host.spans.named("tidegate.change.fill")
     assert stages(host, fill.context) == ["read_back"]
@@ -139,7 +139,7 @@ def test_a_guard_that_refuses_is_an_error_and_so_is_its_end(
     assert late.links == (Link(root(host).context),)
 
 
-def test_a_refused_document_is_told_while_the_rest_goes_on(host: LifecycleHost) -> None:
+def test_a_refused_document_is_traced_while_the_rest_goes_on(host: LifecycleHost) -> None:
     """Its writer's trace has the error; the generation's has the other write's."""
     broken = MORE | {"vips/bad": {"port": 1}}
     host.want(broken, 9, arrived(("vips/bad", 8, FIRST), (B, 9, SECOND)))
@@ -158,7 +158,7 @@ def test_a_refused_document_is_told_while_the_rest_goes_on(host: LifecycleHost) 
     host.spans.items.clear()
     host.want(broken | {"vips/v": vip(last=2)}, 10, arrived(("vips/v", 10, "")))
     acknowledge(host)
-    assert host.spans.named(names.REFUSAL.name) == []  # told already
+    assert host.spans.named(names.REFUSAL.name) == []  # reported already
     assert root(host).parent is None
 
 
@@ -182,7 +182,7 @@ def test_a_kernel_that_refuses_and_the_next_try_share_a_trace(
     assert host.spans.named(names.JOINED.name) == []
 
 
-def test_coalesced_writes_are_each_told_in_their_own_trace(host: LifecycleHost) -> None:
+def test_coalesced_writes_are_each_in_their_own_trace(host: LifecycleHost) -> None:
     """The latest is the parent, the others are linked; one that is not sampled is left alone."""
     writes = [("pools/web", 7, SILENT), ("vips/shop", 8, FIRST), (B, 9, SECOND)]
     host.want(MORE, 9, arrived(*writes))
@@ -255,7 +255,7 @@ def test_the_first_packet_ends_a_trace_that_waits_for_one(host: LifecycleHost) -
 
 
 def test_what_never_comes_is_left_out(host: LifecycleHost) -> None:
-    """After a while, or at the end of the agent, a trace is told without it."""
+    """After a while, or at the end of the agent, a trace is sent without it."""
     host.has_samples = True
     host.want(MORE, 9, arrived((B, 9, FIRST)))
     due = host.traces.pending.next_due()

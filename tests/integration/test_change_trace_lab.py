@@ -27,8 +27,18 @@ pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3, lbs=2)]
 HOSTS: Final = {"lb1": "grpc", "lb2": "http"}
 PREFIX: Final = "tidegate.change."
 WORK: Final = (
-    *("receive", "validate", "guard", "plan", "disruption", "program", "entries", "fill", "swap"),
-    *("vips", "record", "journal"),
+    "receive",
+    "validate",
+    "guard",
+    "plan",
+    "disruption",
+    "program",
+    "entries",
+    "fill",
+    "swap",
+    "vips",
+    "record",
+    "journal",
 )
 TELEMETRY: Final = """
 [telemetry]
@@ -158,11 +168,12 @@ def test_a_write_is_one_trace_from_etcd_to_each_hosts_packet(traced_lab: TracedL
         assert children["first_packet"].began == children["swap"].began
         assert root.ended == max(span.ended for span in children.values())
         assert not any(span.error for span in spans)
-        told, status = root.attributes, traced_lab.status[lb].current()
-        assert told["tidegate.change.keys"] == ["pools/web/backends/b3"]
-        assert told["tidegate.change.outcome"] == "applied"
-        assert (told["tidegate.generation"], told["tidegate.digest"]) == (
-            *(status["generation"], status["digest"]),
+        seen, status = root.attributes, traced_lab.status[lb].current()
+        assert seen["tidegate.change.keys"] == ["pools/web/backends/b3"]
+        assert seen["tidegate.change.outcome"] == "applied"
+        assert (seen["tidegate.generation"], seen["tidegate.digest"]) == (
+            status["generation"],
+            status["digest"],
         )
 
 
@@ -207,7 +218,7 @@ def test_writes_that_arrive_together_each_have_their_own_trace(traced_lab: Trace
         assert joined.attributes["tidegate.change.keys"] == ["pools/web/backends/b1"]
 
 
-def test_a_trace_that_still_waits_is_told_when_the_agent_ends(traced_lab: TracedLab) -> None:
+def test_a_trace_that_still_waits_is_sent_when_the_agent_ends(traced_lab: TracedLab) -> None:
     """Without the packet that did not come, and with what etcd acknowledged."""
     context = writer()
     traced_lab.wait_applied(traced_lab.put("b3", context, "drain"))

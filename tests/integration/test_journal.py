@@ -104,7 +104,7 @@ def test_it_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_two_agents_do_not_share_one(tmp_path: Path) -> None:
-    """The second one is told which key to set."""
+    """The second one says which key to set."""
     journal = Journal(tmp_path).start()
     with pytest.raises(AgentError, match="state_dir: another agent"):
         Journal(tmp_path)
@@ -169,7 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_a_full_disk_is_told_and_survived(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_survived(small_disk: Path) -> None:
     """Whole lines stay; when there is room again, it goes on with what is in force then."""
     hog = small_disk / "hog"
     hog.write_bytes(bytes(48 << 10))

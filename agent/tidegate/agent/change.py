@@ -20,8 +20,8 @@ from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.reconciler import Applied, Outcome, Reconciler
 from tidegate.agent.refusals import RefusalLog
+from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces
-from tidegate.agent.traces.stages import StageRecorder
 from tidegate.dataplane.plane import DataPlane
 from tidegate.event_log import EventLog
 from tidegate.model.generation import Generation

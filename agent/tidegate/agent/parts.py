@@ -19,10 +19,10 @@ from tidegate.agent.operator.routes import OperatorRoutes
 from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.plane_start import open_plane
 from tidegate.agent.readiness.announcer import Announcer
+from tidegate.agent.stages import StageRecorder
 from tidegate.agent.telemetry import Telemetry
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.flows import FlowTraces, flow_traces
-from tidegate.agent.traces.stages import StageRecorder
 from tidegate.agent.traffic_rates import TrafficSampler
 from tidegate.dataplane.links import LinkWatch
 from tidegate.dataplane.plane import DataPlane

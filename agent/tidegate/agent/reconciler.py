@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from tidegate.agent.clock import StepWatch
-from tidegate.agent.traces.stages import AGAIN, StageRecorder
+from tidegate.agent.stages import AGAIN, StageRecorder
 from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.event_log import EventLog

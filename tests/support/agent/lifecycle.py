@@ -18,8 +18,8 @@ from tidegate.agent.history import History
 from tidegate.agent.journal import files, line_format
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.reconciler import Applied
+from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces
-from tidegate.agent.traces.stages import StageRecorder
 from tidegate.dataplane import plane
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.links import Gateways

@@ -2,7 +2,7 @@
 """Records when each stage of the change under way ended. On the loop's thread alone.
 
 It appends a moment to a list and no more, so a change pays nothing for being traced. What the
-moments are made into is decided when the change is over (`changes`).
+moments are made into is decided when the change is over (`traces.changes`).
 """
 
 import time
