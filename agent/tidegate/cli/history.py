@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate history`: what was in force when, who changed it, what was refused, who had a flow.
 
-Arguments only: `history_show` prints, and the journal is read by `tidegate.agent.journal`. No agent
-has to run.
+Only its options: `history_show` prints, and the journal is read by `tidegate.agent.journal`. No
+agent has to run.
 """
 
 import argparse
-import re
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from tidegate.cli.history_arguments import endpoint, moment
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-
-    from tidegate.model.values import Address
 
 _ABOUT: Final = """\
 Reads the journal of this host's generations: what changed, which keys at which revision, what was
@@ -29,22 +26,20 @@ examples:
   tidegate history
   tidegate history -n 5 --key pools/web
   tidegate history --since 2h --json | jq -r 'select(.type == "refused") | .refusals[].reason'
-  tidegate history owner --at 12:03:04 tcp 198.51.100.7:40000 192.0.2.10:443
 """
 _OWNER_ABOUT: Final = """\
 Says which backend a flow belonged to at a time: the VIP, the slot of the flow hash, the pool, the
 owner of flows that began then, and, if the slot was in transition, the owner of older flows. The
 key of the flow hash is not in the journal: it is taken from the pins or from the agent's file.
 """
-_AGO: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_OWNER_EPILOG: Final = """\
+exit codes: 0 done; 1 nothing was found; 2 the journal cannot be read
+
+examples:
+  tidegate history owner --at 12:03:04 tcp 198.51.100.7:40000 192.0.2.10:443
+  tidegate history owner --at 30m udp [2001:db8::1]:40000 [2001:db8::2]:443 --json
+"""
 _AGENT_FILE: Final = Path("/etc/tidegate/agent.toml")
-
-
-class Endpoint(NamedTuple):
-    """An address with a port."""
-
-    address: "Address"
-    port: int
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -69,7 +64,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         "owner",
         help="which backend had a flow",
         description=_OWNER_ABOUT,
-        epilog=_EPILOG,
+        epilog=_OWNER_EPILOG,
         formatter_class=raw,
     )
     _add_place(owner)
@@ -93,50 +88,6 @@ def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--state-dir", type=Path, metavar="DIR", help="where the journal is, without the file"
     )
-
-
-def moment(text: str, now: datetime | None = None) -> datetime:
-    """A time as an operator writes it.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    now = now or datetime.now(UTC)
-    ago = re.fullmatch(r"(\d+)([smhd])", text)
-    if ago:
-        return now - timedelta(seconds=int(ago[1]) * _AGO[ago[2]])
-    if re.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?", text):
-        text = f"{now:%Y-%m-%d}T{text:0>5}" if text.count(":") == 1 else f"{now:%Y-%m-%d}T{text}"
-        found = _parsed(text)
-        return found if found <= now else found - timedelta(days=1)
-    return _parsed(text)
-
-
-def _parsed(text: str) -> datetime:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time: write 12:03, 12:03:04, 2026-01-31T12:03:04Z or 2h"
-        ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def endpoint(text: str) -> Endpoint:
-    """An address with a port.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    host, _, port = text.rpartition(":")
-    try:
-        address, number = ip_address(host.removeprefix("[").removesuffix("]")), int(port)
-        number.to_bytes(2)
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no address with a port: write 192.0.2.10:443 or [2001:db8::1]:443"
-        ) from error
-    return Endpoint(address, number)
 
 
 def _run(options: argparse.Namespace) -> int:

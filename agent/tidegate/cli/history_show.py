@@ -19,7 +19,7 @@ from tidegate.agent.journal.line_format import (
     OrderLine,
     RefusalLine,
 )
-from tidegate.cli.history import Endpoint
+from tidegate.cli.history_arguments import Endpoint
 from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.errors import AgentError
 from tidegate.keyspace.paths import backend_key
