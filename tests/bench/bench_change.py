@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tidegate.agent.reconciler import Applied, Outcome
+from tidegate.agent.outcome import Applied, Outcome
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel.pins import make_plane_folder

@@ -18,7 +18,8 @@ from typing import Final
 from tidegate.agent.history import History
 from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
-from tidegate.agent.reconciler import Applied, Outcome, Reconciler
+from tidegate.agent.outcome import Applied, Outcome
+from tidegate.agent.reconciler import Reconciler
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces

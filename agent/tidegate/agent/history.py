@@ -18,7 +18,8 @@ from tidegate.agent.journal import files, line_format, replay
 from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
 from tidegate.agent.operator.orders import Signature
-from tidegate.agent.reconciler import Applied, in_force_as_desired
+from tidegate.agent.outcome import Applied
+from tidegate.agent.reconciler import in_force_as_desired
 from tidegate.agent.rollback_states import RollbackStates, State
 from tidegate.errors import AgentError
 from tidegate.event_log import EventLog

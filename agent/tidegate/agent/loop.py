@@ -18,9 +18,9 @@ from tidegate.agent.config import changes, read, reloaded
 from tidegate.agent.mailbox import Mail, Mailbox, WakeReason
 from tidegate.agent.operator.orders import Posted
 from tidegate.agent.operator.socket import ControlSocket
+from tidegate.agent.outcome import Applied
 from tidegate.agent.parts import make_parts
 from tidegate.agent.readiness import sd_notify
-from tidegate.agent.reconciler import Applied
 from tidegate.agent.reporter import Reporter
 from tidegate.errors import AgentError, DataplaneError
 from tidegate.event_log import EventLog

@@ -11,10 +11,11 @@ windows close, drains end, weights ramp.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final
 
 from tidegate.agent.clock import StepWatch
+from tidegate.agent.outcome import Applied, Outcome
 from tidegate.agent.stages import AGAIN, StageRecorder
 from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
@@ -29,7 +30,6 @@ from tidegate.model.values import (
     Fitness,
     Override,
     Rejection,
-    Snapshot,
     Stage,
     View,
 )
@@ -41,49 +41,6 @@ log = EventLog(__name__)
 
 _KEYSPACE: Final = "keyspace"
 _LONGEST_REASON: Final = 2000
-
-
-class Applied(NamedTuple):
-    """A generation that came into force, and how.
-
-    Attributes:
-        now: the wall-clock second that it was planned for.
-        stepped: s by which the clock was stepped before; moments of `previous` moved with it.
-        snapshot: the keys that it was made of; None if they had no part in it.
-        refused: keys of it that are refused.
-        order: the order that it carries out, in words; empty if there is none.
-        is_kept: it is of what was in force before, not of what is wanted.
-    """
-
-    previous: Generation
-    generation: Generation
-    diff: Diff
-    desired: Desired
-    now: int
-    stepped: int
-    snapshot: Snapshot | None
-    refused: frozenset[str]
-    order: str = ""
-    is_kept: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a reconciliation.
-
-    Attributes:
-        revision: latest etcd revision that was looked at.
-        rejections: everything that is refused now.
-        failed: the generation could not be published; it is worth trying again.
-        applied: what came into force, in this order.
-        kept: why the host keeps what it has, whatever is wanted; empty if it does not.
-    """
-
-    revision: int
-    rejections: tuple[Rejection, ...] = ()
-    failed: bool = False
-    applied: tuple[Applied, ...] = ()
-    kept: str = ""
 
 
 class Reconciler:

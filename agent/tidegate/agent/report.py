@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tidegate import __version__
 from tidegate.agent.config import AgentConfig
-from tidegate.agent.reconciler import Outcome
+from tidegate.agent.outcome import Outcome
 from tidegate.dataplane.kernel.programs import XdpMode
 from tidegate.dataplane.links import Link
 from tidegate.keyspace.etcd.watch_loop import WatchState

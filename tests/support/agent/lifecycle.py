@@ -17,7 +17,7 @@ from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.history import History
 from tidegate.agent.journal import files, line_format
 from tidegate.agent.operator.orders import Order
-from tidegate.agent.reconciler import Applied
+from tidegate.agent.outcome import Applied
 from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.dataplane import plane

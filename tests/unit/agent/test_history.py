@@ -10,7 +10,7 @@ from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.health.fitness import Evidence, evidence
 from tidegate.agent.history import History
 from tidegate.agent.journal import files, line_format
-from tidegate.agent.reconciler import Applied
+from tidegate.agent.outcome import Applied
 from tidegate.cli.history_show import described
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Effective

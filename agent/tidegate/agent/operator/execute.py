@@ -17,7 +17,8 @@ from http import HTTPStatus
 from typing import Final, Literal, NamedTuple
 
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature, Thaw, refused
-from tidegate.agent.reconciler import Applied, Reconciler
+from tidegate.agent.outcome import Applied
+from tidegate.agent.reconciler import Reconciler
 from tidegate.agent.rollback_states import RollbackStates, State
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import DataplaneError, FenceError

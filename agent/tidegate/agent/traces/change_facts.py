@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from tidegate.agent.reconciler import Applied, Outcome
+from tidegate.agent.outcome import Applied, Outcome
 from tidegate.keyspace.paths import FLEET_KEY
 from tidegate.model.arrivals import Arrivals, Origin
 from tidegate.model.generation import Generation

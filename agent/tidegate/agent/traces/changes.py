@@ -15,7 +15,7 @@ from typing import Final
 
 from tidegate.agent.operator.execute import Done
 from tidegate.agent.operator.orders import Order
-from tidegate.agent.reconciler import Applied, Outcome
+from tidegate.agent.outcome import Applied, Outcome
 from tidegate.agent.stages import AGAIN, StageRecorder
 from tidegate.agent.traces import change_facts as facts
 from tidegate.agent.traces.pending import PendingTraces
