@@ -10,10 +10,11 @@ TidegateError
 │   └── RingTaken      somebody else reads the events
 ├── FenceError         the data plane is another agent's now: this one must not write
 ├── AgentError         the agent's own files: its control socket or its journal; or it said no
-├── GenerationRefused  a guard refused a generation; the last one stays in force
+├── GenerationRefused  ids or places in the maps have run out; the last generation stays in force
 └── LabError           the lab could not be built, found or torn down
 
-Bad documents are not errors: they are `Rejection` values, since one bad key must not stop the rest.
+Bad documents are not errors, nor is what a guard refuses: they are `Rejection` values, since one of
+them must not stop the rest.
 """
 
 
@@ -58,7 +59,7 @@ class AgentError(TidegateError):
 
 
 class GenerationRefused(TidegateError):  # noqa: N818 - a refusal is an answer, not a fault
-    """A guard refused a generation; the one in force stays."""
+    """A generation needs more ids or places in the maps than there are; the last one stays."""
 
 
 class LabError(TidegateError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service in one transaction, a release by one pointer, a host's answer: the package etcd3.
 
-    PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python client.python.py 127.0.0.1:2379 /tidegate/edge lb1
+    PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python client.py 127.0.0.1:2379 /tidegate/edge lb1
 
 The variable is etcd3's need, not Tidegate's: its messages were generated for an older protobuf.
 """

@@ -45,7 +45,7 @@ exit codes: 0 done; 1 kernel and spec differ; 2 wrong usage or host; 3 documents
 examples:
   tidegate simulate --keys keys.json --in capture.pcap
   tidegate simulate --keys keys.json --in capture.pcap --json --out sent.pcap | jq .verdict
-  tidegate simulate --keys keys.json --in capture.pcap --engine spec     (needs no privileges)
+  tidegate simulate --keys keys.json --in capture.pcap --engine spec    # needs no privileges
 """
 _COLUMNS: Final = (
     *(("n", 7), ("verdict", 7), ("reason", 12), ("vip", 20), ("backend", 20)),
