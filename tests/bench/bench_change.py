@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tidegate.agent.outcome import Applied, Outcome
-from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.stages import StageRecorder
+from tidegate.agent.traces.changes import Begun, ChangeTraces
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
@@ -41,7 +42,7 @@ ARRIVED = gathered([Written(CHANGED, 9000, CONTEXT)], 1)
 
 
 def release(backends: int) -> dict[str, Document]:
-    """Documents of 200 VIPs with a pool each, and their backends."""
+    """Return documents of 200 VIPs with a pool each, and their backends."""
     found: dict[str, object] = {f"pools/p{i}": {} for i in range(VIPS)}
     found |= {
         f"vips/v{i}": {"address": f"192.0.2.{i}", "port": 80, "protocol": "tcp", "pool": f"p{i}"}
@@ -58,7 +59,7 @@ def release(backends: int) -> dict[str, Document]:
 
 
 def changed(documents: dict[str, Document], run: int) -> Snapshot:
-    """The same with one backend of another weight."""
+    """Return the same with one backend of another weight."""
     value = json.dumps({"address": "10.9.9.9", "weight": 50 + run % 2}).encode()
     return Snapshot(9000 + run, {**documents, CHANGED: Document(value, 9000 + run, 5)})
 
@@ -71,7 +72,7 @@ class Steps:
         self.mark: Callable[[str], None] = lambda _: None
 
     def __call__(self, name: str, step: Callable[[], _T]) -> _T:
-        """Does one step."""
+        """Do one step."""
         start = time.thread_time()
         result = step()
         self.mark(name)
@@ -79,7 +80,7 @@ class Steps:
         return result
 
     def medians(self) -> dict[str, float]:
-        """The median of each step, and of all together."""
+        """Return the median of each step, and of all together."""
         found = {name: statistics.median(times) for name, times in self._times.items()}
         return {**found, "all": sum(found.values())}
 
@@ -91,16 +92,28 @@ class Nowhere:
         self.count = 0
 
     def emit(self, _: Span) -> None:
-        """Counts it."""
+        """Count it."""
         self.count += 1
 
 
-def trace(traces: ChangeTraces, applied: Applied) -> None:
-    """What is left to do for a trace once a change is over, with nothing more to wait for."""
-    traces.applied(applied, "keys")
-    generation = applied.generation
-    traces.end(Outcome(generation.revision), None, generation, "")
-    traces.close()
+class Traces:
+    """What a traced change costs besides the change: recorded stages, and a trace at its end."""
+
+    def __init__(self, sink: Nowhere) -> None:
+        self.stages = StageRecorder()
+        self._traces = ChangeTraces(self.stages, sink)
+
+    def begin(self, view: View) -> Begun:
+        """Start on a change of a view."""
+        self._traces.received(view)
+        return self._traces.begin()
+
+    def end(self, begun: Begun, applied: Applied) -> None:
+        """Make the trace of a change that is over, with nothing more to wait for."""
+        generation = applied.generation
+        outcome = Outcome(generation.revision, applied=(applied,))
+        self._traces.end(begun, outcome, None, generation, "keys", has_samples=False)
+        self._traces.close()
 
 
 def change(
@@ -110,14 +123,14 @@ def change(
     memo: Memo | None,
     publisher: Publisher,
     now: int,
-    traces: ChangeTraces | None,
+    traces: Traces | None,
 ) -> Desired:
-    """What an agent does for one snapshot."""
+    """Do what an agent does for one snapshot."""
     before = publisher.in_force
+    begun = None
     if traces is not None:
-        traces.received(View(Steering(now, "stable", "live"), snapshot, ARRIVED))
-        traces.begin()
-        steps.mark = traces.mark
+        begun = traces.begin(View(Steering(now, "stable", "live"), snapshot, ARRIVED))
+        steps.mark = traces.stages.mark
     desired, _ = steps("validate", lambda: validate(snapshot, last, memo))
     steps("guard", lambda: guards.refusals(desired, before, guards.Limits(), (), now))
     after = steps("plan", lambda: plan(desired, before, now))
@@ -125,19 +138,28 @@ def change(
     steps("features", lambda: features(before) | features(after))
     steps("publish", lambda: publisher.publish(after, float(now)))
     publisher.reap(float("inf"))
-    if traces is not None:
-        applied = Applied(before, after, diff, desired, now, 0, snapshot, frozenset(), "")
-        steps("trace", lambda: trace(traces, applied))
+    if traces is not None and begun is not None:
+        applied = Applied(
+            previous=before,
+            generation=after,
+            diff=diff,
+            desired=desired,
+            now=now,
+            stepped=0,
+            snapshot=snapshot,
+            refused=frozenset(),
+        )
+        steps("trace", lambda: traces.end(begun, applied))
     return desired
 
 
-def measure(memo: Memo | None, traces: ChangeTraces | None = None) -> dict[str, float]:
-    """Figures of a change."""
+def measure(memo: Memo | None, traces: Traces | None = None) -> dict[str, float]:
+    """Return the figures of a change."""
     documents, steps = release(BACKENDS), Steps()
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
     make_plane_folder(pins)
     fds = maps.create(maps.shapes(maps.Capacity(1 << 16, 1 << 13, 1 << 12)))
-    reached = unwatched if traces is None else traces.reached
+    reached = unwatched if traces is None else traces.stages.reached
     publisher, last = Publisher(fds, pins, grace=0, reached=reached), EMPTY
     try:
         for run in range(RUNS + 1):
@@ -153,7 +175,7 @@ def measure(memo: Memo | None, traces: ChangeTraces | None = None) -> dict[str, 
 
 
 def validation(count: int) -> tuple[float, float]:
-    """Milliseconds to validate `count` documents of which one changed: all anew, and with memo."""
+    """Return the ms to validate `count` documents, one of them changed: all anew, and with memo."""
     documents, memo, steps = release(count - 2 * VIPS), Memo(), Steps()
     last = validate(Snapshot(1, documents), EMPTY, memo).desired
     for run in range(RUNS):
@@ -167,9 +189,9 @@ def validation(count: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints the columns, and what they are to each other."""
+    """Print the columns, and what they are to each other."""
     anew, shared, sink = measure(None), measure(Memo()), Nowhere()
-    traced = measure(Memo(), ChangeTraces(sink))
+    traced = measure(Memo(), Traces(sink))
     print(f"{'CPU ms':12s} {'anew':>8s} {'with memo':>10s} {'ratio':>7s} {'traced':>8s}")
     for name, value in traced.items():
         known = ""

@@ -58,14 +58,16 @@ def verdict(*, is_healthy: bool, revision: int) -> Document:
 
 
 class Trials:
-    """A publisher over real maps, and the desk that judges for it."""
+    """A publisher over real maps, and the fleet health that judges for it."""
 
     def __init__(self, publisher: Publisher, fds: maps.Maps) -> None:
         self.publisher, self.fds = publisher, fds
         self.mailbox = Mailbox()
         self.health = FleetHealth(
             EtcdSettings(endpoints=("http://127.0.0.1:1",)),
-            *("default", "lb1", lambda: self.mailbox.wake(WakeReason.HEALTH)),
+            "default",
+            "lb1",
+            lambda: self.mailbox.wake(WakeReason.HEALTH),
             allow_exec=False,
         )
         self.wanted = checked()
