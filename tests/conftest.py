@@ -19,7 +19,7 @@ def etcd() -> Iterator[EtcdServer]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Shows what tests have measured of failures (`record_property`), in one table."""
+    """Show what tests have measured of failures (`record_property`), in one table."""
     rows = [
         tuple(map(str, value))
         for report in terminalreporter.stats.get("passed", [])

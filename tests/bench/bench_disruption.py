@@ -41,14 +41,14 @@ KINDS = ("remove", "add", "replace", "shuffle", *REWEIGHT)
 
 
 def table(pool: Pool) -> Slots:
-    """The pool's table as ids."""
+    """Return the pool's table as ids."""
     names = sorted((f"backend-{id_}", id_) for id_ in pool)
     ids = np.array([id_ for _, id_ in names], np.uint32)
     return ids[maglev.build([(name, pool[id_]) for name, id_ in names])]
 
 
 def changed(pool: Pool, kind: str, count: int, chance: random.Random, weights: str) -> Pool:
-    """The pool after a change of so many backends."""
+    """Return the pool after a change of so many backends."""
     after = dict(pool)
     picked = chance.sample(sorted(pool), count)
     fresh = chance.sample(range(100_000, 1_000_000), count)
@@ -69,7 +69,7 @@ def changed(pool: Pool, kind: str, count: int, chance: random.Random, weights: s
 
 
 def sample(chance: random.Random) -> tuple[str, maglev.Disruption]:
-    """One change of one pool."""
+    """Return one change of one pool."""
     weights = chance.choice(list(WEIGHTS))
     count = round(2 ** chance.uniform(0, 11))
     pool = {id_: WEIGHTS[weights](chance) for id_ in chance.sample(range(100_000), count)}

@@ -28,7 +28,7 @@ def owners(kernel: Kernel) -> list[bytes]:
 
 
 def flood(tracking: Tracking) -> None:
-    """Floods a new program, and prints what came of it."""
+    """Flood a new program, and print what came of it."""
     chance = random.Random(1)  # noqa: S311 - reproducible, not secret
     vips = [vip("web", "10.99.0.1", tracking=tracking)]
     steps = generations(

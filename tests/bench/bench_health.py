@@ -39,7 +39,7 @@ with socket.create_server(("0.0.0.0", 0), backlog=4096) as server:
 
 
 def main(backends: int, seconds: float) -> int:
-    """Runs it; 1 if probes were late or failed."""
+    """Run it; return 1 if probes were late or failed."""
     os.sched_setaffinity(0, {0})  # one core, as the figure says
     listener = subprocess.Popen([sys.executable, "-c", LISTENER], stdout=subprocess.PIPE)
     os.sched_setaffinity(listener.pid, set(range(1, os.cpu_count() or 1)) or {0})

@@ -42,7 +42,7 @@ def order_of_turns(weight: np.ndarray, turns: np.ndarray) -> np.ndarray:
 def play_one_by_one(
     order: np.ndarray, offset: np.ndarray, skip: np.ndarray, size: int
 ) -> np.ndarray:
-    """The paper's loop, for the plain interpreter and for numba."""
+    """Return the paper's loop, for the plain interpreter and for numba."""
     table = np.full(size, -1, np.int64)
     at = offset.copy()
     for i in range(size):
@@ -60,7 +60,7 @@ def play_one_by_one(
 def play_in_rounds(
     order: np.ndarray, offset: np.ndarray, skip: np.ndarray, size: int
 ) -> np.ndarray:
-    """The same with numpy alone: turns of different owners ask at once, and the earliest wins.
+    """Build it with numpy alone: turns of different owners ask at once, and the earliest wins.
 
     A turn that loses its slot to an earlier one asks for its owner's next slot (deferred
     acceptance), which ends where the turns one after another would.
@@ -88,7 +88,7 @@ def play_in_rounds(
 
 
 def distinct_run(order: np.ndarray, start: int) -> np.ndarray:
-    """The longest run of turns from `start` in which no owner comes twice."""
+    """Return the longest run of turns from `start` in which no owner comes twice."""
     seen: set[int] = set()
     for i in range(start, len(order)):
         if int(order[i]) in seen:
@@ -108,7 +108,7 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def with_loop(loop: Callable[..., np.ndarray], backends: Backends) -> np.ndarray:
-    """A whole build, with `loop` in place of the C extension."""
+    """Return a whole build, with `loop` in place of the C extension."""
     ordered = sorted(backends)
     weight = np.array([weight for _, weight in ordered], np.int64)
     offset, skip = construction.permutations([name for name, _ in ordered], TABLE_SIZE)
@@ -118,7 +118,7 @@ def with_loop(loop: Callable[..., np.ndarray], backends: Backends) -> np.ndarray
 
 
 def numba_loop() -> Callable[..., np.ndarray] | None:
-    """The loop compiled by numba, with what its import and first call cost; None without numba."""
+    """Return the loop compiled by numba and print what that cost; None without numba."""
     began = time.perf_counter()
     try:
         import numba  # noqa: PLC0415 - optional, and its import time is one of the figures

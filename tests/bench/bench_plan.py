@@ -30,7 +30,7 @@ VIPS, BACKENDS, FLOWS, RUNS = 200, 2000, 1_000_000, 5
 
 
 def wanted() -> Desired:
-    """Ten backends for each VIP."""
+    """Return ten backends for each VIP."""
     first = int(ip_address("10.1.0.0"))
     return desired(
         [vip(f"v{i}", f"192.0.2.{i}", pool=f"p{i}") for i in range(VIPS)],
@@ -42,7 +42,7 @@ def wanted() -> Desired:
 
 
 def fill(fd: int, generation: Generation) -> None:
-    """Writes flows in batches; each is of a VIP and a backend of its pool."""
+    """Write flows in batches; each is of a VIP and a backend of its pool."""
     rng = np.random.default_rng(1)
     ids = np.array(
         [
@@ -62,7 +62,7 @@ def fill(fd: int, generation: Generation) -> None:
 
 
 def main() -> None:
-    """Prints milliseconds of each part, median of several runs."""
+    """Print milliseconds of each part, median of several runs."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
     make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, maps.Capacity(flows=2 * FLOWS))

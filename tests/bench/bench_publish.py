@@ -26,7 +26,7 @@ SMALL = maps.Capacity(flows=1024, syns=1024, fragments=1024)
 
 
 def roster() -> Desired:
-    """The VIPs use the pools in turn."""
+    """Return VIPs that use the pools in turn."""
     vips = [vip(f"v{i}", f"192.0.2.{i}", pool=f"p{i % POOLS}") for i in range(VIPS)]
     servers = [
         backend(f"b{i}", f"10.{pool}.0.{i + 1}", pool=f"p{pool}")
@@ -56,7 +56,7 @@ def median(work: Callable[[int], float]) -> float:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
     make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)

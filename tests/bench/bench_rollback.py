@@ -29,7 +29,7 @@ POOLS, BACKENDS, VIPS, ROUNDS = 40, 50, 200, 9
 
 
 def wanted(without: int) -> Desired:
-    """All backends, but for one in each of so many pools."""
+    """Return all backends, but for one in each of so many pools."""
     servers = [
         backend(f"b{n}", f"10.{1 + pool}.0.{n + 1}", pool=f"p{pool}")
         for pool in range(POOLS)
@@ -64,7 +64,7 @@ def raw(kernel: Kernel, before: Generation, changed: int) -> float:
 
 
 def rollback(changed: int) -> None:
-    """Prints both ways back."""
+    """Print both ways back."""
     full, fewer = wanted(0), wanted(changed)
     plans, publishes, swaps = [], [], []
     for _ in range(ROUNDS):
@@ -85,7 +85,7 @@ def rollback(changed: int) -> None:
 
 
 def journal() -> None:
-    """Prints what a line costs the loop, its making, and the disk."""
+    """Print what a line costs the loop, its making, and the disk."""
     before = plan(wanted(0), NOTHING, 1000)
     after = plan(wanted(1), before, 1010)
     origin = line_format.Origin(

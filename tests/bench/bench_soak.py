@@ -17,7 +17,7 @@ LEAST_RATE = 200
 
 
 def main() -> int:
-    """Runs it."""
+    """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--changes", type=int, default=10_000)
     parser.add_argument("--rate", type=float, default=250)

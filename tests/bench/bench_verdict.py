@@ -3,7 +3,7 @@
 
 Run it with `./dev bench verdict [TRIALS]`. Three hosts have voted on all backends. In each trial a
 second of them finds one backend dead, which makes a majority. A thread hands the verdicts over as
-the watch does; the loop's mailbox wakes up, the desk reads and judges them all, and the backend is
+the watch does; the loop's mailbox wakes up, the agent reads and judges them all, and the backend is
 flagged in the real map, where the figure ends and the flag is read back. Then the generation
 without the backend is planned and published. In the next trial the backend is well again.
 """
@@ -43,7 +43,7 @@ LONG_AGO = 1_700_000_000.0
 
 
 def checked() -> Desired:
-    """The roster with a check in each pool. A port without a listener: nothing is started here."""
+    """Return the roster with a check in each pool; nothing here sends one."""
     health = Health(check=Check(type="tcp", interval=3600.0, timeout=1.0))
     wanted = roster()
     pools = {name: replace(pool, health=health) for name, pool in wanted.pools.items()}
@@ -51,7 +51,7 @@ def checked() -> Desired:
 
 
 def verdict(*, is_healthy: bool, revision: int) -> Document:
-    """One host's finding."""
+    """Return one host's finding."""
     state, code = ("healthy", "passed") if is_healthy else ("unhealthy", "refused")
     text = verdicts.encode(state, code, "", LONG_AGO, has_recovered=False)
     return Document(text, revision)
@@ -132,7 +132,7 @@ class Trials:
 
 
 def main(trials: int) -> int:
-    """Prints percentiles; 1 if the 99th from verdict to flag is 10 ms or more."""
+    """Print percentiles; return 1 if the 99th from verdict to flag is 10 ms or more."""
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
     make_plane_folder(pins)
     fds, _ = maps.create_or_adopt(pins, SMALL)

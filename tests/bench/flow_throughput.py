@@ -54,7 +54,7 @@ class Drain:
     count = 0
 
     def emit(self, _: Span) -> None:
-        """Takes one."""
+        """Take one."""
         self.count += 1
 
 
@@ -94,7 +94,7 @@ def handle(rate: int, costs: list[Cost]) -> None:
 
 
 def arrays() -> None:
-    """Prints what each rate costs, and how late the loop beside it is."""
+    """Print what each rate costs, and how late the loop beside it is."""
     for rate in RATES:
         costs: list[Cost] = []
         worker = threading.Thread(target=handle, args=(rate, costs))
@@ -114,7 +114,7 @@ def arrays() -> None:
 
 
 def export() -> None:
-    """Prints what a rate costs with the export of its spans."""
+    """Print what a rate costs with the export of its spans."""
     rate = 50_000
     size = rate // LOOKS
     flows, roots, names = Flows(Limits(), 0), Roots(), FlowNames(NOTHING, lambda _: None)
@@ -144,7 +144,7 @@ def export() -> None:
 
 
 def receive() -> None:
-    """Takes spans until standard input ends; prints where it is, and at the end how many came."""
+    """Take spans until standard input ends; print where it is, and at the end how many came."""
     with Receiver() as receiver:
         print(receiver.endpoint, flush=True)
         sys.stdin.read()
@@ -152,7 +152,7 @@ def receive() -> None:
 
 
 def offer(pin: str, cpu: int) -> None:
-    """Sends packets of sampled flows through the program; prints how many events they make."""
+    """Send packets of sampled flows through the program; print how many events they make."""
     os.sched_setaffinity(0, {cpu})
     program, number = bpf.open_pin(pin), 0
     life = [bytearray(tcp(flags, ip4(f"10.77.{1 + cpu}.1"))) for flags in ("S", "A", "FA")]
@@ -168,7 +168,7 @@ def offer(pin: str, cpu: int) -> None:
 
 
 def program() -> None:
-    """Prints what became of the events of the real program."""
+    """Print what became of the events of the real program."""
     wanted = desired([vip("web", VIP4, flow_sampling=65536)], [backend("b1")])
     with Kernel() as kernel:
         kernel.install(plan(wanted, NOTHING, 1000))

@@ -89,10 +89,11 @@ def fill(fds: maps.Maps) -> None:
 
 
 def by_the_sdk(points: list[Points]) -> float:
-    """The same points as observable instruments, by opentelemetry-exporter-prometheus."""
+    """Return the same points as observable instruments, by opentelemetry-exporter-prometheus."""
     registry = CollectorRegistry()
     reader = PrometheusMetricReader(
-        *(True, "", False),
+        disable_target_info=True,
+        scope_info_enabled=False,
         registry=registry,
         cardinality_limits=dict.fromkeys((ObservableCounter, ObservableGauge), 1_000_000),
     )
@@ -123,7 +124,7 @@ def show(what: str, seconds: float, points: int = 0) -> None:
 
 
 def scrape(fds: maps.Maps, wanted: Generation) -> tuple[list[Points], float]:
-    """Measures one scrape, part by part; its points and its cost."""
+    """Measure one scrape, part by part; return its points and its cost."""
     maker = PacketPoints(0, time.time_ns)
 
     def counted() -> CounterSample:
@@ -160,7 +161,7 @@ def scrape(fds: maps.Maps, wanted: Generation) -> tuple[list[Points], float]:
 
 
 def many_cpus() -> None:
-    """Sums over the CPUs of a large machine."""
+    """Sum over the CPUs of a large machine."""
     random = np.random.default_rng(2)
     print(f"sums over {MANY_CPUS} CPUs, of made-up values (no reading)")
     for what, ids, words in (("VIPs", VIPS, 29), ("backends", BACKENDS, 2)):
@@ -174,7 +175,7 @@ def many_cpus() -> None:
 
 
 def export(points: list[Points]) -> None:
-    """Measures what an OTLP export of all of it costs, short of the network."""
+    """Measure what an OTLP export of all of it costs, short of the network."""
     resource, scope = Resource({"service.name": "tidegate"}), InstrumentationScope("tidegate")
 
     def encoded() -> int:
@@ -190,7 +191,7 @@ def export(points: list[Points]) -> None:
 
 
 def main() -> int:
-    """Runs all parts; 1 if a scrape takes longer than it may."""
+    """Run all parts; return 1 if a scrape takes longer than it may."""
     print(f"kernel {os.uname().release}, {os.cpu_count()} CPUs online")
     wanted = generation()
     shapes = maps.few(maps.shapes(maps.Capacity(1024, 1024, 1024)), BACKENDS + 1)

@@ -74,7 +74,7 @@ def _pool_removed() -> Desired:
 
 
 def changes() -> dict[str, Change]:
-    """Every kind of change, from the same roster."""
+    """Return every kind of change, from the same roster."""
     server = backend("b5", "203.0.113.5")
     added = replace(everything(), backends=everything().backends | {server.key: server})
     gone = _without(everything(), BackendKey("web", "b4"), BackendKey("api", "a3"))
@@ -134,7 +134,7 @@ def go_on(bench: Bench, change: Change, reached: object) -> None:
 
 
 def undisturbed(bench: Bench, name: str, change: Change) -> tuple[Counter[Step], dict[str, object]]:
-    """The steps that a change reaches, and what the kernel holds when nobody dies."""
+    """Return the steps that a change reaches, and what the kernel holds when nobody dies."""
     if name not in ENDS:
         bench.start(OLD).close()
         steps = fork(lambda reached: go_on(bench, change, reached), None).steps
@@ -204,7 +204,7 @@ def test_a_crash_moves_nothing_and_the_next_start_converges(bench: Bench, step: 
 
 
 def die_and_recover(bench: Bench, case: Case, step: Step, hit: int, end: dict[str, object]) -> None:
-    """Kills at the step, looks, recovers with another death, looks, and compares the ends."""
+    """Kill at the step, look, recover with another death, look, and compare the ends."""
 
     def driver(reached: Callable[[Step], None]) -> None:
         go_on(bench, case.change, reached)

@@ -59,7 +59,7 @@ def cluster_lab() -> Iterator[ClusterLab]:
 
 @contextmanager
 def agent_cut_off(cluster_lab: ClusterLab) -> Iterator[None]:
-    """The router swallows every packet from the agent to etcd, which looks like silence."""
+    """Have the router swallow every packet from the agent to etcd, which looks like silence."""
     rule = ["iif", cluster_lab.lab.station(HOST).uplink, "to", "10.77.0.0/21", "blackhole"]
     with netns.entered(cluster_lab.lab.node(ROUTER).namespace):
         subprocess.run(["ip", "rule", "add", *rule], check=True)
@@ -173,10 +173,20 @@ def restore(cluster_lab: ClusterLab, snapshot: Path) -> None:
         shutil.rmtree(data)
         cluster_lab.lab.node(member.name).run(
             [
-                *("etcdctl", "snapshot", "restore", str(snapshot), "--name", member.name),
-                *("--initial-cluster", services.etcd_peers(members), "--data-dir", str(data)),
-                *("--initial-advertise-peer-urls", services.etcd_peers([member]).split("=")[1]),
-                *("--initial-cluster-token", "restored"),
+                "etcdctl",
+                "snapshot",
+                "restore",
+                str(snapshot),
+                "--name",
+                member.name,
+                "--initial-cluster",
+                services.etcd_peers(members),
+                "--data-dir",
+                str(data),
+                "--initial-advertise-peer-urls",
+                services.etcd_peers([member]).split("=")[1],
+                "--initial-cluster-token",
+                "restored",
             ]
         )
     cluster_lab.start_etcd(*MEMBERS)

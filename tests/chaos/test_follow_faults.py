@@ -16,7 +16,7 @@ import pytest
 
 from support.etcd.cluster import EtcdCluster
 from support.etcd.server import Received
-from support.lab.steady import Steady
+from support.lab.repeated import RepeatedAction
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.follow import Follower, WatchState
 from tidegate.keyspace.steering import Accepted, Me
@@ -29,7 +29,7 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the release that the cluster points to."""
 
 
-class Flips(Steady):
+class Flips(RepeatedAction):
     """Writes numbers and flips the pointer, through any member that answers."""
 
     def __init__(self, cluster: EtcdCluster) -> None:
@@ -37,7 +37,7 @@ class Flips(Steady):
         self._cluster = cluster
 
     def once(self, number: int) -> bool:
-        """One transaction; says whether it was confirmed. It may have happened all the same."""
+        """Return whether a transaction was confirmed; one that was not may have happened."""
         name = f"r{number % 2}"
         puts = "".join(f'put {FLEET}config/{name}/{key} "{number}"\n' for key in ("a", "b"))
         pointer = json.dumps(json.dumps({"release": name}))
@@ -45,7 +45,7 @@ class Flips(Steady):
         return self._cluster.ctl("txn", stdin=script.encode()).returncode == 0
 
     def write(self, number: int) -> bool:
-        """The same outside of `with`."""
+        """Do the same outside of `with`."""
         is_confirmed = self.once(number)
         if is_confirmed:
             self.note(number)
@@ -84,7 +84,7 @@ def numbers(view: "View") -> set[int]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EtcdCluster]:
-    """Every test leaves it whole."""
+    """Give a cluster that every test leaves whole."""
     with EtcdCluster() as running:
         yield running
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two agents and one data plane: whatever sleeps, wakes or is taken away, one of them publishes.
 
-Real processes open the data plane on a veth of a namespace of the test's own, each told over a pipe
-what to publish. Replacing the program is killed at each of its steps in the same way.
+Real processes open the data plane on a veth of a namespace of the test's own, and publish what is
+ordered over a pipe. Replacing the program is killed at each of its steps in the same way.
 """
 
 import ctypes
@@ -54,13 +54,13 @@ class Host:
                 link.link("set", index=link.link_lookup(ifname=name)[0], state="up")
 
     def close(self) -> None:
-        """Takes everything away."""
+        """Take everything away."""
         with netns.entered(self.name), suppress(FileNotFoundError):
             dataplane.remove(self.pins, ["lb0"])
         netns.remove(self.name)
 
     def open(self, reached: Callable[[Step], None] = lambda _: None) -> dataplane.DataPlane:
-        """The data plane, as an agent opens it; the thread must be in the namespace."""
+        """Return the data plane, as an agent opens it; the thread must be in the namespace."""
         settings = dataplane.Settings(
             self.pins, ["lb0"], "generic", BUILD, SMALL, Gateways(None, None), grace=0
         )
@@ -81,7 +81,7 @@ def host() -> Iterator[Host]:
 
 
 def publish(plane: dataplane.DataPlane, wanted: Desired) -> int:
-    """What the agent does with documents; returns the number in force."""
+    """Do what the agent does with documents; return the number in force."""
     previous = plane.publisher.in_force
     generation = plan(wanted, previous, NOW + previous.number)
     plane.serve(previous, generation)
@@ -92,7 +92,7 @@ def publish(plane: dataplane.DataPlane, wanted: Desired) -> int:
 
 
 class Agent:
-    """A process that has the data plane open and does what it is told, one answer a word."""
+    """A process that has the data plane open and carries out orders, with an answer to each."""
 
     def __init__(self, host: Host) -> None:
         self._orders, orders = os.pipe()
@@ -137,12 +137,12 @@ class Agent:
             os._exit(0)
 
     def tell(self, order: str) -> str:
-        """Gives an order and returns the answer."""
+        """Give an order and return the answer."""
         print(order, file=self._to, flush=True)
         return self._from.readline().strip()
 
     def end(self) -> None:
-        """Kills it, and waits for it."""
+        """Kill it, and wait for it."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self._to.close()
@@ -298,7 +298,7 @@ def test_a_refused_program_leaves_the_last_one(host: Host) -> None:
 
 @contextmanager
 def without_capabilities(*numbers: int) -> Iterator[None]:
-    """Takes capabilities from this thread's effective set (capset(2)) until the end."""
+    """Take capabilities from this thread's effective set (capset(2)) until the end."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = struct.pack("<Ii", 0x20080522, 0)
     data = ctypes.create_string_buffer(24)

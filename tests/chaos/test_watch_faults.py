@@ -17,7 +17,7 @@ import pytest
 
 from support.etcd.cluster import DEBIAN, EtcdCluster, later_release
 from support.etcd.server import Received, free_port
-from support.lab.steady import Steady
+from support.lab.repeated import RepeatedAction
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch, WatchState
 
@@ -29,7 +29,7 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the same state on both sides."""
 
 
-class Writer(Steady):
+class Writer(RepeatedAction):
     """Writes pairs through any member that answers, from `with` to its end."""
 
     def __init__(self, cluster: EtcdCluster) -> None:
@@ -37,7 +37,7 @@ class Writer(Steady):
         self._cluster = cluster
 
     def once(self, number: int) -> bool:
-        """One pair."""
+        """Write one pair."""
         return put_pair(self._cluster, str(number))
 
 
@@ -74,7 +74,7 @@ class Follower:
 
 
 def contents(cluster: EtcdCluster) -> dict[str, tuple[bytes, int]]:
-    """Every value below the prefix with its revision, as etcdctl lists them."""
+    """Return every value below the prefix with its revision, as etcdctl lists them."""
     listed = cluster.ctl("-w", "json", "get", "--prefix", PREFIX)
     assert listed.returncode == 0, listed.stderr
     return {
@@ -88,7 +88,7 @@ def contents(cluster: EtcdCluster) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture(scope="module", params=["debian", "3.5"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[EtcdCluster]:
-    """One cluster of each release; every test leaves it whole."""
+    """Give one cluster of each release; every test leaves it whole."""
     with EtcdCluster(DEBIAN if request.param == "debian" else later_release()) as running:
         yield running
 

@@ -28,7 +28,7 @@ BACKENDS = ("b1", "b2", "b3")
 
 @pytest.fixture
 def control(bare_lab: Lab) -> Control:
-    """A control system that has written one pool and its VIPs."""
+    """Give a control system that has written one pool and its VIPs."""
     control = Control(bare_lab)
     control.put("pools/web", {"transition_window": 5, "deregistration_delay": 5})
     for name in BACKENDS:
@@ -41,7 +41,7 @@ def control(bare_lab: Lab) -> Control:
 
 @pytest.fixture
 def agent(bare_lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
-    """An agent that has everything in force."""
+    """Give an agent that has everything in force."""
     started = bare_lab.start_agent("lb1")
     ready(started, status)
     return started
@@ -64,7 +64,7 @@ def vip(
 
 
 def backend_of(lab: Lab, address: object) -> str:
-    """The backend that answers an HTTP request from a client."""
+    """Return the backend that answers an HTTP request from a client."""
     host = f"[{address}]" if ":" in str(address) else str(address)
     command = ["curl", "--silent", "--show-error", "--max-time", "3", f"http://{host}/"]
     return lab.client(1).run(command).stdout.strip()
@@ -256,7 +256,7 @@ def test_etcd_away_at_the_start_and_later(
 
 
 def wait_for_log(agent: AgentProcess, text: str) -> None:
-    """Follows the agent's log until it says something; fails after 20 s."""
+    """Follow the agent's log until it says something; fail after 20 s."""
     with subprocess.Popen(
         ["tail", "--lines=+1", "--follow", str(agent.log)], stdout=subprocess.PIPE, text=True
     ) as tail:

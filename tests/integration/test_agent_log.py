@@ -25,7 +25,7 @@ _PAGE = 4096
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe of one page that is full to the last byte."""
+    """Give a pipe of one page that is full to the last byte."""
     reader, writer = os.pipe()
     size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PAGE)
     os.write(writer, b"x" * (size - 1) + b"\n")
@@ -36,7 +36,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def agent(bare_lab: Lab, pipe: tuple[int, int]) -> Iterator["subprocess.Popen[bytes]"]:
-    """An agent that logs into that pipe, and has made some changes."""
+    """Give an agent that logs into that pipe, and has made some changes."""
     command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run"]
     control = Control(bare_lab)
     with (

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package that agents run from, whose C a test may break."""
+    """Give a copy of the package that agents run from, whose C a test may break."""
     copy = tmp_path / "tidegate"
     shutil.copytree(Path(tidegate.__path__[0]), copy)
     shutil.copytree(Path(tidegate.bpf.__path__[0]), copy / "bpf", symlinks=True)

@@ -26,7 +26,7 @@ WINDOW = 3
 
 @pytest.fixture
 def agent(bare_lab: Lab, status: StatusWatch) -> AgentProcess:
-    """An agent that has release `live` in force."""
+    """Give an agent that has release `live` in force."""
     put(bare_lab, *release(bare_lab, "live", 100))
     started = bare_lab.start_agent("lb1")
     status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] == 1, timeout=20)
@@ -34,7 +34,7 @@ def agent(bare_lab: Lab, status: StatusWatch) -> AgentProcess:
 
 
 def put(lab: Lab, *pairs: tuple[str, object]) -> int:
-    """Puts documents, or texts as they are, in one transaction; returns its revision."""
+    """Put documents, or texts as they are, in one transaction; return its revision."""
     operations = []
     for key, document in pairs:
         text = document if isinstance(document, str) else json.dumps(document)
@@ -45,7 +45,7 @@ def put(lab: Lab, *pairs: tuple[str, object]) -> int:
 
 
 def release(lab: Lab, name: str, weight: int) -> list[tuple[str, Mapping[str, object]]]:
-    """Three backends, of which one has this weight, and two VIPs."""
+    """Return three backends, of which one has this weight, and two VIPs."""
     documents: dict[str, Mapping[str, object]] = {
         "pools/web": {"transition_window": WINDOW, "deregistration_delay": 3}
     }
@@ -61,7 +61,7 @@ def release(lab: Lab, name: str, weight: int) -> list[tuple[str, Mapping[str, ob
 
 
 def answers(lab: Lab) -> bool:
-    """Whether the VIP serves a client."""
+    """Return whether the VIP serves a client."""
     command = ["curl", "--silent", "--show-error", "--max-time", "3", f"http://{lab.vip4()}/"]
     return bool(lab.client(1).run(command).stdout.strip())
 

@@ -49,7 +49,7 @@ class AnnouncingLab(NamedTuple):
         return {str(self.lab.vip4()), str(self.lab.vip6())}
 
     def hops(self, family: int = 4) -> list[str]:
-        """The hosts that the router's kernel sends a VIP's packets to."""
+        """Return the hosts that the router's kernel sends a VIP's packets to."""
         vip = self.lab.vip4() if family == 4 else self.lab.vip6()
         command = ["ip", f"-{family}", "-j", "route", "show", str(vip)]
         routes: list[dict[str, Any]] = json.loads(self.lab.node(ROUTER).run(command).stdout)
@@ -57,7 +57,7 @@ class AnnouncingLab(NamedTuple):
         return sorted(hop["dev"].removeprefix("to-") for hop in found)
 
     def wait_for_hops(self, wanted: list[str], timeout: float = 40) -> float:
-        """Waits until both families go there; returns after how many seconds."""
+        """Wait until both families go there; return the seconds that it took."""
         began = time.monotonic()
         wait(lambda: [self.hops(4), self.hops(6)], [wanted, wanted], timeout)
         return time.monotonic() - began
@@ -72,7 +72,7 @@ class AnnouncingLab(NamedTuple):
         return {route["dst"] for route in found}
 
     def ready(self, lb: str) -> tuple[int, dict[str, Any]]:
-        """What the control socket says."""
+        """Return what the control socket says."""
         socket = str(self.lab.folder(lb) / "agent.sock")
         command = ["curl", "--silent", "--max-time", "5", "--write-out", "\n%{http_code}"]
         command += ["--unix-socket", socket, "http://localhost/ready"]
@@ -294,7 +294,7 @@ def test_a_blind_host_stands_back_while_most_hosts_see(announcing_lab: Announcin
 
 
 def test_exabgp_may_go_and_come_back(announcing_lab: AnnouncingLab) -> None:
-    """The agent goes on without it and says so; a new one has all routes, told once more."""
+    """The agent goes on without it and says so; a new one gets all routes once more."""
     wait(announcing_lab.exabgp.heard, announcing_lab.vips)
     announcing_lab.exabgp.kill()
     wait(announcing_lab.exabgp.heard, set())
@@ -307,7 +307,7 @@ def test_exabgp_may_go_and_come_back(announcing_lab: AnnouncingLab) -> None:
     wait(announcing_lab.exabgp.heard, announcing_lab.vips)
     took = time.monotonic() - began
     status.wait("a reader", lambda s: not s["warnings"], 20)
-    print(f"told to a new ExaBGP, and by it to the router, {took:.2f} s after its start")  # noqa: T201
+    print(f"from the agent to a new ExaBGP and to the router: {took:.2f} s after its start")  # noqa: T201
 
 
 def test_a_killed_agent_leaves_its_host_announced(announcing_lab: AnnouncingLab) -> None:

@@ -43,7 +43,7 @@ def lose(name: str) -> Callable[[Bench], object]:
 
 
 def change(name: str, key: bytes | None = None) -> Callable[[Bench], object]:
-    """Inverts the bytes of a value."""
+    """Invert the bytes of a value."""
 
     def work(bench: Bench) -> None:
         where = key or first(bench, name)
@@ -74,7 +74,7 @@ def other_table(bench: Bench) -> None:
 
 
 def spoil_table(bench: Bench) -> None:
-    """Gives every slot of a table in force to another backend."""
+    """Give every slot of a table in force to another backend."""
     path = next((bench.pins / "tables").glob(f"{WEB}-*"))
     fd = bpf.open_pin(str(path))
     blob = bytearray(tables.encode(IN_FORCE.pools["web"].table))
@@ -86,11 +86,15 @@ def spoil_table(bench: Bench) -> None:
 DAMAGE: dict[str, tuple[Callable[[Bench], object], str, str, str]] = {
     "a VIP is gone": (
         lambda bench: bpf.map_delete(bench.maps["vips"], WEB4),
-        *("vips", "192.0.2.1 port 80 protocol 6", "missing"),
+        "vips",
+        "192.0.2.1 port 80 protocol 6",
+        "missing",
     ),
     "a VIP is another": (
         change("vips", WEB4),
-        *("vips", "192.0.2.1 port 80 protocol 6", "changed"),
+        "vips",
+        "192.0.2.1 port 80 protocol 6",
+        "changed",
     ),
     "a VIP is nobody's": (
         lambda bench: bpf.map_update(
@@ -98,7 +102,9 @@ DAMAGE: dict[str, tuple[Callable[[Bench], object], str, str, str]] = {
             entries.vip_key(ip_network("192.0.2.99"), 1, 17),
             bytes(layout.VIP.itemsize),
         ),
-        *("vips", "192.0.2.99 port 1 protocol 17", "foreign"),
+        "vips",
+        "192.0.2.99 port 1 protocol 17",
+        "foreign",
     ),
     "a network is gone": (lose("prefixes"), "prefixes", "198.18.0.0/24 port", "missing"),
     "a route is another": (change("routes"), "routes", "client 10.0.0.0/8", "changed"),
@@ -108,26 +114,36 @@ DAMAGE: dict[str, tuple[Callable[[Bench], object], str, str, str]] = {
         lambda bench: bpf.map_delete(
             bench.maps["wide_ledger"], ledger_bytes.where(Place(Kind.POOL, WEB))[1]
         ),
-        *("wide_ledger", f"pool {WEB}", "missing"),
+        "wide_ledger",
+        f"pool {WEB}",
+        "missing",
     ),
     "the number is an older one": (older_number, "wide_ledger", "meta 0", "changed"),
     "a backend is quarantined": (
         lambda bench: entry(bench, B1, "flags", layout.QUARANTINED),
-        *("backends", "web/b1", "changed"),
+        "backends",
+        "web/b1",
+        "changed",
     ),
     "an unused id has an entry": (
         lambda bench: entry(bench, 60_000, "incarnation", 1),
-        *("backends", "unused id 60000", "foreign"),
+        "backends",
+        "unused id 60000",
+        "foreign",
     ),
     "a pool has no table": (
         lambda bench: tables.clear_slot(bench.maps["outer"], WEB),
-        *("outer", "web", "missing"),
+        "outer",
+        "web",
+        "missing",
     ),
     "a pool has another's table": (other_table, "outer", "web", "changed"),
     "a table is damaged": (spoil_table, "tables", "web", "changed"),
     "a table has no pin": (
         lambda bench: next((bench.pins / "tables").glob(f"{WEB}-*")).unlink(),
-        *("pins", f"tables/{WEB}-", "missing"),
+        "pins",
+        f"tables/{WEB}-",
+        "missing",
     ),
 }
 

@@ -48,7 +48,7 @@ protocol = "{protocol}"
 
 
 def writer() -> Context:
-    """The span of a control system that writes something."""
+    """Return the span of a control system that writes something."""
     return Context(new_trace_id(), new_span_id())
 
 
@@ -67,12 +67,12 @@ class TracedLab:
     status: dict[str, StatusWatch] = field(default_factory=dict)
 
     def put(self, name: str, context: Context, state: str = "active") -> int:
-        """Writes a backend's document with a trace context; returns its revision."""
+        """Write a backend's document with a trace context; return its revision."""
         document = backend(self.lab, name, context, state)
         return self.control.put(f"pools/web/backends/{name}", document).revision
 
     def put_at_once(self, documents: Mapping[str, Mapping[str, Any]]) -> int:
-        """Writes documents in one transaction of etcd; returns its revision."""
+        """Write documents in one transaction of etcd; return its revision."""
         prefix = paths.release_prefix(ROOT, FLEET, RELEASE)
         puts = [
             f"put {prefix}{key} {json.dumps(json.dumps(each))}" for key, each in documents.items()
@@ -84,19 +84,19 @@ class TracedLab:
         return int(answer["header"]["revision"])
 
     def wait_applied(self, revision: int) -> None:
-        """Returns when it is in force on each host."""
+        """Wait until it is in force on each host."""
         for watch in self.status.values():
             watch.wait_applied(revision)
 
     def visit(self, lb: str) -> None:
-        """Has a client's connection go through this host."""
+        """Have a client's connection go through this host."""
         via = ["via", str(self.lab.address(lb))]
         self.lab.node("router").run(["ip", "route", "replace", "10.99.0.0/24", *via])
         url = f"http://{self.lab.vip4()}/"
         self.lab.client(1).run(["curl", "-sS", "--max-time", "20", url])
 
     def trace(self, lb: str, context: Context, last: str = "first_packet") -> list[ReceivedSpan]:
-        """A host's spans of a trace, when the one that is sent after the others is there."""
+        """Return a host's spans of a trace, when the one that is sent after the others is there."""
 
         def is_there(received: Received) -> bool:
             return any(s.name == PREFIX + last for s in received.trace(context.trace_id))
@@ -139,7 +139,7 @@ def root_of(spans: list[ReceivedSpan], parent: Context) -> ReceivedSpan:
 
 
 def below(spans: list[ReceivedSpan], parent: ReceivedSpan) -> list[ReceivedSpan]:
-    """The children of a span, in the order in which they ended."""
+    """Return the children of a span, in the order in which they ended."""
     found = (span for span in spans if span.parent == parent.context.span_id)
     return sorted(found, key=lambda span: (span.ended, span.began))
 

@@ -24,7 +24,7 @@ SHAPES = maps.few(maps.shapes(maps.Capacity(flows=1024, syns=1024, fragments=102
 
 @pytest.fixture
 def kernel() -> Iterator[maps.Maps]:
-    """All maps, unpinned."""
+    """Give all maps, unpinned."""
     found = maps.create(SHAPES)
     yield found
     found.close()
@@ -56,7 +56,7 @@ def test_sums_are_of_every_cpu(kernel: maps.Maps, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_range_that_the_map_lacks_is_an_error(kernel: maps.Maps) -> None:
-    """Nothing is told that was not read."""
+    """Nothing is shown that was not read."""
     room = np.empty((4, maps.cpu_count(), 2), "<u8")
     with pytest.raises(OSError, match=f"has {IDS} elements"):
         bpf.array_values(kernel["backend_counts"], IDS - 2, room, 4)
@@ -77,7 +77,7 @@ def stepped(*steps: tuple[int, list[str]]) -> Iterator[Generation]:
 
 
 def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
-    """What a gone VIP or backend counted is not told of the next owner of its id."""
+    """What a gone VIP or backend counted is not shown of the next owner of its id."""
     pins = plane.Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
     make_plane_folder(pins)
     try:

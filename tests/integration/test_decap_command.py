@@ -52,25 +52,28 @@ class Backend:
     pins: Path
 
     def decap(self, command: str, *options: str, interface: str = NIC) -> "Done":
-        """Runs one command on the backend's host."""
+        """Run one command on the backend's host."""
         program = [sys.executable, "-m", "tidegate.cli.main", "decap", command, interface]
         where = ["--pin-dir", str(self.pins)]
         return self.lab.node("b1").run([*program, *where, *options], check=False)
 
     def status(self) -> dict[str, Any]:
-        """What the command says of the interface."""
+        """Return what the command says of the interface."""
         found: dict[str, Any] = json.loads(self.decap("status", "--json").stdout)
         return found
 
     def counted(self) -> dict[str, int]:
-        """The counters that are not 0."""
+        """Return the counters that are not 0."""
         return {name: count for name, count in self.status()["counters"].items() if count}
 
     def send(self, source: str = OURS, *, second: bool = False, gue: int = 0) -> str:
-        """Who answers a tunnelled datagram."""
+        """Return who answers a tunnelled datagram."""
         lab = self.lab
         arguments = [
-            *(source, lab.address("b1", second=second), lab.address("client1"), lab.vip4()),
+            source,
+            lab.address("b1", second=second),
+            lab.address("client1"),
+            lab.vip4(),
             gue,
         ]
         command = [sys.executable, "-c", _DATAGRAM, *map(str, arguments)]

@@ -44,8 +44,15 @@ WRITES = {
     "viewer1": (),
 }
 ALL = (
-    *(*STEERING, "rollout", "rollout-driver", "status/lb1", "status/lb2", "status/lb10"),
-    *("health/lb1/web/b1", "health/lb2/web/b1", "health/lb10/web/b1"),
+    *STEERING,
+    "rollout",
+    "rollout-driver",
+    "status/lb1",
+    "status/lb2",
+    "status/lb10",
+    "health/lb1/web/b1",
+    "health/lb2/web/b1",
+    "health/lb10/web/b1",
 )
 OUTSIDE = (f"{BASE}2/config/live/vips/a", "/tidegate/other/status/lb1", "/tidegate/edge", "/other")
 
@@ -105,7 +112,7 @@ def connection(secured: EtcdServer, user: str, tmp_path: Path) -> Iterator[Etcd]
 
 
 def allowed(call: Callable[..., object], *arguments: object) -> bool:
-    """Whether etcd lets a call through; any other failure than a refusal is an error."""
+    """Return whether etcd lets a call through; any other failure than a refusal is an error."""
     try:
         call(*arguments)
     except CallFailed as failure:
@@ -212,8 +219,10 @@ def test_the_script_can_be_run_again(etcd: EtcdServer) -> None:
         assert done.returncode == 0, done.stderr
     listed = etcd.ctl("role", "list").split()
     assert sorted(listed) == [
-        *("tidegate-edge-agent-lb1", "tidegate-edge-agent-lb2"),
-        *("tidegate-edge-operator", "tidegate-edge-viewer"),
+        "tidegate-edge-agent-lb1",
+        "tidegate-edge-agent-lb2",
+        "tidegate-edge-operator",
+        "tidegate-edge-viewer",
     ]
 
 

@@ -111,8 +111,10 @@ def test_the_examples_steer_a_fleet(etcd: EtcdServer, client: tuple[str, list[st
     assert str(desired.backends[BackendKey("web", "a")].address) == "198.51.100.7"
     shop = desired.vips["shop"]
     assert (str(shop.address), shop.port, shop.protocol, shop.pool) == (
-        *("192.0.2.10", 443),
-        *("tcp", "web"),
+        "192.0.2.10",
+        443,
+        "tcp",
+        "web",
     )
 
 

@@ -135,7 +135,7 @@ class Refusing:
         self.at, self.times = at, times
 
     def __call__(self, step: Step) -> None:
-        """Raises at its step, as often as it shall."""
+        """Raise at its step, as often as it shall."""
         if step is self.at and self.times:
             self.times -= 1
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

@@ -41,30 +41,30 @@ class TracedLab:
     status: dict[str, StatusWatch]
 
     def put(self, key: str, **document: Any) -> None:
-        """Writes a document, and waits until it is in force on each host."""
+        """Write a document, and wait until it is in force on each host."""
         written = self.control.put(key, document)
         for watch in self.status.values():
             watch.wait_applied(written.revision, timeout=30)
 
     def backend(self, name: str, state: str = "active") -> None:
-        """Writes a backend's document."""
+        """Write a backend's document."""
         self.put(f"pools/web/backends/{name}", address=str(self.lab.address(name)), state=state)
 
     def route(self, *lbs: str) -> None:
-        """Has the router send VIP traffic to these hosts alone."""
+        """Have the router send VIP traffic to these hosts alone."""
         hops = [hop for lb in lbs for hop in ("nexthop", "via", str(self.lab.address(lb)))]
         self.lab.node("router").run(["ip", "route", "replace", "10.99.0.0/24", *hops])
 
     @contextmanager
     def connection(self) -> Iterator[tuple[socket.socket, int]]:
-        """A client's connection to the VIP, and its port."""
+        """Yield a client's connection to the VIP, and its port."""
         with netns.entered(self.lab.client(1).namespace):
             made = socket.create_connection((str(self.lab.vip4()), 80), timeout=20)
         with made:
             yield made, made.getsockname()[1]
 
     def flows(self, port: int, count: int) -> list[ReceivedSpan]:
-        """The spans of a client's port, when there are so many, in the order of their begin."""
+        """Wait for so many spans of a client's port; return them in the order of their begin."""
         found = self.receiver.wait_for(lambda received: len(of(received, port)) >= count)
         return sorted(of(found, port), key=lambda span: span.began)
 
@@ -120,7 +120,9 @@ def test_a_connection_of_curl_is_one_span(traced_lab: TracedLab) -> None:
     (span,) = traced_lab.flows(int(port), 1)
     said = span.attributes
     assert (said["tidegate.vip"], said["tidegate.pool"], said["tidegate.backend"]) == (
-        *("www", "web", answer),
+        "www",
+        "web",
+        answer,
     )
     assert said["source.address"] == str(traced_lab.lab.address("client1"))
     assert (said["destination.address"], said["destination.port"]) == (
@@ -172,7 +174,7 @@ def linked(span: ReceivedSpan) -> list[Any]:
 
 
 def lost(connection: socket.socket) -> bool:
-    """Whether the connection has no backend that knows it any more."""
+    """Return whether the connection has no backend that knows it any more."""
     try:
         return connection.recv(4096) == b""
     except ConnectionResetError:

@@ -30,7 +30,7 @@ class Watched:
         self.checker.start()
 
     def state(self, state: str, key: BackendKey = B1) -> Standing:
-        """Waits until a backend is announced in this state."""
+        """Wait until a backend is announced in this state."""
         found = self.seen.wait(lambda all_: key in all_ and all_[key].state == state)
         return found[key]
 

@@ -29,13 +29,13 @@ HERE = "127.0.0.1"
 
 
 def run(probe: Coroutine[Any, Any, Result]) -> Result:
-    """One probe from beginning to end."""
+    """Run one probe from beginning to end."""
     return asyncio.run(probe)
 
 
 @contextmanager
 def tcp_server(answer: Callable[[socket.socket], None]) -> Iterator[Destination]:
-    """A server that does this with each connection, one after another."""
+    """Yield a server that does this with each connection, one after another."""
     with socket.create_server((HERE, 0)) as server:
 
         def serve() -> None:
@@ -61,7 +61,7 @@ def tcp_server(answer: Callable[[socket.socket], None]) -> Iterator[Destination]
 
 
 def saying(*parts: bytes) -> Callable[[socket.socket], None]:
-    """Reads a request and says this."""
+    """Read a request and say this."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -160,7 +160,7 @@ def test_a_check_leaves_no_time_wait() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate that nobody signed, with its key, in one file."""
+    """Give a certificate that nobody signed, with its key, in one file."""
     return self_signed(tmp_path_factory.mktemp("tls"), "shop.example", "DNS:shop.example")
 
 
@@ -198,7 +198,7 @@ def test_https_to_a_plain_server_is_an_error_of_tls() -> None:
 
 @contextmanager
 def udp_server(answer: Callable[[bytes], bytes | None]) -> Iterator[Destination]:
-    """A server that answers datagrams."""
+    """Yield a server that answers datagrams."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((HERE, 0))
         sock.settimeout(0.05)
@@ -278,7 +278,7 @@ def test_dns_wants_records(answer: Callable[[bytes], bytes], code: str, words: s
 
 @pytest.fixture(scope="module")
 def grpc_server() -> Iterator[Destination]:
-    """The health service of gRPC itself: `up` serves, `down` does not, others are unknown."""
+    """Give the health service of gRPC itself: `up` serves, `down` does not, others are unknown."""
     server = grpc.server(futures.ThreadPoolExecutor(2))
     servicer = health.HealthServicer()
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -50,7 +50,7 @@ def verdicts(host: str, signs: str) -> dict[str, dict[str, str]]:
 def run(
     etcd: EtcdServer, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Writes keys of a fleet of the test's own, then runs the command on it."""
+    """Write keys of a fleet of the test's own, then run the command on it."""
     fleet = f"f{abs(hash(request.node.name))}"
 
     def called(keys: Mapping[str, object], *arguments: str) -> tuple[int, str, str]:

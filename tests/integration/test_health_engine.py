@@ -169,7 +169,7 @@ def test_stopping_ends_what_runs() -> None:
 
 
 def wait_until(holds: Callable[[], bool], timeout: float = 10.0) -> None:
-    """Waits for a condition that nobody announces."""
+    """Wait for a condition that nobody announces."""
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline

@@ -66,12 +66,12 @@ def checked_lab() -> Iterator[CheckedLab]:
 
 
 def on_b1(*command: str) -> Change:
-    """Runs a command on b1."""
+    """Run a command on b1."""
     return lambda lab: lab.node("b1").run(command)
 
 
 def signal_http(number: signal.Signals) -> Change:
-    """Sends a signal to all of b1's nginx."""
+    """Send a signal to all of b1's nginx."""
 
     def change(lab: Lab) -> None:
         nodes = {node["name"]: node for node in lab.status()["nodes"]}
@@ -88,7 +88,7 @@ def mend_tunnel(lab: Lab) -> None:
 
 
 def mtu(size: int) -> Change:
-    """Sets the MTU of the router's link to b1."""
+    """Set the MTU of the router's link to b1."""
     command = ["ip", "link", "set", "dev", "to-b1", "mtu", str(size)]
     return lambda lab: lab.node(ROUTER).run(command)
 
@@ -99,7 +99,7 @@ def lose_answers(lab: Lab, *, lost: bool) -> None:
 
 
 def address(verb: str) -> Change:
-    """Adds or removes the IPv4 VIP on b1."""
+    """Add or remove the IPv4 VIP on b1."""
     return lambda lab: lab.node("b1").run(["ip", "addr", verb, f"{lab.vip4()}/32", "dev", "lo"])
 
 
@@ -216,7 +216,7 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
     checked_lab: CheckedLab, record_property: Record
 ) -> None:
     """A backend that is dead gets nothing at all while an agent ends and another one starts."""
-    told, other = checked_lab.statuses
+    watched, other = checked_lab.statuses
     with checked_lab.flows() as flows, Newcomers(checked_lab.lab) as newcomers:
         flows.fails_now()
         checked_lab.lab.stop_http("b1")
@@ -224,7 +224,7 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
             found_at = checked_lab.unhealthy(1)
             flows.moved(["b1"])
             out = time.monotonic()
-            before = told.current()["started_at"]
+            before = watched.current()["started_at"]
             checked_lab.lab.agents["lb1"].terminate()
             checked_lab.lab.agents["lb1"].restart()
             counts: list[int] = []
@@ -235,7 +235,7 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
                 counts.append(status["backends"]["unhealthy"])
                 return bool(status["state"] == "synced")
 
-            told.wait("another agent", knows, timeout=60)
+            watched.wait("another agent", knows, timeout=60)
             checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
             newcomers.wait_for_more(50)
             assert newcomers.since(out).keys() == {"b2", "b3", "b4"}

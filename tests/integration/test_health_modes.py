@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose word counts in a fleet of four hosts: the fleet's, each host's own, an operator's.
+"""Whose verdict counts in a fleet of four hosts: the fleet's, each host's own, an operator's.
 
 One pool for each mode, all of the same backends, with long-lived flows through an address of its
 own. Two hosts are load balancers with agents. Of the other two there are the verdicts alone, which
@@ -75,7 +75,7 @@ def out(count: int) -> Callable[[Status], bool]:
 def verdict(
     checked_lab: CheckedLab, host: str, pool: str, backends: Iterable[str], state: str
 ) -> None:
-    """Writes a host's or an operator's word with etcdctl."""
+    """Write a host's or an operator's verdict with etcdctl."""
     word = {
         "state": state,
         "code": "external",
@@ -88,7 +88,7 @@ def verdict(
 
 @contextmanager
 def unreached(checked_lab: CheckedLab, backends: Iterable[str]) -> Iterator[None]:
-    """Two of the four hosts, an agent and one of verdicts only, do not reach these backends."""
+    """Keep two of four hosts, an agent and one of verdicts only, from these backends."""
     answers_to(checked_lab.lab, "lb1", backends, lost=True)
     verdict(checked_lab, NOT_REACHING, "fleet", backends, "unhealthy")
     try:
@@ -101,7 +101,7 @@ def unreached(checked_lab: CheckedLab, backends: Iterable[str]) -> Iterator[None
 def test_an_operators_verdict_takes_out_and_lets_in(
     checked_lab: CheckedLab, record_property: Record
 ) -> None:
-    """With `external` a word in etcd is obeyed by all hosts, on that pool alone, as is its end."""
+    """With `external` a verdict in etcd counts for all hosts, on that pool alone, as is its end."""
     with flows_of(checked_lab, "external") as flows:
         flows.fails_now()
         verdict(checked_lab, "operator", "external", ["b1"], "unhealthy")
@@ -153,7 +153,7 @@ def test_an_even_split_takes_nothing_out_but_of_a_local_pool(
 
 
 def dead(verdicts: Mapping[str, Any], pool: str) -> list[str]:
-    """The hosts that find b1 of a pool dead."""
+    """Return the hosts that find b1 of a pool dead."""
     ours = {key: each["state"] for key, each in verdicts.items() if key.endswith(f"/{pool}/b1")}
     return sorted(key.partition("/")[0] for key, state in ours.items() if state == "unhealthy")
 

@@ -96,7 +96,7 @@ Change = Callable[[RespondingLab], object]
 
 
 def to(**values: object) -> Change:
-    """Changes how b1's servers answer."""
+    """Change how b1's servers answer."""
 
     def change(responding_lab: RespondingLab) -> None:
         for name, value in values.items():
@@ -110,7 +110,7 @@ def rpc(*, serving: bool) -> Change:
 
 
 def echo(number: signal.Signals) -> Change:
-    """Sends a signal to b1's UDP server."""
+    """Send a signal to b1's UDP server."""
 
     def change(responding_lab: RespondingLab) -> None:
         nodes = {node["name"]: node for node in responding_lab.checked_lab.lab.status()["nodes"]}

@@ -54,7 +54,7 @@ print(answer.partition(b"\\r\\n\\r\\n")[2].decode().strip())
 
 
 def ask(lab: Lab, address: object, mark: int, body: int = 0) -> str:
-    """The name of the backend that answers a marked connection from the load balancer."""
+    """Return the name of the backend that answers a marked connection from the load balancer."""
     argument = json.dumps([str(address), mark, body])
     return lab.node(LB).run([sys.executable, "-c", _REQUEST, argument]).stdout.strip()
 
@@ -67,7 +67,7 @@ def status(shared_lab: Lab) -> Iterator[StatusWatch]:
 
 @pytest.fixture(scope="module")
 def control(shared_lab: Lab, status: StatusWatch) -> Control:
-    """A control system, and an agent that has its documents in force."""
+    """Give a control system, and an agent that has its documents in force."""
     control = Control(shared_lab)
     control.put("pools/web", {})
     for name, family in FAMILY.items():
@@ -85,7 +85,7 @@ def control(shared_lab: Lab, status: StatusWatch) -> Control:
 
 @contextmanager
 def pinned(lab: Lab) -> Iterator[dict[str, int]]:
-    """The maps that the agent of the load balancer pinned."""
+    """Yield the maps that the agent of the load balancer pinned."""
     folder = lab.spec.pin_dir(LB)
     names = [path.name for path in folder.iterdir() if path.is_file()]
     maps = [name for name in names if not name.startswith("program")]
@@ -99,7 +99,7 @@ def pinned(lab: Lab) -> Iterator[dict[str, int]]:
 
 @pytest.fixture
 def probes(shared_lab: Lab, control: Control) -> Iterator[Probes]:
-    """The program over the agent's maps, at the egress of the load balancer."""
+    """Give the program over the agent's maps, at the egress of the load balancer."""
     build = programs.Build(b"any seed", OUTER4, OUTER6)
     with pinned(shared_lab) as maps, Probes(build, maps) as loaded:
         with netns.entered(shared_lab.node(LB).namespace):
@@ -110,7 +110,7 @@ def probes(shared_lab: Lab, control: Control) -> Iterator[Probes]:
 
 
 def marks(lab: Lab) -> dict[str, int]:
-    """The mark of each backend, whose id is read from the agent's map by its address."""
+    """Return the mark of each backend, whose id is read from the agent's map by its address."""
     with pinned(lab) as maps:
         _, values, count = bpf.map_items(maps["backends"], 4, layout.BACKEND.itemsize, MAX_BACKENDS)
     entries = np.frombuffer(values, layout.BACKEND, count)
@@ -189,7 +189,7 @@ def test_a_backend_drops_what_its_load_balancers_did_not_send(
 
 
 def put_on(lab: Lab, backend: str, decap: Decap) -> None:
-    """Puts a program on a backend's interface, in place of the one that is there."""
+    """Put a program on a backend's interface, in place of the one that is there."""
     with netns.entered(lab.node(backend).namespace):
         decap.attach(NIC)
 

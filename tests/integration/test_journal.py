@@ -34,7 +34,7 @@ class Journal:
         self.writer = Writer(folder, limits, in_force, self.heard.release)
 
     def start(self) -> "Journal":
-        """Lets its thread run."""
+        """Let its thread run."""
         self.writer.start(list(files.read_all(self.folder)))
         return self
 
@@ -54,7 +54,7 @@ class Journal:
             self.publish("b1", f"b{number % 2 + 2}")
 
     def assert_whole(self) -> list[int]:
-        """The last generation can be made again; returns the numbers that are there."""
+        """Check that the last generation can be made again; return the numbers that are there."""
         there = [line for file in files.read_all(self.folder) for line in file.lines]
         again = replay.rebuild(lambda: replay.standings(there), None)
         assert again is not None
@@ -113,7 +113,7 @@ def test_two_agents_do_not_share_one(tmp_path: Path) -> None:
 
 
 def drained(journal: Journal) -> None:
-    """Waits until everything is on the disk, and opens the journal again."""
+    """Wait until everything is on the disk, and open the journal again."""
     journal.writer.close(60)
     journal.writer = Writer(
         journal.folder, journal.writer._limits, journal.generation, journal.heard.release
@@ -160,7 +160,7 @@ def test_what_comes_too_fast_is_lost_and_not_wrong(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
+    """Give a disk of 64 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)

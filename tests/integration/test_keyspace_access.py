@@ -161,8 +161,21 @@ def authority(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.ext").write_text(san, "ascii")
         openssl(
             tmp_path,
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
-            *("-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", f"{name}.ext"),
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            f"{name}.pem",
+            "-days",
+            "2",
+            "-extfile",
+            f"{name}.ext",
         )
     return tmp_path
 
@@ -171,9 +184,13 @@ def authority(tmp_path: Path) -> Path:
 def tls_etcd(authority: Path) -> Iterator[EtcdServer]:
     """Give an etcd that wants a client certificate."""
     with EtcdServer(
-        *("--cert-file", str(authority / "server.pem")),
-        *("--key-file", str(authority / "server.key")),
-        *("--client-cert-auth", "--trusted-ca-file", str(authority / "ca.pem")),
+        "--cert-file",
+        str(authority / "server.pem"),
+        "--key-file",
+        str(authority / "server.key"),
+        "--client-cert-auth",
+        "--trusted-ca-file",
+        str(authority / "ca.pem"),
         scheme="https",
     ) as server:
         yield server
@@ -217,8 +234,10 @@ def test_a_certificates_name_is_the_user(tls_etcd: EtcdServer, authority: Path) 
         timeout=60,
     )
     for words in (
-        *(("user", "add", "root:r00t"), ("user", "grant-role", "root", "root")),
-        *(("user", "add", "client", "--no-password"), ("user", "grant-role", "client", ROLE)),
+        ("user", "add", "root:r00t"),
+        ("user", "grant-role", "root", "root"),
+        ("user", "add", "client", "--no-password"),
+        ("user", "grant-role", "client", ROLE),
         ("auth", "enable"),
     ):
         tls_etcd.ctl(*access, *words)

@@ -39,7 +39,7 @@ class Following:
         self.connection = Etcd(self.settings)
 
     def put(self, *pairs: tuple[str, object]) -> int:
-        """Puts documents in one transaction; deletes those that are None; returns its revision."""
+        """Put documents in one transaction, and delete those that are None; return its revision."""
         messages = self.connection.messages
         operations = []
         for key, value in pairs:
@@ -55,7 +55,7 @@ class Following:
         return int(answer.header.revision)
 
     def release(self, name: str, text: str = "", count: int = 20) -> tuple[tuple[str, object], ...]:
-        """The documents of a release, each with the release's name and a text."""
+        """Return the documents of a release, each with the release's name and a text."""
         return tuple((f"config/{name}/pools/p{i}", [name, text]) for i in range(count))
 
     def on(self, release: str, text: str = "", timeout: float = 10.0) -> View:
@@ -67,7 +67,7 @@ class Following:
 
 
 def content(view: View) -> set[tuple[str, str]]:
-    """What the documents of a view say that they are of."""
+    """Return what the documents of a view say that they are of."""
     return {tuple(json.loads(d.value)) for d in view.snapshot.documents.values()}
 
 
@@ -87,7 +87,7 @@ def following(
 
 
 def releases(seen: Following) -> list[str]:
-    """The releases of all views, repetitions left out."""
+    """Return the releases of all views, repetitions left out."""
     found: list[str] = []
     for view in seen.views.items:
         if found[-1:] != [view.steering.release]:
@@ -165,11 +165,11 @@ def test_a_view_tells_what_has_arrived_and_in_whose_trace(etcd: EtcdServer) -> N
         seen.views.wait(lambda view: view.steering.release == "r2")
         found = [view for view in seen.views.items if view.arrivals.total]
     assert sum(view.arrivals.total for view in found) == 4
-    told = [origin for view in found for origin in view.arrivals.origins]
-    assert [(o.traceparent, o.revision) for o in told] == list(
+    origins = [origin for view in found for origin in view.arrivals.origins]
+    assert [(o.traceparent, o.revision) for o in origins] == list(
         zip(contexts, revisions, strict=False)
     )
-    assert all(before <= origin.received <= time.time_ns() for origin in told)
+    assert all(before <= origin.received <= time.time_ns() for origin in origins)
     assert found[-1].steering.release == "r2"
     assert found[-1].arrivals.keys == (STABLE,)
 
@@ -343,7 +343,7 @@ def test_the_documented_commands_do_what_the_page_says(etcd: EtcdServer) -> None
     text = page[page.index("## Tracks and releases") : page.index("## Override")]
     script = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     folder, *commands = script.replace("\\\n", " ").splitlines()
-    told = {
+    documented = {
         "hosts/lb1 '{\"track": [("lb1", "canary", "r2", False), ("lb2", "stable", "live", False)],
         "tracks/stable": [("lb1", "canary", "r2", False), ("lb2", "stable", "r2", False)],
         "del": [("lb1", "stable", "r2", False)],
@@ -356,11 +356,11 @@ def test_the_documented_commands_do_what_the_page_says(etcd: EtcdServer) -> None
             where = f"export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=http://{etcd.endpoint}"
             whole = f"{where}; {folder}; {command}"
             subprocess.run(["bash", "-euc", whole], check=True, timeout=30, capture_output=True)
-            for words in [words for words in told if words in command]:
-                for host, *wanted in told.pop(words):
+            for words in [words for words in documented if words in command]:
+                for host, *wanted in documented.pop(words):
                     got = views[host]
                     got.wait(lambda _, got=got, w=wanted: list(brief(got.items[-1])) == w)
-    assert told == {}
+    assert documented == {}
 
 
 def brief(view: View) -> tuple[str, str, bool]:

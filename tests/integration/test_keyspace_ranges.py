@@ -49,7 +49,7 @@ def watching(etcd: EtcdServer, **settings: float) -> Iterator[Watching]:
 
 
 def write_together(connection: Etcd, pairs: dict[str, str]) -> int:
-    """Puts in one transaction; returns its revision."""
+    """Put in one transaction; return its revision."""
     messages = connection.messages
     puts = [
         messages.RequestOp(

@@ -47,7 +47,7 @@ def random_name() -> str:
 
 
 def http(lab: Lab, backend: str, url: str) -> str:
-    """What a backend's own host gets from its nginx."""
+    """Return what a backend's own host gets from its nginx."""
     script = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
     return lab.node(backend).run([sys.executable, "-c", script]).stdout.strip()
 
@@ -147,7 +147,7 @@ def test_a_killed_http_server_refuses_and_starts_again(shared_lab: Lab) -> None:
 
 
 def route_vips_to(lab: Lab, backend: str) -> None:
-    """Has the router send all VIP traffic to one backend, past the LB hosts."""
+    """Have the router send all VIP traffic to one backend, past the LB hosts."""
     router = lab.node("router")
     router.run(["ip", "route", "replace", "10.99.0.0/24", "via", str(lab.address(backend))])
     router.run(["ip", "-6", "route", "flush", "fd99::/64"])
@@ -221,7 +221,7 @@ def test_an_unknown_node_and_an_unknown_lab_are_named(shared_lab: Lab) -> None:
 
 
 def test_a_lab_in_use_is_not_taken_over(shared_lab: Lab) -> None:
-    """Another owner is refused, and told which process holds the lab."""
+    """Another owner is refused; the message names the process that holds the lab."""
     command = [
         sys.executable,
         "-m",

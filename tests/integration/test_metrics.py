@@ -128,7 +128,7 @@ def test_promtool_finds_nothing_to_mend(metered_lab: MeteredLab) -> None:
 
 
 def query(metered_lab: MeteredLab, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus on the LB host answers."""
+    """Return what Prometheus on the LB host answers."""
     url = "http://127.0.0.1:9090/api/v1/query"
     answer = metered_lab.lab.node("lb1").run(
         ["curl", "--silent", "--fail", "--get", url, "--data-urlencode", f"query={expression}"],
@@ -169,7 +169,7 @@ def test_a_real_prometheus_scrapes_it(metered_lab: MeteredLab, tmp_path: Path) -
 def shipped_prometheus(
     metered_lab: MeteredLab, folder: Path
 ) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
-    """A real Prometheus with what deploy/ has for it; yields a query that waits for an answer."""
+    """Run a real Prometheus with deploy/'s files; yield a query that waits for an answer."""
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8")
     rules = str(DEPLOY / "prometheus" / "alerts.yml")
     text = text.replace("alerts.yml", rules).replace(": 15s", ": 1s")
@@ -228,7 +228,7 @@ def test_every_panel_has_data(metered_lab: MeteredLab, tmp_path: Path) -> None:
 
 
 def shown(legend: str, row: dict[str, Any]) -> str:
-    """A row as the panel has it."""
+    """Return a row as the panel has it."""
     name = re.sub(r"{{(\w+)}}", lambda match: row["metric"].get(match[1], ""), legend)
     return f"{name} {float(row['value'][1]):.4g}"
 
@@ -242,13 +242,13 @@ NEW_FLOWS = "tidegate_vip_flows_new_total", (("vip", "web"),)
 
 
 def of_packets(found: Samples) -> Samples:
-    """What packets of VIPs and backends counted; a counter that has never counted is not sent."""
+    """Return what packets counted of VIPs and backends; a counter at 0 is not sent."""
     called = {metric_name(each) for each in OF_PACKETS}
     return {key: value for key, value in found.items() if key[0] in called and value}
 
 
-def told(receiver: Receiver) -> Samples:
-    """The same of the latest points that a receiver has, by the names of Prometheus."""
+def exported(receiver: Receiver) -> Samples:
+    """Return the same of the latest points that a receiver has, by the names of Prometheus."""
     called = {each.name: metric_name(each) for each in OF_PACKETS}
     return {
         (
@@ -266,7 +266,7 @@ def told(receiver: Receiver) -> Samples:
 
 
 def eventually(what: str, holds: Callable[[], object]) -> None:
-    """Waits until it does."""
+    """Wait until it does."""
     deadline = time.monotonic() + LIMIT
     while not holds():
         assert time.monotonic() < deadline, f"not {what}"
@@ -287,11 +287,11 @@ def test_a_collector_has_the_numbers_of_the_packets(metered_lab: MeteredLab) -> 
         before = metered_lab.samples("lb2").get(NEW_FLOWS, 0)
         metered_lab.visit(80, 10)
         metered_lab.visit(81, 1)
-        time.sleep(1.05)  # what is asked for within a second is told again
+        time.sleep(1.05)  # what is asked for within a second is served from memory
         served = of_packets(metered_lab.samples("lb2"))
         assert receiver.requests == 0
         agent.terminate(LIMIT)
-        assert told(receiver) == served
+        assert exported(receiver) == served
         assert served[NEW_FLOWS] == before + 10
         assert drop_key("shut", "denied") in served
         points = receiver.received.points
@@ -311,19 +311,21 @@ def lost(metered_lab: MeteredLab) -> float:
 
 
 def warnings(metered_lab: MeteredLab) -> str:
-    """What is wrong on lb2."""
+    """Return what is wrong on lb2."""
     return " ".join(json.loads(metered_lab.socket("/status", lb="lb2"))["warnings"])
 
 
 def test_a_collector_that_is_away_costs_points_alone(metered_lab: MeteredLab) -> None:
-    """Over gRPC they arrive at intervals; lost ones are counted and told, and changes go on."""
+    """Over gRPC they arrive at intervals; lost ones are counted and reported, and changes go on."""
     with metered_lab.telling("grpc", interval=0.4) as (receiver, agent):
         metered_lab.visit(80, 10)
-        eventually("equal", lambda: told(receiver) == of_packets(metered_lab.samples("lb2")))
-        assert told(receiver)[NEW_FLOWS] >= 10
+        eventually("equal", lambda: exported(receiver) == of_packets(metered_lab.samples("lb2")))
+        assert exported(receiver)[NEW_FLOWS] >= 10
         receiver.stop()
         eventually("counted", lambda: lost(metered_lab) > 0)
-        eventually("told", lambda: "Telemetry (metrics) does not reach" in warnings(metered_lab))
+        eventually(
+            "exported", lambda: "Telemetry (metrics) does not reach" in warnings(metered_lab)
+        )
         with StatusWatch(metered_lab.lab, "lb2") as status:
             written = metered_lab.control.put("pools/other", {})
             status.wait_applied(written.revision, timeout=LIMIT)

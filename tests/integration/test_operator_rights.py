@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def etcd() -> Iterator[EtcdServer]:
-    """An etcd with the fleet edge, one host in it, and an operator and a viewer."""
+    """Give an etcd with the fleet edge, one host in it, and an operator and a viewer."""
     with EtcdServer() as server:
         environment = {**os.environ, "ETCDCTL_ENDPOINTS": f"http://{server.endpoint}"}
         subprocess.run([ROLES, "--fleet", "edge", "lb1"], env=environment, check=True)
@@ -42,8 +42,13 @@ def run(etcd: EtcdServer, tmp_path: Path) -> Run:
         where = ("--endpoints", etcd.endpoint, "--fleet", "edge", "--user", user)
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "tidegate.cli.main", *arguments),
-                *(*where, "--password-file", str(password)),
+                sys.executable,
+                "-m",
+                "tidegate.cli.main",
+                *arguments,
+                *where,
+                "--password-file",
+                str(password),
             ],
             capture_output=True,
             text=True,
@@ -78,7 +83,7 @@ def test_an_operator_applies_lifts_guards_and_rolls_out(
 
 
 def test_a_viewer_looks_on(run: Run, tmp_path: Path) -> None:
-    """It is told by etcd's own word what it may not do, and sees what there is."""
+    """Etcd's own message says what it may not do, and it sees what there is."""
     release = tmp_path / "release.json"
     release.write_text('{"pools/web": {}}')
     assert run("eve", "apply", "-f", str(release), "--dry-run")[0] == 0

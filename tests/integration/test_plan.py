@@ -64,21 +64,21 @@ class Plane:
         self._file = folder / "plan.json"
 
     def close(self) -> None:
-        """Takes everything away."""
+        """Take everything away."""
         self.publisher.close()
         self.maps.close()
         os.close(self._program)
         shutil.rmtree(self.pins)
 
     def publish(self, contents: dict[str, Any]) -> Generation:
-        """Puts documents in force."""
+        """Put documents in force."""
         generation = plan(self.desired(contents), self.publisher.in_force, int(time.time()))
         self.publisher.publish(generation, time.monotonic())
         self.publisher.reap(float("inf"))
         return generation
 
     def desired(self, contents: dict[str, Any]) -> Desired:
-        """What documents want; none may be refused."""
+        """Return what documents want; none may be refused."""
         self._file.write_text(json.dumps(contents))
         desired, faults = files.read([self._file]).check()
         assert faults == ()
@@ -90,7 +90,7 @@ class Plane:
         self.run(UDP(dport=53), count - count // 2)
 
     def run(self, transport: Any, count: int) -> None:
-        """Runs a packet of each of some flows."""
+        """Run a packet of each of some flows."""
         for port in range(count):
             transport.sport = 1024 + port
             frame = Ether(dst="02:00:00:00:00:01") / IP(src="10.7.7.7", dst="192.0.2.1") / transport

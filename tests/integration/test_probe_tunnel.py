@@ -38,7 +38,7 @@ print(answer.partition(b"\\r\\n\\r\\n")[2].decode().strip())
 
 
 def switch(lab: Lab, *, on: bool) -> None:
-    """Writes the key into the agent's file."""
+    """Write the key into the agent's file."""
     path = config_path(lab.spec, LB)
     lines = [line for line in path.read_text().splitlines() if "probe_tunnel" not in line]
     path.write_text("\n".join([*(["probe_tunnel = true"] if on else []), *lines, ""]))
@@ -56,7 +56,7 @@ def filters(lab: Lab) -> list[str]:
 
 
 def owners(lab: Lab) -> dict[int, str]:
-    """Which backend answers a marked connection, for each id that has one."""
+    """Return which backend answers a marked connection, for each id that has one."""
     fd = bpf.open_pin(str(lab.spec.pin_dir(LB) / "backends"))
     size = bpf.map_info(fd).value_size
     _, values, count = bpf.map_items(fd, 4, size, MAX_BACKENDS)
@@ -70,7 +70,7 @@ def owners(lab: Lab) -> dict[int, str]:
 
 
 def started(agent: AgentProcess, times: int) -> None:
-    """Waits until the log tells of the agent's start for so many times."""
+    """Wait until the log has so many starts of the agent."""
     deadline = time.monotonic() + 60
     while agent.log.read_text().count(" event=start version=") < times:
         assert time.monotonic() < deadline, agent.tail(20)

@@ -119,8 +119,13 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
     with netns.entered(name), IPRoute() as netlink, pytest.MonkeyPatch.context() as patch:
         netlink.link("add", ifname="lb0", kind="veth", peer="out0")
         settings = dataplane.Settings(
-            *(Path(f"/sys/fs/bpf/tgbuild-{name}"), ["lb0"], "native", BUILD),
-            *(maps.Capacity(1024, 1024, 1024), Gateways(), 0.0),
+            pins=Path(f"/sys/fs/bpf/tgbuild-{name}"),
+            interfaces=["lb0"],
+            mode="native",
+            build=BUILD,
+            capacity=maps.Capacity(1024, 1024, 1024),
+            gateways=Gateways(),
+            grace=0.0,
         )
         plane = dataplane.DataPlane(settings)
         try:

@@ -32,7 +32,7 @@ SMALL = maps.Capacity(flows=1024, syns=1024, fragments=1024)
 
 @pytest.fixture
 def pins() -> Iterator[Path]:
-    """A folder of the test's own on the BPF file system."""
+    """Give a folder of the test's own on the BPF file system."""
     folder = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
     make_plane_folder(folder)
     yield folder
@@ -41,7 +41,7 @@ def pins() -> Iterator[Path]:
 
 @pytest.fixture
 def kernel(pins: Path) -> Iterator[maps.Maps]:
-    """All maps, pinned."""
+    """Give all maps, pinned."""
     found, _ = maps.create_or_adopt(pins, SMALL)
     yield found
     found.close()
@@ -216,7 +216,7 @@ def flags(kernel: maps.Maps, generation: Generation, name: str) -> int:
 
 
 def out(wanted: Desired, before: Generation, *names: str) -> Generation:
-    """The next generation while health takes these backends out."""
+    """Return the next generation while health takes these backends out."""
     fitness = {BackendKey("web", name): Fitness(is_out=True) for name in names}
     return plan(wanted, before, 1000, fitness)
 

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.lab(backends=3)]
 
 @pytest.fixture
 def control(bare_lab: Lab) -> Control:
-    """A control system that has written a pool with one backend, and its VIP."""
+    """Give a control system that has written a pool with one backend, and its VIP."""
     control = Control(bare_lab)
     control.put("pools/web", {"transition_window": 300, "deregistration_delay": 300})
     add(bare_lab, control, "b1")
@@ -36,7 +36,7 @@ def control(bare_lab: Lab) -> Control:
 
 @pytest.fixture
 def agent(bare_lab: Lab, control: Control, status: StatusWatch) -> AgentProcess:
-    """An agent that has a second generation in force, with three backends."""
+    """Give an agent that has a second generation in force, with three backends."""
     started = bare_lab.start_agent("lb1")
     status.wait("synced", lambda s: s["state"] == "synced" and s["generation"] == 1, timeout=20)
     add(bare_lab, control, "b2")
@@ -50,13 +50,13 @@ def add(lab: Lab, control: Control, name: str) -> int:
 
 
 def tidegate(lab: Lab, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Runs an operator's command on the load-balancer host, with the agent's file."""
+    """Run an operator's command on the load-balancer host, with the agent's file."""
     command = [sys.executable, "-m", "tidegate.cli.main", *words]
     return lab.node("lb1").run([*command, "-c", str(config_path(lab.spec, "lb1"))], check=False)
 
 
 def of_agent(lab: Lab, where: str = "/status") -> dict[str, Any]:
-    """What the agent says on its socket."""
+    """Return what the agent says on its socket."""
     return ask(config_path(lab.spec, "lb1").parent / "agent.sock", "GET", where)
 
 
@@ -134,7 +134,7 @@ def test_health_checks_go_back_too(
 
 
 def wait_for_verdicts(lab: Lab, names: set[str], timeout: float = 15) -> None:
-    """Waits until the host has verdicts on these backends."""
+    """Wait until the host has verdicts on these backends."""
     prefix = "/tidegate/default/health/lb1/web/"
     deadline = time.monotonic() + timeout
     while set(lab.etcdctl("get", "--prefix", "--keys-only", prefix).split()) != {
@@ -145,7 +145,7 @@ def wait_for_verdicts(lab: Lab, names: set[str], timeout: float = 15) -> None:
 
 
 def wait_for_states(lab: Lab) -> list[dict[str, Any]]:
-    """The states of an agent that has just been started."""
+    """Return the states of an agent that has just been started."""
     for _ in range(200):
         try:
             return list(of_agent(lab, "/states")["states"])

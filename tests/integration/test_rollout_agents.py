@@ -38,7 +38,7 @@ def canary_lab(bare_lab: Lab) -> Lab:
 
 @pytest.fixture(autouse=True)
 def agents(canary_lab: Lab) -> "dict[str, AgentProcess]":
-    """An agent on each, in sync."""
+    """Give an agent on each, in sync."""
     started = {host: canary_lab.start_agent(host) for host in HOSTS}
     for host in HOSTS:
         with StatusWatch(canary_lab, host) as watch:
@@ -69,7 +69,7 @@ def release(lab: Lab, name: str, weights: Mapping[str, int]) -> None:
 
 
 def everything(lab: Lab) -> str:
-    """All keys of hosts and tracks, as they are."""
+    """Return all keys of hosts and tracks, as they are."""
     return "".join(
         lab.etcdctl("get", "--prefix", f"{FLEET}{part}/") for part in ("hosts", "tracks")
     )

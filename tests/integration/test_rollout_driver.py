@@ -31,7 +31,7 @@ def etcd() -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def hosts(etcd: EtcdServer) -> Iterator[Hosts]:
-    """Three hosts in a fleet of the test's own, and a release to move to."""
+    """Give three hosts in a fleet of the test's own, and a release to move to."""
     with Hosts(etcd, f"f{secrets.token_hex(4)}", dict(HOSTS)) as made:
         for release in ("old", "new"):
             made.put(f"config/{release}/pools/web", "{}")
@@ -67,13 +67,13 @@ class Death(BaseException):
 
 
 def driver(hosts: Hosts, name: str, dies_after: int = 1000) -> Driver:
-    """A driver that dies when it has told so many lines."""
-    told = 0
+    """Return a driver that dies when it has printed so many lines."""
+    printed = 0
 
     def tell(_line: str) -> None:
-        nonlocal told
-        told += 1
-        if told >= dies_after:
+        nonlocal printed
+        printed += 1
+        if printed >= dies_after:
             raise Death
 
     return Driver(hosts.store, name, tell, poll=0.02)

@@ -21,7 +21,7 @@ CHECK = {"type": "http", "interval": 0.3, "timeout": 0.25, "rise": 2, "fall": 2}
 
 
 def documents(lab: Lab, state: str) -> dict[str, dict[str, Any]]:
-    """Two backends in this state, and a third one in the sorry pool."""
+    """Return two backends in this state, and a third one in the sorry pool."""
     there = {name: {"address": str(lab.address(name))} for name in ("b1", "b2", "b3")}
     vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
     return {
@@ -35,19 +35,19 @@ def documents(lab: Lab, state: str) -> dict[str, dict[str, Any]]:
 
 
 def put(lab: Lab, state: str, kind: str = "") -> int:
-    """Writes these documents, or those of one kind; returns the last revision."""
+    """Write these documents, or those of one kind; return the last revision."""
     there = documents(lab, state).items()
     return [Control(lab).put(key, each).revision for key, each in there if key.startswith(kind)][-1]
 
 
 def servers(lab: Lab) -> set[str]:
-    """Who answers a client, in some connections."""
+    """Return who answers a client, in some connections."""
     command = ["curl", "--silent", "--show-error", "--max-time", "20", "-H", "Connection: close"]
     return {*lab.client(1).run([*command, *[f"http://{lab.vip4()}/"] * 24]).stdout.split()}
 
 
 def planned(lab: Lab, state: str) -> dict[str, Any]:
-    """What `tidegate plan` says of these documents on the host."""
+    """Return what `tidegate plan` says of these documents on the host."""
     command = [sys.executable, "-m", "tidegate.cli.main", "plan", "-f", "-", "--json"]
     where = ["-c", str(config_path(lab.spec, "lb1"))]
     text = json.dumps(documents(lab, state))
@@ -57,9 +57,9 @@ def planned(lab: Lab, state: str) -> dict[str, Any]:
 
 
 def metrics(lab: Lab) -> list[str]:
-    """What the host's agent serves on its control socket."""
-    door = str(lab.folder("lb1") / "agent.sock")
-    command = ["curl", "--silent", "--fail", "--unix-socket", door, "http://localhost/metrics"]
+    """Return what the host's agent serves on its control socket."""
+    socket = str(lab.folder("lb1") / "agent.sock")
+    command = ["curl", "--silent", "--fail", "--unix-socket", socket, "http://localhost/metrics"]
     return lab.node("lb1").run(command).stdout.splitlines()
 
 

@@ -21,7 +21,7 @@ def etcd() -> Iterator[EtcdServer]:
 
 
 def given(*arguments: str) -> Fleet:
-    """What a command makes of its options."""
+    """Return what a command makes of its options."""
     parser = argparse.ArgumentParser()
     options.add_options(parser)
     return options.fleet(parser.parse_args(arguments))
@@ -29,7 +29,7 @@ def given(*arguments: str) -> Fleet:
 
 @pytest.fixture
 def store(etcd: EtcdServer, request: pytest.FixtureRequest) -> Iterator[Store]:
-    """A fleet of the test's own."""
+    """Give a fleet of the test's own."""
     fleet = given("--endpoints", etcd.endpoint, "--fleet", f"f{abs(hash(request.node.name))}")
     with Store(fleet) as opened:
         yield opened

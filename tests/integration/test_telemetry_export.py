@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("protocol", ["grpc", "http"])
 
 @contextmanager
 def pipeline(**settings: object) -> Iterator[Pipeline]:
-    """A pipeline that does not wait at its end."""
+    """Yield a pipeline that does not wait at its end."""
     made = Pipeline(
         TelemetrySettings(**{"timeout": 2.0, "flush": 0.2, **settings}),  # type: ignore[arg-type]
         Identity("f", "lb1"),
@@ -41,14 +41,14 @@ def pipeline(**settings: object) -> Iterator[Pipeline]:
 
 
 def span(name: str = "tidegate.test", **more: object) -> Span:
-    """A span of one millisecond."""
+    """Return a span of one millisecond."""
     context = Context(new_trace_id(), new_span_id())
     began = time.time_ns()
     return Span(name=name, context=context, began=began, ended=began + 10**6, **more)  # type: ignore[arg-type]
 
 
 def problem(made: Pipeline, seconds: float = 20.0) -> str:
-    """What is wrong, as soon as something is."""
+    """Return what is wrong, as soon as something is."""
     deadline = time.monotonic() + seconds
     while not made.faults.problems and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -58,7 +58,7 @@ def problem(made: Pipeline, seconds: float = 20.0) -> str:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody else signed, with its key, in one file."""
+    """Give a certificate for 127.0.0.1 that nobody else signed, with its key, in one file."""
     return self_signed(tmp_path_factory.mktemp("tls"), "collector", "IP:127.0.0.1")
 
 
@@ -67,7 +67,7 @@ def test_everything_that_a_span_says_arrives(protocol: Protocol) -> None:
     """Ids, times, attributes, events, links, error and resource are those that were emitted."""
     parent = Context(new_trace_id(), new_span_id())
     other = Context(new_trace_id(), new_span_id())
-    told = span(
+    sent = span(
         parent=parent,
         attributes={"tidegate.text": "x", "tidegate.keys": ["a", "b"], "tidegate.n": 3},
         events=(Moment("tidegate.moved", 17, {"tidegate.slot": 5}),),
@@ -76,16 +76,16 @@ def test_everything_that_a_span_says_arrives(protocol: Protocol) -> None:
     )
     with Receiver(protocol) as receiver:
         with pipeline(endpoint=receiver.endpoint, protocol=protocol, flush=5.0) as made:
-            made.emit(told)
+            made.emit(sent)
             made.emit(span(kind="server"))
-            line = Line(23, logging.WARNING, "careful", {"tidegate.n": 1}, told.context)
+            line = Line(23, logging.WARNING, "careful", {"tidegate.n": 1}, sent.context)
             made.write(line._replace(event="tidegate.warned"))
         received = receiver.wait_for(lambda r: len(r.spans) == 2 and r.logs)
     found = received.spans[0]
-    assert found.context == told.context
-    assert (found.parent, found.began, found.ended) == (parent.span_id, told.began, told.ended)
-    assert found.attributes == told.attributes
-    assert (found.events, found.links) == (told.events, told.links)
+    assert found.context == sent.context
+    assert (found.parent, found.began, found.ended) == (parent.span_id, sent.began, sent.ended)
+    assert found.attributes == sent.attributes
+    assert (found.events, found.links) == (sent.events, sent.links)
     assert (found.error, found.kind) == ("A guard refused it.", 1)
     assert received.spans[1].error == ""
     assert found.resource["service.name"] == "tidegate"
@@ -93,7 +93,7 @@ def test_everything_that_a_span_says_arrives(protocol: Protocol) -> None:
     [line] = received.logs
     assert (line.severity, line.body, line.attributes) == ("WARN", "careful", {"tidegate.n": 1})
     assert line.event == "tidegate.warned"
-    assert (line.trace_id, line.span_id) == told.context[:2]
+    assert (line.trace_id, line.span_id) == sent.context[:2]
     assert line.resource == found.resource
     assert made.tallies()["traces"] == (2, {})
 

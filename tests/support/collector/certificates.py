@@ -6,12 +6,25 @@ from pathlib import Path
 
 
 def self_signed(folder: Path, name: str, alternative: str) -> Path:
-    """A certificate and its key in one file: its common name, and a subject's alternative name."""
+    """Return a certificate and its key in one file, with a common and an alternative name."""
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={name}"),
-            *("-addext", f"subjectAltName={alternative}"),
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-subj",
+            f"/CN={name}",
+            "-addext",
+            f"subjectAltName={alternative}",
         ],
         cwd=folder,
         check=True,

@@ -53,7 +53,7 @@ class MeteredLab:
             status.wait("synced", lambda s: s["state"] == "synced", LIMIT)
 
     def route(self, lb: str) -> None:
-        """Has the router send VIP traffic to this host alone."""
+        """Have the router send VIP traffic to this host alone."""
         hop = ["via", str(self.lab.address(lb))]
         self.lab.node("router").run(["ip", "route", "replace", "10.99.0.0/24", *hop])
 
@@ -62,12 +62,12 @@ class MeteredLab:
         return self.lab.node("lb1").run(["curl", "--silent", "--show-error", *arguments]).stdout
 
     def socket(self, path: str, *arguments: str, lb: str = "lb1") -> str:
-        """An answer of the control socket."""
+        """Return an answer of the control socket."""
         door = str(config_path(self.lab.spec, lb).parent / "agent.sock")
         return self.curl("--unix-socket", door, *arguments, f"http://localhost{path}")
 
     def samples(self, lb: str = "lb1") -> Samples:
-        """What the control socket serves now."""
+        """Return what the control socket serves now."""
         return parsed(self.socket("/metrics", lb=lb))
 
     @contextmanager
@@ -127,10 +127,10 @@ def parsed(text: str) -> Samples:
 
 
 def at(found: Samples, name: str, **labels: str) -> float:
-    """One sample."""
+    """Return one sample."""
     return found[name, tuple(sorted((k.replace("__", "_"), v) for k, v in labels.items()))]
 
 
 def total(found: Samples, name: str) -> float:
-    """All samples of a metric."""
+    """Return all samples of a metric."""
     return sum(value for (each, _), value in found.items() if each == name)

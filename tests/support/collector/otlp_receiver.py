@@ -88,11 +88,11 @@ class Received:
     headers: list[Attributes] = field(default_factory=list)
 
     def named(self, name: str) -> list[ReceivedSpan]:
-        """The spans of one name."""
+        """Return the spans of one name."""
         return [span for span in self.spans if span.name == name]
 
     def trace(self, trace_id: int) -> list[ReceivedSpan]:
-        """The spans of one trace."""
+        """Return the spans of one trace."""
         return [span for span in self.spans if span.context.trace_id == trace_id]
 
 
@@ -143,17 +143,17 @@ class Receiver:
         self.stop()
 
     def start(self) -> None:
-        """Listens; a second time on the same port."""
+        """Listen; a second time on the same port."""
         self._closing.clear()
         self._start()
 
     def stop(self) -> None:
-        """Listens no more; requests that are held end."""
+        """Listen no more; requests that are held end."""
         self._closing.set()
         self._end()
 
     def wait_for(self, predicate: Callable[[Received], object], seconds: float = 30.0) -> Received:
-        """Waits until it holds of what has come in.
+        """Wait until it holds of what has come in.
 
         Raises:
             AssertionError: it did not in time; with what there is.
@@ -169,7 +169,7 @@ class Receiver:
             )
 
     def _take(self, request: Any, headers: Attributes) -> Mode:
-        """Keeps a request, or not; returns what is to be answered."""
+        """Keep a request, or not; return what is to be answered."""
         with self._changed:
             self.requests += 1
             mode = self.mode
@@ -235,7 +235,7 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                """Takes one export."""
+                """Take one export."""
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 code = 404
                 if self.path in _MESSAGES:
@@ -249,7 +249,7 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Says nothing."""
+                """Say nothing."""
 
         server = _HttpServer((self._address, self._port), Handler)
         self._port = server.server_port

@@ -30,15 +30,15 @@ class CheckedLab(NamedTuple):
     statuses: tuple[StatusWatch, ...]
 
     def wait(self, what: str, wanted: Callable[[Status], bool], timeout: float = 20) -> float:
-        """Waits until all statuses are as wanted; returns when the last one was seen to be."""
+        """Wait until all statuses are as wanted; return when the last one was seen to be."""
         return max(each.wait(what, wanted, timeout=timeout).at for each in self.statuses)
 
     def unhealthy(self, count: int) -> float:
-        """Waits until all hosts have taken this many backends out; returns when that was seen."""
+        """Wait until all hosts have taken this many backends out; return when that was seen."""
         return self.wait(f"{count} unhealthy", lambda s: s["backends"]["unhealthy"] == count)
 
     def synced(self) -> None:
-        """Waits until no host has anything to report."""
+        """Wait until no host has anything to report."""
         self.wait("synced", lambda s: s["state"] == "synced")
 
     def flows(self) -> Flows:
@@ -47,7 +47,7 @@ class CheckedLab(NamedTuple):
         return Flows(self.lab, (str(self.lab.vip4()), str(self.lab.vip6())), names)
 
     def verdicts(self) -> dict[str, Any]:
-        """Every host's verdict by `host/pool/backend`."""
+        """Return every host's verdict by `host/pool/backend`."""
         found = json.loads(self.lab.etcdctl("get", "--prefix", VERDICTS, "-w", "json"))
         return {
             _text(each["key"]).removeprefix(VERDICTS): json.loads(_text(each["value"]))
@@ -55,7 +55,7 @@ class CheckedLab(NamedTuple):
         }
 
     def wait_for_verdicts(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Waits until the verdicts are as wanted; etcd is asked, as a person would."""
+        """Wait until the verdicts are as wanted; etcd is asked, as a person would."""
         deadline = time.monotonic() + 30
         while not wanted(found := self.verdicts()):
             assert time.monotonic() < deadline, found
@@ -63,11 +63,11 @@ class CheckedLab(NamedTuple):
         return found
 
     def wait_for_states(self, wanted: Mapping[str, int]) -> None:
-        """Waits until there are so many verdicts of each state and no others."""
+        """Wait until there are so many verdicts of each state and no others."""
         self.wait_for_verdicts(lambda v: Counter(each["state"] for each in v.values()) == wanted)
 
     def answering(self, requests: int = 24, port: int = HTTP_PORT) -> set[str]:
-        """The backends that answer a client's requests, none of which may fail."""
+        """Return the backends that answer a client's requests, none of which may fail."""
         urls = [f"http://{self.lab.vip4()}:{port}/"] * requests
         # Each on a connection of its own, and all in one process.
         command = ["curl", "--silent", "--show-error", "--fail", "--max-time", "5"]
@@ -75,7 +75,7 @@ class CheckedLab(NamedTuple):
         return set(self.lab.client(1).run(command).stdout.split())
 
     def hears(self, backend: str, port: int = HTTP_PORT) -> None:
-        """Waits until a backend answers new connections again."""
+        """Wait until a backend answers new connections again."""
         deadline = time.monotonic() + 20
         while backend not in self.answering(24, port):
             assert time.monotonic() < deadline, f"{backend} gets nothing"
@@ -93,7 +93,7 @@ def build_lab(
     families: Mapping[str, int],
     settings: str = "",
 ) -> Iterator[CheckedLab]:
-    """A lab whose agents have these documents in force.
+    """Yield a lab whose agents have these documents in force.
 
     Args:
         spec: the lab's size.
@@ -196,7 +196,7 @@ def seconds(value: float | None) -> str:
 def measured(
     failure: str, flows: Flows, victims: Iterable[str], found_at: float, back: float | None = None
 ) -> tuple[str, ...]:
-    """The `Row` of a failure, whose flows have settled; plain, as it goes to another process."""
+    """Return a failure's `Row` once flows have settled; plain, as it goes to another process."""
     mine = list(victims)
     tcp, udp = (flows.outcome(kind, mine) for kind in ("tcp", "udp"))
     rest = [flows.outcome(kind, mine, others=True) for kind in ("tcp", "udp")]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from support.lab.steady import Steady
+from support.lab.repeated import RepeatedAction
 from support.packets import kernel_contents
 from tidegate.errors import LabError
 from tidegate.keyspace import paths
@@ -33,7 +33,7 @@ LIMIT = 15.0
 """Seconds from the end of a fault to the last document being in force."""
 
 
-class Churn(Steady):
+class Churn(RepeatedAction):
     """Changes the roster again and again, from `with` to its end. Lost writes are tried anew."""
 
     def __init__(self, roster: Roster, seed: int) -> None:
@@ -42,7 +42,7 @@ class Churn(Steady):
         self._random = random.Random(seed)  # noqa: S311 - reproducible, not secret
 
     def once(self, number: int) -> bool:  # noqa: ARG002 - all are alike
-        """One change."""
+        """Make one change."""
         try:
             self._change()
         except LabError:  # etcd is what is being ill-treated
@@ -86,7 +86,7 @@ class ClusterLab:
         return self.lab.agents[HOST]
 
     def churn(self) -> Churn:
-        """A roster that never rests, each time with other changes."""
+        """Return a roster that never rests, each time with other changes."""
         self._seed += 1
         return Churn(self.roster, self._seed)
 
@@ -126,15 +126,15 @@ class ClusterLab:
             self.lab.node(leader).run(["etcdctl", "move-leader", f"{member:x}"])
 
     def _member(self, name: str) -> dict[str, Any]:
-        """What a member says of itself, asked on its own node."""
+        """Return what a member says of itself, asked on its own node."""
         command = ["etcdctl", "--command-timeout=1s", "-w", "json", "endpoint", "status"]
         status: dict[str, Any] = json.loads(self.lab.node(name).run(command).stdout)[0]["Status"]
         return status
 
-    # the agent's word
+    # the agent's status
 
     def status(self, host: str = HOST) -> dict[str, Any] | None:
-        """A host's status; None if there is none, or if etcd does not answer."""
+        """Return a host's status; None if there is none, or if etcd does not answer."""
         with suppress(LabError):
             key = paths.status_key(ROOT, FLEET, host)
             found = self.lab.etcdctl("--command-timeout=2s", "get", "--print-value-only", key)
@@ -206,7 +206,7 @@ class ClusterLab:
             fresh.node.run([*remove, str(fresh.config)])
 
     def _start_fresh(self) -> AgentProcess:
-        """An agent without a past, on the control node, where no packet for a VIP comes by."""
+        """Start an agent without a past, on the control node, where no VIP's packets come by."""
         ours = config_path(self.lab.spec, HOST)
         folder = self.lab.folder(FRESH)
         folder.mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ class ClusterLab:
 
 
 def is_in_force(status: dict[str, Any], revision: int) -> bool:
-    """Whether a status says that this revision is in force, and nothing is refused."""
+    """Return whether a status says that this revision is in force, and nothing is refused."""
     return bool(status["state"] == "synced" and status["generation_revision"] >= revision)
 
 

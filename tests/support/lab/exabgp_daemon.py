@@ -66,7 +66,7 @@ class ExaBgp:
     """One ExaBGP with its configuration; ended with its lab."""
 
     def __init__(self, lab: Lab, host: str) -> None:
-        """Makes the pipe, without which its process would end at once; nothing runs yet."""
+        """Make the pipe, without which its process would end at once; nothing runs yet."""
         self._lab, self._host = lab, host
         station = lab.station(host)
         self.pipe = lab.folder(host) / "exabgp.pipe"
@@ -80,11 +80,11 @@ class ExaBgp:
         self._child: subprocess.Popen[bytes] | None = None
 
     def peers(self, timers: str) -> str:
-        """What the router's BIRD has to know of it."""
+        """Return what the router's BIRD has to know of it."""
         return PEERS.format(**self._names, timers=timers)
 
     def start(self) -> None:
-        """Starts it, the first time and again."""
+        """Start it, the first time and again."""
         node, folder = self._lab.node(self._host), self._lab.folder(self._host)
         for address, length in ((self._names["address"], 32), (self._names["address6"], 128)):
             command = ["ip", "addr", "replace", f"{address}/{length}", "dev", NIC]
@@ -99,7 +99,7 @@ class ExaBgp:
         self._child = child
 
     def kill(self) -> None:
-        """Ends it and its process without a word, as a service manager does."""
+        """End it and its process without notice, as a service manager does."""
         assert self._child is not None
         pid = self._child.pid
         readers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -110,7 +110,7 @@ class ExaBgp:
                 os.kill(int(reader), signal.SIGKILL)
 
     def heard(self) -> set[str]:
-        """The routes that the router has from it."""
+        """Return the routes that the router has from it."""
         door = str(self._lab.folder(ROUTER) / "bird.ctl")
         found: set[str] = set()
         for table in ("heard4", "heard6"):

@@ -16,7 +16,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from support.lab.steady import Steady
+from support.lab.repeated import RepeatedAction
 from tidegate.lab import netns
 from tidegate.lab.plan import ECHO_PORT, HTTP_PORT
 from tidegate.lab.rack import Lab
@@ -46,7 +46,7 @@ class Flow:
     buffer: bytes = b""
 
     def ask(self) -> None:
-        """Puts the next question: over TCP when the last one is answered, over UDP always."""
+        """Put the next question: over TCP when the last one is answered, over UDP always."""
         if self.end or (self.kind == "tcp" and self.asked is not None):
             return
         self.asked = self.asked or time.monotonic()
@@ -56,7 +56,7 @@ class Flow:
             self.fail(error)
 
     def hear(self) -> None:
-        """Takes what has come."""
+        """Take what has come."""
         try:
             data = self.sock.recv(65536)
         except OSError as error:
@@ -77,16 +77,16 @@ class Flow:
         self.answers.append((time.monotonic(), backend.decode()))
 
     def fail(self, error: OSError) -> None:
-        """Ends a TCP flow; a datagram that was refused is only lost."""
+        """End a TCP flow; a datagram that was refused is only lost."""
         if self.kind == "tcp" and not isinstance(error, BlockingIOError):
             self.end = type(error).__name__
 
     def at(self, moment: float) -> str:
-        """Who answered last before a moment."""
+        """Return who answered last before a moment."""
         return next((who for when, who in reversed(self.answers) if when <= moment), "")
 
     def moves_since(self, moment: float) -> int:
-        """How often another backend than the one before answered after a moment."""
+        """Return how often another backend than the one before answered after a moment."""
         homes = [self.at(moment), *(who for when, who in self.answers if when > moment)]
         return sum(one != other for one, other in pairwise(homes))
 
@@ -201,7 +201,7 @@ class Flows:
         return Counter((f.kind, f.at(time.monotonic()), f.end) for f in self._flows)
 
     def fails_now(self) -> float:
-        """Notes the moment of the failure."""
+        """Note the moment of the failure."""
         self.failed_at = time.monotonic()
         return self.failed_at
 
@@ -211,7 +211,7 @@ class Flows:
         return [f for f in self._flows if f.kind == kind and f.at(self.failed_at) in wanted]
 
     def settle(self, victims: Iterable[str] = ()) -> None:
-        """Waits until what did not fail has answered once more, and UDP that did has moved on."""
+        """Wait until what did not fail has answered once more, and UDP that did has moved on."""
         now = time.monotonic()
         gone = {id(flow) for flow in self.homes("tcp", victims)}
         watched = [f for f in self._flows if id(f) not in gone]
@@ -221,14 +221,14 @@ class Flows:
         )
 
     def ended(self, victims: Iterable[str], timeout: float = 3) -> None:
-        """Gives the TCP flows of failed backends time to hear of it; who waits does not hear."""
+        """Give the TCP flows of failed backends time to learn of it; who waits does not hear."""
         mine = self.homes("tcp", victims)
         deadline = time.monotonic() + timeout
         while not all(flow.end for flow in mine) and time.monotonic() < deadline:
             time.sleep(TICK)
 
     def moved(self, victims: Iterable[str]) -> None:
-        """Waits until another backend answers each UDP flow of those that failed."""
+        """Wait until another backend answers each UDP flow of those that failed."""
         mine = list(victims)
         self._until(
             "move of the UDP flows",
@@ -236,7 +236,7 @@ class Flows:
         )
 
     def outcome(self, kind: str, victims: Iterable[str], *, others: bool = False) -> Outcome:
-        """What became of the flows of failed backends, or of all but theirs."""
+        """Return what became of the flows of failed backends, or of all but theirs."""
         theirs = {id(flow) for flow in self.homes(kind, victims)}
         chosen = [f for f in self._flows if f.kind == kind and (id(f) in theirs) != others]
         now = time.monotonic()
@@ -252,7 +252,7 @@ class Flows:
         return Outcome(len(chosen), len(moves), broken, action)
 
 
-class Newcomers(Steady):
+class Newcomers(RepeatedAction):
     """New UDP flows to a lab's IPv4 VIP, one after another: who answers each."""
 
     def __init__(self, lab: Lab, pause: float = 0.01) -> None:
@@ -261,7 +261,7 @@ class Newcomers(Steady):
         self.answers: list[tuple[float, str]] = []
 
     def once(self, number: int) -> bool:  # noqa: ARG002 - all are alike
-        """One flow of one datagram."""
+        """Begin one flow of one datagram."""
         with netns.entered(self._lab.client(1).namespace):
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with sock:
@@ -276,7 +276,7 @@ class Newcomers(Steady):
         return True
 
     def gone(self, backend: str, count: int = 100, timeout: float = 30) -> float:
-        """Waits until a backend has answered none of so many; returns when it last did."""
+        """Wait until a backend has answered none of so many; return when it last did."""
         deadline = time.monotonic() + timeout
         while len(self.answers) < count or backend in {who for _, who in self.answers[-count:]}:
             assert time.monotonic() < deadline, f"{backend} still answers"
@@ -284,5 +284,5 @@ class Newcomers(Steady):
         return max((began for began, who in self.answers if who == backend), default=0.0)
 
     def since(self, moment: float) -> Counter[str]:
-        """Who answered the flows that began after a moment."""
+        """Return who answered the flows that began after a moment."""
         return Counter(who for began, who in self.answers if began >= moment)

@@ -59,7 +59,7 @@ class Responders:
         self._health.set("", _SERVING.SERVING if yes else _SERVING.NOT_SERVING)
 
     def wait_for_flap_answers(self, count: int) -> None:
-        """Waits until `/flap` was answered this many times more."""
+        """Wait until `/flap` was answered this many times more."""
         with self.flapped:
             wanted = self.flap_answers + count
             assert self.flapped.wait_for(lambda: self.flap_answers >= wanted, 20), "no probes"
@@ -124,7 +124,7 @@ def _page(told: Responders) -> type[BaseHTTPRequestHandler]:
                     told.flapped.notify_all()
 
         def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+            """Say nothing."""
 
     return Page
 

@@ -16,7 +16,7 @@ FILE = Reference({"cpu": "this one"}, 8.0, {"row": 2.0, "small": 0.1})
 
 
 def measured(ratio: float, *, is_clean: bool = True) -> Figure:
-    """A figure of seven samples."""
+    """Return a figure of seven samples."""
     return Figure(ratio, ratio, ratio, 7, is_clean)
 
 
@@ -89,7 +89,7 @@ class Slowing:
         """Nothing."""
 
     def difference(self) -> float:
-        """A figure like any other."""
+        """Return a figure like any other."""
         self.taken += 1
         return 5.0
 

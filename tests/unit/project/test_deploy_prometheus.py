@@ -18,7 +18,7 @@ TARGET_LABELS = {"fleet", "instance", "job", "le"}
 
 
 def known() -> dict[str, set[str]]:
-    """Each metric as Prometheus has it, with its labels."""
+    """Return each metric as Prometheus has it, with its labels."""
     found: dict[str, set[str]] = {}
     for each in INSTRUMENTS:
         ends = ("_bucket", "_count", "_sum") if each.kind == "histogram" else ("",)
@@ -42,7 +42,7 @@ def unknown(expression: str) -> set[str]:
 
 
 def alerts() -> list[dict[str, Any]]:
-    """All alert rules."""
+    """Return all alert rules."""
     groups = yaml.safe_load((PLACE / "alerts.yml").read_text("utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 

@@ -13,7 +13,8 @@ from tidegate.agent import config
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [
-    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "deploy").rglob("*.md")),
 ]
@@ -26,14 +27,14 @@ def name(path: Path) -> str:
 
 
 def anchors(page: Path) -> list[str]:
-    """The names by which a page's headings are linked to."""
+    """Return the names by which a page's headings are linked to."""
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return [re.sub(r"[^a-z0-9_ -]", "", each.lower()).replace(" ", "-") for each in headings]
 
 
 def links(page: Path) -> list[str]:
-    """What a page links to, other sites aside."""
+    """Return what a page links to, other sites aside."""
     found: list[str] = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
     return [each for each in found if "://" not in each]
 
@@ -65,7 +66,7 @@ def test_tests_that_a_page_names_are_there(page: Path) -> None:
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The agent's file with every key that a comment shows."""
+    """Return the agent's file with every key that a comment shows."""
     return tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
 
 

@@ -46,18 +46,18 @@ def name(page: Path) -> str:
 
 
 def in_blocks(text: str, program: str) -> list[str]:
-    """The lines that run a program, without what a shell does around it."""
+    """Return the lines that run a program, without what a shell does around it."""
     pattern = rf"^ {{2,4}}(?:[^\n]*(?:&&|\|) )?{re.escape(program)} ([^\n|&>…]+)"
     return re.findall(pattern, text, re.MULTILINE)
 
 
 def in_backticks(text: str, program: str) -> list[str]:
-    """The same between backticks: in sentences, and in the cells of tables."""
+    """Return the same between backticks: in sentences, and in the cells of tables."""
     return re.findall(rf"`{re.escape(program)} ([^`\n]+)`", text)
 
 
 def complaint(line: str) -> str:
-    """What the command line says if it does not know a command; empty if it does."""
+    """Return what the command line says if it does not know a command; empty if it does."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
@@ -68,7 +68,7 @@ def complaint(line: str) -> str:
 
 
 def refusal(line: str) -> str:
-    """The complaint about a command that is only named, so may lack what it needs."""
+    """Return the complaint about a command that is only named, so may lack what it needs."""
     said = complaint(re.split(r"[|&>…]", line)[0])
     return "" if "arguments are required" in said else said
 
@@ -81,7 +81,7 @@ def accept(line: str) -> None:
 
 
 def unknown_to_dev(line: str) -> str:
-    """Why ./dev would not do what a page says; empty if it would."""
+    """Return why ./dev would not do what a page says; empty if it would."""
     command, *rest = shlex.split(line.replace("…", ""), comments=True)
     script = (ROOT / "dev").read_text("utf-8")
     accepted = script.split("if command not in {")[1].split("}")[0]

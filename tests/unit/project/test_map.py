@@ -11,7 +11,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
 def mapped() -> dict[str, str]:
-    """What the map says of each folder, by its path."""
+    """Return what the map says of each folder, by its path."""
     block = PAGE.split("## The map")[1].split("\nImports point one way")[0]
     found, above = {}, list[str]()
     for indent, name, text in re.findall(r"^ {4}( *)([\w/]+)/ +(\S.*)$", block, re.MULTILINE):
@@ -21,7 +21,7 @@ def mapped() -> dict[str, str]:
 
 
 def folders(below: Path) -> set[str]:
-    """The packages below a folder, at any depth."""
+    """Return the packages below a folder, at any depth."""
     return {str(path.parent.relative_to(ROOT)) for path in below.rglob("__init__.py")}
 
 

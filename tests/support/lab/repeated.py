@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 
-class Steady(ABC):
-    """Calls `once` from `with` to its end; may be entered again.
+class RepeatedAction(ABC):
+    """A thread that calls `once` from `with` to its end; may be entered again.
 
     Attributes:
         number: of the last call that succeeded; calls are counted from 1.
@@ -16,7 +16,7 @@ class Steady(ABC):
     """
 
     def __init__(self, pause: float) -> None:
-        """Pause: seconds between two calls."""
+        """Take the seconds between two calls."""
         self._pause = pause
         self._stop = threading.Event()
         self._changed = threading.Condition()
@@ -26,7 +26,7 @@ class Steady(ABC):
 
     @abstractmethod
     def once(self, number: int) -> bool:
-        """One call; says whether it succeeded."""
+        """Make one call; return whether it succeeded."""
 
     def __enter__(self) -> Self:
         self._stop.clear()
