@@ -173,7 +173,7 @@ def test_flows_survive_an_ordered_stop(announcing_lab: AnnouncingLab) -> None:
         began = time.monotonic()
         agent.process.terminate()
         took = announcing_lab.wait_for_hops(["lb2"])
-        wait(announcing_lab.exabgp.heard, set())
+        wait(announcing_lab.exabgp.learned, set())
         assert agent.process.poll() is None, "it has to go on until the router has followed"
         assert announcing_lab.ready("lb1") == (
             503,
@@ -185,7 +185,7 @@ def test_flows_survive_an_ordered_stop(announcing_lab: AnnouncingLab) -> None:
         go_on()
         agent.restart()
         back = announcing_lab.wait_for_hops(["lb1", "lb2"])
-        wait(announcing_lab.exabgp.heard, announcing_lab.vips)
+        wait(announcing_lab.exabgp.learned, announcing_lab.vips)
         go_on()
     # For whoever runs it with -s: the figures are part of what it shows.
     print(f"withdrawn after {took:.2f} s, announced {back:.2f} s after its start")  # noqa: T201
@@ -217,7 +217,7 @@ def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(
             node.run(["ip", family, "route", "del", "default"])
         announcing_lab.wait_for_hops(["lb2"])
         took = time.monotonic() - began
-        wait(announcing_lab.exabgp.heard, set())
+        wait(announcing_lab.exabgp.learned, set())
         code, said = announcing_lab.ready("lb1")
         assert (code, said["ready"]) == (503, False)
         assert "no default route" in said["reason"]
@@ -225,7 +225,7 @@ def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(
         for gateway in (station.address4(1), station.address6(1)):
             node.run(["ip", f"-{gateway.version}", "route", "add", "default", "via", str(gateway)])
         announcing_lab.wait_for_hops(["lb1", "lb2"])
-        wait(announcing_lab.exabgp.heard, announcing_lab.vips)
+        wait(announcing_lab.exabgp.learned, announcing_lab.vips)
         go_on()
     assert took >= 1.0
     print(f"withdrawn {took:.2f} s after it was not ready, hold 1 s")  # noqa: T201
@@ -295,16 +295,16 @@ def test_a_blind_host_stands_back_while_most_hosts_see(announcing_lab: Announcin
 
 def test_exabgp_may_go_and_come_back(announcing_lab: AnnouncingLab) -> None:
     """The agent goes on without it and says so; a new one gets all routes once more."""
-    wait(announcing_lab.exabgp.heard, announcing_lab.vips)
+    wait(announcing_lab.exabgp.learned, announcing_lab.vips)
     announcing_lab.exabgp.kill()
-    wait(announcing_lab.exabgp.heard, set())
+    wait(announcing_lab.exabgp.learned, set())
     status = announcing_lab.statuses["lb1"]
     status.wait("no reader", lambda s: any("is ExaBGP running?" in w for w in s["warnings"]), 20)
     assert announcing_lab.ready("lb1")[0] == 200
     assert announcing_lab.hops() == ["lb1", "lb2"], "the table goes on without the pipe"
     announcing_lab.exabgp.start()
     began = time.monotonic()
-    wait(announcing_lab.exabgp.heard, announcing_lab.vips)
+    wait(announcing_lab.exabgp.learned, announcing_lab.vips)
     took = time.monotonic() - began
     status.wait("a reader", lambda s: not s["warnings"], 20)
     print(f"from the agent to a new ExaBGP and to the router: {took:.2f} s after its start")  # noqa: T201

@@ -171,7 +171,7 @@ def test_overrides_without_bounds_are_refused(etcd: EtcdServer, arguments: tuple
 
 @pytest.mark.root
 @pytest.mark.lab(backends=3)
-def test_an_agent_acknowledges_refuses_and_obeys_an_override(bare_lab: Lab, tmp_path: Path) -> None:
+def test_an_agent_acknowledges_refuses_and_takes_an_override(bare_lab: Lab, tmp_path: Path) -> None:
     """The command waits for the host: 0 when it is in force, 5 with the reasons when not."""
 
     def apply(*backends: str, timeout: str = "20s") -> tuple[int, str]:

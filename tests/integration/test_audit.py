@@ -176,7 +176,9 @@ def test_damage_is_found_named_and_repaired(
     assert published.audit(deep=True) == []
 
 
-def test_what_cannot_be_repaired_is_told_until_it_can(bench: Bench, published: Publisher) -> None:
+def test_what_cannot_be_repaired_is_reported_until_it_can(
+    bench: Bench, published: Publisher
+) -> None:
     """With no descriptor left no table can be made: the reason is given, and it works later."""
     spoil_table(bench)
     with no_descriptors():

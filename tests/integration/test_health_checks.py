@@ -82,7 +82,7 @@ def get(destination: Destination, ask: http.Ask = ASK, limit: float = 5.0) -> Re
     return run(http.get(destination, ask, limit))
 
 
-def test_http_asks_what_it_is_told() -> None:
+def test_http_asks_what_the_check_says() -> None:
     """The request has the path, the host and no connection that stays; 2xx passes."""
     asked: list[bytes] = []
 
@@ -178,7 +178,7 @@ def tls_server(certificate: Path) -> Iterator[Destination]:
         yield server
 
 
-def test_https_checks_the_certificate_unless_told_otherwise(certificate: Path) -> None:
+def test_https_checks_the_certificate_unless_verify_is_off(certificate: Path) -> None:
     """An unsigned certificate is not accepted; with the check off its server passes."""
     with tls_server(certificate) as server:
         refused = get(server, http.Ask("shop.example", tls=True))

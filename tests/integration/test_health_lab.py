@@ -145,7 +145,7 @@ def test_a_failure_is_found_and_healed(
             mend(checked_lab.lab)
         mended = time.monotonic()
         back = checked_lab.unhealthy(0) - mended
-        checked_lab.hears("b1")
+        checked_lab.wait_until_reached("b1")
         flows.settle(["b1"])
         moved = flows.outcome("udp", ["b1"])
         assert moved.moved == moved.flows > 0
@@ -244,7 +244,7 @@ def test_an_agent_that_starts_again_leaves_the_dead_out(
             checked_lab.lab.start_http("b1")
         mended = time.monotonic()
         back = checked_lab.unhealthy(0) - mended
-        checked_lab.hears("b1")
+        checked_lab.wait_until_reached("b1")
         flows.settle(["b1"])
         assert_others_untouched(flows, ["b1"])
         assert other.current()["state"] == "synced"
@@ -275,7 +275,7 @@ def test_without_etcd_a_host_goes_by_its_own_findings(
             checked_lab.lab.start_http("b1")
         mended = time.monotonic()
         back = checked_lab.unhealthy(0) - mended
-        checked_lab.hears("b1")
+        checked_lab.wait_until_reached("b1")
         flows.settle(["b1"])
         assert_others_untouched(flows, ["b1"])
         record_property("health", measured("killed, etcd away", flows, ["b1"], out, back))

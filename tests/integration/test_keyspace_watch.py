@@ -142,7 +142,7 @@ def test_many_live_writes_end_in_the_right_state(etcd: EtcdServer, follower: Fol
         assert len({document.value for document in snapshot.documents.values()}) == 1
 
 
-def test_an_idle_watch_keeps_hearing_from_etcd(etcd: EtcdServer) -> None:
+def test_an_idle_watch_keeps_getting_answers_from_etcd(etcd: EtcdServer) -> None:
     """A sign of life comes on request, so an idle watch is not taken for a dead one."""
     follower = Follower(etcd, idle_probe=0.2, silence_limit=0.6)
     try:
@@ -244,7 +244,7 @@ def test_a_lost_event_is_repaired_by_the_next_list(
     assert "etcd_events_lost keys=1 first=vips/a" in caplog.text
 
 
-def test_another_history_is_told_from_ours(etcd: EtcdServer) -> None:
+def test_another_history_is_distinguished_from_ours(etcd: EtcdServer) -> None:
     """Another cluster, an older term, an older store or another newest document is not ours."""
     etcd.ctl("put", PREFIX + "vips/a", "1")
     connection = Etcd(EtcdSettings(endpoints=(etcd.endpoint,)))

@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_packets(metered_lab: MeteredLab) -> None:
     assert sum(sent) == packets
 
 
-def test_the_rest_of_the_host_is_told(metered_lab: MeteredLab) -> None:
+def test_the_rest_of_the_host_is_measured(metered_lab: MeteredLab) -> None:
     """Generation, state, etcd, maps, ids, probes, program time and the flows that are tracked."""
     metered_lab.visit(80, 5)
     found = metered_lab.wait(
@@ -105,7 +105,7 @@ def test_the_rest_of_the_host_is_told(metered_lab: MeteredLab) -> None:
     assert total(found, "tidegate_vip_flows_live") <= at(found, "tidegate_map_entries", map="flows")
 
 
-def test_both_doors_serve_the_same_kind(metered_lab: MeteredLab) -> None:
+def test_both_endpoints_serve_the_same_kind(metered_lab: MeteredLab) -> None:
     """The content type is Prometheus' on the socket and on loopback; other paths are not there."""
     for ask in (
         lambda path: metered_lab.socket(path, "--include"),

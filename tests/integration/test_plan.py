@@ -265,7 +265,7 @@ def test_what_is_read_is_of_one_moment(plane: Plane) -> None:
     assert all(digests[generation.number] == generation.digest for generation in found)
 
 
-def test_a_guard_that_would_refuse_is_told(plane: Plane, planned: Plan) -> None:
+def test_a_guard_that_would_refuse_is_reported(plane: Plane, planned: Plan) -> None:
     """Exit code 4, with the reason; broken documents are 3 before anything is looked at."""
     plane.publish(WEB)
     code, found = planned({key: WEB[key] for key in WEB if "/web/backends" not in key})

@@ -125,7 +125,7 @@ def test_tls_and_headers_from_files(protocol: Protocol, certificate: Path, tmp_p
         ("other", "check"),
     ],
 )
-def test_each_fault_is_told_once_in_words(
+def test_each_fault_is_logged_once_in_words(
     fault: str,
     words: str,
     protocol: Protocol,
@@ -249,7 +249,7 @@ def test_metrics_end_within_the_same_bound(protocol: Protocol) -> None:
         assert made.tallies()["metrics"] == (0, {"shutdown": 5001})
 
 
-def test_values_that_cannot_be_read_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_cannot_be_read_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The thread goes on, and sends them when they can be."""
     values = iter([DataplaneError("no map"), DataplaneError("no map")])
     families = [Points(names.GENERATION, Series((), ALONE), [7])]

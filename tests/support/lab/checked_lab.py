@@ -74,7 +74,7 @@ class CheckedLab(NamedTuple):
         command += ["--header", "Connection: close", *urls]
         return set(self.lab.client(1).run(command).stdout.split())
 
-    def hears(self, backend: str, port: int = HTTP_PORT) -> None:
+    def wait_until_reached(self, backend: str, port: int = HTTP_PORT) -> None:
         """Wait until a backend answers new connections again."""
         deadline = time.monotonic() + 20
         while backend not in self.answering(24, port):

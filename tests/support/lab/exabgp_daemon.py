@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 _NUMBER: Final = 77
 """Of its addresses on the host's link."""
 PEERS: Final = """
-ipv4 table heard4;
-ipv6 table heard6;
+ipv4 table learned4;
+ipv6 table learned6;
 protocol bgp exa4 {{
     local {router} as 65000;
     neighbor {address} as 65001;
     passive;
-    ipv4 {{ table heard4; import all; export none; }};
+    ipv4 {{ table learned4; import all; export none; }};
     {timers}
 }}
 protocol bgp exa6 {{
     local {router6} as 65000;
     neighbor {address6} as 65001;
     passive;
-    ipv6 {{ table heard6; import all; export none; }};
+    ipv6 {{ table learned6; import all; export none; }};
     {timers}
 }}
 """
@@ -109,11 +109,11 @@ class ExaBgp:
             with suppress(ProcessLookupError):
                 os.kill(int(reader), signal.SIGKILL)
 
-    def heard(self) -> set[str]:
+    def learned(self) -> set[str]:
         """Return the routes that the router has from it."""
         door = str(self._lab.folder(ROUTER) / "bird.ctl")
         found: set[str] = set()
-        for table in ("heard4", "heard6"):
+        for table in ("learned4", "learned6"):
             command = ["birdc", "-s", door, "show", "route", "table", table]
             said = self._lab.node(ROUTER).run(command).stdout
             found |= set(re.findall(r"^([0-9a-f.:]+)/\d+ ", said, re.MULTILINE))

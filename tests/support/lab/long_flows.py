@@ -55,7 +55,7 @@ class Flow:
         except OSError as error:
             self.fail(error)
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """Take what has come."""
         try:
             data = self.sock.recv(65536)
@@ -187,7 +187,7 @@ class Flows:
                 for flow in self._flows[:known]:
                     flow.ask()
             for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
-                key.data.hear()
+                key.data.receive()
                 if key.data.end:
                     self._selector.unregister(key.fileobj)
 

@@ -25,7 +25,7 @@ def test_what_a_host_writes_is_a_vote() -> None:
     )
 
 
-def test_a_recovery_is_told() -> None:
+def test_a_recovery_is_written() -> None:
     """A backend that was dead before is told from one that was never."""
     value = verdicts.encode("healthy", "passed", "", 5, has_recovered=True)
     found, _ = read({"lb1/web/b1": value})

@@ -146,7 +146,7 @@ def test_a_refusal_is_an_error_where_it_happened() -> None:
     assert found["refusal"].parent == found["guard"].context
 
 
-def test_other_traces_are_told_and_linked_both_ways() -> None:
+def test_other_traces_are_named_and_linked_both_ways() -> None:
     """A control system whose write was put into force with a later one sees what became of it."""
     joined = (
         Joined(OTHER, 900, 3, ("pools/a",), 1),

@@ -196,7 +196,7 @@ KINDS = st.sampled_from([kind for kind in EventKind if kind is not EventKind.FLO
 
 
 @given(st.lists(st.tuples(KINDS, st.integers(0, 2), st.sampled_from(list(Reason))), min_size=1))
-def test_nothing_is_told_that_is_not_defined(all_: list[tuple[EventKind, int, Reason]]) -> None:
+def test_nothing_is_exported_that_is_not_defined(all_: list[tuple[EventKind, int, Reason]]) -> None:
     """Every attribute and event of every span is in the registry, with the type it has there."""
     types = {"string": str, "int": int, "boolean": bool}
     allowed = {each.key: types[each.type] for each in names.FLOW.attributes}

@@ -64,7 +64,7 @@ def test_what_ends_a_flow(name: str) -> None:
     assert [kind for flow in found for kind in kinds(flow)] == happened
 
 
-def test_a_flow_is_told_of_soon_after_its_fin_and_not_again() -> None:
+def test_a_flow_is_reported_soon_after_its_fin_and_not_again() -> None:
     """What comes late for it is counted; a SYN is another connection whenever it comes."""
     flows = Flows(Limits(), 0)
     flows.take(records([FlowEvent(NEW), FlowEvent(FINISHED, 0.1)]), SECOND)
