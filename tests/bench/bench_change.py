@@ -2,7 +2,7 @@
 """What one change costs an agent, from the snapshot to the kernel's maps: CPU time by step.
 
 200 VIPs and 2,000 backends, in real maps; one backend gets another weight, so one table is built
-anew. Beside it the same without a memo: every document is read again, and since none is the object
+anew. Beside it the same without a cache: every document is read again, and since none is the object
 that it was, everything is compared by its content. And the same with a trace: `publish` then notes
 moments, and `trace` is what making the spans of a change takes, all of it after the change. The
 median of several runs; compare figures of one run only.
@@ -24,10 +24,10 @@ from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import unwatched
-from tidegate.keyspace.documents.memo import Memo
+from tidegate.keyspace.documents.parse_cache import ParseCache
 from tidegate.keyspace.documents.validate import validate
-from tidegate.model.arrivals import Written, gathered
 from tidegate.model.features import features
+from tidegate.model.received_writes import KeyWrite, collect
 from tidegate.model.values import EMPTY, Desired, Document, Snapshot, Steering, View
 from tidegate.planner import guards, plan
 from tidegate.planner.diff import difference
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 VIPS, BACKENDS, RUNS = 200, 2000, 20
 CHANGED = "pools/p3/backends/b203"
 CONTEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-ARRIVED = gathered([Written(CHANGED, 9000, CONTEXT)], 1)
+ARRIVED = collect([KeyWrite(CHANGED, 9000, CONTEXT)], 1)
 
 
 def release(backends: int) -> dict[str, Document]:
@@ -120,7 +120,7 @@ def change(
     steps: Steps,
     snapshot: Snapshot,
     last: Desired,
-    memo: Memo | None,
+    cache: ParseCache | None,
     publisher: Publisher,
     now: int,
     traces: Traces | None,
@@ -131,7 +131,7 @@ def change(
     if traces is not None:
         begun = traces.begin(View(Steering(now, "stable", "live"), snapshot, ARRIVED))
         steps.mark = traces.stages.mark
-    desired, _ = steps("validate", lambda: validate(snapshot, last, memo))
+    desired, _ = steps("validate", lambda: validate(snapshot, last, cache))
     steps("guard", lambda: guards.refusals(desired, before, guards.Limits(), (), now))
     after = steps("plan", lambda: plan(desired, before, now))
     diff = steps("difference", lambda: difference(before, after))
@@ -153,7 +153,7 @@ def change(
     return desired
 
 
-def measure(memo: Memo | None, traces: Traces | None = None) -> dict[str, float]:
+def measure(cache: ParseCache | None, traces: Traces | None = None) -> dict[str, float]:
     """Return the figures of a change."""
     documents, steps = release(BACKENDS), Steps()
     pins = Path(f"/sys/fs/bpf/tgbench-{secrets.token_hex(4)}")
@@ -164,7 +164,7 @@ def measure(memo: Memo | None, traces: Traces | None = None) -> dict[str, float]
     try:
         for run in range(RUNS + 1):
             snapshot = changed(documents, run)
-            last = change(steps, snapshot, last, memo, publisher, 1000 + run, traces)
+            last = change(steps, snapshot, last, cache, publisher, 1000 + run, traces)
             if run == 0:  # the first one fills everything
                 steps = Steps()
     finally:
@@ -175,24 +175,24 @@ def measure(memo: Memo | None, traces: Traces | None = None) -> dict[str, float]
 
 
 def validation(count: int) -> tuple[float, float]:
-    """Return the ms to validate `count` documents, one of them changed: all anew, and with memo."""
-    documents, memo, steps = release(count - 2 * VIPS), Memo(), Steps()
-    last = validate(Snapshot(1, documents), EMPTY, memo).desired
+    """Return the ms to validate `count` documents, one of them changed: all anew, and cached."""
+    documents, cache, steps = release(count - 2 * VIPS), ParseCache(), Steps()
+    last = validate(Snapshot(1, documents), EMPTY, cache).desired
     for run in range(RUNS):
         snapshot = changed(documents, run)
         anew = steps("anew", lambda s=snapshot, d=last: validate(s, d))
-        again = steps("memo", lambda s=snapshot, d=last: validate(s, d, memo))
+        again = steps("cache", lambda s=snapshot, d=last: validate(s, d, cache))
         assert anew == again
         last = again.desired
     medians = steps.medians()
-    return medians["anew"], medians["memo"]
+    return medians["anew"], medians["cache"]
 
 
 def main() -> None:
     """Print the columns, and what they are to each other."""
-    anew, shared, sink = measure(None), measure(Memo()), Nowhere()
-    traced = measure(Memo(), Traces(sink))
-    print(f"{'CPU ms':12s} {'anew':>8s} {'with memo':>10s} {'ratio':>7s} {'traced':>8s}")
+    anew, shared, sink = measure(None), measure(ParseCache()), Nowhere()
+    traced = measure(ParseCache(), Traces(sink))
+    print(f"{'CPU ms':12s} {'anew':>8s} {'with cache':>10s} {'ratio':>7s} {'traced':>8s}")
     for name, value in traced.items():
         known = ""
         if name in shared:
@@ -201,7 +201,9 @@ def main() -> None:
     share, count = traced["trace"] / traced["all"], sink.count / (RUNS + 1)
     print(f"the trace of a change, {count:.0f} spans, takes {share:.1%} of what all of it takes")
     read, again = validation(10_000)
-    print(f"validation of 10,000 documents, one changed: {read:.1f} ms, with a memo {again:.1f} ms")
+    print(
+        f"validation of 10,000 documents, one changed: {read:.1f} ms, with a cache {again:.1f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from support.etcd.cluster import EtcdCluster
 from support.etcd.server import Received
 from support.lab.repeated import RepeatedAction
 from tidegate.keyspace.etcd.settings import EtcdSettings
-from tidegate.keyspace.follow import Follower, WatchState
-from tidegate.keyspace.steering import Accepted, Me
+from tidegate.keyspace.follower import Follower, WatchState
+from tidegate.keyspace.steering import Accepted, LocalHost
 
 if TYPE_CHECKING:
     from tidegate.model.values import View
@@ -59,7 +59,7 @@ class Host:
         self.views: Received[View] = Received()
         self.states: Received[WatchState] = Received()
         settings = EtcdSettings(endpoints=cluster.endpoints)
-        me = Me("lb1", None, "live")
+        me = LocalHost("lb1", None, "live")
         self.follower = Follower(settings, "f", me, Accepted(), self.views, self.states)
         self.follower.start()
 

@@ -13,7 +13,7 @@ from support.agent.lifecycle import LifecycleHost
 from support.documents.keyspaces import WEB, Contents, vip
 from tidegate.agent.operator.orders import Rollback, Signature
 from tidegate.keyspace.status.document import StatusDocument
-from tidegate.model.arrivals import Arrivals, Written, gathered
+from tidegate.model.received_writes import KeyWrite, ReceivedWrites, collect
 from tidegate.telemetry.names import changes as names
 from tidegate.telemetry.span import Context, Link, Span, parse_traceparent
 
@@ -38,8 +38,8 @@ def host(tmp_path: Path) -> Iterator[LifecycleHost]:
     built.close()
 
 
-def arrived(*writes: tuple[str, int, str]) -> Arrivals:
-    return gathered([Written(*write) for write in writes], time.time_ns())
+def arrived(*writes: tuple[str, int, str]) -> ReceivedWrites:
+    return collect([KeyWrite(*write) for write in writes], time.time_ns())
 
 
 def acknowledge(host: LifecycleHost) -> None:

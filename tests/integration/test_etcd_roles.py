@@ -12,13 +12,13 @@ import pytest
 
 from support.etcd.server import EtcdServer, Received
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch
-from tidegate.keyspace.follow import Follower
+from tidegate.keyspace.follower import Follower
 from tidegate.keyspace.status.document import StatusDocument
 from tidegate.keyspace.status.writer import StatusWriter
-from tidegate.keyspace.steering import Accepted, Me
+from tidegate.keyspace.steering import Accepted, LocalHost
 
 if TYPE_CHECKING:
     from tidegate.model.values import Snapshot, View
@@ -116,7 +116,7 @@ def allowed(call: Callable[..., object], *arguments: object) -> bool:
     try:
         call(*arguments)
     except CallFailed as failure:
-        if failure.verdict is Verdict.FATAL and "permission denied" in failure.reason:
+        if failure.remedy is Remedy.OPERATOR and "permission denied" in failure.reason:
             return False
         raise
     return True
@@ -156,7 +156,7 @@ def test_an_agent_with_its_role_follows_and_reports(secured: EtcdServer, tmp_pat
     """These rights suffice: steering and changes arrive, the status comes and goes."""
     chosen = settings(secured, "agent1", tmp_path)
     views: Received[View] = Received()
-    follower = Follower(chosen, "edge", Me("lb1", None, "live"), Accepted(), views)
+    follower = Follower(chosen, "edge", LocalHost("lb1", None, "live"), Accepted(), views)
     follower.start()
     writer = StatusWriter(chosen, f"{BASE}/status/lb1")
     writer.start()

@@ -15,13 +15,13 @@ import pytest
 
 from support.etcd.server import EtcdServer, Received
 from tidegate.errors import ConfigError
-from tidegate.keyspace import follow
+from tidegate.keyspace import follower
 from tidegate.keyspace.documents.validate import validate
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch, WatchState
-from tidegate.keyspace.steering import Accepted, Me
+from tidegate.keyspace.steering import Accepted, LocalHost
 from tidegate.model.values import EMPTY, Desired, Snapshot, View
 
 PREFIX = "/tidegate/edge/config/live/"
@@ -266,8 +266,8 @@ def test_a_flip_while_certificates_are_replaced_is_made_up_for(
     )
     views: Received[View] = Received()
     states: Received[WatchState] = Received()
-    me = Me("lb1", None, "live")
-    steered = follow.Follower(chosen, "edge", me, Accepted(), views, states)
+    me = LocalHost("lb1", None, "live")
+    steered = follower.Follower(chosen, "edge", me, Accepted(), views, states)
     steered.start()
     try:
         views.wait(lambda view: view.steering.release == "live")
@@ -348,7 +348,7 @@ def test_the_documented_commands_steer_hosts(documented: EtcdServer) -> None:
     """The page's flips and freezes reach a host: on the new release, and frozen by its own key."""
     chosen = EtcdSettings(endpoints=(documented.endpoint,))
     views: Received[View] = Received()
-    steered = follow.Follower(chosen, "edge", Me("lb2", None, "live"), Accepted(), views)
+    steered = follower.Follower(chosen, "edge", LocalHost("lb2", None, "live"), Accepted(), views)
     steered.start()
     try:
         view = views.wait(lambda _: True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from support.etcd.server import EtcdServer, Received
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.settings import EtcdSettings
-from tidegate.keyspace.follow import Follower, WatchState
-from tidegate.keyspace.steering import Accepted, Me
+from tidegate.keyspace.follower import Follower, WatchState
+from tidegate.keyspace.steering import Accepted, LocalHost
 from tidegate.model.values import View
 
 FLEET = "/tidegate/f/"
@@ -33,7 +33,7 @@ class Following:
         chosen = {"backoff_max": 0.3, "fatal_retry": 0.3} | settings
         self.settings = EtcdSettings(endpoints=(etcd.endpoint,), **chosen)  # type: ignore[arg-type]
         self.follower = Follower(
-            self.settings, "f", Me("lb1", None, "live"), in_force, self.views, self.states
+            self.settings, "f", LocalHost("lb1", None, "live"), in_force, self.views, self.states
         )
         self.follower.start()
         self.connection = Etcd(self.settings)
@@ -153,25 +153,25 @@ def test_a_view_tells_what_has_arrived_and_in_whose_trace(etcd: EtcdServer) -> N
 
     with following(etcd) as seen:
         first = seen.views.wait(lambda _: True)
-        assert first.arrivals.total == 0
+        assert first.writes.total == 0
         before = time.time_ns()
         revisions = [seen.put(pool("live", number)) for number in (0, 1)]
         seen.put((CANARY, {"release": "r9", "traceparent": contexts[3]}))  # not this host's
         seen.put(("config/live/pools/p0", None))
         seen.put(pool("r2", 0), pool("r2", 1))
         # Nothing orders two watches: a flip that is seen first ends that of the release left.
-        seen.views.wait(lambda _: sum(view.arrivals.total for view in seen.views.items) == 3)
+        seen.views.wait(lambda _: sum(view.writes.total for view in seen.views.items) == 3)
         revisions.append(seen.put((STABLE, {"release": "r2", "traceparent": contexts[2]})))
         seen.views.wait(lambda view: view.steering.release == "r2")
-        found = [view for view in seen.views.items if view.arrivals.total]
-    assert sum(view.arrivals.total for view in found) == 4
-    origins = [origin for view in found for origin in view.arrivals.origins]
-    assert [(o.traceparent, o.revision) for o in origins] == list(
+        found = [view for view in seen.views.items if view.writes.total]
+    assert sum(view.writes.total for view in found) == 4
+    traced = [origin for view in found for origin in view.writes.traced]
+    assert [(o.traceparent, o.revision) for o in traced] == list(
         zip(contexts, revisions, strict=False)
     )
-    assert all(before <= origin.received <= time.time_ns() for origin in origins)
+    assert all(before <= origin.received <= time.time_ns() for origin in traced)
     assert found[-1].steering.release == "r2"
-    assert found[-1].arrivals.keys == (STABLE,)
+    assert found[-1].writes.keys == (STABLE,)
 
 
 def test_only_one_release_is_watched_once_it_is_in_use(etcd: EtcdServer) -> None:
@@ -302,7 +302,9 @@ def test_a_release_that_cannot_be_read_leaves_the_old_one_in_use(
     )
     views: Received[View] = Received()
     states: Received[WatchState] = Received()
-    follower = Follower(settings, "f", Me("lb1", None, "live"), Accepted("r1"), views, states)
+    follower = Follower(
+        settings, "f", LocalHost("lb1", None, "live"), Accepted("r1"), views, states
+    )
     for key, text in (("config/r1/pools/p", '["r1", "1"]'), (STABLE, '{"release": "r1"}')):
         etcd.ctl(*root, "put", FLEET + key, text)
     follower.start()
@@ -374,7 +376,8 @@ def hosts(etcd: EtcdServer, *names: str) -> Iterator[dict[str, Received[View]]]:
     views: dict[str, Received[View]] = {name: Received() for name in names}
     settings = EtcdSettings(endpoints=(etcd.endpoint,))
     followers = [
-        Follower(settings, "edge", Me(name, None, "live"), NOTHING, views[name]) for name in names
+        Follower(settings, "edge", LocalHost(name, None, "live"), NOTHING, views[name])
+        for name in names
     ]
     for follower in followers:
         follower.start()

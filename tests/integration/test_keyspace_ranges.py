@@ -9,7 +9,7 @@ import pytest
 
 from support.etcd.server import EtcdServer, Received
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_ranges import RangesWatch, WatchState
 from tidegate.model.values import Snapshot
@@ -152,7 +152,7 @@ def test_what_etcd_cancels_is_read_anew(etcd: EtcdServer) -> None:
         etcd.ctl("compact", "4")
         with pytest.raises(CallFailed, match="compacted") as caught:
             watch._watch()
-        assert caught.value.verdict is Verdict.RELIST
+        assert caught.value.remedy is Remedy.RELIST
         watch.start()
         made.value("fleet", "3")
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.etcd.server import EtcdServer, free_port
-from tidegate.cli import store as options
+from tidegate.cli import etcd_options
 from tidegate.errors import ConfigError, KeyspaceError
 from tidegate.keyspace.etcd.store import Fleet, Store
 from tidegate.keyspace.etcd.transaction import Committed, Conflict, Write
@@ -23,8 +23,8 @@ def etcd() -> Iterator[EtcdServer]:
 def given(*arguments: str) -> Fleet:
     """Return what a command makes of its options."""
     parser = argparse.ArgumentParser()
-    options.add_options(parser)
-    return options.fleet(parser.parse_args(arguments))
+    etcd_options.add_options(parser)
+    return etcd_options.fleet(parser.parse_args(arguments))
 
 
 @pytest.fixture

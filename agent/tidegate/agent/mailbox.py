@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Final
 
 from tidegate.agent.operator.orders import Posted
-from tidegate.model.arrivals import joined
+from tidegate.model.received_writes import merge
 from tidegate.model.values import View
 
 _MOST_ORDERS: Final = 16
@@ -61,13 +61,13 @@ class Mailbox:
         }
 
     def deliver(self, view: View) -> None:
-        """Leave a view in place of one that was not read yet, which leaves its arrivals to it.
+        """Leave a view in place of one that was not read yet, which leaves its writes to it.
 
         By one thread at a time.
         """
         with suppress(IndexError):
             missed = self._view.pop()
-            view = view._replace(arrivals=joined(missed.arrivals, view.arrivals))
+            view = view._replace(writes=merge(missed.writes, view.writes))
         self._view.append(view)
         self._wake_up()
 

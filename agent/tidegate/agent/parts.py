@@ -27,9 +27,9 @@ from tidegate.agent.traffic_rates import TrafficSampler
 from tidegate.dataplane.links import LinkWatch
 from tidegate.dataplane.plane import DataPlane
 from tidegate.keyspace import paths
-from tidegate.keyspace.follow import Follower
+from tidegate.keyspace.follower import Follower
 from tidegate.keyspace.status.writer import StatusWriter
-from tidegate.keyspace.steering import Accepted, Me
+from tidegate.keyspace.steering import Accepted, LocalHost
 from tidegate.telemetry.metrics.recorder import Recorder
 
 
@@ -109,7 +109,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     follower = Follower(
         config.etcd,
         config.fleet,
-        Me(config.host, config.track, config.release),
+        LocalHost(config.host, config.track, config.release),
         Accepted(in_force.release, in_force.pointer),
         mailbox.deliver,
         lambda _state: mailbox.wake(WakeReason.ETCD),

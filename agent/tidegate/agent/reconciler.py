@@ -21,7 +21,7 @@ from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.event_log import EventLog
 from tidegate.keyspace.documents.decode import shortened
-from tidegate.keyspace.documents.memo import Memo
+from tidegate.keyspace.documents.parse_cache import ParseCache
 from tidegate.keyspace.documents.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import (
@@ -64,7 +64,7 @@ class Reconciler:
         self._publisher = publisher = plane.publisher
         self._stages = stages
         self._clock = clock
-        self._memo = Memo()
+        self._parse_cache = ParseCache()
         self._freezes: dict[str, str] = {}
         self._last_reconciled = clock()
         self._steps = StepWatch(clock)
@@ -202,7 +202,7 @@ class Reconciler:
         if self._view is None:
             return self._last_good, ()
         steering, snapshot = self._view.steering, self._view.snapshot
-        desired, rejections = validate(snapshot, self._last_good, self._memo)
+        desired, rejections = validate(snapshot, self._last_good, self._parse_cache)
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(desired, release=steering.release, pointer=steering.pointer)
         self._revision = max(steering.revision, snapshot.revision)

@@ -9,8 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from tidegate.cli import store as where
-from tidegate.cli import trace
+from tidegate.cli import etcd_options, trace_option
 from tidegate.cli.durations import duration
 from tidegate.cli.validate import FILES, REFUSED, add_files, counted, show
 from tidegate.errors import ConfigError, KeyspaceError
@@ -40,7 +39,7 @@ exit codes: 0 written, and acknowledged by all hosts that follow the release and
 2 etcd is away, or somebody else wrote at the same time; 3 documents are refused, and nothing was
 written; 5 written, and not acknowledged by a host
 
-{where.WHERE}
+{etcd_options.WHERE}
 examples:
   tidegate apply -f release/ --dry-run
   tidegate apply -f release/ -c /etc/tidegate/agent.toml
@@ -71,8 +70,8 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         metavar="TIME",
         help="how long hosts may take to acknowledge (default 60s)",
     )
-    trace.add_option(command)
-    where.add_options(command)
+    trace_option.add_option(command)
+    etcd_options.add_options(command)
     command.set_defaults(run=_run)
 
 
@@ -89,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
         return REFUSED
     if not documents.values:
         raise ConfigError("there are no documents in these files; a release is not emptied so")
-    context = trace.traceparent(options)
-    with Store(where.fleet(options)) as store:
+    context = trace_option.traceparent(options)
+    with Store(etcd_options.fleet(options)) as store:
         current = store.read_release(options.release).documents
         changes = apply.difference(current, documents.values)
         _show(changes, options.release, whole=options.dry_run)

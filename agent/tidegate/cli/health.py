@@ -9,7 +9,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Final
 
-from tidegate.cli import store as where
+from tidegate.cli import etcd_options
 from tidegate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _EPILOG: Final = f"""\
 exit codes: 0 nothing is wrong; 1 a backend is unhealthy, or a host is blind or not ready; 2 etcd is
 away, or there is no such pool
 
-{where.WHERE}
+{etcd_options.WHERE}
 examples:
   tidegate health
   tidegate health web --bad
@@ -58,7 +58,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     command.add_argument("--bad", action="store_true", help="leave out what is healthy or unused")
     command.add_argument("--json", action="store_true", help="one JSON object with everything")
     command.set_defaults(run=_run)
-    where.add_options(command)
+    etcd_options.add_options(command)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def _read(options: argparse.Namespace) -> "Report":
     from tidegate.keyspace.etcd.store import Store
     from tidegate.model.values import EMPTY
 
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         statuses = store.read("status/")
         release = options.release or health_view.release_of(statuses)
         desired, rejections = validate(store.read_release(release), EMPTY)

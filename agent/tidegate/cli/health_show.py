@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from tidegate.cli.health_view import PoolRows, Report, Row, Told, is_unwell
-from tidegate.keyspace.documents.moments import parse_moment
+from tidegate.cli.health_view import HostSummary, PoolRows, Report, Row, is_unwell
+from tidegate.keyspace.documents.timestamps import parse_timestamp
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -49,25 +49,25 @@ def _agree(row: Row) -> bool:
     return len({each.state for each in row.hosts}) <= 1
 
 
-def _host(host: Told, *, is_blind: bool, only_bad: bool) -> Iterator[str]:
+def _host(host: HostSummary, *, is_blind: bool, only_bad: bool) -> Iterator[str]:
     if only_bad and not is_blind and not is_unwell(host):
         return
-    said = [f"{host.state}"]
-    said.append("ready" if host.ready else f"NOT ready: {host.ready_reason}")
+    notes = [f"{host.state}"]
+    notes.append("ready" if host.ready else f"NOT ready: {host.ready_reason}")
     if is_blind:
-        said.append("blind: its verdicts do not count")
+        notes.append("blind: its verdicts do not count")
     if host.health.broken_checker:
-        said.append("broken checker: nothing is taken out")
+        notes.append("broken checker: nothing is taken out")
     if host.health.panics:
-        said.append(f"panic, keeps all of {', '.join(host.health.panics)}")
+        notes.append(f"panic, keeps all of {', '.join(host.health.panics)}")
     if host.health.waiting:
-        said.append(f"{host.health.waiting} unhealthy wait for the limit per minute")
-    yield f"host {host.host}: {'; '.join(said)}"
+        notes.append(f"{host.health.waiting} unhealthy wait for the limit per minute")
+    yield f"host {host.host}: {'; '.join(notes)}"
 
 
 def age(since: str, now: int) -> str:
     """How long ago: the two largest units, `-` if it is not known."""
-    moment = parse_moment(since)
+    moment = parse_timestamp(since)
     if isinstance(moment, str):
         return "-"
     left = max(0, now - moment)

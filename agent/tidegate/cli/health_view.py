@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tidegate.health.verdict import Effective, opinion
 from tidegate.keyspace.documents.decode import decode
-from tidegate.keyspace.status import verdicts as told_verdicts
+from tidegate.keyspace.status import verdicts as verdict_documents
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.steering import VerdictDocument
 from tidegate.model.values import Backend, BackendKey, Desired, Pool, Snapshot
@@ -23,7 +23,7 @@ _PARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Finding:
     """What one host has found; `counts` is false if the host is blind."""
 
     host: str
@@ -39,7 +39,7 @@ class Row:
     """A backend: what counts, and what each host says.
 
     Attributes:
-        since: RFC 3339; empty if nobody has said anything.
+        since: RFC 3339; empty while no host has a finding.
         votes: those who find it in that state.
         voters: all whose word counts.
     """
@@ -51,7 +51,7 @@ class Row:
     since: str
     votes: int
     voters: int
-    hosts: tuple[Said, ...]
+    hosts: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class PoolRows:
     backends: tuple[Row, ...]
 
 
-class ToldHealth(Struct, frozen=True, kw_only=True):
+class ChecksSummary(Struct, frozen=True, kw_only=True):
     """Of a status's health, what counts here."""
 
     blind: bool = False
@@ -72,7 +72,7 @@ class ToldHealth(Struct, frozen=True, kw_only=True):
     waiting: int = 0
 
 
-class Told(Struct, frozen=True, kw_only=True):
+class HostSummary(Struct, frozen=True, kw_only=True):
     """Of a host's status, what counts here."""
 
     host: str = ""
@@ -81,7 +81,7 @@ class Told(Struct, frozen=True, kw_only=True):
     ready: bool = False
     ready_reason: str = ""
     generation_release: str = ""
-    health: ToldHealth = ToldHealth()
+    health: ChecksSummary = ChecksSummary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Report:
     release: str
     revision: int
     pools: tuple[PoolRows, ...]
-    hosts: tuple[Told, ...]
+    hosts: tuple[HostSummary, ...]
     blind: tuple[str, ...]
     refused: tuple[str, ...]
 
@@ -110,14 +110,14 @@ class Report:
         return replace(self, pools=pools)
 
 
-def is_unwell(host: Told) -> bool:
+def is_unwell(host: HostSummary) -> bool:
     """Whether a host is not ready, or does not act on its checks."""
     return not host.ready or host.health.broken_checker or bool(host.health.panics)
 
 
 def release_of(statuses: Snapshot) -> str:
     """The release that most hosts have in force; `live` if there are none."""
-    found = Counter(filter(None, (told.generation_release for told in _told(statuses))))
+    found = Counter(filter(None, (host.generation_release for host in _summaries(statuses))))
     return max(found, key=lambda name: (found[name], name), default="live")
 
 
@@ -129,38 +129,38 @@ def view(
     refused: tuple[str, ...] = (),
 ) -> Report:
     """What the fleet thinks of a release's backends."""
-    votes, rejections = told_verdicts.votes(verdicts)
+    votes, rejections = verdict_documents.votes(verdicts)
     thought = opinion(votes)
-    said = _said(verdicts, thought.blind)
+    findings = _findings(verdicts, thought.blind)
     rows: dict[str, list[Row]] = {name: [] for name in sorted(desired.pools)}
     for key, backend in sorted(desired.backends.items()):
-        effective, found = thought.backends.get(key), said.get(key, ())
+        effective, found = thought.backends.get(key), findings.get(key, ())
         rows[key.pool].append(_row(backend, desired.pools[key.pool], effective, found))
     pools = [PoolRows(name, _mode(desired.pools[name]), tuple(each)) for name, each in rows.items()]
     return Report(
         release,
         verdicts.revision,
         tuple(pools),
-        _told(statuses),
+        _summaries(statuses),
         tuple(sorted(thought.blind)),
         (*refused, *map(str, rejections)),
     )
 
 
-def _told(statuses: Snapshot) -> tuple[Told, ...]:
+def _summaries(statuses: Snapshot) -> tuple[HostSummary, ...]:
     found = []
     for key, document in sorted(statuses.documents.items()):
         name = key.rpartition("/")[2]
         try:
-            told = msgspec.json.decode(document.value, type=Told)
+            host = msgspec.json.decode(document.value, type=HostSummary)
         except msgspec.DecodeError as error:
-            told = Told(ready_reason=f"Its status cannot be read: {error}.")
-        found.append(msgspec.structs.replace(told, host=name))
+            host = HostSummary(ready_reason=f"Its status cannot be read: {error}.")
+        found.append(msgspec.structs.replace(host, host=name))
     return tuple(found)
 
 
-def _said(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tuple[Said, ...]]:
-    found: dict[BackendKey, tuple[Said, ...]] = {}
+def _findings(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tuple[Finding, ...]]:
+    found: dict[BackendKey, tuple[Finding, ...]] = {}
     for name, document in sorted(verdicts.documents.items()):
         parts = name.split("/")
         verdict = decode(document.value, VerdictDocument)
@@ -168,7 +168,7 @@ def _said(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tuple[S
             continue  # `votes` has named it
         host, key = parts[0], BackendKey(parts[1], parts[2])
         how = (verdict.state, verdict.code, verdict.reason, verdict.since)
-        found[key] = (*found.get(key, ()), Said(host, *how, counts=host not in blind))
+        found[key] = (*found.get(key, ()), Finding(host, *how, counts=host not in blind))
     return found
 
 
@@ -176,21 +176,23 @@ def _mode(pool: Pool) -> str:
     return "none" if pool.health is None else pool.health.mode
 
 
-def _row(backend: Backend, pool: Pool, effective: Effective | None, said: tuple[Said, ...]) -> Row:
+def _row(
+    backend: Backend, pool: Pool, effective: Effective | None, findings: tuple[Finding, ...]
+) -> Row:
     votes = voters = 0
     since = ""
-    state, code, reason = _by_document(backend, pool) or _undecided(said)
+    state, code, reason = _by_document(backend, pool) or _undecided(findings)
     if effective is not None:
         sides = {"healthy": effective.healthy, "unhealthy": effective.unhealthy}
         votes, voters, since = sides[effective.state], sum(sides.values()), rfc3339(effective.since)
         if _by_document(backend, pool) is None:
             state = effective.state
             last = max(
-                (each for each in said if each.counts and each.state == state),
+                (each for each in findings if each.counts and each.state == state),
                 key=lambda each: (each.since, each.host),
             )
             code, reason = last.code, last.reason
-    return Row(backend.name, state, code, reason, since, votes, voters, said)
+    return Row(backend.name, state, code, reason, since, votes, voters, findings)
 
 
 def _by_document(backend: Backend, pool: Pool) -> tuple[str, str, str] | None:
@@ -204,9 +206,9 @@ def _by_document(backend: Backend, pool: Pool) -> tuple[str, str, str] | None:
     return None
 
 
-def _undecided(said: tuple[Said, ...]) -> tuple[str, str, str]:
+def _undecided(findings: tuple[Finding, ...]) -> tuple[str, str, str]:
     for state in ("initial", "unused"):
-        for each in said:
+        for each in findings:
             if each.state == state:
                 return state, each.code, each.reason
-    return "initial", "checking", "No host has said anything whose word counts."
+    return "initial", "checking", "No host has a finding that counts."

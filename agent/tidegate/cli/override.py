@@ -9,7 +9,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from tidegate.cli import store as where
+from tidegate.cli import etcd_options
 from tidegate.cli.durations import duration
 from tidegate.errors import ConfigError, KeyspaceError
 
@@ -29,7 +29,7 @@ into force as soon as the hosts see it. GUARD is
 _EPILOG: Final = f"""\
 exit codes: 0 done; 2 it cannot be done, or etcd is away
 
-{where.WHERE}
+{etcd_options.WHERE}
 examples:
   tidegate override removal --pool web --for 10m --reason "moving web to another site"
   tidegate override list
@@ -66,14 +66,14 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         command.add_argument("--reason", required=True, metavar="TEXT", help="why, for people")
         command.add_argument("--name", metavar="NAME", help="of its key (default GUARD-POOL)")
         command.set_defaults(run=_lift, guard=guard)
-        where.add_options(command)
+        etcd_options.add_options(command)
     show = commands.add_parser("list", help="all overrides, those that have expired too")
     show.set_defaults(run=_list)
     remove = commands.add_parser("remove", help="let a guard hold again at once")
     remove.add_argument("name", metavar="NAME")
     remove.set_defaults(run=_remove)
     for command in (show, remove):
-        where.add_options(command)
+        etcd_options.add_options(command)
 
 
 def _lift(options: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def _lift(options: argparse.Namespace) -> int:
     name = options.name or _name(options.guard, options.pool)
     _check_name(name)
     key = override_key(name)
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         before = store.read(key).documents.get(key)
         done = store.commit([Write(key, value, before.mod_revision if before else 0)])
     if isinstance(done, Conflict):
@@ -128,7 +128,7 @@ def _list(options: argparse.Namespace) -> int:
     from tidegate.keyspace.paths import OVERRIDES_PREFIX
     from tidegate.model.steering import OverrideDocument
 
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         documents = store.read(OVERRIDES_PREFIX).documents
     for key, document in sorted(documents.items()):
         name = key[len(OVERRIDES_PREFIX) :]
@@ -141,9 +141,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _sentence(document: Any) -> str:  # noqa: ANN401 - an OverrideDocument
-    from tidegate.keyspace.documents.moments import parse_moment
+    from tidegate.keyspace.documents.timestamps import parse_timestamp
 
-    moment = parse_moment(document.expires_at)
+    moment = parse_timestamp(document.expires_at)
     is_over = isinstance(moment, str) or moment <= time.time()
     pools = f"pool {document.pool}" if document.pool else "all pools"
     when = "EXPIRED at" if is_over else "until"
@@ -156,7 +156,7 @@ def _remove(options: argparse.Namespace) -> int:
     from tidegate.keyspace.paths import override_key
 
     key = override_key(options.name)
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         before = store.read(key).documents.get(key)
         if before is None:
             raise ConfigError(f"there is no override {options.name}: `tidegate override list`")

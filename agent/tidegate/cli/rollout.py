@@ -11,8 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from tidegate.cli import store as where
-from tidegate.cli import trace
+from tidegate.cli import etcd_options, trace_option
 from tidegate.cli.durations import duration
 from tidegate.errors import ConfigError, TidegateError
 
@@ -36,7 +35,7 @@ drives it; 130 interrupted, and paused
 """
 _EXAMPLES: Final = f"""\
 {_CODES}
-{where.WHERE}
+{etcd_options.WHERE}
 examples:
   tidegate rollout start 2026-01-31.2 --waves canary,25%,100% --bake 60s
   tidegate rollout start 2026-01-31.2 --dry-run
@@ -85,7 +84,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         if name == "status":
             command.add_argument("--json", action="store_true", help="for programs")
             command.add_argument("--watch", action="store_true", help="until it ends")
-        where.add_options(command)
+        etcd_options.add_options(command)
 
 
 def _add_start_options(command: argparse.ArgumentParser) -> None:
@@ -117,7 +116,7 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "misses=, unhealthy=: percentage points above the hosts that were not moved "
         f"(default {DEFAULT_CRITERIA})",
     )
-    trace.add_option(command)
+    trace_option.add_option(command)
 
 
 def _tell(line: str) -> None:
@@ -145,9 +144,9 @@ def _start(options: argparse.Namespace) -> int:
         started_by=who(),
         started_at=now,
         changed_at=now,
-        traceparent=trace.traceparent(options),
+        traceparent=trace_option.traceparent(options),
     )
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         faults = _faults(store, document.release)
         for fault in faults:
             print(f"{document.release}: {fault}", file=sys.stderr)
@@ -180,7 +179,7 @@ def _resume(options: argparse.Namespace) -> int:
     from tidegate.rollout.driver import current, driver_name
 
     name = driver_name()
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         return _drive(
             store,
             name,
@@ -194,7 +193,7 @@ def _abort(options: argparse.Namespace) -> int:
     from tidegate.rollout.driver import current, driver_name, who
 
     name = driver_name()
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         code = _drive(
             store,
             name,
@@ -262,7 +261,7 @@ def _pause(options: argparse.Namespace) -> int:
     from tidegate.keyspace.etcd.store import Store
     from tidegate.rollout.driver import Driver, driver_name, who
 
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         Driver(store, driver_name(), _tell).order(_pausing(f"paused by {who()}"))
     return 0
 
@@ -275,7 +274,7 @@ def _status(options: argparse.Namespace) -> int:
     from tidegate.rollout.report import as_json, as_text
 
     shown = ""
-    with Store(where.fleet(options)) as store:
+    with Store(etcd_options.fleet(options)) as store:
         while True:
             seen = observe(store.read(*KEYS))
             document = current(seen)

@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     schema: Part
 
 
-def with_reference(page: str, entries: Mapping[str, Entry]) -> str:
+def with_generated_parts(page: str, entries: Mapping[str, Entry]) -> str:
     """Return a page with its generated parts made anew."""
     rows = "".join(_key_row(entry) for entry in entries.values())
     page = _KEYS.sub(lambda match: match[1] + _KEYS_HEAD + rows, page)
@@ -80,23 +80,23 @@ def _tables(name: str, schema: Part) -> str:
 def _nested(path: str, schema: Part, definitions: Mapping[str, Part]) -> Iterator[tuple[str, Part]]:
     """Yield the objects inside an object in the order of its fields, each with its path."""
     for field, part in schema["properties"].items():
-        suffix, reference = _reference(part)
-        if reference:
-            inner, nested = f"{path}.{field}{suffix}", definitions[reference]
+        suffix, ref = _object_ref(part)
+        if ref:
+            inner, nested = f"{path}.{field}{suffix}", definitions[ref]
             yield inner, nested
             yield from _nested(inner, nested, definitions)
 
 
-def _reference(part: Part) -> tuple[str, str]:
+def _object_ref(part: Part) -> tuple[str, str]:
     """Return how a property holds objects (itself, `[]`, `.*`), and the name of their schema."""
     if "$ref" in part:
         return "", part["$ref"].rsplit("/", 1)[-1]
     inside = [("", choice) for choice in part.get("anyOf", ())]
     inside += [("[]", part.get("items")), (".*", part.get("additionalProperties"))]
     for suffix, inner in inside:
-        deeper, reference = _reference(inner) if isinstance(inner, dict) else ("", "")
-        if reference:
-            return suffix + deeper, reference
+        deeper, ref = _object_ref(inner) if isinstance(inner, dict) else ("", "")
+        if ref:
+            return suffix + deeper, ref
     return "", ""
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from tidegate.keyspace.doc_tables import Entry, with_reference
+from tidegate.keyspace.doc_tables import Entry, with_generated_parts
 from tidegate.keyspace.status.document import StatusDocument
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 from tidegate.model.rollout import RolloutDocument
@@ -63,11 +63,9 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 def schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document, with an example made of its fields' examples."""
     kind = DOCUMENTS[name]
-    (reference,), components = msgspec.json.schema_components(
-        (kind,), ref_template="#/$defs/{name}"
-    )
+    (root,), components = msgspec.json.schema_components((kind,), ref_template="#/$defs/{name}")
     body = components.pop(kind.__name__)
-    assert reference["$ref"] == f"#/$defs/{kind.__name__}"  # noqa: S101 - msgspec's promise
+    assert root["$ref"] == f"#/$defs/{kind.__name__}"  # noqa: S101 - msgspec's promise
     body["title"] = f"Tidegate {name} document"
     exported = {"$schema": _DIALECT, "$id": f"urn:tidegate:schema:{name}", **body}
     exported["examples"] = [
@@ -87,7 +85,9 @@ def schema_text(name: str) -> str:
 
 def with_tables(page: str) -> str:
     """Return docs/keyspace.md with the parts that are generated made anew."""
-    return with_reference(page, {name: Entry(*key, schema(name)) for name, key in KEYS.items()})
+    return with_generated_parts(
+        page, {name: Entry(*key, schema(name)) for name, key in KEYS.items()}
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 from msgspec import Struct
 
 from tidegate.keyspace.documents.decode import Fault, decode, shortened
-from tidegate.keyspace.documents.moments import parse_moment
+from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.keyspace.paths import (
     DEFAULT_TRACK,
     FLEET_KEY,
@@ -40,7 +40,7 @@ from tidegate.model.values import Override, Rejection, Snapshot, Stage, Steering
 S = TypeVar("S", bound=Struct)
 
 
-class Me(NamedTuple):
+class LocalHost(NamedTuple):
     """Which host it is about, and what its agent's file says.
 
     Attributes:
@@ -111,7 +111,7 @@ class _Work:
         return names
 
 
-def steer(snapshot: Snapshot, me: Me, last: Accepted) -> tuple[Steering, Accepted]:
+def steer(snapshot: Snapshot, me: LocalHost, last: Accepted) -> tuple[Steering, Accepted]:
     """What the keys tell this host, and what to hand in the next time.
 
     Args:
@@ -162,7 +162,7 @@ def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
     for name in work.names(OVERRIDES_PREFIX):
         key = f"{OVERRIDES_PREFIX}{name}"
         document = work.read(key, OverrideDocument, None)
-        expires_at = parse_moment(document.expires_at) if document else None
+        expires_at = parse_timestamp(document.expires_at) if document else None
         if isinstance(expires_at, str):
             work.reject(key, "expires_at", f"expires_at {expires_at}", "schema")
         if document is not None and isinstance(expires_at, int):
@@ -172,7 +172,7 @@ def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
     return found
 
 
-def _without_key(work: _Work, me: Me, track: str, last: Accepted) -> tuple[str, str]:
+def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tuple[str, str]:
     """The release of a track without a usable key, and the track that named it."""
     key = track_key(track)
     stay = last.release or me.release, last.pointer
@@ -197,7 +197,7 @@ def _without_key(work: _Work, me: Me, track: str, last: Accepted) -> tuple[str, 
     return stay
 
 
-def _uses_tracks(snapshot: Snapshot, me: Me) -> bool:
+def _uses_tracks(snapshot: Snapshot, me: LocalHost) -> bool:
     keys = snapshot.documents
     return host_key(me.host) in keys or any(key.startswith(TRACKS_PREFIX) for key in keys)
 

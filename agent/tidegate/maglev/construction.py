@@ -11,7 +11,7 @@ each backend has and what its permutation is; `_maglev.c` plays the turns.
   nothing but the backend's own weight, so a change elsewhere does not reorder the turns of others.
   Turns at one time go in the order of names. With equal weights this is the paper's round robin.
 
-`reference.py` says the same slowly. Nothing here is floating point, so hosts agree to the byte.
+`naive.py` says the same slowly. Nothing here is floating point, so hosts agree to the byte.
 """
 
 from collections.abc import Sequence

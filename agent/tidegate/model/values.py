@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
-from tidegate.model.arrivals import NO_ARRIVALS, Arrivals
 from tidegate.model.checks import Health
 from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
+from tidegate.model.received_writes import NO_WRITES, ReceivedWrites
 from tidegate.model.steering import Guard
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -204,12 +204,12 @@ class Snapshot:
     """A prefix of etcd at one revision: documents by key relative to the prefix.
 
     Attributes:
-        arrivals: what was written since the snapshot before; only of those that follow each other.
+        writes: what was written since the snapshot before; only of those that follow each other.
     """
 
     revision: int
     documents: Mapping[str, Document]
-    arrivals: Arrivals = field(default=NO_ARRIVALS, compare=False)
+    writes: ReceivedWrites = field(default=NO_WRITES, compare=False)
 
 
 Stage = Literal["decode", "schema", "reference", "guard", "build", "publish", "verify"]
@@ -266,9 +266,9 @@ class View(NamedTuple):
     """Everything that a host follows: its steering, and the release that this names.
 
     Attributes:
-        arrivals: what was written since the view before, to keys that this host heeds.
+        writes: what was written since the view before, to keys that this host heeds.
     """
 
     steering: Steering
     snapshot: Snapshot
-    arrivals: Arrivals = NO_ARRIVALS
+    writes: ReceivedWrites = NO_WRITES

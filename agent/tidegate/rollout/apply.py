@@ -15,7 +15,7 @@ import msgspec
 from tidegate.keyspace.etcd.transaction import MAX_WRITES, Write
 from tidegate.keyspace.paths import SETTINGS_KEY, releases_key
 from tidegate.model.values import Document
-from tidegate.rollout.fleet import Seen, Told
+from tidegate.rollout.fleet import HostStatus, Seen
 
 MAX_BYTES: Final = 1024 * 1024
 """Bytes of documents in one transaction; etcd takes requests of 1.5 MiB."""
@@ -129,22 +129,22 @@ class Answer(NamedTuple):
 def answers(seen: Seen, release: str, revision: int) -> list[Answer]:
     """The answers of all hosts that are there and follow the release, by name."""
     return [
-        _answer(name, host.told, revision)
+        _answer(name, host.status, revision)
         for name, host in seen.hosts.items()
-        if host.told is not None and host.told.release == release
+        if host.status is not None and host.status.release == release
     ]
 
 
-def _answer(name: str, told: Told, revision: int) -> Answer:
-    if told.state == "frozen":
-        return Answer(name, "frozen", (told.reason,))
-    if told.release_revision < revision:
-        return Answer(name, "waiting", (f"{told.state}: {told.reason}".rstrip(": "),))
-    if told.refusals:
-        return Answer(name, "nack", tuple(map(str, told.refusals)))
-    if told.state == "degraded":
-        return Answer(name, "nack", (told.reason,))
-    return Answer(name, "ack" if told.state == "synced" else "waiting", (told.state,))
+def _answer(name: str, status: HostStatus, revision: int) -> Answer:
+    if status.state == "frozen":
+        return Answer(name, "frozen", (status.reason,))
+    if status.release_revision < revision:
+        return Answer(name, "waiting", (f"{status.state}: {status.reason}".rstrip(": "),))
+    if status.refusals:
+        return Answer(name, "nack", tuple(map(str, status.refusals)))
+    if status.state == "degraded":
+        return Answer(name, "nack", (status.reason,))
+    return Answer(name, "ack" if status.state == "synced" else "waiting", (status.state,))
 
 
 def listing(sign: str, keys: Sequence[str], *, whole: bool) -> Iterable[str]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from tidegate.model.rollout import BaselineDocument, RolloutDocument
-from tidegate.rollout.fleet import Seen, SeenHost, Told
+from tidegate.rollout.fleet import HostStatus, Seen, SeenHost
 
 VANISHED_SECONDS: Final = 15.0
 DIGEST_SECONDS: Final = 5.0
@@ -42,31 +42,31 @@ class _Figure(NamedTuple):
 
     name: str
     unit: str
-    percent: Callable[[Told], float | None]
-    weight: Callable[[Told], float]
+    percent: Callable[[HostStatus], float | None]
+    weight: Callable[[HostStatus], float]
 
 
-def _drops(told: Told) -> float | None:
-    return told.traffic.drops * 100 if told.traffic else None
+def _drops(status: HostStatus) -> float | None:
+    return status.traffic.drops * 100 if status.traffic else None
 
 
-def _misses(told: Told) -> float | None:
-    return told.traffic.misses * 100 if told.traffic else None
+def _misses(status: HostStatus) -> float | None:
+    return status.traffic.misses * 100 if status.traffic else None
 
 
-def _unhealthy(told: Told) -> float | None:
-    if told.backends is None or told.backends.total == 0:
+def _unhealthy(status: HostStatus) -> float | None:
+    if status.backends is None or status.backends.total == 0:
         return None
-    return told.backends.unhealthy / told.backends.total * 100
+    return status.backends.unhealthy / status.backends.total * 100
 
 
-def _packets(told: Told) -> float:
-    return told.traffic.packets_per_second * WINDOW_SECONDS if told.traffic else 0.0
+def _packets(status: HostStatus) -> float:
+    return status.traffic.packets_per_second * WINDOW_SECONDS if status.traffic else 0.0
 
 
-def _backends(told: Told) -> float:
+def _backends(status: HostStatus) -> float:
     # One backend too many is reason enough, where five packets are not.
-    return told.backends.total * _FEWEST if told.backends else 0.0
+    return status.backends.total * _FEWEST if status.backends else 0.0
 
 
 _FIGURES: Final = (
@@ -84,23 +84,23 @@ def moved_hosts(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
 
 def follows(document: RolloutDocument, host: SeenHost) -> bool:
     """Whether a host's status is about the release, and not of before it was moved."""
-    told = host.told
+    status = host.status
     return (
-        told is not None
+        status is not None
         and host.key is not None
-        and told.release == document.release
-        and told.revision >= host.key.mod_revision
+        and status.release == document.release
+        and status.revision >= host.key.mod_revision
     )
 
 
 def acknowledges(document: RolloutDocument, host: SeenHost) -> bool:
     """Whether a host has the release in force (ACK)."""
-    told = host.told
+    status = host.status
     return (
         follows(document, host)
-        and told is not None
-        and told.state == "synced"
-        and told.generation_release in ("", document.release)
+        and status is not None
+        and status.state == "synced"
+        and status.generation_release in ("", document.release)
     )
 
 
@@ -124,11 +124,11 @@ def judge(
         return now - suspicions[what] >= seconds
 
     for host in moved:
-        if host.told is None:
+        if host.status is None:
             if wanted.vanished and lasting(f"vanished {host.name}", VANISHED_SECONDS):
                 found.append(f"{host.name} has had no status for {VANISHED_SECONDS:g} s.")
         elif follows(document, host):
-            found += _refusals(document, host.name, host.told)
+            found += _refusals(document, host.name, host.status)
     disagreement = _digests(document, moved) if wanted.digest else ""
     if disagreement and lasting("digest", DIGEST_SECONDS):
         found.append(disagreement)
@@ -136,12 +136,12 @@ def judge(
     return Judgement(found[0] if found else "", suspicions)
 
 
-def _refusals(document: RolloutDocument, name: str, told: Told) -> list[str]:
-    if document.abort_on.nack and told.refusals:
-        more = f" (and {len(told.refusals) - 1} more)" if len(told.refusals) > 1 else ""
-        return [f"{name} refuses {told.refusals[0]}{more}"]
-    if document.abort_on.degraded and told.state in ("degraded", "stale"):
-        return [f"{name} is {told.state}: {told.reason}"]
+def _refusals(document: RolloutDocument, name: str, status: HostStatus) -> list[str]:
+    if document.abort_on.nack and status.refusals:
+        more = f" (and {len(status.refusals) - 1} more)" if len(status.refusals) > 1 else ""
+        return [f"{name} refuses {status.refusals[0]}{more}"]
+    if document.abort_on.degraded and status.state in ("degraded", "stale"):
+        return [f"{name} is {status.state}: {status.reason}"]
     return []
 
 
@@ -149,8 +149,8 @@ def _digests(document: RolloutDocument, moved: Iterable[SeenHost]) -> str:
     """Say which hosts that have the release in force have another digest than most."""
     by_digest: dict[str, list[str]] = defaultdict(list)
     for host in moved:
-        if host.told is not None and acknowledges(document, host):
-            by_digest[host.told.digest].append(host.name)
+        if host.status is not None and acknowledges(document, host):
+            by_digest[host.status.digest].append(host.name)
     if len(by_digest) < 2:  # noqa: PLR2004 - two digests are a disagreement
         return ""
     most = max(by_digest, key=lambda digest: (len(by_digest[digest]), digest))
@@ -163,10 +163,10 @@ def _digests(document: RolloutDocument, moved: Iterable[SeenHost]) -> str:
 
 def baseline(hosts: Iterable[SeenHost], before: BaselineDocument) -> BaselineDocument:
     """How hosts do together; a figure that none of them tells is as it was before."""
-    told = [host.told for host in hosts if host.told is not None]
+    status = [host.status for host in hosts if host.status is not None]
     values: dict[str, float] = {}
     for figure in _FIGURES:
-        pairs = [(figure.percent(each), figure.weight(each)) for each in told]
+        pairs = [(figure.percent(each), figure.weight(each)) for each in status]
         total = sum(count for percent, count in pairs if percent is not None)
         bad = sum(percent * count for percent, count in pairs if percent is not None)
         values[figure.name] = round(bad / total, 4) if total else getattr(before, figure.name)
@@ -176,7 +176,7 @@ def baseline(hosts: Iterable[SeenHost], before: BaselineDocument) -> BaselineDoc
 def others(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
     """The hosts that are there and were not moved."""
     moved = {moved.host for moved in document.moved if not moved.restored}
-    return [h for name, h in seen.hosts.items() if name not in moved and h.told is not None]
+    return [h for name, h in seen.hosts.items() if name not in moved and h.status is not None]
 
 
 def _comparisons(document: RolloutDocument, seen: Seen, moved: Iterable[SeenHost]) -> list[str]:
@@ -188,11 +188,11 @@ def _comparisons(document: RolloutDocument, seen: Seen, moved: Iterable[SeenHost
             continue
         usual = getattr(normal, figure.name)
         for host in moved:
-            percent = figure.percent(host.told) if host.told else None
-            if host.told is None or percent is None or not follows(document, host):
+            percent = figure.percent(host.status) if host.status else None
+            if host.status is None or percent is None or not follows(document, host):
                 continue
             excess = percent - usual
-            if excess > limit and excess / 100 * figure.weight(host.told) >= _FEWEST:
+            if excess > limit and excess / 100 * figure.weight(host.status) >= _FEWEST:
                 found.append(
                     f"{host.name} has {figure.name} of {percent:.3g}% {figure.unit}; hosts that "
                     f"were not moved have {usual:.3g}%, and {limit:g} points more are allowed."

@@ -82,9 +82,9 @@ class Driver:
         self._poll = poll
         self._clock = clock
         self._since: Mapping[str, float] = {}
-        self._told = ""
+        self._last_line = ""
         self._pause = threading.Event()
-        self._presence = store.presence(DRIVER_KEY, name)
+        self._liveness = store.liveness_key(DRIVER_KEY, name)
 
     def order(self, order: Order) -> RolloutDocument:
         """Make an operator's step.
@@ -110,19 +110,19 @@ class Driver:
         try:
             return self._steps()
         finally:
-            self._presence.leave()
+            self._liveness.delete()
 
     def _steps(self) -> End:
         while True:
-            self._presence.keep()
+            self._liveness.renew()
             seen = self._look()
             document = current(seen)
             end = self._end(document)
             if end is not None:
                 return end
-            verdict = judge(document, seen, self._since, time.monotonic())
-            self._since = verdict.since
-            step = advance(document, seen, verdict.failure, self._clock())
+            judgement = judge(document, seen, self._since, time.monotonic())
+            self._since = judgement.since
+            step = advance(document, seen, judgement.failure, self._clock())
             if step is None:
                 self._say_once(_progress(document, seen))
                 self._pause.wait(self._poll)
@@ -156,12 +156,12 @@ class Driver:
             return done
         for line in step.lines:
             self._tell(line)
-        self._told = ""
+        self._last_line = ""
         return None
 
     def _say_once(self, line: str) -> None:
-        if line and line != self._told:
-            self._told = line
+        if line and line != self._last_line:
+            self._last_line = line
             self._tell(line)
 
 

@@ -32,7 +32,7 @@ KEYS: Final = (ROLLOUT_KEY, DRIVER_KEY, HOSTS_PREFIX, TRACKS_PREFIX, STATUS_PREF
 """What `observe` wants to have read."""
 
 
-class ToldRefusal(Struct, frozen=True, kw_only=True):
+class StatusRefusal(Struct, frozen=True, kw_only=True):
     """Of a refusal in a status, what a rollout looks at."""
 
     key: str = ""
@@ -43,7 +43,7 @@ class ToldRefusal(Struct, frozen=True, kw_only=True):
         return ": ".join(filter(None, (self.key, self.field, self.reason)))
 
 
-class ToldTraffic(Struct, frozen=True, kw_only=True):
+class StatusTraffic(Struct, frozen=True, kw_only=True):
     """Of a status's traffic, what a rollout looks at."""
 
     packets_per_second: float = 0.0
@@ -51,14 +51,14 @@ class ToldTraffic(Struct, frozen=True, kw_only=True):
     misses: float = 0.0
 
 
-class ToldBackends(Struct, frozen=True, kw_only=True):
+class StatusBackends(Struct, frozen=True, kw_only=True):
     """Of a status's backends, what a rollout looks at."""
 
     total: int = 0
     unhealthy: int = 0
 
 
-class Told(Struct, frozen=True, kw_only=True):
+class HostStatus(Struct, frozen=True, kw_only=True):
     """Of a status, what a rollout looks at."""
 
     release: str
@@ -69,9 +69,9 @@ class Told(Struct, frozen=True, kw_only=True):
     release_revision: int = 0
     generation_release: str = ""
     digest: str = ""
-    refusals: tuple[ToldRefusal, ...] = ()
-    traffic: ToldTraffic | None = None
-    backends: ToldBackends | None = None
+    refusals: tuple[StatusRefusal, ...] = ()
+    traffic: StatusTraffic | None = None
+    backends: StatusBackends | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,13 @@ class SeenHost:
     Attributes:
         key: its `hosts` document; None if there is none.
         document: what that says; None if there is none, or if it is broken.
-        told: its status; None if it has none, so that it is not there.
+        status: its status; None if it has none, so that it is not there.
     """
 
     name: str
     key: Document | None
     document: HostDocument | None
-    told: Told | None
+    status: HostStatus | None
 
     @property
     def broken(self) -> bool:
@@ -98,7 +98,7 @@ class SeenHost:
     def track(self) -> str:
         """The track that it is on: that of its document, else the one that it tells."""
         wanted = self.document.track if self.document else None
-        return wanted or (self.told.track if self.told else DEFAULT_TRACK)
+        return wanted or (self.status.track if self.status else DEFAULT_TRACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Seen:
         track = self.tracks.get(host.track)
         if track is not None:
             return track.release or ""
-        return host.told.release if host.told else ""
+        return host.status.release if host.status else ""
 
 
 def observe(snapshot: Snapshot) -> Seen:
@@ -175,18 +175,18 @@ def observe(snapshot: Snapshot) -> Seen:
 def _host(name: str, documents: Mapping[str, Document]) -> SeenHost:
     key = documents.get(host_key(name))
     document: HostDocument | list[Fault] | None = decode(key.value, HostDocument) if key else None
-    told = documents.get(f"{STATUS_PREFIX}{name}")
+    status = documents.get(f"{STATUS_PREFIX}{name}")
     return SeenHost(
         name,
         key,
         document if isinstance(document, HostDocument) else None,
-        _told(told.value) if told else None,
+        _status(status.value) if status else None,
     )
 
 
-def _told(value: bytes) -> Told | None:
+def _status(value: bytes) -> HostStatus | None:
     try:
-        return msgspec.json.decode(value, type=Told)
+        return msgspec.json.decode(value, type=HostStatus)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -45,7 +45,7 @@ from tidegate.rollout.writes import (
 
 BATCH: Final = 100
 """Hosts in one step: a transaction has at most 128 writes."""
-_TOLD: Final = 3
+_SHOWN: Final = 3
 
 
 def advance(  # noqa: PLR0911 - one for each state
@@ -145,8 +145,8 @@ def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
         line = f"{label}: in force on {counted(count)}; baking {document.bake} s"
         return Step(changed, (), (line,))
     if document.until is None or now >= _seconds(document.until):
-        told = "; ".join(_unlike(document, host) for host in missing[:_TOLD])
-        reason = f"{counted(len(missing))} late, not acknowledged in {document.timeout} s: {told}"
+        shown = "; ".join(_unlike(document, host) for host in missing[:_SHOWN])
+        reason = f"{counted(len(missing))} late, not acknowledged in {document.timeout} s: {shown}"
         return put_back(document, "failed", reason, now)
     return None
 
@@ -158,8 +158,8 @@ def _bake(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
     label = _label(document)
     missing = unacknowledged(document, seen)
     if missing:  # an agent that is just being restarted, or something that is no criterion
-        told = "; ".join(_unlike(document, host) for host in missing[:_TOLD])
-        return _await(document, now, f"{label}: not all acknowledge any more: {told}")
+        shown = "; ".join(_unlike(document, host) for host in missing[:_SHOWN])
+        return _await(document, now, f"{label}: not all acknowledge any more: {shown}")
     return _next(document, f"{label}: good", now)
 
 
@@ -255,8 +255,8 @@ def _hindrance(document: RolloutDocument, seen: Seen) -> str:
                 f"{host_key(moved.host)} was changed by somebody else {how}. `resume` goes on "
                 "with it as it is, `abort` puts the other hosts back."
             )
-        if host is not None and host.told is not None and host.told.state == "frozen":
-            return f"{moved.host} is frozen: {host.told.reason}. `resume` once that is over."
+        if host is not None and host.status is not None and host.status.state == "frozen":
+            return f"{moved.host} is frozen: {host.status.reason}. `resume` once that is over."
     for track, before in document.pointers.items():
         now = seen.pointer(track)
         if now != before:
@@ -276,12 +276,12 @@ def unacknowledged(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
 
 
 def _unlike(document: RolloutDocument, host: SeenHost) -> str:
-    told = host.told
-    if told is None:
+    status = host.status
+    if status is None:
         return f"{host.name} has no status"
-    if told.release != document.release:
-        return f"{host.name} is on {told.release}"
-    return f"{host.name} is {told.state}: {told.reason}"
+    if status.release != document.release:
+        return f"{host.name} is on {status.release}"
+    return f"{host.name} is {status.state}: {status.reason}"
 
 
 def _label(document: RolloutDocument) -> str:

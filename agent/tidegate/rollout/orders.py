@@ -92,7 +92,7 @@ def _outlook(document: RolloutDocument, seen: Seen) -> Iterator[tuple[str, list[
 def _check_hosts(document: RolloutDocument, seen: Seen) -> None:
     free = movable(document, seen)
     if not free:
-        there = any(host.told for host in seen.hosts.values())
+        there = any(host.status for host in seen.hosts.values())
         raise ConfigError(
             f"There is no host to move: each is frozen, behind its key, or on {document.release}."
             if there
@@ -231,9 +231,9 @@ def movable(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
 
 def _is_there(host: SeenHost) -> bool:
     """Whether a host can be moved now; which track it is on must be known for certain."""
-    if host.told is None or host.told.state == "frozen":
+    if host.status is None or host.status.state == "frozen":
         return False
-    return host.key is None or host.told.revision >= host.key.mod_revision
+    return host.key is None or host.status.revision >= host.key.mod_revision
 
 
 def chosen(document: RolloutDocument, seen: Seen, wave: Wave) -> list[SeenHost]:

@@ -69,16 +69,16 @@ def _rows(document: RolloutDocument, seen: Seen) -> list[dict[str, Any]]:
     rows = []
     for moved in document.moved:
         host = seen.hosts.get(moved.host, SeenHost(moved.host, None, None, None))
-        told = host.told
+        status = host.status
         rows.append(
             {
                 "host": moved.host,
                 "wave": moved.wave,
                 "from": moved.track,
-                "release": told.release if told else "",
-                "state": told.state if told else "no status",
-                "digest": told.digest if told else "",
-                "reason": told.reason if told else "",
+                "release": status.release if status else "",
+                "state": status.state if status else "no status",
+                "digest": status.digest if status else "",
+                "reason": status.reason if status else "",
                 "acknowledged": acknowledges(document, host),
                 "restored": moved.restored,
             }

@@ -25,7 +25,7 @@ from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.publish.steps import Step
 from tidegate.http_server import Answer
-from tidegate.model.arrivals import NO_ARRIVALS, Arrivals
+from tidegate.model.received_writes import NO_WRITES, ReceivedWrites
 from tidegate.model.values import Steering, View
 from tidegate.planner.guards import Limits
 from tidegate.telemetry.span import Span
@@ -98,12 +98,12 @@ class LifecycleHost:
         self,
         contents: Contents,
         revision: int,
-        arrivals: Arrivals = NO_ARRIVALS,
+        writes: ReceivedWrites = NO_WRITES,
         freeze: str = "",
     ) -> list[str]:
         """Make a change to these documents; return what it refused, as sentences."""
         steering = Steering(revision, "stable", "live", freeze=freeze)
-        self.changes.accept_view(View(steering, snapshot(contents, revision), arrivals))
+        self.changes.accept_view(View(steering, snapshot(contents, revision), writes))
         return self.reconcile()
 
     def reconcile(self) -> list[str]:

@@ -66,11 +66,11 @@ class Hosts:
                     "digest": str(seen.tracks[track].release),
                     **(self.answers.get(name, {}) if seen.tracks[track].release == "new" else {}),
                 }
-                told = host.told if host else None
+                last = host.status if host else None
                 if (
-                    told is None
-                    or told.release != status["release"]
-                    or told.state != status["state"]
+                    last is None
+                    or last.release != status["release"]
+                    or last.state != status["state"]
                 ):
                     key = f"status/{name}"
                     found = self._own.read(key).documents.get(key)

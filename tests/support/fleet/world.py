@@ -120,9 +120,9 @@ class World:
     def look(self) -> None:
         """Every host has seen the latest revision, and goes on as before."""
         for name, host in self.seen().hosts.items():
-            if host.told is not None:
-                told = {**msgspec.to_builtins(host.told), "revision": self.revision}
-                self.put(f"status/{name}", json.dumps(told))
+            if host.status is not None:
+                status = {**msgspec.to_builtins(host.status), "revision": self.revision}
+                self.put(f"status/{name}", json.dumps(status))
 
     def tick(self, seconds: float = 1.0) -> bool:
         """One look: make the next step, or let time pass; whether the rollout goes on."""
@@ -157,7 +157,7 @@ class World:
     def releases(self) -> dict[str, str]:
         """What each host follows by its status."""
         self.settle()
-        return {n: h.told.release for n, h in self.seen().hosts.items() if h.told}
+        return {n: h.status.release for n, h in self.seen().hosts.items() if h.status}
 
 
 HOSTS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tidegate.cli.main import main
 from tidegate.keyspace.documents import files
-from tidegate.keyspace.documents.text import TextError, json_entries, yaml_document
+from tidegate.keyspace.documents.json_yaml import TextError, json_entries, yaml_document
 
 WEB = {
     "pools/web": {},

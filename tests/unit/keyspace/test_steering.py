@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.keyspace.steering import Accepted, Me, steer
+from tidegate.keyspace.steering import Accepted, LocalHost, steer
 from tidegate.model.values import Document, Override, Snapshot, Steering
 
-ME = Me("lb1", None, "live")
+ME = LocalHost("lb1", None, "live")
 START = Accepted()
 
 
@@ -28,11 +28,11 @@ def snapshot(revision: int = 9, **keys: object) -> Snapshot:
     )
 
 
-def told(me: Me = ME, last: Accepted = START, **keys: object) -> Steering:
+def told(me: LocalHost = ME, last: Accepted = START, **keys: object) -> Steering:
     return steer(snapshot(**keys), me, last)[0]
 
 
-def after(*moments: Mapping[str, object], me: Me = ME, last: Accepted = START) -> Steering:
+def after(*moments: Mapping[str, object], me: LocalHost = ME, last: Accepted = START) -> Steering:
     """The steering after the keys were these, one after another."""
     steering = None
     for keys in moments:

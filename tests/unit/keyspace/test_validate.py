@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.documents.keyspaces import WEB, Contents, check, refused, snapshot, vip
-from tidegate.keyspace.documents.memo import Memo
+from tidegate.keyspace.documents.parse_cache import ParseCache
 from tidegate.keyspace.documents.validate import validate
 from tidegate.model.values import EMPTY, BackendKey, Document, Snapshot
 
@@ -240,11 +240,11 @@ STORES = st.dictionaries(KEYS, st.builds(Document, VALUES, st.integers(1, 9)))
 def test_any_history_is_consistent_and_independent_of_order(
     stores: list[dict[str, Document]], shuffler: random.Random
 ) -> None:
-    """After any writes references hold, endpoints are unique; order and memo do not matter."""
-    last, memo = EMPTY, Memo()
+    """After any writes references hold, endpoints are unique; order and cache do not matter."""
+    last, cache = EMPTY, ParseCache()
     for revision, store in enumerate(stores, start=10):
         validation = validate(Snapshot(revision, store), last)
-        assert validate(Snapshot(revision, store), last, memo) == validation
+        assert validate(Snapshot(revision, store), last, cache) == validation
         items = list(store.items())
         shuffler.shuffle(items)
         assert validate(Snapshot(revision, dict(items)), last) == validation
@@ -281,12 +281,12 @@ def test_ten_thousand_documents_are_validated_within_a_second() -> None:
 
 
 def test_what_has_not_changed_is_not_read_again() -> None:
-    """With a memo, what is read of a document that did not change is the very same object."""
-    memo = Memo()
-    first = validate(snapshot(WEB), EMPTY, memo).desired
+    """With a cache, what is read of a document that did not change is the very same object."""
+    cache = ParseCache()
+    first = validate(snapshot(WEB), EMPTY, cache).desired
     changed = WEB | {"pools/web/backends/a": {"address": "198.51.100.9"}}
-    second = validate(snapshot(changed), first, memo).desired
+    second = validate(snapshot(changed), first, cache).desired
     assert second.vips["shop"] is first.vips["shop"]
     assert second.pools["web"] is first.pools["web"]
     assert str(second.backends[BackendKey("web", "a")].address) == "198.51.100.9"
-    assert validate(snapshot({}), second, memo).desired.pools == {}
+    assert validate(snapshot({}), second, cache).desired.pools == {}

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 from tidegate.agent.outcome import Applied, Outcome
 from tidegate.keyspace.paths import FLEET_KEY
-from tidegate.model.arrivals import Arrivals, Origin
 from tidegate.model.generation import Generation
+from tidegate.model.received_writes import ReceivedWrites, TracedWrites
 from tidegate.model.values import Rejection, View
 from tidegate.telemetry.changes import Joined, Refusal
 from tidegate.telemetry.names import changes as names
@@ -60,38 +60,38 @@ def is_whole(rejection: Rejection) -> bool:
     return rejection.stage in ("guard", "build", "publish")
 
 
-def is_freeze(arrived: Arrivals) -> bool:
+def is_freeze(arrived: ReceivedWrites) -> bool:
     """Return whether nothing arrived but what may be the freeze, or the thaw, itself."""
     return all(key == FLEET_KEY or key.startswith(_HOSTS) for key in arrived.keys)
 
 
-def parent_of(arrived: Arrivals) -> Context | None:
+def parent_of(arrived: ReceivedWrites) -> Context | None:
     """Return the trace context of the latest write that carries one."""
-    return parse_traceparent(arrived.origins[-1].traceparent) if arrived.origins else None
+    return parse_traceparent(arrived.traced[-1].traceparent) if arrived.traced else None
 
 
-def received(arrived: Arrivals, parent: Context | None) -> int | None:
+def received(arrived: ReceivedWrites, parent: Context | None) -> int | None:
     """Return when a change began: with the write whose trace it is in, or else the first.
 
     A span does not begin before the one that it is a child of.
     """
     if not arrived.total:
         return None
-    own = [o.received for o in arrived.origins if parse_traceparent(o.traceparent) == parent]
+    own = [o.received for o in arrived.traced if parse_traceparent(o.traceparent) == parent]
     return own[0] if own else arrived.began
 
 
-def refused_of(origin: Origin, rejections: Iterable[Rejection]) -> Rejection | None:
+def refused_of(origin: TracedWrites, rejections: Iterable[Rejection]) -> Rejection | None:
     """Return the first refusal of the writes that carry a trace context."""
     return next((each for each in rejections if each.key in origin.keys), None)
 
 
 def others(
-    arrived: Arrivals, parent: Context | None, rejections: Sequence[Rejection]
+    arrived: ReceivedWrites, parent: Context | None, rejections: Sequence[Rejection]
 ) -> tuple[Joined, ...]:
     """Return the writes that belong to other traces than the change."""
     found = []
-    for origin in arrived.origins:
+    for origin in arrived.traced:
         context = parse_traceparent(origin.traceparent)
         if context == parent:
             continue

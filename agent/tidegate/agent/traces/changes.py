@@ -21,8 +21,8 @@ from tidegate.agent.traces import change_facts as facts
 from tidegate.agent.traces.pending import PendingTraces
 from tidegate.agent.traces.unapplied import UnappliedWrites
 from tidegate.http_server import Answer
-from tidegate.model.arrivals import Arrivals
 from tidegate.model.generation import Generation
+from tidegate.model.received_writes import ReceivedWrites
 from tidegate.model.values import Rejection, View
 from tidegate.telemetry.changes import Change, Mark
 from tidegate.telemetry.current import CURRENT
@@ -83,7 +83,7 @@ class ChangeTraces:
 
     def received(self, view: View) -> None:
         """Take note of the writes in a view, before the change that works on them."""
-        self._writes.received(view.arrivals)
+        self._writes.received(view.writes)
 
     def begin(self) -> Begun:
         """Start on a change of what has arrived."""
@@ -196,7 +196,7 @@ class ChangeTraces:
         begun: Begun,
         marks: tuple[Mark, ...],
         own: _Made | None,
-        arrived: Arrivals,
+        arrived: ReceivedWrites,
         outcome: Outcome,
         fresh: tuple[Rejection, ...],
         result: facts.Result,
@@ -207,7 +207,7 @@ class ChangeTraces:
         is_in_force = result.outcome in facts.IN_FORCE
         in_it = self._writes.with_waiting(arrived) if is_in_force else arrived
         error, error_type = result.error, result.error_type
-        origin = in_it.origins[-1] if in_it.origins else None
+        origin = in_it.traced[-1] if in_it.traced else None
         first = facts.refused_of(origin, outcome.rejections) if origin and not error else None
         if first is not None:
             error, error_type = first.reason, first.stage

@@ -6,7 +6,7 @@ later, for whatever reason. Its trace then gets a second span that says so.
 """
 
 from tidegate.agent.traces import change_facts as facts
-from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
+from tidegate.model.received_writes import NO_WRITES, ReceivedWrites, merge
 
 _LATER = ("guard", "build", "publish", "frozen")
 """Types of errors after which a write may still come into force."""
@@ -16,30 +16,30 @@ class UnappliedWrites:
     """What has arrived and what of it waits, for one change after another."""
 
     def __init__(self) -> None:
-        self._arrived = NO_ARRIVALS
-        self._waiting = NO_ARRIVALS
+        self._arrived = NO_WRITES
+        self._waiting = NO_WRITES
 
-    def received(self, arrivals: Arrivals) -> None:
+    def received(self, writes: ReceivedWrites) -> None:
         """Add writes that the next change works on."""
-        self._arrived = joined(self._arrived, arrivals)
+        self._arrived = merge(self._arrived, writes)
 
     @property
-    def all(self) -> Arrivals:
+    def all(self) -> ReceivedWrites:
         """Everything that is not in force: what waits, then what has arrived."""
-        return joined(self._waiting, self._arrived)
+        return merge(self._waiting, self._arrived)
 
-    def take(self) -> Arrivals:
+    def take(self) -> ReceivedWrites:
         """Return what has arrived for the change that is over, and begin anew."""
-        arrived, self._arrived = self._arrived, NO_ARRIVALS
+        arrived, self._arrived = self._arrived, NO_WRITES
         return arrived
 
-    def with_waiting(self, arrived: Arrivals) -> Arrivals:
+    def with_waiting(self, arrived: ReceivedWrites) -> ReceivedWrites:
         """Return what waits together with what has arrived."""
-        return joined(self._waiting, arrived)
+        return merge(self._waiting, arrived)
 
-    def settle(self, arrived: Arrivals, result: facts.Result, *, is_frozen: bool) -> None:
+    def settle(self, arrived: ReceivedWrites, result: facts.Result, *, is_frozen: bool) -> None:
         """Take note of how a change ended: its writes are in force, or wait."""
         if result.outcome in facts.IN_FORCE and not is_frozen:
-            self._waiting = NO_ARRIVALS
+            self._waiting = NO_WRITES
         elif result.error_type in _LATER:
-            self._waiting = joined(self._waiting, arrived)
+            self._waiting = merge(self._waiting, arrived)

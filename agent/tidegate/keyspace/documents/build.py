@@ -15,7 +15,7 @@ from tidegate.keyspace.documents.addresses import (
 )
 from tidegate.keyspace.documents.check_rules import health_faults
 from tidegate.keyspace.documents.decode import Fault
-from tidegate.keyspace.documents.moments import parse_moment
+from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.model.constants import MAX_VIP_ROUTES
 from tidegate.model.documents import BackendDocument, PoolDocument, VipDocument
 from tidegate.model.values import (
@@ -117,7 +117,7 @@ def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | lis
 
 
 def _time(text: str | None) -> int | str | None:
-    return None if text is None else parse_moment(text)
+    return None if text is None else parse_timestamp(text)
 
 
 def _clients(

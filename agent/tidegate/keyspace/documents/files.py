@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from tidegate.errors import ConfigError
 from tidegate.keyspace.documents.decode import shortened
-from tidegate.keyspace.documents.text import (
+from tidegate.keyspace.documents.json_yaml import (
     Entry,
     TextError,
     is_json,

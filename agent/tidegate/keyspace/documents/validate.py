@@ -3,7 +3,7 @@
 
 A pure function of the snapshot and of what was last accepted: no I/O, no clock, no order of keys.
 A refused document leaves its key's last accepted value in force; without one the key is absent.
-The rules of one key are in `readings`; those between documents are here:
+The rules of one key are in `parse_cache`; those between documents are here:
 
 * A VIP needs its pools, and a backend needs its pool. What is in force always refers to what is in
   force, so a pool that is deleted while a VIP still uses it stays as it was, and is refused.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from tidegate.keyspace.documents.decode import Fault, shortened, shown
-from tidegate.keyspace.documents.memo import Memo, Reading
+from tidegate.keyspace.documents.parse_cache import ParseCache, ParsedKey
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.model.documents import Protocol
 from tidegate.model.values import (
@@ -69,22 +69,22 @@ class _Work:
             self.reject(key, place, reason, stage)
 
 
-def validate(snapshot: Snapshot, last_good: Desired, memo: Memo | None = None) -> Validation:
+def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = None) -> Validation:
     """Check every document and every reference, in one pass that finds all faults.
 
     Args:
         snapshot: keys relative to the release.
         last_good: the `desired` of the last validation, or EMPTY.
-        memo: of the last validation. It makes this one faster, and changes nothing else.
+        cache: of the last validation; makes this one faster, and changes nothing else.
     """
-    memo = memo or Memo()
-    memo.read(snapshot.documents)
+    cache = cache or ParseCache()
+    cache.update(snapshot.documents)
     work = _Work(
-        *(snapshot, last_good, dict(memo.pools), dict(memo.backends), dict(memo.vips)),
-        hash_seed=memo.hash_seed,
+        *(snapshot, last_good, dict(cache.pools), dict(cache.backends), dict(cache.vips)),
+        hash_seed=cache.hash_seed,
     )
-    for key, reading in memo.refused.items():
-        _refuse(work, key, reading)
+    for key, parsed in cache.refused.items():
+        _refuse(work, key, parsed)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
@@ -105,18 +105,18 @@ def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
     return {key: found[key] for key in sorted(found)}
 
 
-def _refuse(work: _Work, key: str, reading: Reading) -> None:
+def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
     """Refuse a key for itself, and keep its last value."""
-    if isinstance(reading.found, list):
-        work.reject_all(key, reading.found)
-    name, owner, last = reading.name, reading.owner, work.last
-    if reading.kind == "backend" and owner in last.backends:
+    if isinstance(parsed.found, list):
+        work.reject_all(key, parsed.found)
+    name, owner, last = parsed.name, parsed.owner, work.last
+    if parsed.kind == "backend" and owner in last.backends:
         work.backends[owner] = last.backends[owner]
-    elif reading.kind == "vip" and name in last.vips:
+    elif parsed.kind == "vip" and name in last.vips:
         work.kept[name] = last.vips[name]
-    elif reading.kind == "pool" and name in last.pools:
+    elif parsed.kind == "pool" and name in last.pools:
         work.pools[name] = last.pools[name]
-    elif reading.kind == "settings":
+    elif parsed.kind == "settings":
         work.hash_seed = last.hash_seed
 
 

@@ -19,7 +19,7 @@ import grpc
 
 from tidegate.errors import ConfigError
 from tidegate.keyspace.etcd.etcd3_loader import load
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict, from_rpc
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy, from_rpc
 from tidegate.keyspace.etcd.settings import EtcdSettings, check, targets
 from tidegate.keyspace.etcd.transaction import Write
 from tidegate.keyspace.paths import KeyRange
@@ -154,7 +154,7 @@ class Etcd:
         return int(answer.ID)
 
     def keep_alive(self, lease: int) -> None:
-        """Renew a lease; the verdict is RELIST when etcd does not know it any more."""
+        """Renew a lease; the remedy is RELIST when etcd does not know it any more."""
         request = self.messages.LeaseKeepAliveRequest(ID=lease)
 
         def first(client: Message) -> Callable[..., Any]:
@@ -164,7 +164,7 @@ class Etcd:
 
         answer = self._unary("renew a lease", first, request)
         if answer.TTL <= 0:
-            raise CallFailed(Verdict.RELIST, "The lease of the status key has run out.")
+            raise CallFailed(Remedy.RELIST, "The lease of the status key has run out.")
 
     def revoke(self, lease: int, timeout: float) -> None:
         """Give a lease back, which deletes its keys."""
@@ -253,7 +253,7 @@ class Etcd:
             return Path(self._settings.password_file or "").read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise CallFailed(
-                Verdict.FATAL, f"etcd.password_file cannot be read: {error}."
+                Remedy.OPERATOR, f"etcd.password_file cannot be read: {error}."
             ) from error
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
@@ -279,7 +279,7 @@ class Etcd:
         try:
             answer = self._guarded(action, attempt)
         except CallFailed as failure:
-            if failure.verdict is not Verdict.LOGIN:
+            if failure.remedy is not Remedy.LOGIN:
                 raise
             self.login()
             answer = self._guarded(action, attempt)
@@ -293,7 +293,7 @@ class Etcd:
         except grpc.RpcError as error:
             raise from_rpc(error, action, has_user=self.has_user) from error
         except StopIteration as error:
-            raise CallFailed(Verdict.TRANSIENT, f"etcd ended a call to {action}.") from error
+            raise CallFailed(Remedy.RETRY, f"etcd ended a call to {action}.") from error
         except ValueError as error:
             # gRPC's answer to a call on a channel that was closed meanwhile.
-            raise CallFailed(Verdict.TRANSIENT, f"Tidegate could not {action}: {error}.") from error
+            raise CallFailed(Remedy.RETRY, f"Tidegate could not {action}: {error}.") from error

@@ -14,38 +14,38 @@ from tidegate.errors import TidegateError
 Code = grpc.StatusCode
 
 
-class Verdict(Enum):
+class Remedy(Enum):
     """What a failure asks for."""
 
-    TRANSIENT = "try again after a pause"
+    RETRY = "try again after a pause"
     RELIST = "what the call refers to is gone: start over from a list, or from a new lease"
     LOGIN = "log in again, then try again"
-    FATAL = "a person must change something; trying again soon is useless"
+    OPERATOR = "a person must change something; trying again soon is useless"
 
 
 class CallFailed(TidegateError):  # noqa: N818 - says what happened, as GenerationRefused does
     """One call to etcd failed.
 
     Attributes:
-        verdict: what to do about it.
+        remedy: what to do about it.
         reason: a sentence for an operator, without secrets.
         too_large: the answer did not fit a gRPC message; a smaller page may.
     """
 
-    def __init__(self, verdict: Verdict, reason: str, *, too_large: bool = False) -> None:
+    def __init__(self, remedy: Remedy, reason: str, *, too_large: bool = False) -> None:
         super().__init__(reason)
-        self.verdict = verdict
+        self.remedy = remedy
         self.reason = reason
         self.too_large = too_large
 
 
-_VERDICTS: Final = {
-    Code.OUT_OF_RANGE: Verdict.RELIST,  # revision compacted, or in the future
-    Code.NOT_FOUND: Verdict.RELIST,  # lease not found
-    Code.UNAUTHENTICATED: Verdict.LOGIN,
-    Code.PERMISSION_DENIED: Verdict.FATAL,
-    Code.INVALID_ARGUMENT: Verdict.FATAL,
-    Code.UNIMPLEMENTED: Verdict.FATAL,
+_REMEDIES: Final = {
+    Code.OUT_OF_RANGE: Remedy.RELIST,  # revision compacted, or in the future
+    Code.NOT_FOUND: Remedy.RELIST,  # lease not found
+    Code.UNAUTHENTICATED: Remedy.LOGIN,
+    Code.PERMISSION_DENIED: Remedy.OPERATOR,
+    Code.INVALID_ARGUMENT: Remedy.OPERATOR,
+    Code.UNIMPLEMENTED: Remedy.OPERATOR,
 }
 
 # INVALID_ARGUMENT, but a new token mends both.
@@ -54,39 +54,39 @@ _LOGIN_CANCELS: Final = ("auth token", *_LOGIN_DETAILS)
 
 
 def from_rpc(error: grpc.RpcError, action: str, *, has_user: bool) -> CallFailed:
-    """Turn a gRPC error into a verdict and a sentence.
+    """Turn a gRPC error into a remedy and a sentence.
 
     Args:
         error: what gRPC raised; it is a `grpc.Call` too, once the call was begun.
         action: what was tried, to be read after "could not".
-        has_user: whether there is a user to log in as; without one, LOGIN becomes FATAL.
+        has_user: whether there is a user to log in as; without one, LOGIN becomes OPERATOR.
     """
     call: Any = error  # gRPC promises a Call here, and its types do not say so
     code = call.code() if hasattr(call, "code") else Code.UNKNOWN
     details = (call.details() if hasattr(call, "details") else None) or str(error)
-    verdict = _VERDICTS.get(code, Verdict.TRANSIENT)
+    remedy = _REMEDIES.get(code, Remedy.RETRY)
     if code is Code.INVALID_ARGUMENT and any(text in details for text in _LOGIN_DETAILS):
-        verdict = Verdict.LOGIN
-    if verdict is Verdict.LOGIN and not has_user:
-        verdict = Verdict.FATAL
+        remedy = Remedy.LOGIN
+    if remedy is Remedy.LOGIN and not has_user:
+        remedy = Remedy.OPERATOR
         details += "; set etcd.user and etcd.password_file"
     too_large = code is Code.RESOURCE_EXHAUSTED and "larger than max" in details
     return CallFailed(
-        verdict,
+        remedy,
         f"Tidegate could not {action}: etcd or gRPC answered {code.name}: {details}.",
         too_large=too_large,
     )
 
 
 def from_cancel(reason: str, *, has_user: bool) -> CallFailed:
-    """Turn the reason of a cancelled watch into a verdict and a sentence.
+    """Turn the reason of a cancelled watch into a remedy and a sentence.
 
     etcd 3.4 says "permission denied" for a token that it no longer knows, too. So with a user the
     first answer to it is a new login; the list that follows tells the two apart.
     """
     lowered = reason.lower()
     if "permission denied" in lowered or any(text in lowered for text in _LOGIN_CANCELS):
-        verdict = Verdict.LOGIN if has_user else Verdict.FATAL
+        remedy = Remedy.LOGIN if has_user else Remedy.OPERATOR
     else:
-        verdict = Verdict.TRANSIENT
-    return CallFailed(verdict, f"etcd cancelled the watch: {reason or 'no reason given'}.")
+        remedy = Remedy.RETRY
+    return CallFailed(remedy, f"etcd cancelled the watch: {reason or 'no reason given'}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.paths import KeyRange, prefix_end
 from tidegate.model.values import Document
 
@@ -63,12 +63,12 @@ def read_prefix(
         if history is None:
             history = History(header.cluster_id, header.raft_term, header.revision)
         elif header.cluster_id != history.cluster:
-            raise CallFailed(Verdict.RELIST, "The etcd cluster was replaced during a list.")
+            raise CallFailed(Remedy.RELIST, "The etcd cluster was replaced during a list.")
         documents |= _documents(page.kvs, len(prefix))
         if not page.more:
             return documents, history
         start = page.kvs[-1].key + b"\0"
-    raise CallFailed(Verdict.TRANSIENT, "The list was stopped.")
+    raise CallFailed(Remedy.RETRY, "The list was stopped.")
 
 
 def read_ranges(
@@ -118,7 +118,7 @@ def history_holds(
         else:
             answer = etcd.range(prefix + newest[0].encode(), revision=revision)
     except CallFailed as failure:
-        if failure.verdict is Verdict.RELIST:
+        if failure.remedy is Remedy.RELIST:
             return False
         raise
     header = answer.header

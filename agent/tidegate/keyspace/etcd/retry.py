@@ -19,7 +19,7 @@ from tenacity import (
 
 from tidegate.errors import ConfigError
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ def until_done(
     backoff_max: float,
     on_failure: Callable[[CallFailed], None],
     *,
-    again: frozenset[Verdict] = frozenset({Verdict.TRANSIENT}),
+    again: frozenset[Remedy] = frozenset({Remedy.RETRY}),
 ) -> T:
     """Call until it works. The pauses grow from 0.1 s to `backoff_max` seconds, with full jitter.
 
     Raises:
-        CallFailed: of a verdict that is not in `again`, or the last failure when `stop` is set.
+        CallFailed: of a remedy that is not in `again`, or the last failure when `stop` is set.
     """
 
     def note(state: RetryCallState) -> None:
@@ -51,7 +51,7 @@ def until_done(
 
     retrying = Retrying(
         retry=retry_if_exception(
-            lambda error: isinstance(error, CallFailed) and error.verdict in again
+            lambda error: isinstance(error, CallFailed) and error.remedy in again
         ),
         wait=wait_random_exponential(multiplier=0.1, max=backoff_max),
         stop=stop_when_event_set(stop),
@@ -67,4 +67,4 @@ def rebuild(etcd: Etcd, on_failure: Callable[[CallFailed], None]) -> None:
     try:
         etcd.rebuild()
     except ConfigError as error:  # a certificate may be in the middle of its rotation
-        on_failure(CallFailed(Verdict.TRANSIENT, str(error)))
+        on_failure(CallFailed(Remedy.RETRY, str(error)))

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple, Self, TypeVar
 from tidegate.errors import KeyspaceError
 from tidegate.keyspace import paths
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.listing import read_prefix, read_ranges
-from tidegate.keyspace.etcd.presence import Presence
+from tidegate.keyspace.etcd.liveness_key import LivenessKey
 from tidegate.keyspace.etcd.retry import rebuild
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.transaction import Committed, Conflict, Write
@@ -117,9 +117,9 @@ class Store:
         changed = [w.key for w in writes if _revision(found[w.key]) != w.expected]
         return Conflict({key: found[key] for key in changed})
 
-    def presence(self, key: str, value: str) -> Presence:
+    def liveness_key(self, key: str, value: str) -> LivenessKey:
         """A sign of life of this process, under a key relative to the fleet."""
-        return Presence(self._etcd, self._prefix + key, value)
+        return LivenessKey(self._etcd, self._prefix + key, value)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         deadline = time.monotonic() + self.patience
@@ -127,7 +127,7 @@ class Store:
             try:
                 return call()
             except CallFailed as failure:
-                lasting = failure.verdict in (Verdict.FATAL, Verdict.LOGIN)
+                lasting = failure.remedy in (Remedy.OPERATOR, Remedy.LOGIN)
                 if lasting or time.monotonic() + _PAUSE > deadline:
                     raise KeyspaceError(self._sentence(failure, lasting=lasting)) from failure
             time.sleep(_PAUSE)

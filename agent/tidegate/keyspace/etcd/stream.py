@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict, from_rpc
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy, from_rpc
 from tidegate.keyspace.paths import KeyRange
 
 _BACKLOG: Final = 256
@@ -85,7 +85,7 @@ class WatchStream:
                 self.silent = True
                 self.cancel()
                 raise CallFailed(
-                    Verdict.TRANSIENT, f"etcd has been silent for {idle:.1f} s on an open watch."
+                    Remedy.RETRY, f"etcd has been silent for {idle:.1f} s on an open watch."
                 )
             if now >= until:
                 return []
@@ -121,7 +121,7 @@ class WatchStream:
         except queue.Empty:
             return messages
         if not messages:
-            raise self._failure or CallFailed(Verdict.TRANSIENT, "etcd ended the watch.")
+            raise self._failure or CallFailed(Remedy.RETRY, "etcd ended the watch.")
         self._answers.put(None)  # seen again by the next call; there is room: we just took from it
         return messages
 

@@ -35,12 +35,12 @@ from types import MappingProxyType
 from typing import Any
 
 from tidegate.event_log import EventLog
-from tidegate.keyspace import arrivals
+from tidegate.keyspace import changed_keys
 from tidegate.keyspace.etcd.listing import history_holds, read_prefix
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_loop import Next, WatchLoop, WatchState
 from tidegate.keyspace.paths import key_range
-from tidegate.model.arrivals import NO_ARRIVALS, Written, gathered, joined
+from tidegate.model.received_writes import NO_WRITES, KeyWrite, collect, merge
 from tidegate.model.values import Document, Snapshot
 
 log = EventLog(__name__)
@@ -73,7 +73,7 @@ class Watch(WatchLoop):
         self._documents: dict[str, Document] = {}
         self._delivered: Snapshot | None = None
         self._gathered: list[Any] = []
-        self._arrived = NO_ARRIVALS
+        self._arrived = NO_WRITES
 
     def _list(self) -> None:
         """Read the whole prefix and hand it over if it differs from what was handed over."""
@@ -98,7 +98,7 @@ class Watch(WatchLoop):
         last = self._delivered
         if last is None or history.revision < last.revision or documents != last.documents:
             if last is not None:
-                self._arrived = arrivals.between(
+                self._arrived = changed_keys.between(
                     last.documents, documents, history.revision, time.time_ns()
                 )
             self._hand_over()
@@ -136,7 +136,7 @@ class Watch(WatchLoop):
         events, self._gathered = self._gathered, []
         start = self._next
         cut = len(self._prefix)
-        found: list[Written] = []
+        found: list[KeyWrite] = []
         for event in events:
             revision = event.kv.mod_revision
             if revision < start:
@@ -144,19 +144,19 @@ class Watch(WatchLoop):
             key = event.kv.key[cut:].decode("utf-8", "backslashreplace")
             if event.type == event.DELETE:
                 self._documents.pop(key, None)
-                found.append(Written(key, revision))
+                found.append(KeyWrite(key, revision))
             else:
                 value = event.kv.value
                 self._documents[key] = Document(value, revision, event.kv.create_revision)
-                found.append(Written(key, revision, arrivals.traceparent_of(value)))
+                found.append(KeyWrite(key, revision, changed_keys.traceparent_of(value)))
             self._next = revision + 1
-        self._arrived = joined(self._arrived, gathered(found, time.time_ns()))
+        self._arrived = merge(self._arrived, collect(found, time.time_ns()))
 
     def _hand_over(self) -> None:
         documents = MappingProxyType(dict(self._documents))
         snapshot = Snapshot(self._next - 1, documents, self._arrived)
         self._deliver(snapshot)
-        self._arrived = NO_ARRIVALS
+        self._arrived = NO_WRITES
         self._delivered = snapshot  # only now: if that failed, the next list hands it over again
 
     def _report_lost(self, listed: dict[str, Document]) -> None:

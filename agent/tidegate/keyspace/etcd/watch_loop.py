@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict, from_cancel
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy, from_cancel
 from tidegate.keyspace.etcd.retry import REBUILD_EVERY, rebuild, until_done
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.stream import WatchStream
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = EventLog(__name__)
 
 _BREAKS_BEFORE_LIST: Final = 5
-_AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.RELIST, Verdict.LOGIN})
+_AGAIN: Final = frozenset({Remedy.RETRY, Remedy.RELIST, Remedy.LOGIN})
 
 Phase = Literal["starting", "connected", "reconnecting", "stale", "fatal"]
 
@@ -157,7 +157,7 @@ class WatchLoop(ABC):
             try:
                 step = self._watch()
             except CallFailed as failure:
-                if failure.verdict is Verdict.FATAL:
+                if failure.remedy is Remedy.OPERATOR:
                     raise
                 step = self._broken(failure)
 
@@ -167,13 +167,13 @@ class WatchLoop(ABC):
             return Next.RESUME
         self._breaks += 1
         self._note(failure)
-        if failure.verdict is Verdict.LOGIN:
+        if failure.remedy is Remedy.LOGIN:
             self._retry(self._etcd.login)
         if self._breaks % REBUILD_EVERY == 0:
             rebuild(self._etcd, self._note)
         ceiling = min(0.1 * 2**self._breaks, self._settings.backoff_max)
         self._stop.wait(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
-        lost = failure.verdict in {Verdict.RELIST, Verdict.LOGIN}
+        lost = failure.remedy in {Remedy.RELIST, Remedy.LOGIN}
         return Next.LIST if lost or self._breaks % _BREAKS_BEFORE_LIST == 0 else Next.RESUME
 
     def _watch(self) -> Next:
@@ -202,10 +202,10 @@ class WatchLoop(ABC):
     def _check(self, message: Any) -> None:  # noqa: ANN401 - a run-time message class
         """Raise what a message says of the end of its stream."""
         if self._history is None or message.header.cluster_id != self._history.cluster:
-            raise CallFailed(Verdict.RELIST, "Another etcd cluster answers a watch.")
+            raise CallFailed(Remedy.RELIST, "Another etcd cluster answers a watch.")
         if message.compact_revision:
             raise CallFailed(
-                Verdict.RELIST, f"etcd compacted its history up to {message.compact_revision}."
+                Remedy.RELIST, f"etcd compacted its history up to {message.compact_revision}."
             )
         if message.canceled:
             raise from_cancel(message.cancel_reason, has_user=self._etcd.has_user)

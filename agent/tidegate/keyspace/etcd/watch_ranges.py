@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tidegate.event_log import EventLog
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.listing import read_ranges
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_loop import WatchLoop, WatchState
@@ -100,4 +100,4 @@ class RangesWatch(WatchLoop):
         self._report("connected", "")  # the read may have been tried again, and have said so
         self._breaks = 0
         if before is None or self._history is None or not self._history.follows(before):
-            raise CallFailed(Verdict.RELIST, "etcd's history has changed under a watch.")
+            raise CallFailed(Remedy.RELIST, "etcd's history has changed under a watch.")

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from tidegate.keyspace.documents.decode import decode, shortened
-from tidegate.keyspace.documents.moments import parse_moment
+from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.keyspace.paths import is_name
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.health import Vote
@@ -80,7 +80,7 @@ def _vote(value: bytes) -> Vote | str | None:
     found = decode(value, VerdictDocument)
     if not isinstance(found, VerdictDocument):
         return found[0].reason
-    since = parse_moment(found.since)
+    since = parse_timestamp(found.since)
     if isinstance(since, str):
         return f"since {since}"
     if found.state not in ("healthy", "unhealthy"):

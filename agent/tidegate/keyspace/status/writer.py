@@ -15,7 +15,7 @@ from typing import Final
 
 from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.client import Etcd
-from tidegate.keyspace.etcd.failures import CallFailed, Verdict
+from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.retry import until_done
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.status.document import StatusDocument, encode
@@ -28,7 +28,7 @@ _MIN_INTERVAL: Final = 0.25
 _BATCH: Final = 100
 """Keys in one transaction; etcd takes 128 operations."""
 
-_GONE_AGAIN: Final = frozenset({Verdict.TRANSIENT, Verdict.LOGIN})
+_GONE_AGAIN: Final = frozenset({Remedy.RETRY, Remedy.LOGIN})
 
 
 class StatusWriter:
@@ -160,10 +160,10 @@ class StatusWriter:
                 self._written = {}
             self._write(latest)
         except CallFailed as failure:
-            if failure.verdict is not Verdict.RELIST:
+            if failure.remedy is not Remedy.RELIST:
                 raise
             self._lease = 0
-            raise CallFailed(Verdict.TRANSIENT, failure.reason) from failure
+            raise CallFailed(Remedy.RETRY, failure.reason) from failure
         if is_new and status is not None:
             self._tell(status)
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tidegate.keyspace.documents.moments import parse_moment
+from tidegate.keyspace.documents.timestamps import parse_timestamp
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from tidegate.keyspace.documents.moments import parse_moment
 )
 def test_fractions_of_a_second_do_not_count(text: str) -> None:
     """A moment is a whole second, rounded down."""
-    assert parse_moment(text) == 1_769_860_800
+    assert parse_timestamp(text) == 1_769_860_800
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,6 @@ def test_fractions_of_a_second_do_not_count(text: str) -> None:
 )
 def test_days_that_no_calendar_has_are_refused(text: str) -> None:
     """What has the shape of a time and is none is named with its reason."""
-    found = parse_moment(text)
+    found = parse_timestamp(text)
     assert isinstance(found, str)
     assert found.startswith(f"is {text}, which is no time: ")

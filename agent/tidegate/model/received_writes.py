@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 MOST_KEYS: Final = 8
-MOST_ORIGINS: Final = 32
+MOST_TRACES: Final = 32
 
 
-class Origin(NamedTuple):
+class TracedWrites(NamedTuple):
     """Writes that carry one trace context.
 
     Attributes:
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
     total: int
 
 
-class Arrivals(NamedTuple):
+class ReceivedWrites(NamedTuple):
     """Writes and deletions in the order of their revisions.
 
     Attributes:
@@ -39,20 +39,20 @@ class Arrivals(NamedTuple):
         keys: the first few, as a `Rejection` has them.
         began: when the first was received, ns since 1970; 0 if there is none.
         received: when the last was.
-        origins: of those that carry a trace context, by the latest write, the last one last.
+        traced: those that carry a trace context, by the latest write, the last one last.
     """
 
     total: int = 0
     keys: tuple[str, ...] = ()
     began: int = 0
     received: int = 0
-    origins: tuple[Origin, ...] = ()
+    traced: tuple[TracedWrites, ...] = ()
 
 
-NO_ARRIVALS: Final = Arrivals()
+NO_WRITES: Final = ReceivedWrites()
 
 
-class Written(NamedTuple):
+class KeyWrite(NamedTuple):
     """A write or deletion; `traceparent` is empty if it carries none."""
 
     key: str
@@ -60,34 +60,34 @@ class Written(NamedTuple):
     traceparent: str = ""
 
 
-def gathered(writes: Iterable[Written], received: int) -> Arrivals:
+def collect(writes: Iterable[KeyWrite], received: int) -> ReceivedWrites:
     """What was received at one moment, in the order of revisions; one pass over it."""
     count = 0
     keys: tuple[str, ...] = ()
-    origins: dict[str, Origin] = {}
+    origins: dict[str, TracedWrites] = {}
     for key, revision, traceparent in writes:
         count += 1
         if len(keys) < MOST_KEYS:
             keys = _some(keys, (key,))
         if traceparent:
-            origin = Origin(traceparent, revision, received, (key,), 1)
+            origin = TracedWrites(traceparent, revision, received, (key,), 1)
             before = origins.pop(traceparent, None)
             origins[traceparent] = origin if before is None else _together(before, origin)
     if not count:
-        return NO_ARRIVALS
-    return Arrivals(count, keys, received, received, tuple(origins.values())[-MOST_ORIGINS:])
+        return NO_WRITES
+    return ReceivedWrites(count, keys, received, received, tuple(origins.values())[-MOST_TRACES:])
 
 
-def joined(first: Arrivals, second: Arrivals) -> Arrivals:
+def merge(first: ReceivedWrites, second: ReceivedWrites) -> ReceivedWrites:
     """Both, within the bounds; the oldest traces go first."""
     if not first.total or not second.total:
         return first if first.total else second
-    origins = {origin.traceparent: origin for origin in first.origins}
-    for origin in second.origins:
+    origins = {origin.traceparent: origin for origin in first.traced}
+    for origin in second.traced:
         before = origins.pop(origin.traceparent, None)
         origins[origin.traceparent] = origin if before is None else _together(before, origin)
-    latest = sorted(origins.values(), key=lambda origin: origin.revision)[-MOST_ORIGINS:]
-    return Arrivals(
+    latest = sorted(origins.values(), key=lambda origin: origin.revision)[-MOST_TRACES:]
+    return ReceivedWrites(
         first.total + second.total,
         _some(first.keys, second.keys),
         min(first.began, second.began),
@@ -96,8 +96,8 @@ def joined(first: Arrivals, second: Arrivals) -> Arrivals:
     )
 
 
-def _together(first: Origin, second: Origin) -> Origin:
-    return Origin(
+def _together(first: TracedWrites, second: TracedWrites) -> TracedWrites:
+    return TracedWrites(
         first.traceparent,
         max(first.revision, second.revision),
         min(first.received, second.received),

@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 
 from support.documents.keyspaces import WEB, check, snapshot
 from tidegate.agent.mailbox import Mailbox
-from tidegate.keyspace.arrivals import between, traceparent_of
+from tidegate.keyspace.changed_keys import between, traceparent_of
 from tidegate.keyspace.documents.decode import Fault, decode
-from tidegate.model.arrivals import (
-    MOST_KEYS,
-    MOST_ORIGINS,
-    NO_ARRIVALS,
-    Arrivals,
-    Written,
-    gathered,
-    joined,
-)
 from tidegate.model.documents import PoolDocument
 from tidegate.model.generation import NOTHING
+from tidegate.model.received_writes import (
+    MOST_KEYS,
+    MOST_TRACES,
+    NO_WRITES,
+    KeyWrite,
+    ReceivedWrites,
+    collect,
+    merge,
+)
 from tidegate.model.steering import TrackDocument
 from tidegate.model.values import Document, Snapshot, Steering, View
 from tidegate.planner import plan
@@ -34,32 +34,32 @@ writes = st.lists(
         st.sampled_from(["", *(f"t{i}" for i in range(40))]),
     ),
     max_size=60,
-).map(lambda found: [Written(key, number, t) for number, (key, t) in enumerate(found, 1)])
+).map(lambda found: [KeyWrite(key, number, t) for number, (key, t) in enumerate(found, 1)])
 
 
 @given(writes, st.integers(0, 60))
-@example([Written(key, number) for number, key in enumerate([*["k0"] * 8, "k1"], 1)], 1)
-def test_it_does_not_matter_how_writes_are_coalesced(found: list[Written], cut: int) -> None:
+@example([KeyWrite(key, number) for number, key in enumerate([*["k0"] * 8, "k1"], 1)], 1)
+def test_it_does_not_matter_how_writes_are_coalesced(found: list[KeyWrite], cut: int) -> None:
     """Together or in two parts: the same number, keys and traces, the latest trace last."""
-    whole = gathered(found, 7)
-    parts = joined(gathered(found[:cut], 7), gathered(found[cut:], 7))
+    whole = collect(found, 7)
+    parts = merge(collect(found[:cut], 7), collect(found[cut:], 7))
     assert whole.total == len(found)
     assert len(whole.keys) <= MOST_KEYS
     assert set(whole.keys) <= {write.key for write in found}
     traces = list(dict.fromkeys(w.traceparent for w in reversed(found) if w.traceparent))
-    expected = list(reversed(traces[:MOST_ORIGINS]))
+    expected = list(reversed(traces[:MOST_TRACES]))
     for each in (whole, parts):
-        assert [origin.traceparent for origin in each.origins] == expected
+        assert [origin.traceparent for origin in each.traced] == expected
     assert parts.total == whole.total
     assert parts.keys == whole.keys
 
 
 def test_of_the_moments_the_first_and_the_last_stay() -> None:
     """A change began when its first write was received, and each trace with its own."""
-    both = joined(gathered([Written("a", 1, TRACE)], 100), gathered([Written("b", 2, TRACE)], 250))
+    both = merge(collect([KeyWrite("a", 1, TRACE)], 100), collect([KeyWrite("b", 2, TRACE)], 250))
     assert (both.began, both.received) == (100, 250)
-    assert [tuple(origin) for origin in both.origins] == [(TRACE, 2, 100, ("a", "b"), 2)]
-    assert joined(NO_ARRIVALS, both) is both is joined(both, NO_ARRIVALS)
+    assert [tuple(origin) for origin in both.traced] == [(TRACE, 2, 100, ("a", "b"), 2)]
+    assert merge(NO_WRITES, both) is both is merge(both, NO_WRITES)
 
 
 @pytest.mark.parametrize(
@@ -118,25 +118,25 @@ def test_two_lists_differ_in_what_was_written_and_deleted() -> None:
     after = {"pools/a": before["pools/a"], "pools/c": Document(traced, 30), "x": Document(b"", 20)}
     found = between(before, after, 40, 5)
     assert (found.total, found.keys) == (3, ("x", "pools/c", "pools/b"))
-    assert found.origins[0].revision == 30
-    assert between(before, before, 40, 5) == NO_ARRIVALS
+    assert found.traced[0].revision == 30
+    assert between(before, before, 40, 5) == NO_WRITES
 
 
-def view(arrivals: Arrivals) -> View:
-    return View(Steering(1, "stable", "live"), Snapshot(1, {}), arrivals)
+def view(writes: ReceivedWrites) -> View:
+    return View(Steering(1, "stable", "live"), Snapshot(1, {}), writes)
 
 
 def test_a_view_that_nobody_read_leaves_its_arrivals_to_the_next() -> None:
     """The loop sees one state, and every change that led to it."""
     box = Mailbox()
-    box.deliver(view(gathered([Written("a", 1, TRACE)], 10)))
-    box.deliver(view(gathered([Written("b", 2)], 20)))
+    box.deliver(view(collect([KeyWrite("a", 1, TRACE)], 10)))
+    box.deliver(view(collect([KeyWrite("b", 2)], 20)))
     seen = box.collect().view
     assert seen is not None
-    assert (seen.arrivals.total, seen.arrivals.keys) == (2, ("a", "b"))
-    assert len(seen.arrivals.origins) == 1
-    box.deliver(view(NO_ARRIVALS))
+    assert (seen.writes.total, seen.writes.keys) == (2, ("a", "b"))
+    assert len(seen.writes.traced) == 1
+    box.deliver(view(NO_WRITES))
     again = box.collect().view
     assert again is not None
-    assert again.arrivals == NO_ARRIVALS
+    assert again.writes == NO_WRITES
     box.close()

@@ -12,7 +12,7 @@ from fractions import Fraction
 from tidegate.maglev.construction import digests
 
 
-def reference(backends: Sequence[tuple[str, int]], size: int) -> list[int]:
+def naive_build(backends: Sequence[tuple[str, int]], size: int) -> list[int]:
     """Each slot's owner as its place in `backends` sorted by name."""
     ordered = sorted(backends)
     weights = [weight for _, weight in ordered]

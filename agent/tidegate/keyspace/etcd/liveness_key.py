@@ -3,7 +3,7 @@
 
 For commands that run for long, so that a person can tell a slow one from a dead one. Nothing
 depends on it: what may be written is decided by transactions. The key is under a lease, which is
-renewed whenever `keep` is called; to fail at that is no reason to stop work.
+renewed whenever `renew` is called; to fail at that is no reason to stop work.
 """
 
 import time
@@ -15,11 +15,11 @@ from tidegate.keyspace.etcd.failures import CallFailed
 
 TTL: Final = 30
 """Seconds for which a dead process counts as alive."""
-_RENEW: Final = TTL / 5
+_RENEWAL: Final = TTL / 5
 
 
-class Presence:
-    """A key with a value, from the first `keep` to `leave`."""
+class LivenessKey:
+    """A key with a value, from the first `renew` to `delete`."""
 
     def __init__(self, etcd: Etcd, key: str, value: str) -> None:
         """Prepare it; nothing is sent yet. The key is whole."""
@@ -29,11 +29,11 @@ class Presence:
         self._lease = 0
         self._renew_at = 0.0
 
-    def keep(self) -> str:
+    def renew(self) -> str:
         """Renew the lease if that is due; returns why that failed, empty if it did not."""
         if time.monotonic() < self._renew_at:
             return ""
-        self._renew_at = time.monotonic() + _RENEW
+        self._renew_at = time.monotonic() + _RENEWAL
         try:
             if self._lease:
                 with suppress(CallFailed):
@@ -45,7 +45,7 @@ class Presence:
             return failure.reason
         return ""
 
-    def leave(self) -> None:
+    def delete(self) -> None:
         """Delete the key, unless it is another's by now; it goes with its lease anyway."""
         if self._lease:
             with suppress(CallFailed):

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from tidegate.model import traceparent
-from tidegate.model.arrivals import Arrivals, Written, gathered
+from tidegate.model.received_writes import KeyWrite, ReceivedWrites, collect
 from tidegate.model.values import Document
 
 
@@ -35,12 +35,12 @@ def traceparent_of(value: bytes) -> str:
 
 def between(
     before: Mapping[str, Document], after: Mapping[str, Document], revision: int, received: int
-) -> Arrivals:
+) -> ReceivedWrites:
     """What two lists differ in; a deletion counts as of the revision of the second."""
     found = [
-        Written(key, document.mod_revision, traceparent_of(document.value))
+        KeyWrite(key, document.mod_revision, traceparent_of(document.value))
         for key, document in after.items()
         if (old := before.get(key)) is None or old.mod_revision != document.mod_revision
     ]
-    found += [Written(key, revision) for key in before.keys() - after.keys()]
-    return gathered(sorted(found, key=lambda each: (each.revision, each.key)), received)
+    found += [KeyWrite(key, revision) for key in before.keys() - after.keys()]
+    return collect(sorted(found, key=lambda each: (each.revision, each.key)), received)

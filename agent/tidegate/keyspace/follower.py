@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.event_log import EventLog
-from tidegate.keyspace import arrivals, paths
+from tidegate.keyspace import changed_keys, paths
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch
 from tidegate.keyspace.etcd.watch_loop import Phase, WatchState
 from tidegate.keyspace.etcd.watch_ranges import RangesWatch
-from tidegate.keyspace.steering import Accepted, Me, steer
-from tidegate.model.arrivals import NO_ARRIVALS, Arrivals, joined
+from tidegate.keyspace.steering import Accepted, LocalHost, steer
+from tidegate.model.received_writes import NO_WRITES, ReceivedWrites, merge
 from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 
 log = EventLog(__name__)
@@ -68,7 +68,7 @@ class Follower:
         self,
         settings: EtcdSettings,
         fleet: str,
-        me: Me,
+        me: LocalHost,
         in_force: Accepted,
         deliver: Callable[[View], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
@@ -98,7 +98,7 @@ class Follower:
         self._coming: _Followed | None = None
         self._left: list[Watch] = []
         self._steering_keys: Mapping[str, Document] | None = None
-        self._steered = NO_ARRIVALS
+        self._steered = NO_WRITES
         self._stopped = False
         self._watch = RangesWatch(
             settings,
@@ -157,16 +157,16 @@ class Follower:
                     revision=steering.revision,
                 )
             self._choose(steering)
-            self._note_arrivals(snapshot, steering.track)
+            self._note_writes(snapshot, steering.track)
             self._hand_over()
 
-    def _note_arrivals(self, snapshot: Snapshot, track: str) -> None:
+    def _note_writes(self, snapshot: Snapshot, track: str) -> None:
         """Remember what has arrived in the steering keys; tracks of others concern other hosts."""
         before, self._steering_keys = self._steering_keys, snapshot.documents
         if before is not None:
             old, new = _heeded(before, track), _heeded(snapshot.documents, track)
-            found = arrivals.between(old, new, snapshot.revision, time.time_ns())
-            self._steered = joined(self._steered, found)
+            found = changed_keys.between(old, new, snapshot.revision, time.time_ns())
+            self._steered = merge(self._steered, found)
 
     def _choose(self, steering: Steering) -> None:
         """Make the release that is wanted the one in use, or the one to come."""
@@ -202,7 +202,7 @@ class Follower:
             if followed is self._coming:
                 self._promote()
             if followed is self._live:
-                self._hand_over(snapshot.arrivals)
+                self._hand_over(snapshot.writes)
 
     def _promote(self) -> None:
         """Put the release to come in the place of the one in use, if it has been read."""
@@ -218,7 +218,7 @@ class Follower:
         if followed is not None and followed.watch is not None and not followed.watch.stop(0):
             self._left.append(followed.watch)
 
-    def _hand_over(self, read: Arrivals = NO_ARRIVALS) -> None:
+    def _hand_over(self, read: ReceivedWrites = NO_WRITES) -> None:
         """Hand over a view, with what has arrived in the release.
 
         What has arrived in the steering keys may be the flip that waits for its release to be
@@ -231,7 +231,7 @@ class Follower:
         if live.pointer and not live.snapshot.documents:
             named = replace(named, rejections=(*named.rejections, _empty(live, named.revision)))
         if self._coming is None:
-            read, self._steered = joined(self._steered, read), NO_ARRIVALS
+            read, self._steered = merge(self._steered, read), NO_WRITES
         self._deliver(View(named, live.snapshot, read))
 
 

@@ -10,7 +10,7 @@ from typing import Final
 _WITHOUT_FRACTION: Final = len("2026-01-31T12:00:00")
 
 
-def parse_moment(text: str) -> int | str:
+def parse_timestamp(text: str) -> int | str:
     """Return the second since 1970 of a time that has the shape of `Time`, or what is wrong.
 
     The shape lets days pass that no calendar has. What is wrong begins with a verb, to follow the

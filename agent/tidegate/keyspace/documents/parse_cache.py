@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One key by itself: its shape, its document, and the rules within the document.
+"""Parse one key by itself: its shape, its document, and the rules within the document.
 
-A reading follows from the key and its bytes alone, so one that was made before may be used again.
-That is what a `Memo` is for: an agent reads all keys of its release at each change, and nearly all
-are as they were. Rules between documents are in `validate`.
+A result follows from the key and its bytes alone, so it can be cached. `ParseCache` does that: an
+agent reads all keys of its release at each change, and nearly all are unchanged. Rules between
+documents are in `validate`.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from tidegate.model.documents import (
 )
 from tidegate.model.values import Backend, BackendKey, Document, Pool, Vip
 
-Kind: TypeAlias = Literal["settings", "vip", "pool", "backend", "strange"]
+Kind: TypeAlias = Literal["settings", "vip", "pool", "backend", "unknown"]
 
 _SHAPES: Final = "a key is settings, vips/<vip>, pools/<pool> or pools/<pool>/backends/<backend>"
-_NOBODY: Final = BackendKey("", "")
+_NO_OWNER: Final = BackendKey("", "")
 
 
-class Reading(NamedTuple):
+class ParsedKey(NamedTuple):
     """What a key stands for, or everything that is wrong with it by itself.
 
     Attributes:
-        document: what was read.
+        document: what was parsed.
         name: the VIP's, the pool's or the backend's.
         owner: only of a backend.
     """
@@ -42,86 +42,86 @@ class Reading(NamedTuple):
     found: Vip | Pool | Backend | SettingsDocument | list[Fault]
 
 
-class Memo:
-    """The readings of the last pass, one for each key that it had, and what the good ones say.
+class ParseCache:
+    """The parsed keys of the last pass, and the values of the valid ones.
 
     Attributes:
         vips: by name, in any order; so are the others.
-        refused: readings of keys that are refused for themselves, by key.
-        hash_seed: what `settings` says; None if it says nothing or is refused.
+        refused: keys that are refused for themselves, by key.
+        hash_seed: that of `settings`; None if it has none or is refused.
     """
 
     def __init__(self) -> None:
-        self._readings: dict[str, Reading] = {}
+        self._parsed: dict[str, ParsedKey] = {}
         self.vips: dict[str, Vip] = {}
         self.pools: dict[str, Pool] = {}
         self.backends: dict[BackendKey, Backend] = {}
-        self.refused: dict[str, Reading] = {}
+        self.refused: dict[str, ParsedKey] = {}
         self.hash_seed: str | None = None
 
-    def read(self, documents: Mapping[str, Document]) -> None:
-        """Makes this the readings of these documents, and of no others."""
-        readings = self._readings
+    def update(self, documents: Mapping[str, Document]) -> None:
+        """Parse what is new or changed among these documents, and forget all others."""
+        parsed = self._parsed
         for key, document in documents.items():
-            known = readings.get(key)
+            known = parsed.get(key)
             if known is None:
-                self._take(key, read(key, document))
+                self._add(key, parse_key(key, document))
             elif known.document is not document:
                 if known.document.value != document.value:
                     self._forget(key, known)
-                    known = read(key, document)
-                self._take(key, known._replace(document=document))
-        if len(readings) > len(documents):
-            for key in readings.keys() - documents.keys():
-                self._forget(key, readings[key])
-                del readings[key]
+                    known = parse_key(key, document)
+                self._add(key, known._replace(document=document))
+        if len(parsed) > len(documents):
+            for key in parsed.keys() - documents.keys():
+                self._forget(key, parsed[key])
+                del parsed[key]
 
-    def _take(self, key: str, reading: Reading) -> None:
-        self._readings[key] = reading
-        match reading.found:
+    def _add(self, key: str, parsed: ParsedKey) -> None:
+        self._parsed[key] = parsed
+        match parsed.found:
             case Backend() as backend:
-                self.backends[reading.owner] = backend
+                self.backends[parsed.owner] = backend
             case Vip() as vip:
-                self.vips[reading.name] = vip
+                self.vips[parsed.name] = vip
             case Pool() as pool:
-                self.pools[reading.name] = pool
+                self.pools[parsed.name] = pool
             case SettingsDocument(hash_seed=hash_seed):
                 self.hash_seed = hash_seed
             case _:
-                self.refused[key] = reading
+                self.refused[key] = parsed
 
-    def _forget(self, key: str, reading: Reading) -> None:
-        match reading.found:
+    def _forget(self, key: str, parsed: ParsedKey) -> None:
+        match parsed.found:
             case Backend():
-                del self.backends[reading.owner]
+                del self.backends[parsed.owner]
             case Vip():
-                del self.vips[reading.name]
+                del self.vips[parsed.name]
             case Pool():
-                del self.pools[reading.name]
+                del self.pools[parsed.name]
             case SettingsDocument():
                 self.hash_seed = None
             case _:
                 del self.refused[key]
 
 
-def read(key: str, document: Document) -> Reading:
-    """Read a key, relative to its release."""
+def parse_key(key: str, document: Document) -> ParsedKey:
+    """Parse a key, relative to its release."""
     value = document.value
     match key.split("/"):
         case [only] if only == SETTINGS_KEY:
-            return Reading(document, "settings", "", _NOBODY, decode(value, SettingsDocument))
+            return ParsedKey(document, "settings", "", _NO_OWNER, decode(value, SettingsDocument))
         case ["vips", name] if is_name(name):
-            return Reading(document, "vip", name, _NOBODY, _vip(name, value))
+            return ParsedKey(document, "vip", name, _NO_OWNER, _vip(name, value))
         case ["pools", name] if is_name(name):
-            return Reading(document, "pool", name, _NOBODY, _pool(name, value))
+            return ParsedKey(document, "pool", name, _NO_OWNER, _pool(name, value))
         case ["pools", pool, "backends", name] if is_name(pool) and is_name(name):
             owner = BackendKey(pool, name)
-            return Reading(document, "backend", name, owner, _backend(owner, value))
+            return ParsedKey(document, "backend", name, owner, _backend(owner, value))
         case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
             reason = f"The key holds what is not a name: {NAME_RULE}."
         case _:
             reason = f"The key is not one of Tidegate's: {_SHAPES}."
-    return Reading(document, "strange", "", _NOBODY, [Fault("", reason, "schema")])
+    return ParsedKey(document, "unknown", "", _NO_OWNER, [Fault("", reason, "schema")])
 
 
 def _vip(name: str, value: bytes) -> Vip | list[Fault]:
