@@ -17,7 +17,6 @@ from tidegate.errors import AgentError
 DEFAULT_SOCKET: Final = Path("/run/tidegate/agent.sock")
 _TIMEOUT: Final = 45.0
 """s; the agent answers within 30."""
-EXIT_CODES: Final = "exit codes: 0 done; 1 the agent refused it; 2 the agent cannot be asked"
 
 
 def add_socket(command: argparse.ArgumentParser) -> None:
@@ -29,11 +28,6 @@ def add_socket(command: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--socket", type=Path, metavar="PATH", help=f"the agent's socket ({DEFAULT_SOCKET})"
     )
-
-
-def add_reason(command: argparse.ArgumentParser) -> None:
-    """Adds the option that says why."""
-    command.add_argument("--reason", default="", metavar="TEXT", help="why; the status shows it")
 
 
 def order(options: argparse.Namespace, path: str, **fields: object) -> dict[str, Any]:

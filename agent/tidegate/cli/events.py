@@ -52,7 +52,8 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     where = command.add_mutually_exclusive_group()
     where.add_argument(
-        *("-c", "--config"),
+        "-c",
+        "--config",
         type=Path,
         default=_CONFIG,
         metavar="FILE",

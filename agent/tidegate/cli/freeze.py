@@ -1,47 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate freeze`: this host keeps what is in force, until `tidegate thaw`."""
 
-import argparse
-import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
-from tidegate.cli.agent_socket import EXIT_CODES, add_reason, add_socket, order
+from tidegate.cli.agent_orders import add_order
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from argparse import ArgumentParser, _SubParsersAction
 
 _ABOUT: Final = """\
-Keeps this host's generation in force, whatever is written to etcd, until `tidegate thaw`. It lasts
-over restarts of the agent, and works with etcd away. What time alone changes goes on: windows
-close, drains end, weights ramp. To freeze from etcd, a whole fleet too, see docs/keyspace.md.
+Keep this host's generation in force, whatever is written to etcd, until `tidegate thaw`. A freeze
+outlasts restarts of the agent, and works while etcd is down. What time alone changes goes on:
+windows close, drains end, weights ramp. To freeze from etcd, a whole fleet too, see
+docs/keyspace.md.
 """
-_EPILOG: Final = f"""\
-{EXIT_CODES}
-
-examples:
+_EXAMPLES: Final = """\
   tidegate freeze --reason "replacing its switch"
   tidegate thaw
 """
 
 
-def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `freeze` to the command line."""
-    command = subparsers.add_parser(
+def register(subparsers: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `freeze` to the command line."""
+    add_order(
+        subparsers,
         "freeze",
-        help="keep what is in force on this host",
-        description=_ABOUT,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _lines,
+        summary="keep what is in force on this host",
+        about=_ABOUT,
+        examples=_EXAMPLES,
     )
-    add_socket(command)
-    add_reason(command)
-    command.set_defaults(run=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
-    answer = order(options, "/freeze")
-    if "error" in answer:
-        print(f"tidegate: {answer['error']}", file=sys.stderr)
-        return 1
-    print(f"generation {answer['generation']} stays: {answer['frozen']}")
-    return 0
+def _lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"generation {answer['generation']} stays: {answer['frozen']}"

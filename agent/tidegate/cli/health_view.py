@@ -167,8 +167,15 @@ def _findings(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tup
         if len(parts) != _PARTS or not isinstance(verdict, VerdictDocument):
             continue  # `votes` has named it
         host, key = parts[0], BackendKey(parts[1], parts[2])
-        how = (verdict.state, verdict.code, verdict.reason, verdict.since)
-        found[key] = (*found.get(key, ()), Finding(host, *how, counts=host not in blind))
+        finding = Finding(
+            host=host,
+            state=verdict.state,
+            code=verdict.code,
+            reason=verdict.reason,
+            since=verdict.since,
+            counts=host not in blind,
+        )
+        found[key] = (*found.get(key, ()), finding)
     return found
 
 

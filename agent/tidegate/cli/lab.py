@@ -43,7 +43,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     status = _command(commands, "status", _status, "what it has", "tidegate lab status --json")
     status.add_argument("--json", action="store_true", help="for machines")
     run = _command(
-        *(commands, "exec", _exec, "run a command on one of its nodes"),
+        commands,
+        "exec",
+        _exec,
+        "run a command on one of its nodes",
         "tidegate lab exec client1 -- curl -s http://10.99.0.1/",
     )
     run.add_argument("node", metavar="NODE", help="router, ctl, client1, client2, lb1…, b1…")

@@ -51,7 +51,8 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     add_files(command)
     where = command.add_mutually_exclusive_group()
     where.add_argument(
-        *("-c", "--config"),
+        "-c",
+        "--config",
         type=Path,
         metavar="FILE",
         help="the agent's file: its pin_dir and its guards",

@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate rollback`: this host goes back to an earlier generation, and stays there."""
 
-import argparse
-import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
-from tidegate.cli.agent_socket import EXIT_CODES, add_reason, add_socket, order
+from tidegate.cli.agent_orders import add_order
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from argparse import ArgumentParser, _SubParsersAction
 
 _ABOUT: Final = """\
-Puts the documents of an earlier generation back in force on this host, and freezes it, so that the
-next change in etcd does not undo it: it stays until `tidegate thaw`. Works with etcd away. No flow
-of a serving backend moves. An explicit order: guards do not hold it up. A second rollback goes back
-to where the first one came from.
+Put the documents of an earlier generation back in force on this host, and freeze it, so that the
+next change in etcd does not undo that: it stays until `tidegate thaw`. Works while etcd is down. No
+flow of a serving backend moves. Guards do not apply, since the order is explicit. A second rollback
+returns to where the first one came from.
 """
-_EPILOG: Final = f"""\
-{EXIT_CODES}
-
-examples:
+_EXAMPLES: Final = """\
   tidegate rollback --reason "incident 4711"
   tidegate rollback --to 17
   tidegate rollback -c /etc/tidegate/agent.toml
@@ -27,31 +23,24 @@ examples:
 """
 
 
-def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `rollback` to the command line."""
-    command = subparsers.add_parser(
+def register(subparsers: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `rollback` to the command line."""
+    command = add_order(
+        subparsers,
         "rollback",
-        help="put an earlier generation of this host back, and freeze",
-        description=_ABOUT,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _lines,
+        summary="put an earlier generation of this host back, and freeze",
+        about=_ABOUT,
+        examples=_EXAMPLES,
     )
-    add_socket(command)
     command.add_argument(
         "--to", type=int, metavar="N", help="generation to go back to (default: the one before)"
     )
-    add_reason(command)
-    command.set_defaults(run=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
-    answer = order(options, "/rollback", to=options.to)
-    if "error" in answer:
-        print(f"tidegate: {answer['error']}", file=sys.stderr)
-        return 1
-    print(
+def _lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield (
         f"generation {answer['generation']} is in force, with the documents of generation "
         f"{answer['rolled_back_to']} (digest {answer['digest']})"
     )
-    print("frozen until `tidegate thaw`")
-    return 0
+    yield "frozen until `tidegate thaw`"

@@ -48,8 +48,15 @@ examples:
   tidegate simulate --keys keys.json --in capture.pcap --engine spec    # needs no privileges
 """
 _COLUMNS: Final = (
-    *(("n", 7), ("verdict", 7), ("reason", 12), ("vip", 20), ("backend", 20)),
-    *(("slot", 5), ("generation", 10), ("decision", 9), ("out_len", 7)),
+    ("n", 7),
+    ("verdict", 7),
+    ("reason", 12),
+    ("vip", 20),
+    ("backend", 20),
+    ("slot", 5),
+    ("generation", 10),
+    ("decision", 9),
+    ("out_len", 7),
 )
 _MAC_BYTES: Final = 6
 _LONGEST_PREFIX6: Final = 64  # the last 64 bits at most come from the hash
@@ -69,7 +76,8 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     add = command.add_argument
     add("--keys", type=Path, required=True, metavar="KEYS.json", help="the documents in force")
     add(
-        *("--in", "-i"),
+        "--in",
+        "-i",
         dest="capture",
         type=Path,
         required=True,

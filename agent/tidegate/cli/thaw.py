@@ -1,41 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate thaw`: this host follows its keyspace again."""
 
-import argparse
-import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
-from tidegate.cli.agent_socket import EXIT_CODES, add_reason, add_socket, order
+from tidegate.cli.agent_orders import add_order
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from argparse import ArgumentParser, _SubParsersAction
 
 _ABOUT: Final = """\
-Lifts the freeze that `tidegate freeze` or `tidegate rollback` has put on this host: what is in etcd
-comes into force at once. A freeze that stands in etcd holds on, and is named.
+Lift the freeze that `tidegate freeze` or `tidegate rollback` has put on this host: what is in etcd
+comes into force at once. A freeze that stands in etcd stays, and is named.
 """
 
 
-def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `thaw` to the command line."""
-    command = subparsers.add_parser(
+def register(subparsers: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add `thaw` to the command line."""
+    add_order(
+        subparsers,
         "thaw",
-        help="let this host follow its keyspace again",
-        description=_ABOUT,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _lines,
+        summary="let this host follow its keyspace again",
+        about=_ABOUT,
     )
-    add_socket(command)
-    add_reason(command)
-    command.set_defaults(run=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
-    answer = order(options, "/thaw")
-    if "error" in answer:
-        print(f"tidegate: {answer['error']}", file=sys.stderr)
-        return 1
-    print("thawed" if answer["was_frozen"] else "it was not frozen from here")
+def _lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield "thawed" if answer["was_frozen"] else "was not frozen by an order on this host"
     if answer["frozen"]:
-        print(f"another freeze still holds: {answer['frozen']}")
-    return 0
+        yield f"another freeze is still in force: {answer['frozen']}"

@@ -22,7 +22,8 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from tidegate.keyspace.documents.decode import Fault, decode, shortened
+from tidegate.keyspace.documents.decode import decode
+from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.keyspace.paths import (
     DEFAULT_TRACK,
@@ -35,7 +36,7 @@ from tidegate.keyspace.paths import (
     track_key,
 )
 from tidegate.model.steering import FleetDocument, HostDocument, OverrideDocument, TrackDocument
-from tidegate.model.values import Override, Rejection, Snapshot, Stage, Steering
+from tidegate.model.values import Override, Snapshot, Steering
 
 S = TypeVar("S", bound=Struct)
 
@@ -75,16 +76,7 @@ class _Work:
     """What one pass has found so far."""
 
     snapshot: Snapshot
-    rejections: list[Rejection] = field(default_factory=list)
-
-    def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
-        document = self.snapshot.documents.get(key)
-        revision = self.snapshot.revision if document is None else document.mod_revision
-        self.rejections.append(Rejection(shortened(key), place, reason, stage, revision))
-
-    def reject_all(self, key: str, faults: list[Fault]) -> None:
-        for place, reason, stage in faults:
-            self.reject(key, place, reason, stage)
+    rejections: Rejections
 
     def read(self, key: str, kind: type[S], last: S | None) -> S | None:
         """The document of a key; the last good one if it is broken, and None if there is none."""
@@ -93,7 +85,7 @@ class _Work:
             return None
         found = decode(document.value, kind)
         if isinstance(found, list):
-            self.reject_all(key, found)
+            self.rejections.add_all(key, found)
             return last
         return found
 
@@ -107,7 +99,7 @@ class _Work:
                     names.append(name)
                 else:
                     reason = f"The key holds what is not a name: {NAME_RULE}."
-                    self.reject(key, "", reason, "schema")
+                    self.rejections.add(key, "", reason, "schema")
         return names
 
 
@@ -119,7 +111,7 @@ def steer(snapshot: Snapshot, me: LocalHost, last: Accepted) -> tuple[Steering, 
         me: the host.
         last: what was accepted the last time; at the start, the release in force if one is known.
     """
-    work = _Work(snapshot)
+    work = _Work(snapshot, Rejections(snapshot))
     host = work.read(host_key(me.host), HostDocument, last.host)
     if host is None and host_key(me.host) in snapshot.documents and last.pointer:
         host = HostDocument(track=last.pointer)  # broken since the start
@@ -140,7 +132,7 @@ def steer(snapshot: Snapshot, me: LocalHost, last: Accepted) -> tuple[Steering, 
         pointer=pointer,
         freeze=_freeze(me.host, host, fleet),
         overrides=tuple(overrides[name] for name in sorted(overrides)),
-        rejections=tuple(sorted(work.rejections, key=lambda r: (r.key, r.field, r.reason))),
+        rejections=work.rejections.ordered(),
     )
     return steering, accepted
 
@@ -164,7 +156,7 @@ def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
         document = work.read(key, OverrideDocument, None)
         expires_at = parse_timestamp(document.expires_at) if document else None
         if isinstance(expires_at, str):
-            work.reject(key, "expires_at", f"expires_at {expires_at}", "schema")
+            work.rejections.add(key, "expires_at", f"expires_at {expires_at}", "schema")
         if document is not None and isinstance(expires_at, int):
             found[name] = Override(name, document.guard, document.pool, expires_at)
         elif name in last.overrides:
@@ -184,7 +176,7 @@ def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tupl
                 f"The key has vanished, and the host is on this track; it stays on the release "
                 f"{last.release}. To let it go back, write the key with the release {me.release}."
             )
-            work.reject(key, "", reason, "reference")
+            work.rejections.add(key, "", reason, "reference")
             return stay
         return me.release, ""
     if track == DEFAULT_TRACK or not _uses_tracks(work.snapshot, me):
@@ -193,7 +185,7 @@ def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tupl
         f"The host is on the track {track}, which has no key; it stays on the release {stay[0]}. "
         "Write the key, or put the host on another track."
     )
-    work.reject(key, "", reason, "reference")
+    work.rejections.add(key, "", reason, "reference")
     return stay
 
 

@@ -15,11 +15,8 @@ import numpy as np
 from tidegate import maglev
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import (
-    MAX_BACKENDS,
     MAX_NETWORK_VIPS,
-    MAX_POOLS,
     MAX_ROUTES,
-    MAX_VIPS,
     TABLE_SIZE,
 )
 from tidegate.model.generation import (
@@ -35,7 +32,7 @@ from tidegate.model.generation import (
 from tidegate.model.values import FIT, BackendKey, Desired, Fitness, Pool, Vip
 from tidegate.planner.digest import backend_hashes, generation_digest, table_digest
 from tidegate.planner.effective import Effect, effect, next_change
-from tidegate.planner.ids import Allocator
+from tidegate.planner.ids import Allocator, allocators
 from tidegate.planner.transition import first_table, next_table
 
 _Placed = TypeVar("_Placed", PlacedVip, PlacedPool, PlacedBackend)
@@ -75,19 +72,18 @@ def plan(
     """
     _check_capacity(desired.vips.values())
     number = previous.number + 1
-    backends = _place_backends(desired, previous, now, fitness)
+    ids = allocators(previous, now)
+    backends = _place_backends(desired, previous, now, fitness, ids.backends)
     touched = _touched(previous.backends, backends)
-    pools = _place_pools(desired.pools, backends, previous, number, now, touched)
-    vips = _place_vips(desired.vips, backends, previous, now)
+    pools = _place_pools(desired.pools, backends, previous, number, now, touched, ids.pools)
+    vips = _place_vips(desired.vips, backends, previous, ids.vips)
     freed = FreedIds(
         _freed(previous.freed.vips, previous.vips, vips, now),
         _freed(previous.freed.pools, previous.pools, pools, now),
         _freed(previous.freed.backends, previous.backends, backends, now),
     )
-    same = (vips, pools, backends, desired.hash_seed) == (
-        *(previous.vips, previous.pools, previous.backends),
-        previous.hash_seed,
-    )
+    last = (previous.vips, previous.pools, previous.backends, previous.hash_seed)
+    same = (vips, pools, backends, desired.hash_seed) == last
     known = {name: part for name, part in previous.parts.items() if name not in touched}
     parts = backend_hashes(pools.keys(), backends.values(), known)
     return Generation(
@@ -143,15 +139,9 @@ def _place_backends(
     previous: Generation,
     now: int,
     fitness: Mapping[BackendKey, Fitness] | None,
+    allocator: Allocator,
 ) -> dict[BackendKey, PlacedBackend]:
     before = previous.backends
-    allocator = Allocator(
-        "backend",
-        (placed.identity.id for placed in before.values()),
-        previous.freed.backends,
-        MAX_BACKENDS,
-        now,
-    )
     placed: dict[BackendKey, PlacedBackend] = {}
     for key in sorted(desired.backends):
         backend, old = desired.backends[key], before.get(key)
@@ -201,15 +191,9 @@ def _place_pools(
     number: int,
     now: int,
     touched: Collection[str],
+    allocator: Allocator,
 ) -> dict[str, PlacedPool]:
     before = previous.pools
-    allocator = Allocator(
-        "pool",
-        (placed.identity.id for placed in before.values()),
-        previous.freed.pools,
-        MAX_POOLS,
-        now,
-    )
     looked_at = {*touched, *(wanted.keys() - before.keys())}
     looked_at |= {name for name, old in before.items() if not old.digest}
     serving, was_serving = _serving(backends, looked_at), _serving(previous.backends, looked_at)
@@ -271,16 +255,9 @@ def _place_vips(
     wanted: Mapping[str, Vip],
     backends: Mapping[BackendKey, PlacedBackend],
     previous: Generation,
-    now: int,
+    allocator: Allocator,
 ) -> dict[str, PlacedVip]:
     before = previous.vips
-    allocator = Allocator(
-        "VIP",
-        (placed.identity.id for placed in before.values()),
-        previous.freed.vips,
-        MAX_VIPS,
-        now,
-    )
     serving = {key.pool for key, backend in backends.items() if backend.weight > 0}
     placed: dict[str, PlacedVip] = {}
     for name in sorted(wanted):

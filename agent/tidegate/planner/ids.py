@@ -2,11 +2,21 @@
 """Ids that stay: a name keeps its id while it exists, and a freed id rests before its next use."""
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from tidegate.errors import GenerationRefused
-from tidegate.model.constants import ID_COOLDOWN_SECONDS
-from tidegate.model.generation import Freed, Identity
+from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_BACKENDS, MAX_POOLS, MAX_VIPS
+from tidegate.model.generation import (
+    Freed,
+    Generation,
+    Identity,
+    PlacedBackend,
+    PlacedPool,
+    PlacedVip,
+)
+from tidegate.model.values import BackendKey
+
+_Name = TypeVar("_Name", str, BackendKey)
 
 FIRST: Final = 1
 """Id 0 is never given out: in a table it means that nobody owns the slot."""
@@ -48,3 +58,30 @@ class Allocator:
             f"no free {self._kind} id: {self._limit - 1} are taken or were freed less than "
             f"{ID_COOLDOWN_SECONDS} s ago"
         )
+
+
+class Allocators(NamedTuple):
+    """What gives out the ids of a next generation, by kind."""
+
+    vips: Allocator
+    pools: Allocator
+    backends: Allocator
+
+
+def allocators(previous: Generation, now: int) -> Allocators:
+    """Return allocators that give out what neither `previous` has nor its cooldown keeps.
+
+    Args:
+        previous: the generation in force.
+        now: wall clock, s.
+    """
+    freed = previous.freed
+    return Allocators(
+        vips=Allocator("VIP", _taken(previous.vips), freed.vips, MAX_VIPS, now),
+        pools=Allocator("pool", _taken(previous.pools), freed.pools, MAX_POOLS, now),
+        backends=Allocator("backend", _taken(previous.backends), freed.backends, MAX_BACKENDS, now),
+    )
+
+
+def _taken(placed: Mapping[_Name, PlacedVip | PlacedPool | PlacedBackend]) -> set[int]:
+    return {each.identity.id for each in placed.values()}

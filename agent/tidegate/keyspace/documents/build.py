@@ -57,23 +57,25 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
     pools = document.source_routes
     quic, syn = document.quic, document.syn_limit
     return Vip(
-        name,
-        network,
-        document.port,
-        document.protocol,
-        document.pool,
-        document.tracking,
-        document.hash,
-        document.udp_idle_timeout,
-        document.insert_limit,
-        SynLimit(syn.rate, syn.prefix4, syn.prefix6) if syn else None,
-        document.mss_clamp,
-        document.echo,
-        Quic(quic.server_id_length, quic.offset) if quic else None,
-        tuple(SourceRoute(client, pools[routes[client]]) for client in sorted(routes)),
-        tuple(sorted(deny)),
-        document.flow_sampling,
-        document.sorry_pool,
+        name=name,
+        network=network,
+        port=document.port,
+        protocol=document.protocol,
+        pool=document.pool,
+        tracking=document.tracking,
+        hash=document.hash,
+        udp_idle_timeout=document.udp_idle_timeout,
+        insert_limit=document.insert_limit,
+        syn_limit=SynLimit(syn.rate, syn.prefix4, syn.prefix6) if syn else None,
+        mss_clamp=document.mss_clamp,
+        echo=document.echo,
+        quic=Quic(quic.server_id_length, quic.offset) if quic else None,
+        source_routes=tuple(
+            SourceRoute(client, pools[routes[client]]) for client in sorted(routes)
+        ),
+        deny=tuple(sorted(deny)),
+        flow_sampling=document.flow_sampling,
+        sorry_pool=document.sorry_pool,
     )
 
 
@@ -81,16 +83,16 @@ def build_pool(name: str, document: PoolDocument) -> Pool | list[Fault]:
     """A pool of its document."""
     faults = health_faults(document.health) if document.health else []
     return faults or Pool(
-        name,
-        document.deregistration_delay,
-        document.transition_window,
-        document.encapsulation,
-        document.gue_port,
-        document.mtu,
-        document.slow_start,
-        document.slow_start_steps,
-        document.max_removed_percent,
-        document.health,
+        name=name,
+        deregistration_delay=document.deregistration_delay,
+        transition_window=document.transition_window,
+        encapsulation=document.encapsulation,
+        gue_port=document.gue_port,
+        mtu=document.mtu,
+        slow_start=document.slow_start,
+        slow_start_steps=document.slow_start_steps,
+        max_removed_percent=document.max_removed_percent,
+        health=document.health,
     )
 
 
@@ -105,14 +107,14 @@ def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | lis
         return [_fault(f, f"{f} {what}") for f, what in found.items() if isinstance(what, str)]
     server_id = document.quic_server_id
     return Backend(
-        owner.pool,
-        owner.name,
-        address,
-        document.weight,
-        document.state,
-        bytes.fromhex(server_id) if server_id else b"",
-        start,
-        deadline,
+        pool=owner.pool,
+        name=owner.name,
+        address=address,
+        weight=document.weight,
+        state=document.state,
+        quic_server_id=bytes.fromhex(server_id) if server_id else b"",
+        starts_at=start,
+        drain_deadline=deadline,
     )
 
 

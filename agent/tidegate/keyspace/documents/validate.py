@@ -17,8 +17,9 @@ The rules of one key are in `parse_cache`; those between documents are here:
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from tidegate.keyspace.documents.decode import Fault, shortened, shown
+from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.parse_cache import ParseCache, ParsedKey
+from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.model.documents import Protocol
 from tidegate.model.values import (
@@ -29,7 +30,6 @@ from tidegate.model.values import (
     Pool,
     Rejection,
     Snapshot,
-    Stage,
     Vip,
 )
 
@@ -55,18 +55,9 @@ class _Work:
     pools: dict[str, Pool]
     backends: dict[BackendKey, Backend]
     vips: dict[str, Vip]
+    rejections: Rejections
     kept: dict[str, Vip] = field(default_factory=dict)
     hash_seed: str | None = None
-    rejections: list[Rejection] = field(default_factory=list)
-
-    def reject(self, key: str, place: str, reason: str, stage: Stage) -> None:
-        document = self.snapshot.documents.get(key)
-        revision = self.snapshot.revision if document is None else document.mod_revision
-        self.rejections.append(Rejection(shortened(key), place, reason, stage, revision))
-
-    def reject_all(self, key: str, faults: list[Fault]) -> None:
-        for place, reason, stage in faults:
-            self.reject(key, place, reason, stage)
 
 
 def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = None) -> Validation:
@@ -80,7 +71,12 @@ def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = 
     cache = cache or ParseCache()
     cache.update(snapshot.documents)
     work = _Work(
-        *(snapshot, last_good, dict(cache.pools), dict(cache.backends), dict(cache.vips)),
+        snapshot=snapshot,
+        last=last_good,
+        pools=dict(cache.pools),
+        backends=dict(cache.backends),
+        vips=dict(cache.vips),
+        rejections=Rejections(snapshot),
         hash_seed=cache.hash_seed,
     )
     for key, parsed in cache.refused.items():
@@ -97,8 +93,7 @@ def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = 
         backends=_ordered(work.backends),
         hash_seed=work.hash_seed,
     )
-    order = sorted(work.rejections, key=lambda item: (item.key, item.field, item.reason))
-    return Validation(desired, tuple(order))
+    return Validation(desired, work.rejections.ordered())
 
 
 def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
@@ -108,7 +103,7 @@ def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
 def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
     """Refuse a key for itself, and keep its last value."""
     if isinstance(parsed.found, list):
-        work.reject_all(key, parsed.found)
+        work.rejections.add_all(key, parsed.found)
     name, owner, last = parsed.name, parsed.owner, work.last
     if parsed.kind == "backend" and owner in last.backends:
         work.backends[owner] = last.backends[owner]
@@ -153,7 +148,7 @@ def _uses(vip: Vip | None, pool: str) -> bool:
 
 def _demote(work: _Work, name: str, place: str, reason: str) -> None:
     """Refuse an accepted VIP document for what others say, and keep its last value if any."""
-    work.reject(vip_key(name), place, reason, "reference")
+    work.rejections.add(vip_key(name), place, reason, "reference")
     del work.vips[name]
     if name in work.last.vips:
         work.kept[name] = work.last.vips[name]
@@ -204,7 +199,7 @@ def _keep_used_pools(work: _Work) -> None:
                 f"The pool was deleted, but the VIP {vips[0]} uses it; it stays as it was until no "
                 "VIP does."
             )
-            work.reject(pool_key(pool), "", reason, "reference")
+            work.rejections.add(pool_key(pool), "", reason, "reference")
         else:  # `last_good` was no result of ours: it had a VIP without its pool
             for name in vips:
                 work.vips.pop(name, None)
@@ -217,7 +212,7 @@ def _require_backends_pools(work: _Work) -> None:
         document = work.snapshot.documents.get(pool_key(owner.pool))
         what = "has no document" if document is None else "is refused itself"
         reason = f"The pool {owner.pool} {what}; a backend needs its pool."
-        work.reject(backend_key(*owner), "", reason, "reference")
+        work.rejections.add(backend_key(*owner), "", reason, "reference")
 
 
 def _share_server_ids(work: _Work) -> None:
@@ -240,7 +235,7 @@ def _share_server_ids(work: _Work) -> None:
             if first != owner:
                 losers = True
                 reason = f"quic_server_id is that of the backend {first.name}."
-                work.reject(backend_key(*owner), "quic_server_id", reason, "reference")
+                work.rejections.add(backend_key(*owner), "quic_server_id", reason, "reference")
                 last = work.last.backends.get(owner)
                 if last is None or last == work.backends[owner]:
                     del work.backends[owner]
