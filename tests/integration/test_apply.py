@@ -80,7 +80,7 @@ def test_a_release_becomes_what_the_files_have(etcd: EtcdServer, tmp_path: Path)
     assert second["pools/web"] == second["pools/web/backends/b"]
     code, said = run(etcd, "apply", "-f", files(tmp_path, changed))
     assert (code, keys(etcd)) == (0, second)
-    assert "is as the files have it" in said
+    assert "already equals the files" in said
 
 
 def test_nothing_is_written_without_need(etcd: EtcdServer, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_all_is_well(run: Run) -> None:
     assert "pool web (fleet): 4 of 4 healthy" in out
     assert "2 of 2 votes" in out
     assert "pool plain (none): 0 of 1 healthy" in out
-    assert "Its pool has no health." in out
+    assert "its pool has no health" in out
     assert "host lb1: synced; ready" in out
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_read_is_named(run: Run) -> None:
     code, out, _ = run(keys)
     assert code == 1
     assert "refused: health/lb1/web/b1: " in out
-    assert "host lb2: unknown; NOT ready: Its status cannot be read" in out
+    assert "host lb2: unknown; NOT ready: its status cannot be read" in out
     assert "pool web (fleet): 4 of 4 healthy" in out
 
 

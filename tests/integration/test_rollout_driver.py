@@ -259,7 +259,7 @@ def test_an_interrupt_pauses_and_says_how_to_go_on(hosts: Hosts) -> None:
     first.kill(signal.SIGINT)
     code, said = first.end()
     assert code == 130
-    assert "`tidegate rollout resume` goes on" in said
+    assert "`tidegate rollout resume` continues" in said
     assert rollout(hosts).paused
 
 
@@ -274,7 +274,7 @@ def test_a_status_tells_whether_anybody_drives(etcd: EtcdServer, hosts: Hosts) -
     lease = json.loads(etcd.ctl("-w", "json", "get", key))["kvs"][0]["lease"]
     etcd.ctl("lease", "revoke", f"{lease:x}")  # as etcd does when nobody renews it
     assert not json.loads(run(hosts, "status", "--json")[1])["is_driven"]
-    assert "that process is gone" in run(hosts, "status")[1]
+    assert "that process has ended" in run(hosts, "status")[1]
     assert run(hosts, "abort")[0] == 0
     assert json.loads(run(hosts, "status", "--json")[1])["is_driven"]  # nothing is left to do
     assert etcd.ctl("get", key) == ""
@@ -314,10 +314,10 @@ def test_a_release_with_faults_is_not_begun(hosts: Hosts) -> None:
         (("start", "empty"), "has no documents"),
         (("start", "new", "--waves", "canary"), "the last wave must be 100%"),
         (("start", "new", "--abort-on", "luck"), "luck"),
-        (("status",), "There is no rollout"),
-        (("pause",), "There is no rollout"),
-        (("resume",), "There is no rollout"),
-        (("abort",), "There is no rollout"),
+        (("status",), "there is no rollout"),
+        (("pause",), "there is no rollout"),
+        (("resume",), "there is no rollout"),
+        (("abort",), "there is no rollout"),
     ],
 )
 def test_what_cannot_be_done_is_said(hosts: Hosts, arguments: tuple[str, ...], part: str) -> None:

@@ -66,7 +66,7 @@ def test_a_write_whose_answer_was_lost_counts_as_made(store: Store) -> None:
 def test_an_absent_key_is_named_when_it_was_expected(store: Store) -> None:
     """What somebody has deleted is not written again."""
     refused = store.commit([Write("tracks/gone", b"1", 7)])
-    assert str(refused) == "Somebody else has written meanwhile: tracks/gone was deleted."
+    assert str(refused) == "somebody else wrote in the meantime: tracks/gone was deleted"
 
 
 def test_an_etcd_that_is_away_is_named_with_its_endpoints() -> None:

@@ -82,10 +82,10 @@ def fetch(path: Path, where: str) -> bytes:
 def _unanswered(path: Path, error: Exception) -> AgentError:
     if isinstance(error, OSError):
         return AgentError(
-            f"no agent answers on {path} ({error.strerror or error}): is it running? Another "
-            "socket is named by --socket, or by the agent's file with -c"
+            f"no agent answers on {path} ({error.strerror or error}); is it running? "
+            "name another socket with --socket, or the agent's file with -c"
         )
-    return AgentError(f"what answers on {path} is no agent: {error}")
+    return AgentError(f"what answers on {path} is not an agent: {error}")
 
 
 def _path(options: argparse.Namespace) -> Path:

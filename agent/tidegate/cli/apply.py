@@ -87,7 +87,9 @@ def _run(options: argparse.Namespace) -> int:
         print(f"nothing was written: {counted(len(faults), 'fault')}", file=sys.stderr)
         return REFUSED
     if not documents.values:
-        raise ConfigError("there are no documents in these files; a release is not emptied so")
+        raise ConfigError(
+            "there are no documents in these files, and apply does not empty a release"
+        )
     context = trace_option.traceparent(options)
     with Store(etcd_options.fleet(options)) as store:
         current = store.read_release(options.release).documents
@@ -105,7 +107,7 @@ def _show(changes: "Changes", release: str, *, whole: bool) -> None:
     from tidegate.rollout.apply import listing
 
     if not changes:
-        print(f"release {release} is as the files have it")
+        print(f"release {release} already equals the files")
         return
     added, changed, deleted = map(len, (changes.added, changes.changed, changes.deleted))
     print(f"release {release}: {added} added, {changed} changed, {deleted} deleted")
@@ -142,19 +144,21 @@ def _write(
 
     parts = apply.transactions(release, changes, current, wanted)
     if len(parts) > 1:
-        print(f"written in {len(parts)} transactions: it is too large for one, so hosts see parts")
+        print(f"written in {len(parts)} transactions, too large for one: hosts see it in parts")
     revision = 0
     for number, part in enumerate(parts):
         done = store.commit(part)
         if isinstance(done, Conflict):
-            made = f"{number} of {len(parts)} transactions were made." if number else ""
-            raise KeyspaceError(f"{done} {made or 'Nothing was written.'} Look, and apply again.")
+            made = f"{number} of {len(parts)} transactions were made" if number else ""
+            raise KeyspaceError(
+                f"{done}; {made or 'nothing was written'}; look at it, and apply again"
+            )
         revision = done.revision
     after = store.read_release(release).documents
     foreign = apply.difference(after, wanted)
     if foreign:
         keys = (*foreign.added, *foreign.changed, *foreign.deleted)
-        print(f"somebody else has written meanwhile: {', '.join(keys[:5])}", file=sys.stderr)
+        print(f"somebody else wrote in the meantime: {', '.join(keys[:5])}", file=sys.stderr)
     if revision:
         print(f"written at revision {revision}")
     return revision

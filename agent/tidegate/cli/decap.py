@@ -95,19 +95,19 @@ def _address(text: str) -> Address:
     try:
         return ip_address(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IP address") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from error
 
 
 def _prefix(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no prefix: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a prefix: {error}") from error
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > _MOST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to {_MOST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to {_MOST_PORT}")
     return int(text)
 
 

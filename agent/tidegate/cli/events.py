@@ -67,7 +67,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of events")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of events")
     return int(text)
 
 
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
             pins = options.pin_dir or _config(options).pin_dir
             stream = undo.enter_context(NamedEvents(Path(pins), _source(options, Path(pins), undo)))
             if not stream.samples:
-                _say("no VIP has flow_sampling above 0, so nothing is told until one has")
+                _say("no VIP has flow_sampling above 0; there are no events until one has")
             for event in islice(_all(stream), options.n):
                 print(json.dumps(event) if options.json else _line(event), flush=True)
             _say_lost(stream)
@@ -103,7 +103,7 @@ def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "EventS
         return undo.enter_context(RingReader(pins))
     except RingTaken as taken:
         if options.pin_dir:
-            raise RingTaken(f"{taken}. If it is the agent, name its file with -c") from taken
+            raise RingTaken(f"{taken}; if it is the agent, name its file with -c") from taken
         try:
             return AgentEvents(Path(_config(options).control_socket))
         except AgentError as error:

@@ -154,7 +154,7 @@ def _summaries(statuses: Snapshot) -> tuple[HostSummary, ...]:
         try:
             host = msgspec.json.decode(document.value, type=HostSummary)
         except msgspec.DecodeError as error:
-            host = HostSummary(ready_reason=f"Its status cannot be read: {error}.")
+            host = HostSummary(ready_reason=f"its status cannot be read: {error}")
         found.append(msgspec.structs.replace(host, host=name))
     return tuple(found)
 
@@ -205,11 +205,11 @@ def _row(
 def _by_document(backend: Backend, pool: Pool) -> tuple[str, str, str] | None:
     """State, code and reason where documents decide them."""
     if backend.state == "drain":
-        return "draining", "draining", "Its document says drain."
+        return "draining", "draining", "its document says drain"
     if backend.state != "active":
-        return "unused", "not-used", f"Its document says {backend.state}."
+        return "unused", "not-used", f"its document says {backend.state}"
     if pool.health is None:
-        return "unused", "no-check", "Its pool has no health."
+        return "unused", "no-check", "its pool has no health"
     return None
 
 
@@ -218,4 +218,4 @@ def _undecided(findings: tuple[Finding, ...]) -> tuple[str, str, str]:
         for each in findings:
             if each.state == state:
                 return state, each.code, each.reason
-    return "initial", "checking", "No host has a finding that counts."
+    return "initial", "checking", "no host has a finding that counts"

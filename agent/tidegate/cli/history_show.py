@@ -48,7 +48,7 @@ def _all(state_dir: Path) -> list[Line]:
             print(f"tidegate: the rest of this file is left out: {file.fault}", file=sys.stderr)
         found += file.lines
     if not found:
-        raise AgentError(f"there is no journal in {folder}: did an agent with this state_dir run?")
+        raise AgentError(f"there is no journal in {folder}; did an agent with this state_dir run?")
     return found
 
 
@@ -186,7 +186,7 @@ def _seed(settings: config.AgentConfig, fingerprint: str) -> str | None:
     if line_format.fingerprint(seed) != fingerprint:
         raise AgentError(
             "the release had another hash_seed then than the one in force, and the journal keeps "
-            "none: which flow had which slot cannot be told any more"
+            "none: which slot a flow had is no longer known"
         )
     return seed
 

@@ -86,7 +86,7 @@ def _lift(options: argparse.Namespace) -> int:
     from tidegate.model.steering import OverrideDocument
 
     if not 0 < options.seconds <= _LONGEST:
-        raise ConfigError(f"--for is {options.seconds} s; it may be a day at most.")
+        raise ConfigError(f"--for is {options.seconds} s; it must be at most a day")
     document = {
         "guard": options.guard,
         "pool": options.pool,
@@ -104,7 +104,7 @@ def _lift(options: argparse.Namespace) -> int:
         before = store.read(key).documents.get(key)
         done = store.commit([Write(key, value, before.mod_revision if before else 0)])
     if isinstance(done, Conflict):
-        raise KeyspaceError(f"{done} Look with `tidegate override list`, and try again.")
+        raise KeyspaceError(f"{done}; look at `tidegate override list`, and try again")
     pools = f"pool {options.pool}" if options.pool else "all pools"
     replaced = " (in place of one of this name)" if before else ""
     print(f"{name}: {options.guard} is lifted for {pools} until {document['expires_at']}{replaced}")
@@ -119,7 +119,7 @@ def _check_name(name: str) -> None:
     from tidegate.keyspace.paths import NAME_RULE, is_name
 
     if not is_name(name):
-        raise ConfigError(f"the override's name is {name!r}; {NAME_RULE}.")
+        raise ConfigError(f"the override's name is {name!r}; {NAME_RULE}")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -159,9 +159,11 @@ def _remove(options: argparse.Namespace) -> int:
     with Store(etcd_options.fleet(options)) as store:
         before = store.read(key).documents.get(key)
         if before is None:
-            raise ConfigError(f"there is no override {options.name}: `tidegate override list`")
+            raise ConfigError(
+                f"there is no override {options.name}; `tidegate override list` lists them"
+            )
         done = store.commit([Write(key, None, before.mod_revision)])
     if isinstance(done, Conflict):
-        raise KeyspaceError(f"{done} Look with `tidegate override list`, and try again.")
+        raise KeyspaceError(f"{done}; look at `tidegate override list`, and try again")
     print(f"{options.name}: removed")
     return 0

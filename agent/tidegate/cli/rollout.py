@@ -167,8 +167,8 @@ def _faults(store: "Store", release: str) -> tuple[Any, ...]:
     snapshot = store.read_release(release)
     if not snapshot.documents:
         raise ConfigError(
-            f"The release {release} has no documents: `tidegate apply --release {release}` "
-            "writes them."
+            f"the release {release} has no documents; `tidegate apply --release {release}` "
+            "writes them"
         )
     return validate(snapshot, EMPTY).rejections
 
@@ -219,13 +219,13 @@ def _drive(store: "Store", name: str, order: "Order") -> int:
         return _interrupted(driver)
     except TidegateError as error:
         raise type(error)(
-            f"{error}\nThe rollout is as it was: `tidegate rollout resume`."
+            f"{error}\nthe rollout is unchanged; `tidegate rollout resume` continues it"
         ) from error
     if why == "taken over":
         print(f"another process has it now: {document.driver}", file=sys.stderr)
         return STOPPED
     if why == "paused":
-        print("`tidegate rollout resume` goes on, `abort` puts everything back", file=sys.stderr)
+        print("`tidegate rollout resume` continues, `abort` puts everything back", file=sys.stderr)
         return STOPPED
     return 0 if document.state == "done" else PUT_BACK
 
@@ -236,7 +236,7 @@ def _interrupted(driver: "Driver") -> int:
     with suppress(TidegateError):
         driver.order(_pausing(f"interrupted by {who()}"))
     print(
-        "interrupted; hosts stay where they are: `tidegate rollout resume` goes on, `abort` puts "
+        "interrupted; hosts stay where they are: `tidegate rollout resume` continues, `abort` puts "
         "everything back",
         file=sys.stderr,
     )
@@ -251,7 +251,7 @@ def _pausing(reason: str) -> "Order":
     def order(seen: Any) -> Any:  # noqa: ANN401 - an Order
         document = current(seen)
         if document.state in ENDED:
-            raise ConfigError(f"The rollout of {document.release} is over: {document.state}.")
+            raise ConfigError(f"the rollout of {document.release} has ended: {document.state}")
         return orders.pause(document, reason, time.time())
 
     return order

@@ -118,7 +118,7 @@ def _mac(text: str) -> bytes:
         found = b""
     if len(found) != _MAC_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no MAC address: six bytes, 02:00:00:00:00:01"
+            f"{text!r} is not a MAC address; write six bytes, such as 02:00:00:00:00:01"
         )
     return found
 
@@ -126,7 +126,7 @@ def _mac(text: str) -> bytes:
 def _mtu(text: str) -> int:
     low, high = _MTUS
     if not text.isdecimal() or not low <= int(text) <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is no MTU from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an MTU from {low} to {high}")
     return int(text)
 
 
@@ -134,16 +134,18 @@ def _network4(text: str) -> IPv4Network:
     try:
         return IPv4Network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 network: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 network: {error}") from error
 
 
 def _network6(text: str) -> IPv6Network:
     try:
         network = IPv6Network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv6 network: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv6 network: {error}") from error
     if network.prefixlen < _LONGEST_PREFIX6:
-        raise argparse.ArgumentTypeError(f"{text!r}: the prefix has at least /{_LONGEST_PREFIX6}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: the prefix must be /{_LONGEST_PREFIX6} or longer"
+        )
     return network
 
 
@@ -200,7 +202,7 @@ def _kernel(
         stack.enter_context(simulation.kernel)
     except CapabilityError as error:
         raise CapabilityError(
-            f"{error}. Or let the specification answer, which needs no privileges: --engine spec"
+            f"{error}; the specification needs no privileges: --engine spec"
         ) from error
     simulation.install(generation)
     return simulation.run, simulation.compare_tables if compare else list
@@ -258,7 +260,7 @@ def _sum_up(seen: "Counter[str]", cut: int, *, is_json: bool) -> None:
     sys.stdout.flush()
     if cut:
         print(
-            f"tidegate: {cut} frames were cut by the capture's snap length. They are judged as "
+            f"tidegate: {cut} frames were cut by the capture's snap length; they are judged as "
             "they are, so one for a VIP is dropped for its length",
             file=sys.stderr,
         )

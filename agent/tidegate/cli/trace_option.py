@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trace that a command's writes belong to: an option, or TRACEPARENT of the environment."""
+"""The trace that a command's writes belong to: `--traceparent`, else TRACEPARENT of the shell."""
 
 import argparse
 import os
@@ -23,10 +23,11 @@ def add_option(command: argparse.ArgumentParser) -> None:
 
 
 def traceparent(options: argparse.Namespace) -> str | None:
-    """The trace context to write; None for none.
+    """Return the trace context to write, or None.
 
     Raises:
-        ConfigError: the option is none. A variable that is none is told of, and left out.
+        ConfigError: the option is not a trace context. A variable that is not is left out, and a
+            note says so.
     """
     from tidegate.model.traceparent import is_valid
 

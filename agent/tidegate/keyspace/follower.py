@@ -245,5 +245,7 @@ def _heeded(documents: Mapping[str, Document], track: str) -> dict[str, Document
 
 
 def _empty(live: _Followed, revision: int) -> Rejection:
-    reason = f"release is {live.release!r}, which has no documents."
+    reason = (
+        f"release is {live.release!r}, which has no documents; write them, or name another release"
+    )
     return Rejection(paths.track_key(live.pointer), "release", reason, "reference", revision)

@@ -157,11 +157,11 @@ def prefix_end(prefix: bytes) -> bytes:
 
 def _fleet(root: str, fleet: str) -> str:
     if not root.startswith("/") or root.endswith("/"):
-        raise ConfigError(f"etcd.root is {root!r}; it must begin with a slash, and not end so.")
+        raise ConfigError(f"etcd.root is {root!r}; it must start with a slash and not end with one")
     return f"{root}/{_part('fleet', fleet)}"
 
 
 def _part(what: str, text: str) -> str:
     if not is_name(text):
-        raise ConfigError(f"{what} is {text!r}; {NAME_RULE}.")
+        raise ConfigError(f"{what} is {text!r}; {NAME_RULE}")
     return text

@@ -98,7 +98,7 @@ class _Work:
                 if is_name(name):
                     names.append(name)
                 else:
-                    reason = f"The key holds what is not a name: {NAME_RULE}."
+                    reason = f"a part of the key is not a name: {NAME_RULE}"
                     self.rejections.add(key, "", reason, "schema")
         return names
 
@@ -173,8 +173,8 @@ def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tupl
     if last.pointer == track:
         if last.release != me.release:
             reason = (
-                f"The key has vanished, and the host is on this track; it stays on the release "
-                f"{last.release}. To let it go back, write the key with the release {me.release}."
+                f"the key was deleted while this host is on the track, so it stays on the release "
+                f"{last.release}; to go back to {me.release}, write the key with that release"
             )
             work.rejections.add(key, "", reason, "reference")
             return stay
@@ -182,8 +182,8 @@ def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tupl
     if track == DEFAULT_TRACK or not _uses_tracks(work.snapshot, me):
         return me.release, ""
     reason = (
-        f"The host is on the track {track}, which has no key; it stays on the release {stay[0]}. "
-        "Write the key, or put the host on another track."
+        f"the host is on the track {track}, which has no key, and stays on the release "
+        f"{stay[0]}; write the key, or put the host on another track"
     )
     work.rejections.add(key, "", reason, "reference")
     return stay

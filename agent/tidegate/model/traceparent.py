@@ -25,15 +25,15 @@ Traceparent: TypeAlias = Annotated[
 
 
 def fault(text: str) -> str:
-    """Why a text of that pattern is none for the W3C all the same; empty if it is one.
+    """Say why the W3C refuses a text that matches the pattern; return an empty text if it does not.
 
     A pattern that every dialect of regular expressions knows cannot say "not all zeros".
     """
     _, trace, parent, _ = text.split("-")
     if not trace.strip("0"):
-        return "has a trace id of zeros; it must have another one."
+        return "has a trace id of zeros; at least one digit must differ"
     if not parent.strip("0"):
-        return "has a parent id of zeros; it must have another one."
+        return "has a parent id of zeros; at least one digit must differ"
     return ""
 
 

@@ -206,7 +206,7 @@ def _standing(
     valid = [o for o in overrides if now < o.expires_at]
     return tuple(
         Rejection(
-            refused.key, "", f"{refused.what}; {_STAYS}. {_remedy(refused)}", "guard", revision
+            refused.key, "", f"{refused.what}; {_STAYS}; {_remedy(refused)}", "guard", revision
         )
         for refused in found
         if refused is not None and not any(_lifts(o, refused) for o in valid)
@@ -224,6 +224,6 @@ def _remedy(refused: _Refused) -> str:
     name = f"{guard}-{pool}"[:_LONGEST_NAME].rstrip("-._") if pool else guard
     field = f'"pool": "{pool}", ' if pool else ""
     return (
-        f"If it is meant: tidegate override {guard}{option} --for 10m, or put overrides/{name} "
-        f'with {{"guard": "{guard}", {field}"expires_at": "YYYY-MM-DDThh:mm:ssZ"}}.'
+        f"if this is intended: tidegate override {guard}{option} --for 10m, or put "
+        f'overrides/{name} with {{"guard": "{guard}", {field}"expires_at": "YYYY-MM-DDThh:mm:ssZ"}}'
     )

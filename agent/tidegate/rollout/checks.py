@@ -126,7 +126,7 @@ def judge(
     for host in moved:
         if host.status is None:
             if wanted.vanished and lasting(f"vanished {host.name}", VANISHED_SECONDS):
-                found.append(f"{host.name} has had no status for {VANISHED_SECONDS:g} s.")
+                found.append(f"{host.name} has had no status for {VANISHED_SECONDS:g} s")
         elif follows(document, host):
             found += _refusals(document, host.name, host.status)
     disagreement = _digests(document, moved) if wanted.digest else ""
@@ -156,8 +156,8 @@ def _digests(document: RolloutDocument, moved: Iterable[SeenHost]) -> str:
     most = max(by_digest, key=lambda digest: (len(by_digest[digest]), digest))
     others = [name for digest, names in by_digest.items() if digest != most for name in names]
     return (
-        f"{', '.join(sorted(others))} built other tables of the same release than "
-        f"{', '.join(sorted(by_digest[most]))}."
+        f"{', '.join(sorted(others))} built tables of the same release that differ from those of "
+        f"{', '.join(sorted(by_digest[most]))}"
     )
 
 
@@ -195,6 +195,6 @@ def _comparisons(document: RolloutDocument, seen: Seen, moved: Iterable[SeenHost
             if excess > limit and excess / 100 * figure.weight(host.status) >= _FEWEST:
                 found.append(
                     f"{host.name} has {figure.name} of {percent:.3g}% {figure.unit}; hosts that "
-                    f"were not moved have {usual:.3g}%, and {limit:g} points more are allowed."
+                    f"were not moved have {usual:.3g}%, and {limit:g} points more are allowed"
                 )
     return found

@@ -99,7 +99,7 @@ class Driver:
             conflict = self._make(step, seen)
             if conflict is None:
                 return step.document
-        raise KeyspaceError(f"{conflict} It was tried {_TRIES} times.")
+        raise KeyspaceError(f"{conflict} (tried {_TRIES} times)")
 
     def run(self) -> End:
         """Make steps until there is an end.
@@ -134,7 +134,7 @@ class Driver:
     def _meet(self, conflict: Conflict, document: RolloutDocument, seen: Seen) -> None:
         """Somebody wrote a host or a track at this moment: stop, unless it is being put back."""
         if document.state in ("moving", "flipping"):
-            reason = f"{conflict} `resume` goes on with that."
+            reason = f"{conflict}; `resume` continues with that"
             self._make(pause(document, reason, self._clock()), seen)
 
     def _look(self) -> Seen:
@@ -172,7 +172,9 @@ def current(seen: Seen) -> RolloutDocument:
         KeyspaceError: there is none.
     """
     if seen.rollout is None:
-        raise KeyspaceError(f"There is no rollout in this fleet: the key {ROLLOUT_KEY} is absent.")
+        raise KeyspaceError(
+            f"there is no rollout in this fleet: the key {ROLLOUT_KEY} does not exist"
+        )
     return seen.rollout
 
 

@@ -201,6 +201,6 @@ def _rollout(value: bytes) -> RolloutDocument:
         return msgspec.json.decode(value, type=RolloutDocument)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyspaceError(
-            f"The key {ROLLOUT_KEY} holds no rollout that this version knows: {error}. Use the "
-            "version that wrote it."
+            f"the key {ROLLOUT_KEY} has no rollout that this version can read: {error}; use the "
+            "version that wrote it"
         ) from error

@@ -114,16 +114,18 @@ def _move(document: RolloutDocument, seen: Seen, now: float) -> Step:
 
 
 def _all_moved(document: RolloutDocument, now: float) -> Step:
-    """Wait for the wave's hosts; go on at once if it has none, since earlier waves went as far."""
+    """Wait for the wave's hosts; go on at once if earlier waves moved as many, so it has none."""
     if any(moved.wave == document.wave for moved in document.moved):
         return _await(document, now)
     label = _label(document)
-    following = _next(document, f"{label}: earlier waves went as far", now)
+    following = _next(document, f"{label}: earlier waves moved as many hosts", now)
     if following.document.state == "flipping" and not document.moved:
         return pause(document, f"{label}: there are no hosts that could be moved now", now)
     if parse_wave(document.waves[document.wave]).kind == "track":
         # It was to be tried there first; whether to go on with more hosts is not ours to say.
-        reason = f"{label}: none of its hosts can be moved now. `resume` goes on without a trial."
+        reason = (
+            f"{label}: none of its hosts can be moved now; `resume` continues without this trial"
+        )
         return pause(following.document, reason, now)
     return following
 
@@ -159,7 +161,7 @@ def _bake(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
     missing = unacknowledged(document, seen)
     if missing:  # an agent that is just being restarted, or something that is no criterion
         shown = "; ".join(_unlike(document, host) for host in missing[:_SHOWN])
-        return _await(document, now, f"{label}: not all acknowledge any more: {shown}")
+        return _await(document, now, f"{label}: some hosts no longer acknowledge: {shown}")
     return _next(document, f"{label}: good", now)
 
 
@@ -252,21 +254,21 @@ def _hindrance(document: RolloutDocument, seen: Seen) -> str:
         if not is_ours(document, moved, host):
             how = f"at revision {host.key.mod_revision}" if host and host.key else "and is gone"
             return (
-                f"{host_key(moved.host)} was changed by somebody else {how}. `resume` goes on "
-                "with it as it is, `abort` puts the other hosts back."
+                f"{host_key(moved.host)} was changed by somebody else {how}; `resume` continues "
+                "with it as it is, `abort` puts the other hosts back"
             )
         if host is not None and host.status is not None and host.status.state == "frozen":
-            return f"{moved.host} is frozen: {host.status.reason}. `resume` once that is over."
+            return f"{moved.host} is frozen: {host.status.reason}; `resume` once it is thawed"
     for track, before in document.pointers.items():
         now = seen.pointer(track)
         if now != before:
             return (
-                f"{track_key(track)} was changed by somebody else, from {before} to {now}. "
-                "`resume` goes on and lets it name the rollout's release in the end."
+                f"{track_key(track)} was changed by somebody else, from {before} to {now}; "
+                "`resume` continues, and it will name the rollout's release in the end"
             )
     own = seen.tracks.get(document.track)
     if own is None or own.release != document.release:
-        return f"{track_key(document.track)} does not name {document.release} any more."
+        return f"{track_key(document.track)} no longer names {document.release}"
     return ""
 
 

@@ -41,10 +41,10 @@ def track_of(release: str) -> str:
     """The name of a rollout's track: that of its release, shortened if it is long.
 
     Raises:
-        ConfigError: the release's name is none.
+        ConfigError: the release's name is not a name.
     """
     if not is_name(release):
-        raise ConfigError(f"release is {release!r}; {NAME_RULE}.")
+        raise ConfigError(f"release is {release!r}; {NAME_RULE}")
     name = f"{_TRACK}{release}"
     if len(name) <= _LONGEST_NAME:
         return name
@@ -61,21 +61,21 @@ def start(document: RolloutDocument, seen: Seen) -> Step:
     running = seen.rollout
     if running is not None and running.state not in ENDED:
         raise ConfigError(
-            f"A rollout of {running.release} is under way ({running.state}"
-            f"{', paused' if running.paused else ''}), started by {running.started_by}: "
-            "`tidegate rollout status` shows it, `abort` puts it back."
+            f"a rollout of {running.release} is under way ({running.state}"
+            f"{', paused' if running.paused else ''}), started by {running.started_by}; "
+            "`tidegate rollout status` shows it, `abort` puts it back"
         )
     if document.track in seen.tracks:
         raise ConfigError(
-            f"The key {track_key(document.track)} exists. It is the track of an earlier rollout; "
-            "delete it once no host is on it."
+            f"the key {track_key(document.track)} exists: it is the track of an earlier rollout; "
+            "delete it once no host is on it"
         )
     _check_hosts(document, seen)
     lines = [f"rollout of {document.release} in {len(document.waves)} waves, as things stand:"]
     lines += [f"  {text}: {names(hosts) or 'no more'}" for text, hosts in _outlook(document, seen)]
     left_out = [h.name for h in seen.hosts.values() if not _is_there(h)]
     if left_out:
-        lines.append(f"left out, as they are frozen, absent or behind: {names(left_out)}")
+        lines.append(f"left out (frozen, absent or behind): {names(left_out)}")
     value = pointing(None, document)
     return Step(document, (Write(track_key(document.track), value, 0),), tuple(lines))
 
@@ -94,31 +94,31 @@ def _check_hosts(document: RolloutDocument, seen: Seen) -> None:
     if not free:
         there = any(host.status for host in seen.hosts.values())
         raise ConfigError(
-            f"There is no host to move: each is frozen, behind its key, or on {document.release}."
+            f"there is no host to move: each is frozen, behind its key, or on {document.release}"
             if there
-            else "There is no host to move: no agent of this fleet has a status."
+            else "there is no host to move: no agent of this fleet has a status"
         )
     fault = unusable(free, seen)
     if fault:
         raise ConfigError(fault)
     if len({host.track for host in free}) > MAX_POINTERS:
-        raise ConfigError(f"The hosts are on more than {MAX_POINTERS} tracks.")
+        raise ConfigError(f"the hosts are on more than {MAX_POINTERS} tracks")
     for text in document.waves:
         wave = parse_wave(text)
         if wave.kind == "track" and not any(host.track == wave.track for host in free):
-            raise ConfigError(f"Wave {text}: no host that could be moved is on the track {text}.")
+            raise ConfigError(f"wave {text}: no host that could be moved is on the track {text}")
 
 
 def unusable(hosts: Iterable[SeenHost], seen: Seen) -> str:
     """Say why hosts cannot be moved and put back; empty if they can."""
     for host in hosts:
         if host.broken:
-            return f"{host_key(host.name)} is broken; write it anew, or delete it."
+            return f"{host_key(host.name)} cannot be read; rewrite it, or delete it"
         key = track_key(host.track)
         if host.track not in seen.tracks and host.track != DEFAULT_TRACK:
-            return f"{host.name} is on the track {host.track}, which has no key; write {key} first."
+            return f"{host.name} is on the track {host.track}, which has no key; write {key} first"
         if host.track in seen.tracks and seen.tracks[host.track].release is None:
-            return f"{key} is broken; write it anew."
+            return f"{key} cannot be read; rewrite it"
     return ""
 
 
@@ -150,14 +150,14 @@ def abort(document: RolloutDocument, driver: str, who: str, now: float) -> Step:
     """Put everything back, on an operator's order.
 
     Raises:
-        ConfigError: it is too late, or over.
+        ConfigError: it is too late, or the rollout has ended.
     """
     if document.state in ENDED:
-        raise ConfigError(f"The rollout of {document.release} is over: {document.state}.")
+        raise ConfigError(f"the rollout of {document.release} has ended: {document.state}")
     if document.state in PERMANENT:
         raise ConfigError(
-            f"{document.release} is in force on whole tracks already; only the hosts' own keys are "
-            "left to tidy up. `resume` finishes that; then roll out the release before."
+            f"{document.release} is already in force on whole tracks, and only the hosts' own keys "
+            "are left to put back; `resume` finishes that, then roll out the previous release"
         )
     step = put_back(document, "aborted", f"aborted by {who}", now)
     return step._replace(document=replace(step.document, driver=driver))
@@ -170,10 +170,10 @@ def resume(document: RolloutDocument, seen: Seen, driver: str, now: float) -> St
     the edit; one that was put on another track is left there for the rest of the rollout.
 
     Raises:
-        ConfigError: it is over.
+        ConfigError: it has ended.
     """
     if document.state in ENDED:
-        raise ConfigError(f"The rollout of {document.release} is over: {document.state}.")
+        raise ConfigError(f"the rollout of {document.release} has ended: {document.state}")
     changed = replace(
         document,
         state="moving" if document.state in ("waiting", "baking") else document.state,
@@ -183,9 +183,9 @@ def resume(document: RolloutDocument, seen: Seen, driver: str, now: float) -> St
         until=None,
         changed_at=rfc3339(now),
     )
-    lines = [f"going on with the rollout of {document.release}"]
+    lines = [f"continuing the rollout of {document.release}"]
     if seen.driver and not document.paused:
-        lines.append(f"in place of {seen.driver}, which was at work a moment ago")
+        lines.append(f"taking over from {seen.driver}, which was alive a moment ago")
     step = Step(changed, (), tuple(lines))
     if document.state in ("restoring", "putting-back"):
         return step  # these treat edited documents themselves

@@ -31,7 +31,7 @@ def as_text(document: RolloutDocument, seen: Seen) -> str:
         f"started by {document.started_by} at {document.started_at}, driven by {document.driver}",
     ]
     if not is_driven(document, seen):
-        lines.append("that process is gone: `tidegate rollout resume` goes on in its place")
+        lines.append("that process has ended; `tidegate rollout resume` takes over")
     if document.until:
         lines.append(f"{document.state} until {document.until}")
     if document.reason:

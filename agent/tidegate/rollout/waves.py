@@ -37,21 +37,21 @@ def parse_wave(text: str) -> Wave:
     """Read one wave.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a wave.
     """
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text):
         share = float(text[:-1])
         if not 0 < share <= _ALL:
-            raise ConfigError(f"wave {text!r}: a share is more than 0% and at most 100%.")
+            raise ConfigError(f"wave {text!r}: a share is more than 0% and at most 100%")
         return Wave("share", amount=share)
     if text.isascii() and text.isdigit():
         if int(text) == 0:
-            raise ConfigError(f"wave {text!r}: a wave of no hosts is none.")
+            raise ConfigError(f"wave {text!r}: a wave needs at least one host")
         return Wave("count", amount=float(text))
     if not is_name(text):
         raise ConfigError(
-            f"wave {text!r} is neither a share (25%), nor a number of hosts (3), nor the name of a "
-            f"track; {NAME_RULE}."
+            f"wave {text!r} is not a share (25%), a number of hosts (3) or the name of a track; "
+            f"{NAME_RULE}"
         )
     return Wave("track", track=text)
 
@@ -60,7 +60,7 @@ def parse_waves(text: str) -> tuple[str, ...]:
     """Check waves separated by commas and return them one by one.
 
     Raises:
-        ConfigError: one is none, they do not grow, or the last is not all hosts.
+        ConfigError: one is not a wave, they do not grow, or the last is not all hosts.
     """
     texts = tuple(part.strip() for part in text.split(","))
     waves = [parse_wave(part) for part in texts]
@@ -69,12 +69,12 @@ def parse_waves(text: str) -> tuple[str, ...]:
         if any(later <= earlier for earlier, later in pairwise(amounts)):
             raise ConfigError(
                 f"--waves {text}: each wave must go further than the one before; a share or number "
-                "counts all hosts that have been moved, those of earlier waves included."
+                "counts all hosts that have been moved, those of earlier waves included"
             )
     if waves[-1] != Wave("share", amount=_ALL):
         raise ConfigError(
-            f"--waves {text}: the last wave must be 100%. A rollout ends with the release in force "
-            "on whole tracks, so every host on them must have been watched with it first."
+            f"--waves {text}: the last wave must be 100%: a rollout ends with the release in force "
+            "on whole tracks, so every host on them must have been watched with it first"
         )
     return texts
 
@@ -93,11 +93,11 @@ def parse_criteria(text: str) -> CriteriaDocument:
         elif name in _LIMITS and re.fullmatch(r"[0-9]+(\.[0-9]+)?%", limit):
             found[name] = float(limit[:-1])
             if found[name] > _ALL:
-                raise ConfigError(f"--abort-on {part}: a share is at most 100%.")
+                raise ConfigError(f"--abort-on {part}: a share is at most 100%")
         else:
             limits = ", ".join(f"{each}=0.1%" for each in _LIMITS)
             raise ConfigError(
-                f"--abort-on {part}: it is none of {', '.join(_SWITCHES)}, {limits} (percentage "
-                "points above the hosts that were not moved)."
+                f"--abort-on {part}: it must be one of {', '.join(_SWITCHES)}, {limits} "
+                "(percentage points above the hosts that were not moved)"
             )
     return CriteriaDocument(**found)

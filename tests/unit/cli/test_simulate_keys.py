@@ -124,10 +124,10 @@ def test_every_refused_document_is_said(files: Files, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[]", "k.json:1: The file holds something else than a JSON object"),
-        ("{\n", "k.json:2: The file is not valid JSON"),
-        ('{"pools/web": {}, "pools/web": {}}', "pools/web: The key is there more than once"),
-        (b"\xff", "The file is not UTF-8"),
+        ("[]", "k.json:1: the file does not hold a JSON object"),
+        ("{\n", "k.json:2: the file is not valid JSON"),
+        ('{"pools/web": {}, "pools/web": {}}', "pools/web: the key appears more than once"),
+        (b"\xff", "the file is not UTF-8"),
         ("[" * 100_000, "nested too deeply"),
     ],
     ids=["array", "cut", "twice", "not UTF-8", "deep"],

@@ -49,12 +49,12 @@ def test_good_checks_are_values(check: dict[str, object]) -> None:
         (
             {"check": {"type": "tcp", "interval": 1, "timeout": 2}},
             "health.check.timeout",
-            "timeout is 2; it may be the interval, 1, at most",
+            "timeout is 2; it must be at most the interval, 1",
         ),
         (
             {"check": {"type": "tcp", "path": "/x"}},
             "health.check.path",
-            'path is set; a check of type "tcp" has no such field',
+            'path is set; remove it, since a check of type "tcp" does not use it',
         ),
         ({"check": {"type": "http", "path": "x"}}, "health.check.path", "must begin with /"),
         ({"check": {"type": "http", "path": "/x y"}}, "health.check.path", "no spaces"),

@@ -152,11 +152,11 @@ def test_yaml_means_what_json_would(text: str, value: object) -> None:
         *((f"a: {scalar}", "put it in quotes") for scalar in ("on", "No", "True", "~", "12:30")),
         *((f"a: {scalar}", "put it in quotes") for scalar in ("010", "0x1f", "1_000", ".inf")),
         ("a: 2026-11-24", "put it in quotes"),
-        ("a: &x 1", "Anchors"),
-        ("a: [*x]", "Anchors"),
-        ("a: !!int '3'", "The tag"),
-        ("!thing {}", "The tag"),
-        ("[a]: 1", "A name is a list"),
+        ("a: &x 1", "anchors and aliases"),
+        ("a: [*x]", "anchors and aliases"),
+        ("a: !!int '3'", "the tag"),
+        ("!thing {}", "the tag"),
+        ("[a]: 1", "a name is a list"),
         ("a: 1\n---\nb: 2\n", "second YAML document"),
         ("", "empty"),
         ("# nothing", "empty"),
@@ -288,7 +288,7 @@ def test_standard_input_that_is_not_utf8(
     stdin = io.TextIOWrapper(io.BytesIO(b"pools/a: {}\n\xff: {}\n"))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert main(["validate", "-f", "-"]) == 3
-    assert capsys.readouterr().out.startswith("-:2: The file is not UTF-8")
+    assert capsys.readouterr().out.startswith("-:2: the file is not UTF-8")
 
 
 def test_a_reader_who_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None:

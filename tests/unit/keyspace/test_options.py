@@ -87,7 +87,7 @@ def test_every_option_of_a_vip_arrives() -> None:
             "deny",
             "which source_routes has too",
         ),
-        ({"deny": [f"10.0.{i}.0/24" for i in range(101)]}, "source_routes", "may have 100"),
+        ({"deny": [f"10.0.{i}.0/24" for i in range(101)]}, "source_routes", "the limit is 100"),
         ({"source_routes": {"10.0.0.0/8": "a b"}}, "source_routes", "each a name"),
         ({"address": "192.0.2.1/24"}, "address", "write 192.0.2.0/24 instead"),
     ],
@@ -216,7 +216,7 @@ def test_times_of_a_backend_are_whole_seconds() -> None:
 @pytest.mark.parametrize(
     ("options", "field", "reason"),
     [
-        ({"starts_at": "2026-02-30T00:00:00Z"}, "starts_at", "no time: day is out of range"),
+        ({"starts_at": "2026-02-30T00:00:00Z"}, "starts_at", "not a time: day is out of range"),
         ({"starts_at": "tomorrow"}, "starts_at", "a time in UTC, such as 2026-01-31T12:00:00Z"),
         ({"starts_at": "2026-01-31T12:00:00+01:00"}, "starts_at", "a time in UTC, such as"),
         ({"drain_deadline": "2026-01-31T12:00:00Z"}, "drain_deadline", 'needs state "drain"'),

@@ -127,7 +127,7 @@ def test_the_end_of_a_prefix_is_the_first_key_after_it() -> None:
         # Whoever imports it first, on a current protobuf, has broken it for the process.
         (
             "import sys, types; sys.modules['etcd3'] = types.ModuleType('etcd3')",
-            "CapabilityError: The package etcd3 was imported before",
+            "CapabilityError: the package etcd3 was imported before",
         ),
     ],
 )

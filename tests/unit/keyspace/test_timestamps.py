@@ -21,4 +21,4 @@ def test_days_that_no_calendar_has_are_refused(text: str) -> None:
     """What has the shape of a time and is none is named with its reason."""
     found = parse_timestamp(text)
     assert isinstance(found, str)
-    assert found.startswith(f"is {text}, which is no time: ")
+    assert found.startswith(f"is {text}, which is not a time: ")

@@ -136,7 +136,7 @@ def test_the_documents_sorry_pool_arrives() -> None:
 @pytest.mark.parametrize(
     ("name", "stage", "says"),
     [
-        ("web", "schema", "sorry_pool is the pool that it would stand in for"),
+        ("web", "schema", "sorry_pool is the pool that it stands in for"),
         ("nowhere", "reference", "sorry_pool is 'nowhere', which does not exist"),
         ("no/name", "schema", "sorry_pool"),
     ],

@@ -22,10 +22,10 @@ def test_waves_are_tracks_shares_and_numbers() -> None:
         ("3,2,100%", "must go further"),
         ("0%,100%", "more than 0%"),
         ("101%", "at most 100%"),
-        ("0,100%", "no hosts"),
-        ("", "neither a share"),
-        ("can ary,100%", "neither a share"),
-        ("-5%,100%", "neither a share"),
+        ("0,100%", "at least one host"),
+        ("", "is not a share"),
+        ("can ary,100%", "is not a share"),
+        ("-5%,100%", "is not a share"),
     ],
 )
 def test_other_waves_are_refused(text: str, part: str) -> None:

@@ -56,7 +56,7 @@ def parse_service_network(text: str) -> Network | str:
         return network
     for unroutable, kind in _UNROUTABLE:
         if unroutable.version == network.version and unroutable.overlaps(network):
-            return f"is {text}, which has {kind} in it; routers must forward all of it."
+            return f"is {text}, which has {kind} in it; routers must forward all of it"
     return network
 
 
@@ -65,16 +65,16 @@ def parse_network(text: str) -> Network | str:
     """Parse a network in CIDR notation; host bits must be zero."""
     match = _CIDR.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
-        return f"is {shown(text)}; {_NO_PREFIX}."
+        return f"is {shown(text)}; {_NO_PREFIX}"
     try:
         address = ip_address(match[1])
         network = ip_network((address, int(match[2])), strict=False)
     except ValueError:
-        return f"is {shown(text)}; {_NO_PREFIX}."
+        return f"is {shown(text)}; {_NO_PREFIX}"
     if network.network_address != address:
-        return f"is {text}, which has host bits; write {network} instead."
+        return f"is {text}, which has host bits; write {network} instead"
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return f"is {text}, an IPv4-mapped network; write the IPv4 network instead."
+        return f"is {text}, an IPv4-mapped network; write the IPv4 network instead"
     return network
 
 
@@ -89,19 +89,19 @@ def _parsed(text: str) -> Address | str:
     except (OSError, ValueError):
         return _no_address(text)
     if address.scope_id is not None:
-        return f"is {shown(text)}, which names an interface; it must have no scope."
+        return f"is {shown(text)}, which names an interface; it must have no scope"
     if address.ipv4_mapped is not None:
-        return f"is {text}, an IPv4-mapped address; write {address.ipv4_mapped} instead."
+        return f"is {text}, an IPv4-mapped address; write {address.ipv4_mapped} instead"
     kind = _unroutable_ipv6(address)
     return _not_unicast(text, kind) if kind else address
 
 
 def _no_address(text: str) -> str:
-    return f"is {shown(text)}; it must be an IPv4 or IPv6 address, without a prefix length."
+    return f"is {shown(text)}; it must be an IPv4 or IPv6 address, without a prefix length"
 
 
 def _not_unicast(text: str, kind: str) -> str:
-    return f"is {text}, {kind}; it must be a unicast address that routers forward."
+    return f"is {text}, {kind}; it must be a unicast address that routers forward"
 
 
 def _unroutable_ipv4(packed: bytes) -> str:

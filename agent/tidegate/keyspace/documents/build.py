@@ -39,18 +39,18 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
         return [_fault("address", f"address {network}")]
     faults = _quic_faults(document)
     if document.sorry_pool == document.pool:
-        reason = "is the pool that it would stand in for; it must be another one."
+        reason = "is the pool that it stands in for; name another pool"
         faults.append(_fault("sorry_pool", f"sorry_pool {reason}"))
     routes = _clients("source_routes", document.source_routes, network, faults)
     deny = _clients("deny", document.deny, network, faults)
     faults += [
-        _fault("deny", f"deny has {both}, which source_routes has too; one of them may have it.")
+        _fault("deny", f"deny has {both}, which source_routes has too; remove one of them")
         for both in sorted(routes.keys() & deny.keys(), key=str)
     ]
     count = len(document.source_routes) + len(document.deny)
     if count > MAX_VIP_ROUTES:
-        limit = f"they may have {MAX_VIP_ROUTES}"
-        reason = f"source_routes and deny have {count} networks together; {limit}."
+        limit = f"the limit is {MAX_VIP_ROUTES}"
+        reason = f"source_routes and deny have {count} networks together; {limit}"
         faults.append(_fault("source_routes", reason))
     if faults:
         return faults
@@ -101,7 +101,7 @@ def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | lis
     address = parse_address(document.address)
     start, deadline = _time(document.starts_at), _time(document.drain_deadline)
     if deadline is not None and document.state != "drain":
-        deadline = 'needs state "drain".'
+        deadline = 'needs state "drain"'
     if isinstance(address, str) or isinstance(start, str) or isinstance(deadline, str):
         found = {"address": address, "starts_at": start, "drain_deadline": deadline}
         return [_fault(f, f"{f} {what}") for f, what in found.items() if isinstance(what, str)]
@@ -132,10 +132,10 @@ def _clients(
         if isinstance(network, str):
             faults.append(_fault(field, f"an entry of {field} {network}"))
         elif network.version != service.version:
-            reason = f"is {text}, but clients of this VIP have IPv{service.version} addresses."
+            reason = f"is {text}, but clients of this VIP have IPv{service.version} addresses"
             faults.append(_fault(field, f"an entry of {field} {reason}"))
         elif network in found:
-            faults.append(_fault(field, f"{field} has {network} twice; it may be there once."))
+            faults.append(_fault(field, f"{field} has {network} twice; write it once"))
         else:
             found[network] = text
     return found
@@ -146,11 +146,11 @@ def _quic_faults(document: VipDocument) -> list[Fault]:
     if quic is None:
         return []
     if document.protocol != "udp":
-        return [_fault("quic", 'quic needs protocol "udp".')]
+        return [_fault("quic", 'quic needs protocol "udp"')]
     length = quic.offset + quic.server_id_length
     if length > _LONGEST_CONNECTION_ID:
-        limit = f"a connection id has {_LONGEST_CONNECTION_ID} at most"
-        return [_fault("quic", f"quic ends at byte {length} of connection ids; {limit}.")]
+        limit = f"a connection id has at most {_LONGEST_CONNECTION_ID}"
+        return [_fault("quic", f"quic ends at byte {length} of connection ids; {limit}")]
     return []
 
 

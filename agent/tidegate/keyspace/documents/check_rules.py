@@ -20,12 +20,12 @@ def health_faults(health: Health) -> list[Fault]:
     """Everything that is wrong with how a pool's backends are checked."""
     if health.check is not None:
         return [
-            Fault(f"health.check.{field}", f"health.check.{field} {reason}.", "schema")
+            Fault(f"health.check.{field}", f"health.check.{field} {reason}", "schema")
             for field, reason in _check_faults(health.check)
         ]
     if health.mode == "external":
         return []
-    reason = f"health.check is null; mode {shown(health.mode)} needs a check."
+    reason = f"health.check is null; mode {shown(health.mode)} needs a check"
     return [Fault("health.check", reason, "schema")]
 
 
@@ -33,17 +33,20 @@ def _check_faults(check: Check) -> Iterator[tuple[str, str]]:
     if check.timeout > check.interval:
         yield (
             "timeout",
-            f"is {check.timeout:g}; it may be the interval, {check.interval:g}, at most",
+            f"is {check.timeout:g}; it must be at most the interval, {check.interval:g}",
         )
     for field in msgspec.structs.fields(Check):
         given = getattr(check, field.name) != field.default
         if given and field.name in _SPECIAL and field.name not in FIELDS[check.type]:
-            yield field.name, f"is set; a check of type {shown(check.type)} has no such field"
+            yield (
+                field.name,
+                f"is set; remove it, since a check of type {shown(check.type)} does not use it",
+            )
     for name, version in (("source4", 4), ("source6", 6)):
         text = getattr(check, name)
         address = None if text is None else parse_address(text)
         if isinstance(address, str):
-            yield name, address.rstrip(".")
+            yield name, address
         elif address is not None and address.version != version:
             yield name, f"is {text}; it must be an IPv{version} address"
     if not _HOST.fullmatch(check.host):
@@ -57,7 +60,7 @@ def _type_faults(check: Check) -> Iterator[tuple[str, str]]:
     for good in check.status:
         first, _, last = good.partition("-")
         if last and last < first:
-            yield "status", f"has {shown(good)}, which ends before it begins"
+            yield "status", f"has {shown(good)}, which ends before it begins; swap its ends"
     if check.type == "dns" and not check.query:
         yield "query", "is missing; a check of type dns asks for a name"
     if check.type == "exec" and not (check.command and check.command[0].startswith("/")):

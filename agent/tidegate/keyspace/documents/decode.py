@@ -39,7 +39,7 @@ def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
     """Decode a document, or say everything that is wrong with it. Never raises on what it reads."""
     decoder, names = _prepared(kind)
     if len(value) > MAX_BYTES:
-        reason = f"The document has {len(value)} bytes; it may have {MAX_BYTES}."
+        reason = f"the document has {len(value)} bytes; the limit is {MAX_BYTES}"
         return [Fault("", reason, "decode")]
     try:
         document: S = decoder.decode(value)
@@ -87,18 +87,18 @@ def _faults(value: bytes, kind: type[S]) -> list[Fault]:
         raw = msgspec.json.decode(value)
     except UnicodeDecodeError as error:
         byte = value[error.start]
-        reason = f"The document is not UTF-8: byte 0x{byte:02x} at position {error.start}."
+        reason = f"the document is not UTF-8: byte 0x{byte:02x} at position {error.start}"
         return [Fault("", reason, "decode")]
     except RecursionError:
-        return [Fault("", "The document is nested too deeply.", "decode")]
+        return [Fault("", "the document is nested too deeply", "decode")]
     except msgspec.DecodeError as error:
-        return [Fault("", f"The document is not valid JSON: {error}.", "decode")]
+        return [Fault("", f"the document is not valid JSON: {error}", "decode")]
     if not isinstance(raw, dict):
-        reason = f"The document is {shown(raw)}; it must be a JSON object."
+        reason = f"the document is {shown(raw)}; it must be a JSON object"
         return [Fault("", reason, "schema")]
     faults = _duplicates(value) + _field_faults(raw, kind)
     if len(faults) > _MAX_FAULTS:
-        reason = f"The document has {len(faults) - _MAX_FAULTS} more faults."
+        reason = f"the document has {len(faults) - _MAX_FAULTS} more faults"
         faults = [*faults[:_MAX_FAULTS], Fault("", reason, "schema")]
     # The fields may be good one by one and the whole not, once structs check themselves.
     return faults or [Fault("", _whole(value, kind), "schema")]
@@ -108,8 +108,8 @@ def _whole(value: bytes, kind: type[S]) -> str:
     try:
         msgspec.json.decode(value, type=kind)
     except msgspec.DecodeError as error:
-        return f"The document is refused: {error}."
-    return "The document is refused."
+        return f"the document is refused: {error}"
+    return "the document is refused"
 
 
 def _field_faults(raw: dict[str, Any], kind: type[S]) -> list[Fault]:
@@ -118,7 +118,7 @@ def _field_faults(raw: dict[str, Any], kind: type[S]) -> list[Fault]:
     faults = [
         Fault(
             shortened(name),
-            f"{shown(name)} is not a field of this document; its fields are {known}.",
+            f"{shown(name)} is not a field of this document; its fields are {known}",
             "schema",
         )
         for name in raw
@@ -128,14 +128,14 @@ def _field_faults(raw: dict[str, Any], kind: type[S]) -> list[Fault]:
         allowed = _allowed(inspect.type_info(field.type))
         if name not in raw:
             if field.required:
-                faults.append(Fault(name, f"{name} is missing; it must be {allowed}.", "schema"))
+                faults.append(Fault(name, f"{name} is missing; it must be {allowed}", "schema"))
             continue
         try:
             msgspec.convert(raw[name], field.type, strict=True)
         except msgspec.ValidationError as error:
             place = name + _path(str(error))
             found = shown(raw[name])
-            faults.append(Fault(place, f"{name} is {found}; it must be {allowed}.", "schema"))
+            faults.append(Fault(place, f"{name} is {found}; it must be {allowed}", "schema"))
     return faults
 
 
@@ -202,10 +202,8 @@ def _duplicates(value: bytes) -> list[Fault]:
     try:
         json.loads(value, object_pairs_hook=note)
     except (RecursionError, ValueError) as error:  # stricter than msgspec in depth or digits
-        return [Fault("", f"The document is not plain JSON: {error}.", "decode")]
+        return [Fault("", f"the document is not plain JSON: {error}", "decode")]
     return [
-        Fault(
-            shortened(name), f"{shown(name)} appears more than once; it may appear once.", "decode"
-        )
+        Fault(shortened(name), f"{shown(name)} appears more than once; write it once", "decode")
         for name in sorted(twice)
     ]

@@ -202,7 +202,7 @@ def _add(found: Documents, file: str, entry: Entry) -> None:
     key, line, value = entry
     if key in found.values:
         there = "{}:{}".format(*found.places[key])
-        reason = f"The key is there more than once: {there} has it too."
+        reason = f"the key appears more than once: {there} has it too"
         found.faults.append(Fault(file, line, key, "", reason, "decode"))
         return
     found.values[key] = value
@@ -215,7 +215,7 @@ def _text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
-        raise TextError(line, f"The file is not UTF-8: it has the byte 0x{byte:02x}.") from error
+        raise TextError(line, f"the file is not UTF-8: it has the byte 0x{byte:02x}") from error
 
 
 def _is_yaml(file: str, text: str) -> bool:

@@ -58,13 +58,13 @@ def json_entries(text: str) -> list[Entry]:
     try:
         return _members(text)
     except json.JSONDecodeError as error:
-        raise TextError(error.lineno, f"The file is not valid JSON: {error.msg}.") from error
+        raise TextError(error.lineno, f"the file is not valid JSON: {error.msg}") from error
     except RecursionError as error:
-        raise TextError(_FIRST_LINE, "The file is nested too deeply.") from error
+        raise TextError(_FIRST_LINE, "the file is nested too deeply") from error
     except TextError:
         raise
     except ValueError as error:  # too many digits in a number
-        raise TextError(_FIRST_LINE, f"The file is not plain JSON: {error}.") from error
+        raise TextError(_FIRST_LINE, f"the file is not plain JSON: {error}") from error
 
 
 def json_fault(text: str) -> int:
@@ -82,7 +82,7 @@ def _members(text: str) -> list[Entry]:
     at = _after_space(text, 0)
     if text[at : at + 1] != "{":
         _DECODER.raw_decode(text, at)  # an error of its own, if it is no JSON at all
-        raise TextError(_line(text, at), "The file holds something else than a JSON object.")
+        raise TextError(_line(text, at), "the file does not hold a JSON object")
     found: list[Entry] = []
     line, seen = _FIRST_LINE, 0
     end = at = _after_space(text, at + 1)
@@ -95,21 +95,21 @@ def _members(text: str) -> list[Entry]:
             break
         at = _after_space(text, end + 1)
     if text[end : end + 1] != "}":
-        raise json.JSONDecodeError("a comma or the closing brace is wanted", text, end)
+        raise json.JSONDecodeError("expected a comma or the closing brace", text, end)
     end = _after_space(text, end + 1)
     if end != len(text):
-        raise json.JSONDecodeError("there is more after the object", text, end)
+        raise json.JSONDecodeError("unexpected text after the object", text, end)
     return found
 
 
 def _member(text: str, at: int) -> tuple[str, int, int]:
     """The name that begins here, and where its value begins and ends."""
     if text[at : at + 1] != '"':
-        raise json.JSONDecodeError("a name in double quotes is wanted", text, at)
+        raise json.JSONDecodeError("expected a name in double quotes", text, at)
     name, colon = _DECODER.raw_decode(text, at)
     colon = _after_space(text, colon)
     if text[colon : colon + 1] != ":":
-        raise json.JSONDecodeError("a colon is wanted after a name", text, colon)
+        raise json.JSONDecodeError("expected a colon after a name", text, colon)
     start = _after_space(text, colon + 1)
     end = _DECODER.raw_decode(text, start)[1]
     # An escape may stand for half a character, which no key of etcd's has.
@@ -153,7 +153,7 @@ def _syntax(error: yaml.YAMLError) -> TextError:
     mark = getattr(error, "problem_mark", None)
     line = _FIRST_LINE if mark is None else mark.line + 1
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-    return TextError(line, f"The file is not valid YAML: {problem}.")
+    return TextError(line, f"the file is not valid YAML: {problem}")
 
 
 class _Level:
@@ -185,7 +185,7 @@ class _Yaml:
         """The names and values of the mapping that the document is."""
         first = self._begin()
         if not isinstance(first, yaml.MappingStartEvent):
-            raise TextError(_line_of(first), "The file holds something else than a YAML mapping.")
+            raise TextError(_line_of(first), "the file does not hold a YAML mapping")
         _plain(first)
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             name = _name(event)
@@ -201,14 +201,14 @@ class _Yaml:
 
     def _begin(self) -> Any:  # noqa: ANN401 - PyYAML has no types
         if isinstance(next(self._events), yaml.StreamEndEvent):
-            raise TextError(_FIRST_LINE, "The file is empty.")
+            raise TextError(_FIRST_LINE, "the file is empty")
         return next(self._events)
 
     def _end(self) -> None:
         next(self._events)  # the document's end
         event = next(self._events)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise TextError(_line_of(event), "The file holds a second YAML document (---).")
+            raise TextError(_line_of(event), "the file holds a second YAML document (---)")
 
     def _json(self, event: Any) -> str:  # noqa: ANN401
         """JSON of the node that begins with this event."""
@@ -227,7 +227,7 @@ class _Yaml:
                 elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                     _plain(event)
                     if len(levels) == _DEEPEST:
-                        raise TextError(_line_of(event), "The file is nested too deeply.")
+                        raise TextError(_line_of(event), "the file is nested too deeply")
                     levels.append(_Level(is_mapping=isinstance(event, yaml.MappingStartEvent)))
                     parts.append("{" if levels[-1].is_mapping else "[")
                 else:
@@ -240,15 +240,17 @@ class _Yaml:
 def _plain(event: Any) -> None:  # noqa: ANN401
     """Refuses what only YAML has."""
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise TextError(_line_of(event), "Anchors and aliases are not read; write the value out.")
+        raise TextError(
+            _line_of(event), "anchors and aliases are not supported; write the value out"
+        )
     if event.tag is not None:
-        raise TextError(_line_of(event), f"The tag {shown(event.tag)} is not read; leave it out.")
+        raise TextError(_line_of(event), f"the tag {shown(event.tag)} is not supported; remove it")
 
 
 def _name(event: Any) -> str:  # noqa: ANN401
     _plain(event)
     if not isinstance(event, yaml.ScalarEvent):
-        raise TextError(_line_of(event), "A name is a list or a mapping; it must be a string.")
+        raise TextError(_line_of(event), "a name is a list or a mapping; it must be a string")
     return str(event.value)
 
 
@@ -267,7 +269,7 @@ def _scalar(event: Any) -> str:  # noqa: ANN401
         raise TextError(
             _line_of(event),
             f"{shown(text)} without quotes is a {kind} to some readers of YAML and a string to "
-            "others; put it in quotes, or write it as JSON would.",
+            "others; put it in quotes, or write it as JSON would",
         )
     return json.dumps(text)
 

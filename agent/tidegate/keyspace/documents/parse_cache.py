@@ -118,9 +118,9 @@ def parse_key(key: str, document: Document) -> ParsedKey:
             owner = BackendKey(pool, name)
             return ParsedKey(document, "backend", name, owner, _backend(owner, value))
         case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
-            reason = f"The key holds what is not a name: {NAME_RULE}."
+            reason = f"a part of the key is not a name: {NAME_RULE}"
         case _:
-            reason = f"The key is not one of Tidegate's: {_SHAPES}."
+            reason = f"the key is not one of Tidegate's; {_SHAPES}"
     return ParsedKey(document, "unknown", "", _NO_OWNER, [Fault("", reason, "schema")])
 
 

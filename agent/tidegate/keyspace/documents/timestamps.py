@@ -19,5 +19,5 @@ def parse_timestamp(text: str) -> int | str:
     try:
         moment = datetime.fromisoformat(text[:_WITHOUT_FRACTION] + "+00:00")
     except ValueError as error:
-        return f"is {text}, which is no time: {error}."
+        return f"is {text}, which is not a time: {error}"
     return int(moment.timestamp())

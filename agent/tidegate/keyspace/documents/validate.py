@@ -131,7 +131,7 @@ def _require_pools(work: _Work) -> None:
             document = work.snapshot.documents.get(pool_key(pool))
             what = "does not exist" if document is None else "is refused itself"
             verb = "names the pool" if place == "source_routes" else "is"
-            reason = f"{place} {verb} {shown(pool)}, which {what}; it must be a pool in force."
+            reason = f"{place} {verb} {shown(pool)}, which {what}; it must be a pool in force"
             _demote(work, name, place, reason)
 
 
@@ -177,7 +177,7 @@ def _share_endpoints(work: _Work) -> None:
             owner = owners.setdefault(_endpoint(wanted[name]), name)
             if owner != name:
                 losers = True
-                reason = f"address, port and protocol are those of the VIP {owner}."
+                reason = f"the VIP {owner} has this address, port and protocol; change one of them"
                 _demote(work, name, "address", reason)
     work.vips.update(work.kept)
 
@@ -196,8 +196,8 @@ def _keep_used_pools(work: _Work) -> None:
         if pool in work.last.pools:
             work.pools[pool] = work.last.pools[pool]
             reason = (
-                f"The pool was deleted, but the VIP {vips[0]} uses it; it stays as it was until no "
-                "VIP does."
+                f"the pool was deleted, but the VIP {vips[0]} uses it; it stays as it was until no "
+                "VIP does"
             )
             work.rejections.add(pool_key(pool), "", reason, "reference")
         else:  # `last_good` was no result of ours: it had a VIP without its pool
@@ -211,7 +211,7 @@ def _require_backends_pools(work: _Work) -> None:
         del work.backends[owner]
         document = work.snapshot.documents.get(pool_key(owner.pool))
         what = "has no document" if document is None else "is refused itself"
-        reason = f"The pool {owner.pool} {what}; a backend needs its pool."
+        reason = f"the pool {owner.pool} {what}; a backend needs its pool"
         work.rejections.add(backend_key(*owner), "", reason, "reference")
 
 
@@ -234,7 +234,7 @@ def _share_server_ids(work: _Work) -> None:
             first = owners.setdefault((owner.pool, server_id), owner)
             if first != owner:
                 losers = True
-                reason = f"quic_server_id is that of the backend {first.name}."
+                reason = f"quic_server_id is that of the backend {first.name}; choose another one"
                 work.rejections.add(backend_key(*owner), "quic_server_id", reason, "reference")
                 last = work.last.backends.get(owner)
                 if last is None or last == work.backends[owner]:

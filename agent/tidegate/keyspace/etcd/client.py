@@ -164,7 +164,7 @@ class Etcd:
 
         answer = self._unary("renew a lease", first, request)
         if answer.TTL <= 0:
-            raise CallFailed(Remedy.RELIST, "The lease of the status key has run out.")
+            raise CallFailed(Remedy.RELIST, "the lease of the status key has expired")
 
     def revoke(self, lease: int, timeout: float) -> None:
         """Give a lease back, which deletes its keys."""
@@ -245,16 +245,14 @@ class Etcd:
             )
         except OSError as error:
             raise ConfigError(
-                f"A file of etcd.ca, etcd.cert or etcd.key cannot be read: {error}."
+                f"cannot read a file of etcd.ca, etcd.cert or etcd.key: {error}"
             ) from error
 
     def _password(self) -> str:
         try:
             return Path(self._settings.password_file or "").read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise CallFailed(
-                Remedy.OPERATOR, f"etcd.password_file cannot be read: {error}."
-            ) from error
+            raise CallFailed(Remedy.OPERATOR, f"cannot read etcd.password_file: {error}") from error
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         leader = ("hasleader", "true")
@@ -293,7 +291,7 @@ class Etcd:
         except grpc.RpcError as error:
             raise from_rpc(error, action, has_user=self.has_user) from error
         except StopIteration as error:
-            raise CallFailed(Remedy.RETRY, f"etcd ended a call to {action}.") from error
+            raise CallFailed(Remedy.RETRY, f"etcd ended the call to {action}") from error
         except ValueError as error:
             # gRPC's answer to a call on a channel that was closed meanwhile.
-            raise CallFailed(Remedy.RETRY, f"Tidegate could not {action}: {error}.") from error
+            raise CallFailed(Remedy.RETRY, f"could not {action}: {error}") from error

@@ -41,8 +41,8 @@ def load() -> Any:  # noqa: ANN401 - etcd3 is untyped, and so are classes that a
     """
     if "etcd3" in sys.modules:
         raise CapabilityError(
-            "The package etcd3 was imported before tidegate.keyspace could prepare it; "
-            "import it only through tidegate.keyspace.etcd.etcd3_loader."
+            "the package etcd3 was imported before tidegate.keyspace could prepare it; "
+            "import it only through tidegate.keyspace.etcd.etcd3_loader"
         )
     pool = DescriptorPool()
     for name in _FILES:
@@ -58,19 +58,19 @@ def _descriptor(name: str) -> FileDescriptorProto:
     """Read the file descriptor that etcd3's `<name>_pb2.py` carries, without running it."""
     spec = find_spec("etcd3")
     if spec is None or not spec.submodule_search_locations:
-        raise CapabilityError("The Python package etcd3 is not installed; install etcd3==0.12.0.")
+        raise CapabilityError("the Python package etcd3 is not installed; install etcd3==0.12.0")
     path = Path(spec.submodule_search_locations[0]) / "etcdrpc" / f"{name}_pb2.py"
     try:
         tree = ast.parse(path.read_bytes())
     except OSError as error:
-        raise CapabilityError(f"etcd3 lacks {path}; install etcd3==0.12.0.") from error
+        raise CapabilityError(f"etcd3 lacks {path}; install etcd3==0.12.0") from error
     for node in ast.walk(tree):
         # serialized_pb=_b('…'): a str literal whose characters are the bytes.
         if isinstance(node, ast.keyword) and node.arg == "serialized_pb":
             call = node.value
             literal = call.args[0] if isinstance(call, ast.Call) else call
             return FileDescriptorProto.FromString(ast.literal_eval(literal).encode("latin-1"))
-    raise CapabilityError(f"{path} carries no serialised descriptor; install etcd3==0.12.0.")
+    raise CapabilityError(f"{path} carries no serialised descriptor; install etcd3==0.12.0")
 
 
 def _patched(proto: FileDescriptorProto) -> FileDescriptorProto:
@@ -94,7 +94,7 @@ def _field(message: Any, name: str, number: int, kind: int) -> FieldDescriptorPr
     if any(name == field.name or number == field.number for field in message.field):
         raise CapabilityError(
             f"etcd3's {message.name} already has field {name} or number {number}; "
-            "install etcd3==0.12.0."
+            "install etcd3==0.12.0"
         )
     return message.field.add(
         name=name, number=number, type=kind, label=FieldDescriptorProto.LABEL_OPTIONAL

@@ -73,7 +73,7 @@ def from_rpc(error: grpc.RpcError, action: str, *, has_user: bool) -> CallFailed
     too_large = code is Code.RESOURCE_EXHAUSTED and "larger than max" in details
     return CallFailed(
         remedy,
-        f"Tidegate could not {action}: etcd or gRPC answered {code.name}: {details}.",
+        f"could not {action}: etcd or gRPC answered {code.name}: {details}",
         too_large=too_large,
     )
 
@@ -89,4 +89,4 @@ def from_cancel(reason: str, *, has_user: bool) -> CallFailed:
         remedy = Remedy.LOGIN if has_user else Remedy.OPERATOR
     else:
         remedy = Remedy.RETRY
-    return CallFailed(remedy, f"etcd cancelled the watch: {reason or 'no reason given'}.")
+    return CallFailed(remedy, f"etcd cancelled the watch: {reason or 'no reason given'}")

@@ -63,12 +63,12 @@ def read_prefix(
         if history is None:
             history = History(header.cluster_id, header.raft_term, header.revision)
         elif header.cluster_id != history.cluster:
-            raise CallFailed(Remedy.RELIST, "The etcd cluster was replaced during a list.")
+            raise CallFailed(Remedy.RELIST, "the etcd cluster was replaced during a list")
         documents |= _documents(page.kvs, len(prefix))
         if not page.more:
             return documents, history
         start = page.kvs[-1].key + b"\0"
-    raise CallFailed(Remedy.RETRY, "The list was stopped.")
+    raise CallFailed(Remedy.RETRY, "the list was stopped")
 
 
 def read_ranges(

@@ -75,31 +75,31 @@ def check(settings: EtcdSettings) -> None:
     """
     if not settings.root.startswith("/") or settings.root.endswith("/"):
         raise ConfigError(
-            f"etcd.root is {settings.root!r}; it must start with a slash and not end with one."
+            f"etcd.root is {settings.root!r}; it must start with a slash and not end with one"
         )
     for endpoint in settings.endpoints:
         split_endpoint(endpoint)
     _check_tls(settings)
     _check_user(settings)
     if settings.silence_limit <= settings.idle_probe:
-        raise ConfigError("etcd.silence_limit must be longer than etcd.idle_probe.")
+        raise ConfigError("etcd.silence_limit must be longer than etcd.idle_probe")
 
 
 def _check_tls(settings: EtcdSettings) -> None:
     if (settings.cert is None) != (settings.key is None):
         missing = "key" if settings.key is None else "cert"
-        raise ConfigError(f"etcd.{missing} is missing: etcd.cert and etcd.key go together.")
+        raise ConfigError(f"etcd.{missing} is missing: etcd.cert and etcd.key go together")
     if settings.cert is not None and settings.ca is None:
         # etcd3 would use plain text here, silently.
-        raise ConfigError("etcd.ca is missing: a client certificate is used only with TLS.")
+        raise ConfigError("etcd.ca is missing: a client certificate is used only with TLS")
     if settings.server_name is not None and settings.ca is None:
-        raise ConfigError("etcd.ca is missing: etcd.server_name is used only with TLS.")
+        raise ConfigError("etcd.ca is missing: etcd.server_name is used only with TLS")
 
 
 def _check_user(settings: EtcdSettings) -> None:
     if (settings.user is None) != (settings.password_file is None):
         missing = "user" if settings.user is None else "password_file"
-        raise ConfigError(f"etcd.{missing} is missing: user and password_file go together.")
+        raise ConfigError(f"etcd.{missing} is missing: user and password_file go together")
     if settings.user is None or settings.ca is not None:
         return
     for endpoint in settings.endpoints:
@@ -107,7 +107,7 @@ def _check_user(settings: EtcdSettings) -> None:
         if host != "localhost" and not _is_loopback(host):
             raise ConfigError(
                 f"etcd.ca is missing: the password of etcd.user would go to {endpoint} in plain "
-                "text. Without TLS a user is accepted on loopback only."
+                "text; without TLS a user is accepted on loopback only"
             )
 
 
@@ -133,7 +133,7 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     if not colon or not plain or (":" in host) != bracketed or not 1 <= number <= _MAX_PORT:
         raise ConfigError(
             f"etcd.endpoints has {endpoint!r}; an endpoint is host:port or [IPv6 address]:port, "
-            "without a scheme."
+            "without a scheme"
         )
     return host, number
 

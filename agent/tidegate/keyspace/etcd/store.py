@@ -138,8 +138,8 @@ class Store:
         if lasting:
             return f"etcd at {where}: {failure.reason}"
         return (
-            f"etcd at {where} gave no answer within {self.patience:g} s: {failure.reason} "
-            "Is it running, and are these its endpoints? (-c FILE, or --endpoints)"
+            f"etcd at {where} gave no answer within {self.patience:g} s: {failure.reason}; "
+            "is it running, and are these its endpoints? (-c FILE, or --endpoints)"
         )
 
 

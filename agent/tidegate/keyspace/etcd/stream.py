@@ -85,7 +85,7 @@ class WatchStream:
                 self.silent = True
                 self.cancel()
                 raise CallFailed(
-                    Remedy.RETRY, f"etcd has been silent for {idle:.1f} s on an open watch."
+                    Remedy.RETRY, f"etcd has been silent for {idle:.1f} s on an open watch"
                 )
             if now >= until:
                 return []
@@ -121,7 +121,7 @@ class WatchStream:
         except queue.Empty:
             return messages
         if not messages:
-            raise self._failure or CallFailed(Remedy.RETRY, "etcd ended the watch.")
+            raise self._failure or CallFailed(Remedy.RETRY, "etcd ended the watch")
         self._answers.put(None)  # seen again by the next call; there is room: we just took from it
         return messages
 

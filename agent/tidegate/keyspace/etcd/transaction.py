@@ -47,8 +47,8 @@ class Conflict(NamedTuple):
     found: dict[str, Document | None]
 
     def __str__(self) -> str:
-        told = [
+        changes = [
             f"{key} was {'deleted' if now is None else f'changed at revision {now.mod_revision}'}"
             for key, now in self.found.items()
         ]
-        return f"Somebody else has written meanwhile: {', '.join(told)}."
+        return f"somebody else wrote in the meantime: {', '.join(changes)}"

@@ -85,7 +85,7 @@ class WatchLoop(ABC):
         self._etcd = Etcd(settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._state = WatchState("starting", "Nothing has been read from etcd yet.", time.time())
+        self._state = WatchState("starting", "nothing has been read from etcd yet", time.time())
         self._stream: WatchStream | None = None
         self._history: History | None = None
         self._next = 0
@@ -137,7 +137,7 @@ class WatchLoop(ABC):
             except CallFailed as failure:
                 reason = failure.reason
             except Exception as error:
-                reason = f"A fault in the agent stopped the watch: {error!r}."
+                reason = f"an error in the agent stopped the watch: {error!r}"
                 if not self._stop.is_set():
                     log.exception("etcd_watch_crashed")
             if not self._stop.is_set():
@@ -202,10 +202,10 @@ class WatchLoop(ABC):
     def _check(self, message: Any) -> None:  # noqa: ANN401 - a run-time message class
         """Raise what a message says of the end of its stream."""
         if self._history is None or message.header.cluster_id != self._history.cluster:
-            raise CallFailed(Remedy.RELIST, "Another etcd cluster answers a watch.")
+            raise CallFailed(Remedy.RELIST, "another etcd cluster answers the watch")
         if message.compact_revision:
             raise CallFailed(
-                Remedy.RELIST, f"etcd compacted its history up to {message.compact_revision}."
+                Remedy.RELIST, f"etcd compacted its history up to {message.compact_revision}"
             )
         if message.canceled:
             raise from_cancel(message.cancel_reason, has_user=self._etcd.has_user)

@@ -100,4 +100,4 @@ class RangesWatch(WatchLoop):
         self._report("connected", "")  # the read may have been tried again, and have said so
         self._breaks = 0
         if before is None or self._history is None or not self._history.follows(before):
-            raise CallFailed(Remedy.RELIST, "etcd's history has changed under a watch.")
+            raise CallFailed(Remedy.RELIST, "etcd's history has changed under a watch")

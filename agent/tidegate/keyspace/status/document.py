@@ -77,8 +77,8 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Meta(
             description=(
                 "starting: nothing applied yet. synced: the latest revision is in force. degraded: "
-                "something was refused or failed. frozen: told not to change. stale: no contact "
-                "with etcd, forwarding on the last generation."
+                "something was refused or failed. frozen: an order keeps the generation. stale: no "
+                "contact with etcd, forwarding on the last generation."
             ),
             examples=["synced"],
         ),
@@ -87,7 +87,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         str,
         Meta(
             description="A sentence about the state; empty when synced.",
-            examples=["", "1 refused: vips/shop: pool web is not in force."],
+            examples=["", "1 refused: vips/shop: pool web is not in force"],
         ),
     ] = ""
     ready: Annotated[
@@ -151,7 +151,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                     {
                         "key": "pools/web",
                         "field": "mtu",
-                        "reason": "mtu is 900; it must be a whole number from 1328 to 65535.",
+                        "reason": "mtu is 900; it must be a whole number from 1328 to 65535",
                         "stage": "schema",
                         "revision": 1042,
                     }

@@ -32,7 +32,7 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         str,
         Meta(
             description="A sentence: what was found and what is allowed.",
-            examples=["port is 70000; it must be a whole number from 1 to 65535."],
+            examples=["port is 70000; it must be a whole number from 1 to 65535"],
         ),
     ]
     stage: Annotated[

@@ -23,7 +23,7 @@ from tidegate.model.values import BackendKey, Rejection, Snapshot
 _PARTS = 3
 _REMEMBERED: Final = 1 << 16
 """Keys and documents that need not be read again."""
-_SHAPE = "The key is not one of Tidegate's: it is health/<host>/<pool>/<backend>."
+_SHAPE = "the key is not one of Tidegate's; it must be health/<host>/<pool>/<backend>"
 
 
 def encode(

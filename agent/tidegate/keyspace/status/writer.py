@@ -110,7 +110,7 @@ class StatusWriter:
                 reason, pause = failure.reason, self._settings.fatal_retry
             except Exception as error:
                 log.exception("status_writer_crashed")
-                reason, pause = f"A fault in the agent: {error}.", self._settings.fatal_retry
+                reason, pause = f"an error in the agent: {error}", self._settings.fatal_retry
             else:
                 continue
             if not self._stop.is_set():
