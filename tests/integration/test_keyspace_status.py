@@ -198,10 +198,10 @@ def judged(count: int, value: bytes = b"1") -> dict[str, bytes]:
 def test_verdicts_follow_what_was_given_last(etcd: EtcdServer, writer: StatusWriter) -> None:
     """Hundreds are written under the same lease, and those that are not given again go."""
     writer.submit(status(1))
-    writer.judge(judged(250))
+    writer.submit_verdicts(judged(250))
     until(lambda: len(verdicts(etcd)) == 250)
     assert '"lease":' in etcd.ctl("get", "/tidegate/f/health/lb1/web/b7", "-w", "json")
-    writer.judge({**judged(2), **judged(1, b"2")})
+    writer.submit_verdicts({**judged(2), **judged(1, b"2")})
     until(lambda: [*verdicts(etcd).values()] == ["2", "1"])
     assert read(etcd) == status(1)
     assert writer.stop()
@@ -210,9 +210,9 @@ def test_verdicts_follow_what_was_given_last(etcd: EtcdServer, writer: StatusWri
 
 def test_only_verdicts_that_changed_are_written(etcd: EtcdServer, writer: StatusWriter) -> None:
     """One transition of many backends is one write, not all of them."""
-    writer.judge(judged(50))
+    writer.submit_verdicts(judged(50))
     until(lambda: len(verdicts(etcd)) == 50)
-    writer.judge({**judged(50), **judged(1, b"2")})
+    writer.submit_verdicts({**judged(50), **judged(1, b"2")})
     until(lambda: "2" in verdicts(etcd).values())
     found = json.loads(etcd.ctl("get", "--prefix", "/tidegate/f/health/", "-w", "json"))
     assert sorted(int(kv["version"]) for kv in found["kvs"])[-2:] == [1, 2]
@@ -221,7 +221,7 @@ def test_only_verdicts_that_changed_are_written(etcd: EtcdServer, writer: Status
 def test_verdicts_return_with_a_new_lease(etcd: EtcdServer, writer: StatusWriter) -> None:
     """When etcd forgot the lease, all verdicts are written again."""
     writer.submit(status(1))
-    writer.judge(judged(3))
+    writer.submit_verdicts(judged(3))
     until(lambda: len(verdicts(etcd)) == 3)
     lease = etcd.ctl("lease", "list").split()[-1]
     etcd.ctl("lease", "revoke", lease)

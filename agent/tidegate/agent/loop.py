@@ -165,7 +165,7 @@ class Agent:
         if not health.judge(in_force, now, woken=woken, is_alone=is_alone):
             return False
         is_new = self._parts.changes.flag_unhealthy(health.fitness)
-        self._parts.status.judge(health.verdicts())
+        self._parts.status.submit_verdicts(health.verdicts())
         return is_new
 
     def _note_generations(self, applied: tuple[Applied, ...]) -> None:

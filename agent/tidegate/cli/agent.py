@@ -20,7 +20,7 @@ examples:
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the group to the command line."""
+    """Add the group to the command line."""
     group = subparsers.add_parser("agent", help="run the agent of a load-balancer host")
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     run = commands.add_parser(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events as an agent hands them on, where the agent is the reader of the ring buffer."""
+"""Read events from an agent, where the agent is the reader of the ring buffer."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ class AgentEvents:
         self._lost = 0
 
     def read(self, wait: float) -> npt.NDArray[np.void]:
-        """The events since the last call; waits this many seconds for the first one.
+        """Return the events since the last call; wait up to `wait` seconds for the first one.
 
         Raises:
-            AgentError: the agent has ended, or what it says is not understood.
+            AgentError: the agent has ended, or its answer is not understood.
         """
         seconds = min(wait, LONGEST_WAIT)
         where = f"/events?after={self._position}&wait={seconds}"
@@ -44,6 +44,6 @@ class AgentEvents:
         return np.frombuffer(body, layout.EVENT, offset=HEAD.size)
 
     def lost(self) -> int:
-        """Events that were lost since the last call: by the kernel, or here by being too slow."""
+        """Return how many events the kernel, or this process by being slow, has lost since then."""
         lost, self._lost = self._lost, 0
         return lost

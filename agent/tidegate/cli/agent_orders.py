@@ -52,7 +52,7 @@ def add_order(
 
 def _run(options: argparse.Namespace, path: str, show: Show) -> int:
     fields = {"to": options.to} if "to" in options else {}
-    answer = agent_socket.order(options, path, **fields)
+    answer = agent_socket.post_order(options, path, **fields)
     if "error" in answer:
         print(f"tidegate: {answer['error']}", file=sys.stderr)
         return 1

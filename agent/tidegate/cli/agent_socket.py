@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the agent of this host, over its control socket: for `rollback`, `freeze`, `thaw`.
+"""Send requests to the agent of this host, over its control socket.
 
 Which socket: `--socket PATH`, else that of the agent's file (`-c`), else the default one.
 """
@@ -20,7 +20,7 @@ _TIMEOUT: Final = 45.0
 
 
 def add_socket(command: argparse.ArgumentParser) -> None:
-    """Adds the options that name an agent."""
+    """Add the options that name an agent."""
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "-c", "--config", type=Path, metavar="FILE", help="the agent's file, which has its socket"
@@ -30,22 +30,22 @@ def add_socket(command: argparse.ArgumentParser) -> None:
     )
 
 
-def order(options: argparse.Namespace, path: str, **fields: object) -> dict[str, Any]:
-    """Posts an order and returns the agent's answer.
+def post_order(options: argparse.Namespace, path: str, **fields: object) -> dict[str, Any]:
+    """Post an order and return the agent's answer.
 
     Raises:
         AgentError: nobody answers. What the agent refuses is an answer with `error`.
     """
-    speaks_for = os.environ.get("SUDO_USER", "")
-    body = {"reason": options.reason, "on_behalf_of": speaks_for[:100], **fields}
-    return ask(_path(options), "POST", path, json.dumps(body).encode())
+    invoked_by = os.environ.get("SUDO_USER", "")
+    body = {"reason": options.reason, "on_behalf_of": invoked_by[:100], **fields}
+    return ask(_socket_path(options), "POST", path, json.dumps(body).encode())
 
 
 def ask(path: Path, method: str, where: str, body: bytes = b"") -> dict[str, Any]:
-    """One request to an agent's socket.
+    """Send one request to an agent's socket, and return the answer.
 
     Raises:
-        AgentError: nobody answers, or what answers is no agent.
+        AgentError: nobody answers, or what answers is not an agent.
     """
     connection = _Connection(path)
     try:
@@ -59,7 +59,7 @@ def ask(path: Path, method: str, where: str, body: bytes = b"") -> dict[str, Any
 
 
 def fetch(path: Path, where: str) -> bytes:
-    """What an agent has under a path that it does not answer in JSON.
+    """Return the body of a path that an agent does not answer in JSON.
 
     Raises:
         AgentError: nobody answers, or the agent has nothing there; the text says why.
@@ -88,7 +88,7 @@ def _unanswered(path: Path, error: Exception) -> AgentError:
     return AgentError(f"what answers on {path} is not an agent: {error}")
 
 
-def _path(options: argparse.Namespace) -> Path:
+def _socket_path(options: argparse.Namespace) -> Path:
     if options.config is not None:
         from tidegate.agent import config
 
@@ -104,7 +104,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Connects to the socket in place of a host."""
+        """Connect to the socket in place of a host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_TIMEOUT)
         self.sock.connect(str(self._path))

@@ -27,17 +27,17 @@ UNACKNOWLEDGED: Final = 5
 _POLL: Final = 0.5
 
 _ABOUT: Final = f"""\
-Makes a release equal to documents: writes what is new or differs, deletes what is in none of the
-files, and waits until every host that follows the release has it in force. First the documents are
-checked, as `tidegate validate` does it. One transaction makes all changes, up to 128 of them; a
-larger change is made in several, and that is said. What somebody else writes at the same time is
-not overwritten.
+Make a release equal to documents: write what is new or differs, delete what is in none of the
+files, and wait until every host that follows the release has it in force. First the documents are
+checked, as by `tidegate validate`. One transaction makes all changes, up to 128 of them; a larger
+change is made in several, with a note. What somebody else writes at the same time is not
+overwritten.
 
 {FILES}"""
 _EPILOG: Final = f"""\
 exit codes: 0 written, and acknowledged by all hosts that follow the release and are not frozen;
-2 etcd is away, or somebody else wrote at the same time; 3 documents are refused, and nothing was
-written; 5 written, and not acknowledged by a host
+2 etcd does not answer, or somebody else wrote at the same time; 3 documents are refused, and
+nothing was written; 5 written, and not acknowledged by a host
 
 {etcd_options.WHERE}
 examples:
@@ -48,7 +48,7 @@ examples:
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `apply` to the command line."""
+    """Add `apply` to the command line."""
     command = subparsers.add_parser(
         "apply",
         help="write files of documents to etcd, and wait for the hosts",
@@ -117,7 +117,7 @@ def _show(changes: "Changes", release: str, *, whole: bool) -> None:
 
 
 def _mention_rollout(store: "Store", release: str) -> None:
-    """Say so if hosts are just being moved to this release: they get changes unwatched."""
+    """Note a rollout that is moving hosts to this release: they get the changes unwatched."""
     from tidegate.model.rollout import ENDED
     from tidegate.rollout.fleet import observe
 
@@ -134,7 +134,7 @@ def _write(
     current: "Mapping[str, Document]",
     wanted: "Mapping[str, bytes]",
 ) -> int:
-    """Make the changes; returns the revision of the last one, 0 if there is none.
+    """Make the changes; return the revision of the last one, 0 if there is none.
 
     Raises:
         KeyspaceError: somebody else wrote at the same time.
@@ -165,18 +165,18 @@ def _write(
 
 
 def _wait(store: "Store", release: str, revision: int, timeout: float) -> int:
-    """Wait for the hosts and tell what each says; returns the exit code."""
+    """Wait for the hosts and print each one's answer; return the exit code."""
     from tidegate.rollout.apply import answers
     from tidegate.rollout.fleet import KEYS, observe
 
     deadline = time.monotonic() + timeout
-    told: set[Answer] = set()
+    printed: set[Answer] = set()
     while True:
         found = answers(observe(store.read(*KEYS)), release, revision)
         for answer in found:
-            if answer.kind != "waiting" and answer not in told:
-                told.add(answer)
-                _tell(answer)
+            if answer.kind != "waiting" and answer not in printed:
+                printed.add(answer)
+                _print_answer(answer)
         late = [answer for answer in found if answer.kind == "waiting"]
         if not late or time.monotonic() >= deadline:
             break
@@ -192,7 +192,7 @@ def _wait(store: "Store", release: str, revision: int, timeout: float) -> int:
     return UNACKNOWLEDGED if bad else 0
 
 
-def _tell(answer: "Answer") -> None:
+def _print_answer(answer: "Answer") -> None:
     if answer.kind == "ack":
         print(f"{answer.host}: in force", flush=True)
     elif answer.kind == "frozen":

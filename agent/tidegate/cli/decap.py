@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate decap`: a backend's end of the tunnel, put on an interface, looked at, taken off.
+"""`tidegate decap`: attach a backend's end of the tunnel to an interface, show it, detach it.
 
 Only arguments and printing; what is done is in `dataplane/tunnel/decap.py`.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 For backends: an XDP program that takes clients' packets out of the tunnel (IPIP, IP6IP6, IP4IP6,
-6-in-4, GUE) and hands them to the host's stack. It goes on without this command, until `detach` or
-a reboot. Another `attach` takes the place of the one before in one exchange.
+6-in-4, GUE) and passes them to the host's stack. It runs without this command, until `detach` or a
+reboot. Another `attach` replaces it atomically.
 """
 _EPILOG = """\
 exit codes: 0 done; 1 status, detach: it is not attached; 2 wrong usage or host
@@ -34,7 +34,7 @@ _MOST_PORT: Final = 65535
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the group to the command line."""
+    """Add the group to the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     group = subparsers.add_parser(
         "decap",
@@ -44,7 +44,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         formatter_class=raw,
     )
     commands = group.add_subparsers(metavar="COMMAND", required=True)
-    attach = commands.add_parser("attach", help="put it on an interface")
+    attach = commands.add_parser("attach", help="attach it to an interface")
     add = attach.add_argument
     add(
         "--address",
@@ -76,8 +76,8 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         default="auto",
         help="of XDP; auto (default): native, or generic where the driver refuses",
     )
-    detach = commands.add_parser("detach", help="take it off an interface")
-    status = commands.add_parser("status", help="what it accepts, and what became of packets")
+    detach = commands.add_parser("detach", help="detach it from an interface")
+    status = commands.add_parser("status", help="show what it accepts, and its counters of packets")
     status.add_argument("--json", action="store_true", help="for machines")
     for command, action in ((attach, _attach), (detach, _detach), (status, _status)):
         command.add_argument("interface", metavar="IFACE", help="where the tunnel packets come in")
@@ -148,7 +148,7 @@ def _described(accept: Accept) -> str:
 
 
 def _document(interface: str, found: Any) -> dict[str, Any]:  # noqa: ANN401 - of a lazy module
-    """All counters, those at 0 too, by their names in lower case."""
+    """Return all counters, those at 0 too, by their names in lower case."""
     return {
         "interface": interface,
         "attached": found.mode,

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from tidegate.lab.verdict import Observed
 
 _ABOUT = """\
-Builds a rack in network namespaces (it needs root), starts the agent, and opens thousands of
-connections through it while keys in etcd change. Ends with a table of claims; the exit code is 1 if
-one does not hold.
+Build a rack in network namespaces (this needs root), start the agent, and open thousands of
+connections through it while keys in etcd change. The end is a table of claims; the exit code is 1
+if one does not hold.
 """
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `demo` to the command line."""
+    """Add `demo` to the command line."""
     demo = subparsers.add_parser(
         "demo",
         help="show on real packets that no connection is lost",
@@ -41,7 +41,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from tidegate.lab.demo import FULL, QUICK, run
 
-    # So that the lab is removed also when a time limit ends us.
+    # So that the lab is removed when a time limit ends us, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     progress = sys.stderr if arguments.json else sys.stdout
     began = time.monotonic()
@@ -86,5 +86,5 @@ def _print(observed: "Observed", seconds: float) -> None:
     print("\nClaims")
     print(claims_table(claims))
     failed = sum(not claim.holds for claim in claims)
-    verdict = f"{failed} of {len(claims)} claims do NOT hold" if failed else "All claims hold"
-    print(f"\n{verdict}. {seconds:.0f} seconds.")
+    summary = f"{failed} of {len(claims)} claims do NOT hold" if failed else "All claims hold"
+    print(f"\n{summary}. {seconds:.0f} seconds.")

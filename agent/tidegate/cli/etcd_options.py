@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator's command finds etcd: the agent's file, options, or both.
+"""The options by which an operator's command finds etcd: the agent's file, single ones, or both.
 
 `add_options` adds the options, `fleet` reads them, `keyspace/etcd/store.py` has the connection. Of
-the agent's file only `fleet` and `[etcd]` are read, so an operator's file may have nothing else.
+the agent's file only `fleet` and `[etcd]` are read, so an operator's file needs nothing else.
 """
 
 import argparse
@@ -23,14 +23,14 @@ _OPTIONS: Final = {
 }
 
 WHERE: Final = """\
-etcd is where -c FILE says, the agent's file; other options count before it:
+etcd is found by -c FILE, the agent's file; other options take precedence over it:
   tidegate … -c /etc/tidegate/agent.toml
   tidegate … --endpoints 10.0.0.1:2379,10.0.0.2:2379 --fleet edge
 """
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds the options that say where etcd is and which fleet is meant."""
+    """Add the options for etcd and the fleet."""
     group = command.add_argument_group("where etcd is")
     group.add_argument(
         "-c", "--config", type=Path, metavar="FILE", help="the agent's file: its [etcd] and fleet"
@@ -46,7 +46,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def fleet(options: argparse.Namespace) -> "Fleet":
-    """What the options ask for.
+    """Return the fleet that the options name.
 
     Raises:
         ConfigError: it cannot be used; the text names the file and key, or the option.

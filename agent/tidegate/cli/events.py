@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate events`: what the data plane tells of sampled flows, as it happens.
+"""`tidegate events`: events of sampled flows from the data plane, as they happen.
 
 Only arguments and printing; the events come from `dataplane/inspect/event_stream.py`.
 """
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from tidegate.dataplane.inspect.event_stream import EventSource, NamedEvents
 
 _ABOUT = """\
-Prints the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted,
-moved, finished, reset, dropped, flood. It begins with those that nobody has taken yet, and goes on
-until it is interrupted. It needs no agent. Whoever takes an event takes it from everybody else, so
-there is one reader at a time; an agent that traces flows is that reader, and hands on what comes
-from then on if its file is named.
+Print the events of flows that VIPs with `flow_sampling` above 0 have sampled: new, promoted, moved,
+finished, reset, dropped, flood. It starts with events that nobody has read yet, and runs until it
+is interrupted. It needs no agent. An event can be read once, so there is one reader at a time; an
+agent that traces flows is that reader, and passes on new events if its file is named.
 """
 _EPILOG = """\
 exit codes: 0 as many as were asked for; 2 wrong usage or host, or another reader; 130 interrupted
@@ -42,7 +41,7 @@ _WAIT: Final = 1.0
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `events` to the command line."""
+    """Add `events` to the command line."""
     command = subparsers.add_parser(
         "events",
         help="what happens to sampled flows, live",
@@ -79,11 +78,11 @@ def _run(options: argparse.Namespace) -> int:
             pins = options.pin_dir or _config(options).pin_dir
             stream = undo.enter_context(NamedEvents(Path(pins), _source(options, Path(pins), undo)))
             if not stream.samples:
-                _say("no VIP has flow_sampling above 0; there are no events until one has")
+                _note("no VIP has flow_sampling above 0; there are no events until one has")
             for event in islice(_all(stream), options.n):
                 print(json.dumps(event) if options.json else _line(event), flush=True)
-            _say_lost(stream)
-    except BrokenPipeError:  # the reader of our lines has seen enough
+            _note_lost(stream)
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -95,7 +94,7 @@ def _config(options: argparse.Namespace) -> "AgentConfig":
 
 
 def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "EventSource":
-    """The ring buffer; where the agent has it, the agent."""
+    """Return the ring buffer, or the agent if that reads it."""
     from tidegate.cli.agent_events import AgentEvents
     from tidegate.dataplane.inspect.event_stream import RingReader
 
@@ -113,22 +112,22 @@ def _source(options: argparse.Namespace, pins: Path, undo: ExitStack) -> "EventS
 def _all(stream: "NamedEvents") -> Iterator[dict[str, Any]]:
     while True:
         yield from stream.read(_WAIT)
-        _say_lost(stream)
+        _note_lost(stream)
 
 
-def _say_lost(stream: "NamedEvents") -> None:
+def _note_lost(stream: "NamedEvents") -> None:
     lost = stream.lost()
     if lost:
-        _say(f"{lost:,} events were lost: above the limit per CPU, or the ring buffer was full")
+        _note(f"{lost:,} events were lost: above the limit per CPU, or the ring buffer was full")
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     sys.stdout.flush()
     print(f"tidegate: {text}", file=sys.stderr, flush=True)
 
 
 def _line(event: dict[str, Any]) -> str:
-    """An event as a line; what has no name any more is shown by its id."""
+    """Return an event as a line; what no longer has a name is shown by its id."""
     vip = event["vip"] or f"vip#{event['vip_id']}"
     line = f"{event['time']} {event['event']:<8} {vip} {event['protocol']} "
     line += f"{_end(event['source'], event['source_port'])} > "

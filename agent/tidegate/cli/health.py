@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate health`: every backend's state and why, and which host says so, from etcd alone.
+"""`tidegate health`: every backend's state, why, and by which hosts' verdicts, from etcd alone.
 
 Arguments and the reading of keys; what they mean is in `health_view`, how it looks in
 `health_show`.
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from tidegate.cli.health_view import Report
 
 _ABOUT: Final = """\
-Shows what the fleet thinks of each backend of a release: its state, since when, the votes that
-count, and why. Where hosts differ, or find it unhealthy, each host's own finding follows. Hosts
-that are blind, not ready, or keep failed backends are named. It reads etcd, changes nothing, and
-needs no root and no agent.
+Show the fleet's view of each backend of a release: its state, since when, the votes that count, and
+why. Where hosts differ, or find it unhealthy, each host's own finding follows. Hosts that are
+blind, not ready, or keep failed backends are named. It reads etcd, changes nothing, and needs no
+root and no agent.
 
   healthy, unhealthy  by the votes of the hosts that check it (or of a control system)
-  initial             no host has made up its mind
+  initial             no host has decided yet
   draining            by its document
   unused              nothing checks it, or its document has taken it out
 """
 _EPILOG: Final = f"""\
-exit codes: 0 nothing is wrong; 1 a backend is unhealthy, or a host is blind or not ready; 2 etcd is
-away, or there is no such pool
+exit codes: 0 nothing is wrong; 1 a backend is unhealthy, or a host is blind or not ready; 2 etcd
+does not answer, or there is no such pool
 
 {etcd_options.WHERE}
 examples:
@@ -41,7 +41,7 @@ examples:
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `health` to the command line."""
+    """Add `health` to the command line."""
     command = subparsers.add_parser(
         "health",
         help="every backend's state, and which host says so",
@@ -53,7 +53,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     command.add_argument(
         "--release",
         metavar="NAME",
-        help="whose backends (default: the one that most hosts have in force)",
+        help="release of the backends (default: the one that most hosts have in force)",
     )
     command.add_argument("--bad", action="store_true", help="leave out what is healthy or unused")
     command.add_argument("--json", action="store_true", help="one JSON object with everything")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `tidegate health` looks, for people and as JSON."""
+"""Format `tidegate health` for people and as JSON."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,12 @@ _UNITS = ((86_400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def as_json(report: Report) -> str:
-    """One object, with all that there is."""
+    """Return everything as one JSON object."""
     return msgspec.json.encode(report).decode()
 
 
 def lines(report: Report, now: int, *, only_bad: bool) -> list[str]:
-    """For people; ages are counted from `now`, a wall-clock second."""
+    """Return lines for people; ages are counted to `now`, a wall-clock second."""
     hosts = "1 host" if len(report.hosts) == 1 else f"{len(report.hosts)} hosts"
     found = [f"release {report.release}, revision {report.revision}, {hosts}"]
     for pool in report.pools:
@@ -66,7 +66,7 @@ def _host(host: HostSummary, *, is_blind: bool, only_bad: bool) -> Iterator[str]
 
 
 def age(since: str, now: int) -> str:
-    """How long ago: the two largest units, `-` if it is not known."""
+    """Say how long ago: the two largest units, `-` if it is not known."""
     moment = parse_timestamp(since)
     if isinstance(moment, str):
         return "-"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tidegate health` says, made of documents, statuses and verdicts: values, no I/O.
+"""Make the report of `tidegate health` from documents, statuses and verdicts: values, no I/O.
 
-The opinion is computed as the agents do. What an agent then does with it (panic, velocity) is not
-computed again: hosts say it in their statuses. Those are read leniently, since some hosts of a
-fleet may be of another version.
+The fleet's opinion is computed as agents do. What an agent then does with it (panic, velocity) is
+not computed again: hosts say so in their statuses. Those are read leniently, since some hosts of a
+fleet may have another version.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ _PARTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one host has found; `counts` is false if the host is blind."""
+    """The finding of one host; it does not count if the host is blind."""
 
     host: str
     state: str
@@ -36,12 +36,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A backend: what counts, and what each host says.
+    """A backend: the state that counts, and each host's finding.
 
     Attributes:
         since: RFC 3339; empty while no host has a finding.
-        votes: those who find it in that state.
-        voters: all whose word counts.
+        votes: hosts that find it in that state.
+        voters: all hosts whose vote counts.
     """
 
     backend: str
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PoolRows:
-    """A pool: whose word counts (`none` without checks), and its backends."""
+    """A pool: whose findings count (`none` without checks), and its backends."""
 
     pool: str
     mode: str
@@ -64,7 +64,7 @@ class PoolRows:
 
 
 class ChecksSummary(Struct, frozen=True, kw_only=True):
-    """Of a status's health, what counts here."""
+    """The part of a status's health that is shown."""
 
     blind: bool = False
     broken_checker: bool = False
@@ -73,7 +73,7 @@ class ChecksSummary(Struct, frozen=True, kw_only=True):
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
-    """Of a host's status, what counts here."""
+    """The part of a host's status that is shown."""
 
     host: str = ""
     state: str = "unknown"
@@ -101,22 +101,22 @@ class Report:
 
     @property
     def is_bad(self) -> bool:
-        """Whether somebody has to look."""
+        """Whether somebody has to act."""
         unhealthy = any(row.state == "unhealthy" for pool in self.pools for row in pool.backends)
         return unhealthy or bool(self.blind) or any(map(is_unwell, self.hosts))
 
     def only(self, pools: tuple[PoolRows, ...]) -> "Report":
-        """The same with these pools alone."""
+        """Return the same with these pools alone."""
         return replace(self, pools=pools)
 
 
 def is_unwell(host: HostSummary) -> bool:
-    """Whether a host is not ready, or does not act on its checks."""
+    """Say whether a host is not ready, or does not act on its checks."""
     return not host.ready or host.health.broken_checker or bool(host.health.panics)
 
 
 def release_of(statuses: Snapshot) -> str:
-    """The release that most hosts have in force; `live` if there are none."""
+    """Return the release that most hosts have in force; `live` if there are none."""
     found = Counter(filter(None, (host.generation_release for host in _summaries(statuses))))
     return max(found, key=lambda name: (found[name], name), default="live")
 
@@ -128,7 +128,7 @@ def view(
     verdicts: Snapshot,
     refused: tuple[str, ...] = (),
 ) -> Report:
-    """What the fleet thinks of a release's backends."""
+    """Return the report on a release's backends."""
     votes, rejections = verdict_documents.votes(verdicts)
     thought = opinion(votes)
     findings = _findings(verdicts, thought.blind)
@@ -165,7 +165,7 @@ def _findings(verdicts: Snapshot, blind: frozenset[str]) -> dict[BackendKey, tup
         parts = name.split("/")
         verdict = decode(document.value, VerdictDocument)
         if len(parts) != _PARTS or not isinstance(verdict, VerdictDocument):
-            continue  # `votes` has named it
+            continue  # `votes` has refused it
         host, key = parts[0], BackendKey(parts[1], parts[2])
         finding = Finding(
             host=host,
@@ -203,7 +203,7 @@ def _row(
 
 
 def _by_document(backend: Backend, pool: Pool) -> tuple[str, str, str] | None:
-    """State, code and reason where documents decide them."""
+    """Return state, code and reason where documents decide them."""
     if backend.state == "drain":
         return "draining", "draining", "its document says drain"
     if backend.state != "active":

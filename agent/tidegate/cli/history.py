@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate history`: what was in force when, who changed it, what was refused, who had a flow.
+"""`tidegate history`: what was in force when, who changed it, what was refused, whose a flow was.
 
-Only its options: `history_show` prints, and the journal is read by `tidegate.agent.journal`. No
-agent has to run.
+Only its options: `history_show` prints, and `tidegate.agent.journal` reads the journal. No agent
+has to run.
 """
 
 import argparse
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _ABOUT: Final = """\
-Reads the journal of this host's generations: what changed, which keys at which revision, what was
-refused and why. No agent and no etcd is needed. Times are UTC: 12:03, 12:03:04 (the last time that
-it was so late), 2026-01-31T12:03:04Z, or 90s, 30m, 2h, 1d (ago).
+Read the journal of this host's generations: what changed, which keys at which revision, what was
+refused and why. No agent and no etcd is needed. Times are UTC: 12:03 or 12:03:04 (the last time
+that the clock showed this), 2026-01-31T12:03:04Z, or 90s, 30m, 2h, 1d (ago).
 """
 _EPILOG: Final = """\
 exit codes: 0 done; 1 nothing was found; 2 the journal cannot be read
@@ -28,7 +28,7 @@ examples:
   tidegate history --since 2h --json | jq -r 'select(.type == "refused") | .refusals[].reason'
 """
 _OWNER_ABOUT: Final = """\
-Says which backend a flow belonged to at a time: the VIP, the slot of the flow hash, the pool, the
+Say which backend a flow belonged to at a time: the VIP, the slot of the flow hash, the pool, the
 owner of flows that began then, and, if the slot was in transition, the owner of older flows. The
 key of the flow hash is not in the journal: it is taken from the pins or from the agent's file.
 """
@@ -43,7 +43,7 @@ _AGENT_FILE: Final = Path("/etc/tidegate/agent.toml")
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `history` to the command line."""
+    """Add `history` to the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     command = subparsers.add_parser(
         "history",

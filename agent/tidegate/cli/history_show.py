@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tidegate history` prints, for people and as JSON."""
+"""Print `tidegate history`, for people and as JSON."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ from tidegate.spec import Settings
 
 
 def show_lines(options: argparse.Namespace) -> int:
-    """Prints the lines that are asked for; 1 if there is none."""
+    """Print the lines that match; return 1 if there are none."""
     state_dir = options.state_dir or Path(config.read(options.config).state_dir)
     chosen = [line for line in _all(state_dir) if _is_wanted(line, options.key, options.since)]
     for line in chosen[-options.n :] if options.n else chosen:
@@ -40,7 +40,7 @@ def show_lines(options: argparse.Namespace) -> int:
 
 
 def _all(state_dir: Path) -> list[Line]:
-    """Every line of the journal; of the bases that which has nothing before it."""
+    """Return every line of the journal; of its base lines the first."""
     folder = files.folder_of(state_dir)
     found: list[Line] = []
     for file in files.read_all(folder):
@@ -72,7 +72,7 @@ def _keys(line: Line) -> Iterator[str]:
 
 
 def described(line: Line) -> list[str]:
-    """A line of the journal for people: one line, and more below it that are indented."""
+    """Return a line of the journal for people: one line, and indented ones below it."""
     match line:
         case BaseLine():
             return [f"{line.at}  the journal begins with generation {line.number}"]
@@ -100,7 +100,7 @@ def _refusal(each: line_format.Refusal) -> str:
 
 
 def _verdict(each: line_format.HealthFinding) -> str:
-    """A verdict for people."""
+    """Return a verdict for people."""
     what = "out" if each.is_out else "in"
     whose = f"{each.state} by {each.votes} of {each.voters} votes" if each.state else "no verdict"
     if each.state == "unhealthy" and not each.is_out:
@@ -140,7 +140,7 @@ def _details(line: GenerationLine) -> Iterator[str]:
 
 
 def show_owner(options: argparse.Namespace) -> int:
-    """Prints who had a flow; 1 if nobody did."""
+    """Print which backend had a flow; return 1 if none did."""
     settings = config.read(options.config)
     there = _all(options.state_dir or Path(settings.state_dir))
     flow = owner.Flow(options.protocol, *_both(options.client, options.vip))
@@ -174,7 +174,7 @@ def _both(client: Endpoint, vip: Endpoint) -> tuple[Address, int, Address, int]:
 
 
 def _seed(settings: config.AgentConfig, fingerprint: str) -> str | None:
-    """The key of the flow hash then, if it is the one that the pins have; None: the file's.
+    """Return the seed of the flow hash at that time if the pins have it; None for the file's.
 
     Raises:
         AgentError: it is not known any more.

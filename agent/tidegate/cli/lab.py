@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate lab`: a rack in network namespaces, to try things out in.
+"""`tidegate lab`: a rack in network namespaces, for trials.
 
-Only arguments and printing; what they mean is in `tidegate.lab`.
+Only arguments and printing; `tidegate.lab` does the work.
 """
 
 import argparse
@@ -27,7 +27,7 @@ on the VIPs, and a control node with a real etcd. It needs root, and touches not
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `lab` and its commands; each sets `run`, from arguments to exit code."""
+    """Add `lab` and its commands; each sets `run`, from arguments to exit code."""
     raw = argparse.RawDescriptionHelpFormatter
     lab = subparsers.add_parser(
         "lab", help="a rack in network namespaces", description=_ABOUT, formatter_class=raw

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate`: finds the command group, runs it, and turns errors into a sentence and an exit code.
+"""`tidegate`: find the command group, run it, and turn errors into a message and an exit code.
 
 Exit codes: 0 done; 1 a claim or check did not hold; 2 wrong usage, configuration or host; 3 refused
 documents; 4 a guard refuses; 5 hosts did not follow; 6 stopped before the end; 130 interrupted; 141
-nobody reads the output any more. The groups' own modules are imported lazily, so that `tidegate
---version` is fast.
+the output was closed. The groups' own modules are imported lazily, so that `tidegate --help` is
+fast.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Final
 from tidegate import __version__
 from tidegate.errors import TidegateError
 
-_BROKEN_PIPE: Final = 141  # as a shell says that SIGPIPE ended it
+_BROKEN_PIPE: Final = 141  # as a shell reports an end by SIGPIPE
 _GROUPS: Final = {
     "agent": "run the agent of a load-balancer host",
     "rollback": "put an earlier generation of this host back, and freeze",
@@ -33,13 +33,13 @@ _GROUPS: Final = {
     "health": "every backend's state, and which host says so",
     "rollout": "bring a release to a fleet in waves",
     "events": "what happens to sampled flows, live",
-    "simulate": "what would the balancer do with this capture",
+    "simulate": "what the balancer would do with a capture",
     "demo": "show on real packets that no connection is lost",
 }
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    """What the arguments ask for; `run` of it does that. Ends the process if they are wrong."""
+    """Parse arguments; `run` of the result is the command. End the process if they are wrong."""
     parser = argparse.ArgumentParser(
         prog="tidegate",
         description="XDP layer-4 load balancer driven by etcd.",
@@ -57,12 +57,12 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code."""
     options = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:
         code = int(options.run(options))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads our lines has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except TidegateError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate override`: let a change pass that a guard would refuse, for a while and with a reason.
 
-Only arguments and printing; what the guards are is in `planner/guards.py`.
+Only arguments and printing; `planner/guards.py` has the guards.
 """
 
 import argparse
@@ -22,12 +22,12 @@ Guards refuse a change that takes away too much at once, and hosts say so in the
 override lifts one guard, for one pool or for all, until it expires; a change that was refused comes
 into force as soon as the hosts see it. GUARD is
 
-  vips        many or all VIPs vanish at once
+  vips        many or all VIPs disappear at once
   removal     many or all serving backends of a pool go at once
   disruption  a table moves more slots than its bound
 """
 _EPILOG: Final = f"""\
-exit codes: 0 done; 2 it cannot be done, or etcd is away
+exit codes: 0 done; 2 it cannot be done, or etcd does not answer
 
 {etcd_options.WHERE}
 examples:
@@ -38,7 +38,7 @@ examples:
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `override` to the command line."""
+    """Add `override` to the command line."""
     from tidegate.model.steering import Guard
 
     raw = argparse.RawDescriptionHelpFormatter
@@ -136,11 +136,11 @@ def _list(options: argparse.Namespace) -> int:
         if isinstance(found, list):
             print(f"{name}: refused: {found[0].reason}")
         else:
-            print(f"{name}: {_sentence(found)}")
+            print(f"{name}: {_described(found)}")
     return 0
 
 
-def _sentence(document: Any) -> str:  # noqa: ANN401 - an OverrideDocument
+def _described(document: Any) -> str:  # noqa: ANN401 - an OverrideDocument
     from tidegate.keyspace.documents.timestamps import parse_timestamp
 
     moment = parse_timestamp(document.expires_at)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tidegate plan`: what files of documents would do to this host's data plane, without doing it.
 
-Only arguments and printing: `dataplane/inspect/forecast.py` has the answer.
+Only arguments and printing: `dataplane/inspect/forecast.py` computes the answer.
 """
 
 import argparse
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tidegate.planner.guards import Limits
 
 _ABOUT: Final = f"""\
-Says what documents would do to this host's data plane if they were its release: what is added,
+Show what documents would do to this host's data plane if they were its release: what is added,
 changed and removed, how many slots of each pool's table move, each backend's share, and what
-becomes of the flows that are tracked now. Nothing is changed. The agent may run meanwhile; it is
-not asked, and neither is etcd, so overrides of guards are not known.
+happens to the flows that are tracked now. Nothing is changed. The agent may run meanwhile; neither
+it nor etcd is asked, so overrides of guards are not known.
 
 {FILES}"""
 _EPILOG: Final = """\
@@ -40,7 +40,7 @@ _NAMED: Final = 20
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `plan` to the command line."""
+    """Add `plan` to the command line."""
     command = subparsers.add_parser(
         "plan",
         help="what documents would do to this host's data plane",
@@ -104,7 +104,7 @@ def _where(options: argparse.Namespace) -> "tuple[Path, Limits]":
 
 
 def _json(found: "Forecast") -> dict[str, Any]:
-    """The answer for programs, whole."""
+    """Return the whole answer for programs."""
     after = found.after
     return {
         "generation": found.before.number,
@@ -154,7 +154,7 @@ def _flows(found: "Forecast") -> dict[str, Any] | None:
 
 
 def _lines(found: "Forecast", pins: Path) -> Iterator[str]:
-    """The answer for people."""
+    """Yield the answer for people."""
     before = found.before
     if before.number == 0:
         yield f"{pins}: nothing is in force there; all is new"

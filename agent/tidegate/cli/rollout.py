@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tidegate rollout`: bring a release to a fleet in waves, and back if hosts do badly with it.
+"""`tidegate rollout`: bring a release to a fleet in waves, and back if hosts fail with it.
 
-Only arguments and printing: `rollout/machine.py` decides, `rollout_driver.py` does.
+Only arguments and printing: `rollout/machine.py` decides, `rollout/driver.py` acts.
 """
 
 import argparse
@@ -26,12 +26,12 @@ PUT_BACK: Final = 5
 STOPPED: Final = 6
 INTERRUPTED: Final = 130
 PATIENCE: Final = 60.0
-"""Seconds for which a rollout that is under way waits for etcd: a restart of all its members."""
+"""Seconds for which a rollout waits for etcd: long enough to restart all its members."""
 
 _CODES: Final = """\
-exit codes: 0 done (of abort: all is put back); 2 it cannot be begun, or etcd is away; 3 the release
-has faults; 5 it failed or was aborted, and all is put back; 6 it is paused, or another process
-drives it; 130 interrupted, and paused
+exit codes: 0 done (of abort: all is put back); 2 it cannot start, or etcd does not answer; 3 the
+release has faults; 5 it failed or was aborted, and all is put back; 6 it is paused, or another
+process drives it; 130 interrupted, and paused
 """
 _EXAMPLES: Final = f"""\
 {_CODES}
@@ -46,15 +46,15 @@ examples:
   tidegate rollout abort
 """
 _ABOUT: Final = """\
-Moves hosts to a release wave by wave, by their keys under hosts/, and watches their statuses. If a
-host that was moved does badly, everything that was moved is put back. If all do well, the tracks
-that the hosts came from name the release, and the hosts have their keys back as they were. All
-state is in etcd: if this process dies, `resume` goes on, from any machine.
+Move hosts to a release wave by wave, by their keys under hosts/, and watch their statuses. If a
+host that was moved fails a criterion, all hosts are put back. If none does, the tracks that the
+hosts came from name the release, and the hosts have their keys back as they were. All state is in
+etcd: if this process dies, `resume` continues from any machine.
 """
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the group to the command line."""
+    """Add the group to the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     group = subparsers.add_parser(
         "rollout",
@@ -65,10 +65,10 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     for name, run, text in (
-        ("start", _start, "begin a rollout, and drive it to its end"),
-        ("status", _status, "how it stands"),
+        ("start", _start, "start a rollout, and drive it to its end"),
+        ("status", _status, "show its state"),
         ("pause", _pause, "stop it before its next step; hosts stay where they are"),
-        ("resume", _resume, "go on with it, in place of the process that drives it now, if any"),
+        ("resume", _resume, "continue it, in place of the process that drives it now, if any"),
         ("abort", _abort, "put back everything that was moved"),
     ):
         command = commands.add_parser(
@@ -99,7 +99,9 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
         "all hosts it goes; the last is 100%% (default canary,25%%,100%%)",
     )
     command.add_argument(
-        "--dry-run", action="store_true", help="say which hosts each wave would move; begin nothing"
+        "--dry-run",
+        action="store_true",
+        help="show which hosts each wave would move, and start nothing",
     )
     for name, text in (
         ("bake", "how long each wave is watched"),
@@ -119,7 +121,7 @@ def _add_start_options(command: argparse.ArgumentParser) -> None:
     trace_option.add_option(command)
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
@@ -209,7 +211,7 @@ def _drive(store: "Store", name: str, order: "Order") -> int:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    driver = Driver(store, name, _tell)
+    driver = Driver(store, name, _print_line)
     driver.order(order)
     store.patience = PATIENCE
     signal.signal(signal.SIGTERM, interrupt)
@@ -262,7 +264,7 @@ def _pause(options: argparse.Namespace) -> int:
     from tidegate.rollout.driver import Driver, driver_name, who
 
     with Store(etcd_options.fleet(options)) as store:
-        Driver(store, driver_name(), _tell).order(_pausing(f"paused by {who()}"))
+        Driver(store, driver_name(), _print_line).order(_pausing(f"paused by {who()}"))
     return 0
 
 
@@ -284,4 +286,4 @@ def _status(options: argparse.Namespace) -> int:
                 shown = text
             if not options.watch or document.state in ENDED:
                 return 0
-            time.sleep(1)  # the store has no push for commands; a person reads no faster
+            time.sleep(1)  # commands have no watch; a person reads no faster

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     Run = Callable[[bytes], tuple[Outcome, list[str]]]
 
 _ABOUT = """\
-Runs the frames of a capture, in order and with state kept, through the balancer's real program
-under given documents, and prints what became of each. It needs no interface and no etcd, and
-touches no traffic. KEYS.json is a JSON object from key relative to the release to document:
+Run the frames of a capture, in order and with state kept, through the balancer's real program under
+given documents, and print what became of each. It needs no interface and no etcd, and
+affects no traffic. KEYS.json is a JSON object from key relative to the release to document:
 
   {"pools/web": {},
    "pools/web/backends/b1": {"address": "198.51.100.7"},
@@ -65,10 +65,10 @@ _REFUSED: Final = 3
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `simulate` to the command line."""
+    """Add `simulate` to the command line."""
     command = subparsers.add_parser(
         "simulate",
-        help="what would the balancer do with this capture",
+        help="what the balancer would do with a capture",
         description=_ABOUT,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,7 +88,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
         "--engine",
         choices=("kernel", "spec", "both"),
         default="kernel",
-        help="the program (default), the specification, or both held against each other",
+        help="the program (default), the specification, or both compared",
     )
     add("--out", type=Path, metavar="OUT.pcap", help="writes what is transmitted or passed")
     add("--json", action="store_true", help="one JSON document per frame")
@@ -154,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
     from tidegate.model.generation import NOTHING
     from tidegate.planner import plan
 
-    # So that maps and pins are removed also when a time limit ends us.
+    # So that maps and pins are removed when a time limit ends us, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     documents = files.read([options.keys])
     if documents.faults:  # no object from key to document
@@ -169,7 +169,7 @@ def _run(options: argparse.Namespace) -> int:
         with ExitStack() as stack:
             run, finish = _engine(options, generation, stack)
             return run_frames(options, run, finish)
-    except BrokenPipeError:  # the reader of our lines has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
 def _engine(
     options: argparse.Namespace, generation: "Generation", stack: ExitStack
 ) -> "tuple[Run, Callable[[], list[str]]]":
-    """What runs a frame, and what is left to compare at the end."""
+    """Return what runs a frame, and what is left to compare at the end."""
     from tidegate.spec import Link, Settings
     from tidegate.spec.simulation import Specification
 
@@ -209,7 +209,7 @@ def _kernel(
 
 
 def _build(options: argparse.Namespace, generation: "Generation") -> "Build":
-    """As the agent would build it: for what the documents use, with their seed if they have one."""
+    """Return the agent's build: for what the documents use, with their seed if they have one."""
     from tidegate.dataplane.kernel.programs import Build
     from tidegate.model.features import features
 
@@ -218,7 +218,7 @@ def _build(options: argparse.Namespace, generation: "Generation") -> "Build":
 
 
 def run_frames(options: argparse.Namespace, run: "Run", finish: Callable[[], list[str]]) -> int:
-    """Runs every frame and prints its line.
+    """Run every frame and print its line.
 
     Args:
         options: the command's.
@@ -275,7 +275,7 @@ def _differ(place: str, faults: list[str]) -> int:
 
 
 def _line(number: int, outcome: "Outcome") -> dict[str, Any]:
-    """A frame's line, in the order of its columns."""
+    """Return a frame's line, in the order of its columns."""
     return {
         "n": number,
         "verdict": outcome.verdict.name,
@@ -296,7 +296,7 @@ def _row(values: Any) -> str:  # noqa: ANN401 - any iterable of cells
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    """Shows on a terminal how far a long capture is, twice a second at most."""
+    """Show on a terminal how far a long capture is, twice a second at most."""
     is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
     began = last = time.monotonic()
 

@@ -13,7 +13,7 @@ _FORM: Final = "00-<32 hexadecimal digits>-<16>-<2>, in lower case and no id of 
 
 
 def add_option(command: argparse.ArgumentParser) -> None:
-    """Adds `--traceparent`."""
+    """Add `--traceparent`."""
     command.add_argument(
         "--traceparent",
         metavar="TEXT",

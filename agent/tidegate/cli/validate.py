@@ -31,7 +31,7 @@ down are one document each, whose key is the path (pools/web/backends/b1.yaml), 
 settings.yaml at the top. All together are one release. - is standard input.
 """
 _ABOUT: Final = f"""\
-Checks documents as an agent does, and lists every fault with its file, line, key and field. It
+Check documents as an agent does, and list every fault with its file, line, key and field. This
 needs no etcd and no root.
 
 {FILES}"""
@@ -46,7 +46,7 @@ examples:
 
 
 def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `validate` to the command line."""
+    """Add `validate` to the command line."""
     command = subparsers.add_parser(
         "validate",
         help="check files of documents",
@@ -60,7 +60,7 @@ def register(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def add_files(command: argparse.ArgumentParser) -> None:
-    """Adds the option that names files of documents."""
+    """Add the option that names files of documents."""
     command.add_argument(
         "-f",
         "--file",
@@ -73,7 +73,7 @@ def add_files(command: argparse.ArgumentParser) -> None:
 
 
 def show(faults: "Iterable[Fault]", documents: "Documents") -> None:
-    """Lists faults for people."""
+    """List faults for people."""
     for fault in faults:
         print(fault)
     for name in documents.ignored:
@@ -81,7 +81,7 @@ def show(faults: "Iterable[Fault]", documents: "Documents") -> None:
 
 
 def as_json(faults: "Iterable[Fault]", documents: "Documents") -> dict[str, object]:
-    """The same for programs."""
+    """Return the same for programs."""
     return {
         "documents": len(documents.values),
         "faults": [fault._asdict() for fault in faults],
@@ -107,5 +107,5 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def counted(count: int, what: str) -> str:
-    """So many of something, in words."""
+    """Return a number of things in words."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out what has arrived between two looks at a prefix, and in whose traces.
+"""Find the keys that changed between two lists of a prefix, and the traces they belong to.
 
-A document that is refused may still say whose change it was: the refusal belongs in that trace. So
-this reads one field and cares for no other.
+A document that is refused may still carry a trace context, and its refusal belongs in that trace.
+So this reads that one field, and ignores whether the rest is valid.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _decoder: Final = msgspec.json.Decoder(_Traced)
 
 
 def traceparent_of(value: bytes) -> str:
-    """The trace context that a document carries; empty if it has none that can be used."""
+    """Return the trace context of a document, or an empty text if it has no valid one."""
     if b"traceparent" not in value:  # nearly all: this is asked for each event
         return ""
     try:
@@ -36,7 +36,7 @@ def traceparent_of(value: bytes) -> str:
 def between(
     before: Mapping[str, Document], after: Mapping[str, Document], revision: int, received: int
 ) -> ReceivedWrites:
-    """What two lists differ in; a deletion counts as of the revision of the second."""
+    """Return the writes by which two lists differ; a deletion has the revision of the second."""
     found = [
         KeyWrite(key, document.mod_revision, traceparent_of(document.value))
         for key, document in after.items()

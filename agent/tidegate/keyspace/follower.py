@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follow what a host shall do: its steering, and whichever release that names.
+"""Follow the steering of a host, and the release that it names.
 
 There are two watches: one of the steering keys, and one of a release. They have a thread each, and
-meet under one lock, where a `View` is put together and handed over. Why a view can be relied on:
+meet under one lock, where a `View` is put together and delivered. Why a view can be relied on:
 
 * `snapshot` is one moment of the release that `steering` names, never a mixture of two releases.
-* A pointer that flips opens a watch of the new release beside the one in use. Until that one has
-  its first list, views go on to have the old release, and its changes. Then the new one takes its
-  place at once, and the old one is stopped. So a flip is one change, whatever its size.
+* A track's key that flips to another release opens a watch of that release beside the one in use.
+  Until that watch has its first list, views keep the old release, and its changes. Then the new one
+  takes its place at once, and the old one is stopped. So a flip is one change, whatever its size.
 * The first list is read after the flip was, both linearizably; so what one transaction writes into
   a release and flips to it is seen whole. (A list that is older than the flip is from a store that
   was set back in between; it is not used before the steering has been read from that store too.)
@@ -15,7 +15,7 @@ meet under one lock, where a `View` is put together and handed over. Why a view 
   two there is none: a transaction that changes the release in use and, say, an override may be seen
   as two changes, in either order, a moment apart.
 
-Nothing here judges a release: an empty one is handed over, and the guards refuse it.
+Nothing here validates a release: an empty one is delivered, and the guards refuse it.
 """
 
 import threading
@@ -46,12 +46,12 @@ _SEVERITY: Final[dict[Phase, int]] = {
 
 
 @dataclass(eq=False, slots=True)
-class _Followed:
+class _WatchedRelease:
     """A release that is watched.
 
     Attributes:
         since: revision of the steering that named it; an older list of it does not count.
-        watch: set right after the making, since the watch needs this object to report to.
+        watch: set right after it is made, since the watch needs this object to report to.
     """
 
     release: str
@@ -62,13 +62,13 @@ class _Followed:
 
 
 class Follower:
-    """Hands over views from `start` to `stop`, on threads of its own."""
+    """Delivers views from `start` to `stop`, on threads of its own."""
 
     def __init__(
         self,
         settings: EtcdSettings,
         fleet: str,
-        me: LocalHost,
+        local: LocalHost,
         in_force: Accepted,
         deliver: Callable[[View], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
@@ -78,7 +78,7 @@ class Follower:
         Args:
             settings: where etcd is.
             fleet: the fleet.
-            me: the host.
+            local: this host.
             in_force: release in force, as far as the data plane knows it.
             deliver: gets each new view, in order, on threads of the follower; it should be quick.
             on_state: gets each new combined state, on threads of the follower.
@@ -88,42 +88,47 @@ class Follower:
         """
         self._settings = settings
         self._fleet = fleet
-        self._me = me
+        self._local = local
         self._accepted = in_force
         self._deliver = deliver
         self._on_state = on_state
         self._lock = threading.Lock()
         self._steering: Steering | None = None
-        self._live: _Followed | None = None
-        self._coming: _Followed | None = None
-        self._left: list[Watch] = []
+        self._current: _WatchedRelease | None = None
+        self._pending: _WatchedRelease | None = None
+        self._stopping: list[Watch] = []
         self._steering_keys: Mapping[str, Document] | None = None
-        self._steered = NO_WRITES
+        self._unread_writes = NO_WRITES
         self._stopped = False
         self._watch = RangesWatch(
             settings,
             paths.fleet_prefix(settings.root, fleet),
-            (paths.TRACKS_PREFIX, paths.host_key(me.host), paths.FLEET_KEY, paths.OVERRIDES_PREFIX),
-            self._steer,
+            (
+                paths.TRACKS_PREFIX,
+                paths.host_key(local.host),
+                paths.FLEET_KEY,
+                paths.OVERRIDES_PREFIX,
+            ),
+            self._accept_steering,
             lambda _state: self._on_state(self.state),
         )
 
     @property
     def state(self) -> WatchState:
         """The state of the watch that is worst off; one that only begins beside another is well."""
-        live, coming = self._live, self._coming
+        current, pending = self._current, self._pending
         states = [self._watch.state]
-        states += [each.watch.state for each in (live, coming) if each and each.watch]
-        if live is not None:
+        states += [each.watch.state for each in (current, pending) if each and each.watch]
+        if current is not None:
             states = [s for s in states if s.phase != "starting"] or states
         return max(states, key=lambda state: _SEVERITY[state.phase])
 
     @property
     def last_contact(self) -> float:
         """Monotonic second since when all watches have heard from etcd."""
-        live = self._live
+        current = self._current
         contacts = [self._watch.last_contact]
-        contacts += [live.watch.last_contact] if live and live.watch else []
+        contacts += [current.watch.last_contact] if current and current.watch else []
         return min(contacts)
 
     def start(self) -> None:
@@ -135,18 +140,18 @@ class Follower:
         deadline = time.monotonic() + timeout
         with self._lock:
             self._stopped = True
-            watches: list[Watch | RangesWatch] = [self._watch, *self._left]
-            watches += [e.watch for e in (self._live, self._coming) if e and e.watch]
+            watches: list[Watch | RangesWatch] = [self._watch, *self._stopping]
+            watches += [e.watch for e in (self._current, self._pending) if e and e.watch]
         for watch in watches:
             watch.stop(0)
         return all(watch.stop(max(0.0, deadline - time.monotonic())) for watch in watches)
 
-    def _steer(self, snapshot: Snapshot) -> None:
-        """New steering keys, on their watch's thread."""
+    def _accept_steering(self, snapshot: Snapshot) -> None:
+        """Accept new steering keys, on their watch's thread."""
         with self._lock:
             if self._stopped:
                 return
-            steering, self._accepted = steer(snapshot, self._me, self._accepted)
+            steering, self._accepted = steer(snapshot, self._local, self._accepted)
             before, self._steering = self._steering, steering
             choice = (steering.track, steering.release)
             if before is None or (before.track, before.release) != choice:
@@ -156,86 +161,86 @@ class Follower:
                     release=steering.release,
                     revision=steering.revision,
                 )
-            self._choose(steering)
+            self._select_release(steering)
             self._note_writes(snapshot, steering.track)
-            self._hand_over()
+            self._deliver_view()
 
     def _note_writes(self, snapshot: Snapshot, track: str) -> None:
-        """Remember what has arrived in the steering keys; tracks of others concern other hosts."""
+        """Remember what was written to the steering keys; other tracks concern other hosts."""
         before, self._steering_keys = self._steering_keys, snapshot.documents
         if before is not None:
-            old, new = _heeded(before, track), _heeded(snapshot.documents, track)
+            old, new = _relevant(before, track), _relevant(snapshot.documents, track)
             found = changed_keys.between(old, new, snapshot.revision, time.time_ns())
-            self._steered = merge(self._steered, found)
+            self._unread_writes = merge(self._unread_writes, found)
 
-    def _choose(self, steering: Steering) -> None:
-        """Make the release that is wanted the one in use, or the one to come."""
-        if self._live is not None and self._live.release == steering.release:
-            self._live.pointer = steering.pointer
-            self._leave(self._coming)
-            self._coming = None
-        elif self._coming is not None and self._coming.release == steering.release:
-            self._coming.pointer = steering.pointer
-            self._coming.since = min(self._coming.since, steering.revision)  # a store set back
+    def _select_release(self, steering: Steering) -> None:
+        """Make the wanted release the current one, or the pending one."""
+        if self._current is not None and self._current.release == steering.release:
+            self._current.pointer = steering.pointer
+            self._stop_watch(self._pending)
+            self._pending = None
+        elif self._pending is not None and self._pending.release == steering.release:
+            self._pending.pointer = steering.pointer
+            self._pending.since = min(self._pending.since, steering.revision)  # a store set back
             self._promote()
         else:
-            self._leave(self._coming)
-            self._coming = None  # opening may fail, for a certificate that cannot be read just now
-            self._coming = self._open(steering)
+            self._stop_watch(self._pending)
+            self._pending = None  # opening may fail, for a certificate that cannot be read just now
+            self._pending = self._open(steering)
 
-    def _open(self, steering: Steering) -> _Followed:
-        followed = _Followed(steering.release, steering.pointer, steering.revision)
+    def _open(self, steering: Steering) -> _WatchedRelease:
+        followed = _WatchedRelease(steering.release, steering.pointer, steering.revision)
         prefix = paths.release_prefix(self._settings.root, self._fleet, steering.release)
         followed.watch = Watch(
             self._settings,
             prefix,
-            lambda snapshot: self._read(followed, snapshot),
+            lambda snapshot: self._accept_release(followed, snapshot),
             lambda _state: self._on_state(self.state),
         )
         followed.watch.start()
         return followed
 
-    def _read(self, followed: _Followed, snapshot: Snapshot) -> None:
-        """A new snapshot of a release, on its watch's thread."""
+    def _accept_release(self, followed: _WatchedRelease, snapshot: Snapshot) -> None:
+        """Accept a new snapshot of a release, on its watch's thread."""
         with self._lock:
             followed.snapshot = snapshot
-            if followed is self._coming:
+            if followed is self._pending:
                 self._promote()
-            if followed is self._live:
-                self._hand_over(snapshot.writes)
+            if followed is self._current:
+                self._deliver_view(snapshot.writes)
 
     def _promote(self) -> None:
-        """Put the release to come in the place of the one in use, if it has been read."""
-        coming = self._coming
-        if coming is None or coming.snapshot is None or coming.snapshot.revision < coming.since:
+        """Make the pending release the current one, if it has been read."""
+        pending = self._pending
+        if pending is None or pending.snapshot is None or pending.snapshot.revision < pending.since:
             return
-        self._leave(self._live)
-        self._live, self._coming = coming, None
+        self._stop_watch(self._current)
+        self._current, self._pending = pending, None
 
-    def _leave(self, followed: _Followed | None) -> None:
-        """Let a watch end by itself: waiting for its thread here could wait for ourselves."""
-        self._left = [watch for watch in self._left if not watch.stop(0)]
+    def _stop_watch(self, followed: _WatchedRelease | None) -> None:
+        """Let a watch end by itself: joining its thread here could be joining our own."""
+        self._stopping = [watch for watch in self._stopping if not watch.stop(0)]
         if followed is not None and followed.watch is not None and not followed.watch.stop(0):
-            self._left.append(followed.watch)
+            self._stopping.append(followed.watch)
 
-    def _hand_over(self, read: ReceivedWrites = NO_WRITES) -> None:
-        """Hand over a view, with what has arrived in the release.
+    def _deliver_view(self, read: ReceivedWrites = NO_WRITES) -> None:
+        """Deliver a view, with what was written to the release.
 
-        What has arrived in the steering keys may be the flip that waits for its release to be
-        read: it is told with the view that has it.
+        What was written to the steering keys may be a flip that waits for its release to be read:
+        it is delivered with the view that has it.
         """
-        steering, live = self._steering, self._live
-        if steering is None or live is None or live.snapshot is None or self._stopped:
+        steering, current = self._steering, self._current
+        if steering is None or current is None or current.snapshot is None or self._stopped:
             return
-        named = replace(steering, release=live.release, pointer=live.pointer)
-        if live.pointer and not live.snapshot.documents:
-            named = replace(named, rejections=(*named.rejections, _empty(live, named.revision)))
-        if self._coming is None:
-            read, self._steered = merge(self._steered, read), NO_WRITES
-        self._deliver(View(named, live.snapshot, read))
+        named = replace(steering, release=current.release, pointer=current.pointer)
+        if current.pointer and not current.snapshot.documents:
+            named = replace(named, rejections=(*named.rejections, _empty(current, named.revision)))
+        if self._pending is None:
+            read, self._unread_writes = merge(self._unread_writes, read), NO_WRITES
+        self._deliver(View(named, current.snapshot, read))
 
 
-def _heeded(documents: Mapping[str, Document], track: str) -> dict[str, Document]:
+def _relevant(documents: Mapping[str, Document], track: str) -> dict[str, Document]:
     mine = paths.track_key(track)
     return {
         key: document
@@ -244,8 +249,6 @@ def _heeded(documents: Mapping[str, Document], track: str) -> dict[str, Document
     }
 
 
-def _empty(live: _Followed, revision: int) -> Rejection:
-    reason = (
-        f"release is {live.release!r}, which has no documents; write them, or name another release"
-    )
-    return Rejection(paths.track_key(live.pointer), "release", reason, "reference", revision)
+def _empty(current: _WatchedRelease, revision: int) -> Rejection:
+    reason = f"release is {current.release!r}, which has no documents; write some, or name another"
+    return Rejection(paths.track_key(current.pointer), "release", reason, "reference", revision)

@@ -3,13 +3,13 @@
 
     <root>/<fleet>/config/<release>/…     what control systems write
     <root>/<fleet>/tracks/<track>         which release a track's hosts follow
-    <root>/<fleet>/hosts/<host>           what one host is told
-    <root>/<fleet>/fleet                  what all hosts are told
+    <root>/<fleet>/hosts/<host>           steering of one host
+    <root>/<fleet>/fleet                  steering of all hosts
     <root>/<fleet>/overrides/<override>   guards that are lifted for a while
     <root>/<fleet>/rollout                the rollout under way
     <root>/<fleet>/rollout-driver         the process that drives it
     <root>/<fleet>/status/<host>          what the agent of a host writes
-    <root>/<fleet>/health/<host>/…        what it finds out about backends
+    <root>/<fleet>/health/<host>/…        its verdicts on backends
 
 This module knows no etcd client and checks no document.
 """
@@ -84,13 +84,13 @@ def verdict_key(pool: str, backend: str) -> str:
 
 
 FLEET_KEY: Final = "fleet"
-"""Key of what all hosts are told, relative to the fleet."""
+"""Key of the steering of all hosts, relative to the fleet."""
 
 ROLLOUT_KEY: Final = "rollout"
 """Key of the rollout under way, relative to the fleet."""
 
 DRIVER_KEY: Final = "rollout-driver"
-"""Key of the process that drives the rollout, relative to the fleet; it goes when that dies."""
+"""Key of the process that drives the rollout, relative to the fleet; it disappears with it."""
 
 TRACKS_PREFIX: Final = "tracks/"
 OVERRIDES_PREFIX: Final = "overrides/"
@@ -102,7 +102,7 @@ def track_key(track: str) -> str:
 
 
 def host_key(host: str) -> str:
-    """Return the key of what a host is told, relative to the fleet."""
+    """Return the key of a host's steering, relative to the fleet."""
     return f"hosts/{host}"
 
 

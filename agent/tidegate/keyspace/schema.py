@@ -84,7 +84,7 @@ def schema_text(name: str) -> str:
 
 
 def with_tables(page: str) -> str:
-    """Return docs/keyspace.md with the parts that are generated made anew."""
+    """Return docs/keyspace.md with its generated parts up to date."""
     return with_generated_parts(
         page, {name: Entry(*key, schema(name)) for name, key in KEYS.items()}
     )

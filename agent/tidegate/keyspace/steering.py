@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the keys beside the releases to what one host shall do: its release, freezes, overrides.
+"""Decide from the keys beside the releases what a host does: its release, freezes and overrides.
 
 A pure function of the keys and of what was last accepted: no I/O, no clock. The rules:
 
 * A host's track is that of its `hosts` key, else that of the agent's file, else `stable`. The
   track's key names the release.
 * Without a key of its own, `stable` stands for the release of the agent's file (`live`), and so
-  does every track while a fleet uses neither `tracks` nor this host's key: who does not want tracks
-  need not know of them.
+  does every track while a fleet uses neither `tracks` nor this host's key: a fleet without tracks
+  need not know about them.
 * Any other track without a key is refused, and the host stays on the release that it has. So is a
-  track whose key was there and has vanished, `stable` too: a deleted pointer must not send hosts to
-  a release that nobody has looked after for months.
-* A broken document leaves the last good one of its key in force. After a restart none is known but
-  the release in force and the track that named it (they are kept with the tables), so those stay.
-* A host refuses what concerns it: a broken key of another track is no reason to be degraded here.
+  track whose key was deleted, `stable` too: a deleted key must not send hosts to a release that
+  nobody has maintained for months.
+* An invalid document leaves the last valid one of its key in force. After a restart only the
+  release in force and the track that named it are known (they are kept with the tables); they stay.
+* A host refuses what concerns it: an invalid key of another track does not degrade this host.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ S = TypeVar("S", bound=Struct)
 
 
 class LocalHost(NamedTuple):
-    """Which host it is about, and what its agent's file says.
+    """The host that is steered, and what its agent's file says.
 
     Attributes:
         track: None if the file names none.
@@ -56,7 +56,7 @@ class LocalHost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What was last accepted: where a broken document's last good value comes from.
+    """What was last accepted: it replaces documents that are now invalid.
 
     Attributes:
         release: last release that was followed; empty if none was.
@@ -79,7 +79,7 @@ class _Work:
     rejections: Rejections
 
     def read(self, key: str, kind: type[S], last: S | None) -> S | None:
-        """The document of a key; the last good one if it is broken, and None if there is none."""
+        """Return the document of a key, the last valid one in its place, or None without a key."""
         document = self.snapshot.documents.get(key)
         if document is None:
             return None
@@ -90,7 +90,7 @@ class _Work:
         return found
 
     def names(self, prefix: str) -> list[str]:
-        """The names below a prefix, in order; keys that are none of Tidegate's are refused."""
+        """Return the names below a prefix, in order, and refuse other keys there."""
         names = []
         for key in sorted(self.snapshot.documents):
             if key.startswith(prefix):
@@ -103,34 +103,34 @@ class _Work:
         return names
 
 
-def steer(snapshot: Snapshot, me: LocalHost, last: Accepted) -> tuple[Steering, Accepted]:
-    """What the keys tell this host, and what to hand in the next time.
+def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steering, Accepted]:
+    """Return what a host is to do, and what to pass as `last` the next time.
 
     Args:
         snapshot: `tracks/`, the host's own key, `fleet` and `overrides/`, relative to the fleet.
-        me: the host.
+        local: the host, and what its agent's file says.
         last: what was accepted the last time; at the start, the release in force if one is known.
     """
     work = _Work(snapshot, Rejections(snapshot))
-    host = work.read(host_key(me.host), HostDocument, last.host)
-    if host is None and host_key(me.host) in snapshot.documents and last.pointer:
+    host = work.read(host_key(local.host), HostDocument, last.host)
+    if host is None and host_key(local.host) in snapshot.documents and last.pointer:
         host = HostDocument(track=last.pointer)  # broken since the start
     fleet = work.read(FLEET_KEY, FleetDocument, last.fleet)
     tracks = _tracks(snapshot, work, last)
     overrides = _overrides(work, last)
-    track = (host.track if host else None) or me.track or DEFAULT_TRACK
+    track = (host.track if host else None) or local.track or DEFAULT_TRACK
     document = work.read(track_key(track), TrackDocument, last.tracks.get(track))
     if document is not None:
         release, pointer = document.release, track
     else:
-        release, pointer = _without_key(work, me, track, last)
+        release, pointer = _without_key(work, local, track, last)
     accepted = Accepted(release, pointer, host, fleet, tracks, overrides)
     steering = Steering(
         revision=snapshot.revision,
         track=track,
         release=release,
         pointer=pointer,
-        freeze=_freeze(me.host, host, fleet),
+        freeze=_freeze(local.host, host, fleet),
         overrides=tuple(overrides[name] for name in sorted(overrides)),
         rejections=work.rejections.ordered(),
     )
@@ -138,7 +138,7 @@ def steer(snapshot: Snapshot, me: LocalHost, last: Accepted) -> tuple[Steering, 
 
 
 def _tracks(snapshot: Snapshot, work: _Work, last: Accepted) -> dict[str, TrackDocument]:
-    """The good documents of all tracks, those of others without a word on broken ones."""
+    """Return the last valid documents of all tracks, without refusing those of others."""
     found: dict[str, TrackDocument] = {}
     for name in work.names(TRACKS_PREFIX):
         document = decode(snapshot.documents[track_key(name)].value, TrackDocument)
@@ -164,23 +164,23 @@ def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
     return found
 
 
-def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tuple[str, str]:
-    """The release of a track without a usable key, and the track that named it."""
+def _without_key(work: _Work, local: LocalHost, track: str, last: Accepted) -> tuple[str, str]:
+    """Return the release of a track without a usable key, and the track that named it."""
     key = track_key(track)
-    stay = last.release or me.release, last.pointer
+    stay = last.release or local.release, last.pointer
     if key in work.snapshot.documents:
         return stay  # broken, and refused already
     if last.pointer == track:
-        if last.release != me.release:
+        if last.release != local.release:
             reason = (
                 f"the key was deleted while this host is on the track, so it stays on the release "
-                f"{last.release}; to go back to {me.release}, write the key with that release"
+                f"{last.release}; to go back to {local.release}, write the key with that release"
             )
             work.rejections.add(key, "", reason, "reference")
             return stay
-        return me.release, ""
-    if track == DEFAULT_TRACK or not _uses_tracks(work.snapshot, me):
-        return me.release, ""
+        return local.release, ""
+    if track == DEFAULT_TRACK or not _uses_tracks(work.snapshot, local):
+        return local.release, ""
     reason = (
         f"the host is on the track {track}, which has no key, and stays on the release "
         f"{stay[0]}; write the key, or put the host on another track"
@@ -189,13 +189,13 @@ def _without_key(work: _Work, me: LocalHost, track: str, last: Accepted) -> tupl
     return stay
 
 
-def _uses_tracks(snapshot: Snapshot, me: LocalHost) -> bool:
+def _uses_tracks(snapshot: Snapshot, local: LocalHost) -> bool:
     keys = snapshot.documents
-    return host_key(me.host) in keys or any(key.startswith(TRACKS_PREFIX) for key in keys)
+    return host_key(local.host) in keys or any(key.startswith(TRACKS_PREFIX) for key in keys)
 
 
 def _freeze(name: str, host: HostDocument | None, fleet: FleetDocument | None) -> str:
-    """Why nothing may change; empty if it may."""
+    """Say why nothing may change; empty if it may."""
     orders = ((f"{host_key(name)} freezes this host", host), (f"{FLEET_KEY} freezes all", fleet))
     return "; ".join(
         f"{order}: {document.reason}" if document.reason else order

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maglev tables: which backend owns each slot, and how well a table does its work.
+"""Maglev tables: which backend owns each slot, and how good a table is.
 
 Pure functions over values: no I/O, no clock, no ids. `build` names a backend by its place in the
 order of names; the planner turns places into ids. The method and its figures are in docs/maglev.md.

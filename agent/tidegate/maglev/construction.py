@@ -11,7 +11,8 @@ each backend has and what its permutation is; `_maglev.c` plays the turns.
   nothing but the backend's own weight, so a change elsewhere does not reorder the turns of others.
   Turns at one time go in the order of names. With equal weights this is the paper's round robin.
 
-`naive.py` says the same slowly. Nothing here is floating point, so hosts agree to the byte.
+`naive.py` does the same slowly and plainly. Nothing here is floating point, so all hosts build the
+same bytes.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ _MAX_SIZE = 1 << 22
 
 
 def build(backends: Sequence[tuple[str, int]], size: int = TABLE_SIZE) -> Slots:
-    """The table of a pool.
+    """Build the table of a pool.
 
     Args:
         backends: names and weights in any order. A backend of weight 0 owns no slot. One whose
@@ -61,12 +62,12 @@ def build(backends: Sequence[tuple[str, int]], size: int = TABLE_SIZE) -> Slots:
 
 
 def digests(name: str) -> bytes:
-    """The two 64-bit hashes behind a backend's permutation, little-endian, offset before skip."""
+    """Return the two 64-bit hashes of a name, little-endian: for the offset, and for the skip."""
     return blake2b(name.encode(), digest_size=16, person=b"tidegate-maglev").digest()
 
 
 def permutations(names: Sequence[str], size: int) -> tuple[Slots, Slots]:
-    """Offset and skip of each name: the j-th slot that it wants is (offset + j * skip) mod size."""
+    """Return offset and skip of each name: its j-th choice is (offset + j * skip) mod size."""
     hashes = np.frombuffer(b"".join(map(digests, names)), "<u8").reshape(-1, 2)
     offset = (hashes[:, 0] % np.uint64(size)).astype(np.uint32)
     skip = (hashes[:, 1] % np.uint64(size - 1) + np.uint64(1)).astype(np.uint32)
@@ -82,7 +83,7 @@ def _weights(given: Sequence[int]) -> Slots:
 
 
 def _turns(weight: Slots, size: int) -> Slots:
-    """Turns of each backend by largest remainder; equal remainders go in the order of names."""
+    """Return the turns of each backend by largest remainder, of equal ones by name."""
     quota = weight.astype(np.int64) * size
     turns, remainder = np.divmod(quota, weight.sum(dtype=np.int64))
     left = size - int(turns.sum())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a table is judged by: each owner's share of the slots, and how many slots a change moves."""
+"""Measure tables: each owner's share of the slots, and how many slots a change moves."""
 
 from collections.abc import Collection, Mapping
 from math import ceil, log, sqrt
@@ -24,7 +24,7 @@ class Disruption(NamedTuple):
 
 
 def share(table: Slots, owners: int) -> npt.NDArray[np.int64]:
-    """Slots of each owner.
+    """Return the number of slots of each owner.
 
     Args:
         table: owner of each slot.
@@ -37,7 +37,7 @@ def share(table: Slots, owners: int) -> npt.NDArray[np.int64]:
 
 
 def disruption(before: Slots, after: Slots, reweighted: Collection[int] = ()) -> Disruption:
-    """What a change moves, the least that it can move, and the most that it should.
+    """Return how many slots a change moves, and the least and the most that it may move.
 
     Args:
         before: owner of each slot, as ids that mean the same in both tables (backend ids, say).
@@ -62,10 +62,10 @@ def disruption(before: Slots, after: Slots, reweighted: Collection[int] = ()) ->
 
 
 def exchangeable(before: Slots, after: Slots, names: Mapping[int, str]) -> int:
-    """Slots that a change may move beyond its bound, for owners whose steps are equal.
+    """Return how many slots a change may move beyond its bound, for owners with equal skips.
 
     Two owners that go through the slots in equal steps meet again and again: one slot that changes
-    hands can set off an exchange of all that they have.
+    its owner can start an exchange of all that they have.
 
     Args:
         before: owner of each slot.
@@ -81,7 +81,7 @@ def exchangeable(before: Slots, after: Slots, names: Mapping[int, str]) -> int:
 
 
 def bound(turns: int, size: int) -> int:
-    """The most slots that a change of so many turns moves; where it comes from: docs/maglev.md.
+    """Return the most slots that a change of `turns` moves; docs/maglev.md derives it.
 
     Args:
         turns: those that are in one of the two constructions only, or at another time in it.

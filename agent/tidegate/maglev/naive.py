@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maglev construction as slow and plain as can be: what `build` must equal, for the tests.
+"""Build a Maglev table as slowly and plainly as possible: what `build` must equal, for tests.
 
 Fractions instead of fixed point, one sorted list of all turns instead of a heap, every permutation
-written out. It shares nothing with the fast path but the hash of a name. Not for production: about
-a second for a full table of a few backends.
+written out. It shares nothing with the fast construction but the hash of a name. Not for
+production: a full table of a few backends takes about a second.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tidegate.maglev.construction import digests
 
 
 def naive_build(backends: Sequence[tuple[str, int]], size: int) -> list[int]:
-    """Each slot's owner as its place in `backends` sorted by name."""
+    """Return each slot's owner as its place in `backends` sorted by name."""
     ordered = sorted(backends)
     weights = [weight for _, weight in ordered]
     order = sorted(
@@ -30,7 +30,7 @@ def naive_build(backends: Sequence[tuple[str, int]], size: int) -> list[int]:
 
 
 def apportion(weights: Sequence[int], size: int) -> list[int]:
-    """Largest remainder: whole shares first, what is left by the size of what was cut off."""
+    """Return turns by largest remainder: whole shares first, the rest by what was cut off."""
     shares = [Fraction(size * weight, sum(weights)) for weight in weights]
     turns = [int(share) for share in shares]
     by_remainder = sorted(range(len(weights)), key=lambda i: (turns[i] - shares[i], i))
@@ -40,7 +40,7 @@ def apportion(weights: Sequence[int], size: int) -> list[int]:
 
 
 def permutation(name: str, size: int) -> list[int]:
-    """The order in which a backend wants the slots (section 3.4: offset + j * skip mod M)."""
+    """Return a backend's preference of slots (section 3.4: offset + j * skip mod M)."""
     raw = digests(name)
     offset = int.from_bytes(raw[:8], "little") % size
     skip = int.from_bytes(raw[8:], "little") % (size - 1) + 1

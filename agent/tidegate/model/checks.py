@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a pool's backends are checked, as its document says; the structs are values as well.
+"""How a pool's backends are checked: the part of its document, whose structs are values too.
 
 They are part of the pool's document, one frozen struct each, like those of `documents`.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a packet's backend was chosen, why a packet was dropped, and what is told of a flow.
+"""How a packet's backend was chosen, why a packet was dropped, and which events a flow has.
 
 These enums are the only list: `bpf/enums.h` is generated from them and a test keeps the two equal.
 """
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Decision(IntEnum):
-    """What named the backend of a forwarded packet."""
+    """What decided the backend of a forwarded packet."""
 
     TRACKED = 0
     """The connection table."""
@@ -38,7 +38,7 @@ class Reason(IntEnum):
     BAD_LENGTH = 1
     """The IP length is longer than the frame, or shorter than the headers."""
     FRAGMENT = 2
-    """A later fragment whose first one was not seen, or is forgotten."""
+    """A later fragment whose first one was not seen, or has expired."""
     NO_TABLE = 3
     """The VIP's pool has no table."""
     NO_BACKEND = 4
@@ -62,7 +62,7 @@ class Reason(IntEnum):
 
 
 class EventKind(IntEnum):
-    """What happened to a flow that is sampled. One packet may make several, told in this order."""
+    """An event of a sampled flow. One packet may have several, reported in this order."""
 
     NEW = 0
     """A SYN, or the first datagram of a flow that is then tracked, was forwarded."""
@@ -77,4 +77,4 @@ class EventKind(IntEnum):
     DROPPED = 5
     """A packet was dropped, for the event's reason."""
     FLOOD = 6
-    """The VIP's limit on entries refuses: told once per second, VIP and CPU, of any flow."""
+    """The VIP's limit on entries refuses one: reported once a second, VIP and CPU, of any flow."""

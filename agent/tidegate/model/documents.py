@@ -326,7 +326,7 @@ class BackendDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Meta(
             description=(
                 "active: serves. drain: no new flows, keeps its flows. quarantine: failed, its "
-                "flows move at once. disabled: as if it were not there, at once."
+                "flows move at once. disabled: as if it did not exist, at once."
             ),
             examples=["active"],
         ),

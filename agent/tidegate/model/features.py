@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program can do beyond the least, and which of it a generation needs.
+"""The optional features of a program, and which of them a generation needs.
 
 The balancer is compiled for the documents in force: what none of them uses costs no instruction.
 """
@@ -48,10 +48,10 @@ _USES: Final[tuple[tuple[Feature, Callable[[Vip], bool]], ...]] = (
 
 
 def features(generation: Generation) -> frozenset[Feature]:
-    """What a program must be able to do for this generation."""
+    """Return the features that a program needs for this generation."""
     vips = [placed.vip for placed in generation.vips.values()]
     found = {feature for feature, uses in _USES if any(map(uses, vips))}
-    # A backend that outlives its pool is reached as before, which a generation does not tell.
+    # A backend that outlives its pool is reached as before, which a generation does not record.
     is_without_pool = not {key.pool for key in generation.backends} <= generation.pools.keys()
     if is_without_pool or any(p.pool.encapsulation == "gue" for p in generation.pools.values()):
         found.add(Feature.GUE)

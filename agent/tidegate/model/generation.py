@@ -75,7 +75,7 @@ class PlacedVip:
     unserved: tuple[str, ...] = ()
 
     def serving(self, pool: str) -> str:
-        """The pool whose table serves in place of one of its pools, most often that pool itself."""
+        """Return the pool whose table serves for a pool: itself, or the sorry pool in its place."""
         sorry = self.vip.sorry_pool
         return sorry if sorry is not None and pool in self.unserved else pool
 

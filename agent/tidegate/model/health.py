@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hosts say of backends, as values; the documents of it are in `steering`."""
+"""The hosts' votes on backends, as values; their documents are in `steering`."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -8,10 +8,10 @@ from tidegate.model.values import BackendKey
 
 
 class Vote(NamedTuple):
-    """One host's verdict on one backend that it has made up its mind about.
+    """One host's decided verdict on one backend.
 
     Attributes:
-        since: wall-clock second at which the host came to it.
+        since: wall-clock second of the verdict.
         has_recovered: whether the host has seen it unhealthy before.
     """
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been written since the last look: which keys, when it was received, in whose traces.
+"""Writes received from etcd: which keys, when, and the trace contexts that they carry.
 
-Only for telling of it. What is wanted follows from documents alone, so nothing here decides
-anything, and all of it is bounded: a few names, and the latest traces. A write that was coalesced
-with others is still counted, and its trace is still there.
+For traces and logs alone: what is wanted follows from documents, so nothing here decides anything.
+All of it is bounded: a few keys, and the latest traces. A write that was coalesced with others is
+still counted, and its trace is kept.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class TracedWrites(NamedTuple):
     """Writes that carry one trace context.
 
     Attributes:
-        traceparent: as it was written; it is of the right form, or as broken as its document.
+        traceparent: as it was written; valid, unless its document is not.
         revision: latest of the writes.
         received: when the first of them was, ns since 1970.
         keys: the first few, as a `Rejection` has them.
@@ -61,7 +61,7 @@ class KeyWrite(NamedTuple):
 
 
 def collect(writes: Iterable[KeyWrite], received: int) -> ReceivedWrites:
-    """What was received at one moment, in the order of revisions; one pass over it."""
+    """Return the writes that were received at one moment; they come in the order of revisions."""
     count = 0
     keys: tuple[str, ...] = ()
     origins: dict[str, TracedWrites] = {}
@@ -79,7 +79,7 @@ def collect(writes: Iterable[KeyWrite], received: int) -> ReceivedWrites:
 
 
 def merge(first: ReceivedWrites, second: ReceivedWrites) -> ReceivedWrites:
-    """Both, within the bounds; the oldest traces go first."""
+    """Return both together, within the bounds; of the traces the latest are kept."""
     if not first.total or not second.total:
         return first if first.total else second
     origins = {origin.traceparent: origin for origin in first.traced}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The document of a rollout: everything that its driver knows, so that another one can go on.
+"""The document of a rollout: everything that its driver knows, so that another one can continue.
 
-It is written by `tidegate rollout` alone, in the same transactions as what it speaks of: what it
-says was moved was moved, and nothing else was.
+It is written by `tidegate rollout` alone, in the same transactions as the keys that it describes:
+what it says was moved was moved, and nothing else was.
 """
 
 from typing import Annotated, Final, Literal
@@ -38,7 +38,7 @@ class CriteriaDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What makes a rollout fail; a host that does not acknowledge in time always does.
 
     The last three are percentage points by which a host that was moved may be worse than those that
-    were not; null is not looked at.
+    were not; null is not compared.
     """
 
     nack: Annotated[
@@ -66,7 +66,7 @@ class CriteriaDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class BaselineDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the hosts that were not moved did before the latest wave, in percent."""
+    """Figures of the hosts that were not moved, before the latest wave, in percent."""
 
     drops: Annotated[Points, Meta(description="Dropped packets of all.", examples=[0.01])] = 0.0
     misses: Annotated[
@@ -203,7 +203,9 @@ class RolloutDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     started_by: Annotated[
         str, Meta(max_length=200, description="Who started it.", examples=["ann@admin1"])
     ] = ""
-    started_at: Annotated[Time, Meta(description="When.", examples=["2026-01-31T12:00:00Z"])]
+    started_at: Annotated[
+        Time, Meta(description="When it was started.", examples=["2026-01-31T12:00:00Z"])
+    ]
     changed_at: Annotated[
         Time, Meta(description="When its latest step was.", examples=["2026-01-31T12:00:20Z"])
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents beside the releases: which release a host follows, and what it may do with it.
+"""The documents beside the releases: which release a host follows, and whether it may apply it.
 
 As in `documents`, one frozen struct each, from which `schemas/` is exported; unknown fields are
 refused. Their keys are relative to the fleet.
@@ -47,7 +47,7 @@ class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one host is told."""
+    """Steering of one host: its track, and whether it is frozen."""
 
     track: Annotated[
         Name | None,
@@ -74,7 +74,7 @@ class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What all hosts of a fleet are told."""
+    """Steering of all hosts of a fleet: whether they are frozen."""
 
     freeze: Annotated[
         bool,
@@ -94,7 +94,7 @@ class FleetDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An order to let a change pass that a guard would refuse."""
+    """An override that allows a change which a guard would refuse."""
 
     guard: Annotated[
         Guard,
@@ -125,7 +125,7 @@ class OverrideDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one host found out about a backend.
+    """The verdict of one host on a backend.
 
     A host writes it under its lease when its finding changes, not at each check. A control system
     may write one too, under a name of its own in place of the host.

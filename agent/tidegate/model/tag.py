@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for a VIP in the flow hash: equal on every host, unlike the VIP's id."""
+"""The tag of a VIP in the flow hash: equal on every host, unlike the VIP's id."""
 
 import hashlib
 import struct
@@ -13,7 +13,7 @@ PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
 
 def vip_tag(vip: Vip) -> int:
-    """64-bit hash of a VIP's network, port and protocol.
+    """Return a 64-bit hash of a VIP's network, port and protocol.
 
     BLAKE2b over the 16-byte network address, the prefix length in that form (1 byte), the port
     (2 bytes, network order) and the protocol number (1 byte); the first 8 bytes, little-endian.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trace context that a document may carry: whose change it is a part of.
+"""The trace context that a document may carry: the trace of the change that it is part of.
 
-It says nothing about what is wanted, so no value that generations are made of has it.
+It does not affect what is wanted, so no value that generations are made of has it.
 """
 
 import re
@@ -38,5 +38,5 @@ def fault(text: str) -> str:
 
 
 def is_valid(text: str) -> bool:
-    """Whether a text is a traceparent in form and content."""
+    """Say whether a text is a traceparent in form and content."""
     return re.fullmatch(PATTERN, text) is not None and not fault(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operator wants: VIPs, pools, backends, steering, and what they were read from."""
+"""What the operator wants (VIPs, pools, backends, steering), and what that was read from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Vip:
         source_routes: sorted.
         deny: client networks that are refused, sorted.
         flow_sampling: flows of 65536 whose events are reported.
-        sorry_pool: what serves in place of a pool that has nobody who does; None is nothing.
+        sorry_pool: serves in place of a pool in which no backend takes new flows; may be None.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Vip:
 
     @property
     def own_pools(self) -> tuple[str, ...]:
-        """The pools that serve it as long as they can: all but its sorry pool."""
+        """The pools that serve it normally: all but its sorry pool."""
         return (self.pool, *(route.pool for route in self.source_routes))
 
 
@@ -217,7 +217,7 @@ Stage = Literal["decode", "schema", "reference", "guard", "build", "publish", "v
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a key was refused: the key, the field, and a sentence.
+    """A refusal of a key: the key, the field, and the reason.
 
     The key is relative to the release, or to the fleet if it is outside all releases.
     """
@@ -234,7 +234,7 @@ class Rejection:
 
 
 class Override(NamedTuple):
-    """An order that lifts a guard until a second since 1970; no pool is every pool."""
+    """A key that lifts a guard until a second since 1970; no pool is every pool."""
 
     name: str
     guard: Guard
@@ -244,12 +244,12 @@ class Override(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What the keys beside the releases tell a host, at one revision.
+    """The steering of a host by the keys beside the releases, at one revision.
 
     Attributes:
         pointer: track whose key named the release; empty if the agent's file did.
         freeze: why nothing may change; empty if it may.
-        overrides: by name, those that have expired too: what holds now is the clock's to say.
+        overrides: by name, with those that have expired: which apply depends on the clock.
         rejections: documents that are refused; keys are relative to the fleet.
     """
 
@@ -266,7 +266,7 @@ class View(NamedTuple):
     """Everything that a host follows: its steering, and the release that this names.
 
     Attributes:
-        writes: what was written since the view before, to keys that this host heeds.
+        writes: what was written since the view before, to keys that concern this host.
     """
 
     steering: Steering

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what is wanted and what is in force to the next generation: pure functions, no clock."""
+"""Plan the next generation from what is wanted and what is in force: pure functions, no clock."""
 
 from tidegate.planner.clock import after_step
 from tidegate.planner.generations import confirm, current_table, next_moment, plan

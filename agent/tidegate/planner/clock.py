@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step of the wall clock does to a generation: nothing that a packet could tell.
+"""Adjust a generation to a step of the wall clock, so that no packet is treated differently.
 
-Windows, deregistration delays and the rest of freed ids are lengths of time that began on this
-host. They are kept as wall-clock moments, which outlive the agent, so a clock that is put right by
+Windows, deregistration delays and cooldowns of freed ids are lengths of time that began on this
+host. They are kept as wall-clock moments, which outlive the agent, so a clock that is set right by
 an hour would end them all at once, and with them the flows of draining backends. These moments move
 with the clock. Moments that documents name (slow starts, deadlines, expiries) do not: they are what
 every host has to agree on.
@@ -16,7 +16,7 @@ from tidegate.model.values import BackendKey
 
 
 def after_step(generation: Generation, seconds: int, last: Generation | None = None) -> Generation:
-    """The generation with its own moments moved by a step of the clock.
+    """Return the generation with its own moments shifted by a step of the clock.
 
     It has the next number if it has any windows or draining backends, for their tables and records
     have to be written anew.
@@ -25,7 +25,7 @@ def after_step(generation: Generation, seconds: int, last: Generation | None = N
         generation: what is in force.
         seconds: how far the clock was stepped.
         last: what was in force before an attempt that failed half way, if this is what it left.
-            What the attempt wrote has moved already; what is as it was before is moved now.
+            What the attempt wrote is shifted already; the rest is shifted now.
     """
     number = generation.number + 1
     was = generation if last is None else last

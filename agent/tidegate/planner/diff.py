@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one generation changes against the one before: names, and slots that a person can check."""
+"""Compare a generation with the one before: names, and slots that a person can check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,24 +30,24 @@ class Move(NamedTuple):
     moved: int
     """Slots whose owner changed."""
     minimum: int
-    """What any table with the new shares had to move."""
+    """The least that any table with the new shares has to move."""
     bound: int
-    """What Maglev moves at most for such a change (docs/maglev.md)."""
+    """The most that Maglev moves for such a change (docs/maglev.md)."""
 
 
 _NONE: Final = Names()
 _LOGGED: Final = 10
-"""Tables that a line of the log has: a storm may move all of a thousand pools at once."""
+"""Tables in a line of the log: one change may move all of a thousand pools."""
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Everything in which two generations differ, but for fallbacks and windows.
+    """All differences of two generations, except fallbacks and windows.
 
     Attributes:
         pools: names whose documents differ; `moves` has the tables.
         backends: those with a key. One whose key was deleted is removed, though it still drains.
-        retired: backends whose drain has ended; nothing is left of them.
+        retired: backends whose drain has ended, so that they are gone.
         moves: by pool, where slots moved.
     """
 
@@ -58,7 +58,7 @@ class Diff:
     moves: Mapping[str, Move] = field(default_factory=dict)
 
     def log_fields(self) -> dict[str, str | int]:
-        """Return what a line of the log has; of many tables, those that moved the most."""
+        """Return the fields of a log line; of many tables, those that moved the most."""
         most = sorted(self.moves.items(), key=lambda item: (-item[1].moved, item[0]))[:_LOGGED]
         moved = [
             f"{pool}:{move.moved}/{TABLE_SIZE}(min {move.minimum}, bound {move.bound})"
@@ -76,7 +76,7 @@ class Diff:
 
 
 def difference(before: Generation, after: Generation) -> Diff:
-    """Compares two generations."""
+    """Compare two generations."""
     changed = [
         name
         for name, placed in after.pools.items()

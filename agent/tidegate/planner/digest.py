@@ -14,7 +14,7 @@ from tidegate.model.values import Backend, Pool, Vip
 
 
 def table_digest(current: Slots, serving_ids: Sequence[int]) -> bytes:
-    """Hash of a table by names.
+    """Return the hash of a table by names.
 
     Args:
         current: uint32[n], the id that owns each slot.
@@ -32,7 +32,7 @@ def generation_digest(
     parts: Mapping[str, bytes],
     hash_seed: str | None,
 ) -> str:
-    """Hash (hex) of VIPs, pools, their current tables, the backends with a key, and the seed."""
+    """Return the hash (hex) of VIPs, pools, current tables, backends with a key, and the seed."""
     lines = [f"hash_seed {hash_seed!a}"]
     for name in sorted(vips):
         vip, unserved = vips[name].vip, vips[name].unserved
@@ -46,10 +46,10 @@ def generation_digest(
 def backend_hashes(
     pools: Collection[str], backends: Iterable[PlacedBackend], known: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-    """Hashes of the backends with a key, by pool.
+    """Return the hashes of the backends with a key, by pool.
 
     Args:
-        pools: the pools that there are.
+        pools: names of all pools.
         backends: of all pools.
         known: hashes that are still right, since no backend of those pools has changed.
     """
@@ -74,7 +74,7 @@ def _hash(lines: list[str]) -> bytes:
 
 
 def _others(kind: type, *apart: str) -> Callable[[object], tuple[object, ...]]:
-    """Reads all fields of a value but these, which are written in another way."""
+    """Return a function that reads all fields of a value but these."""
     return attrgetter(*(field.name for field in fields(kind) if field.name not in apart))
 
 
@@ -85,5 +85,5 @@ _BACKEND: Final = _others(Backend, "address")
 
 
 def _text(value: object, read: Callable[[object], tuple[object, ...]]) -> str:
-    # The representation of a tuple of texts, numbers and networks tells any two of them apart.
+    # The representations of two different tuples of texts, numbers and networks differ.
     return repr(read(value))

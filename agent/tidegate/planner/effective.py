@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend does at a moment: its weight, and whether its flows still reach it.
+"""Decide what a backend does at a moment: its weight, and whether its flows still reach it.
 
 A pure function of the documents and of the time in whole seconds, without any history. So every
-host comes to the same weights at the same moments, also one that starts in the middle of a ramp.
+host has the same weights at the same moments, also one that starts in the middle of a ramp.
 
 * A backend that starts at S takes no new flows before S. Its pool's slow start of L seconds has N
   steps: step k (from 0) begins at S + k L / (N - 1), rounded up to a second, and gives (k + 1) / N
@@ -32,11 +32,11 @@ class Effect(NamedTuple):
 
 
 def effect(backend: Backend, pool: Pool | None, now: int, fitness: Fitness = FIT) -> Effect:
-    """What a backend does.
+    """Return what a backend does at a moment.
 
     Args:
         backend: its document.
-        pool: its pool, which has the slow start; None if it has gone before the backend.
+        pool: its pool, which has the slow start; None if it was deleted before the backend.
         now: wall clock, s.
         fitness: what health checks make of it.
     """
@@ -52,7 +52,7 @@ def effect(backend: Backend, pool: Pool | None, now: int, fitness: Fitness = FIT
 def next_change(
     backend: Backend, pool: Pool | None, last: Effect, fitness: Fitness = FIT
 ) -> int | None:
-    """The first moment at which time alone gives another effect than the last one, or None."""
+    """Return the first moment at which time alone changes the last effect, or None."""
     for moment in _moments(backend, pool, fitness):
         new = effect(backend, pool, moment, fitness)
         # Time only ever adds weight, and only ever takes flows away.
@@ -62,7 +62,7 @@ def next_change(
 
 
 def _moments(backend: Backend, pool: Pool | None, fitness: Fitness) -> Iterator[int]:
-    """Everything that may change at a moment, in order."""
+    """Yield everything that may change at a moment, in order."""
     start = _start(backend, fitness)
     if backend.state == "active" and start is not None:
         yield from (moment for moment, _ in _steps(start, pool))
@@ -71,7 +71,7 @@ def _moments(backend: Backend, pool: Pool | None, fitness: Fitness) -> Iterator[
 
 
 def _start(backend: Backend, fitness: Fitness) -> int | None:
-    """When it begins to serve: by its document, or after it was out, whichever is later."""
+    """Return when it begins to serve: by its document or after it was out, the later of both."""
     starts, joins = backend.starts_at, fitness.joins_at
     if starts is None or joins is None:  # every backend of every change comes here
         return joins if starts is None else starts
@@ -90,7 +90,7 @@ def _weight(backend: Backend, pool: Pool | None, now: int, fitness: Fitness) -> 
 
 
 def _steps(start: int, pool: Pool | None) -> list[tuple[int, tuple[int, int]]]:
-    """Moments of a ramp, each with the share of the weight that it gives, as a fraction."""
+    """Return the moments of a ramp, each with its share of the weight as a fraction."""
     if pool is None or pool.slow_start == 0:
         return [(start, (1, 1))]
     length, steps = pool.slow_start, pool.slow_start_steps

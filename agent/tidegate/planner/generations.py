@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next generation, as a pure function of what is wanted, what is in force, and the time.
+"""Plan the next generation: a pure function of what is wanted, what is in force, and the time.
 
-The order matters in one place: ids are given out in the order of names, so that hosts without a
-history give out the same ones; nothing else may depend on it.
+Order matters in one place: ids are allocated in the order of names, so that hosts without a history
+allocate the same ones; nothing else may depend on it.
 """
 
 from collections import defaultdict
@@ -40,7 +40,7 @@ _Name = TypeVar("_Name", str, BackendKey)
 
 
 class _Owner(NamedTuple):
-    """All that a table depends on: who takes new flows, and how many."""
+    """What a table depends on: a backend that takes new flows, and its weight."""
 
     name: str
     weight: int
@@ -53,7 +53,7 @@ def plan(
     now: int,
     fitness: Mapping[BackendKey, Fitness] | None = None,
 ) -> Generation:
-    """The generation that brings `previous` to `desired`.
+    """Return the generation that follows `previous` and has what `desired` asks for.
 
     Args:
         desired: validated documents of one revision.
@@ -64,8 +64,8 @@ def plan(
             known (yet), which leaves each as it was.
 
     Returns:
-        A generation with the next number, or with the number of `previous` if no packet could tell
-        the two apart.
+        A generation with the next number, or with the number of `previous` if the two treat every
+        packet alike.
 
     Raises:
         GenerationRefused: ids have run out, or VIPs ask for more than the maps hold.
@@ -111,13 +111,13 @@ def _check_capacity(vips: Iterable[Vip]) -> None:
         (routes, MAX_ROUTES, "source routes and denied prefixes"),
     ):
         if count > limit:
-            raise GenerationRefused(f"{count} {what} are wanted, and there may be {limit}")
+            raise GenerationRefused(f"{count} {what} are wanted, and the limit is {limit}")
 
 
 def next_moment(generation: Generation) -> int | None:
-    """The wall-clock second at which time alone changes this generation, or None.
+    """Return the wall-clock second at which time alone changes this generation, or None.
 
-    It may have passed: what changes is told from what the generation holds, not from a clock.
+    It may have passed: it follows from what the generation holds, not from a clock.
     """
     moments: list[int] = []
     for placed in generation.backends.values():
@@ -170,7 +170,7 @@ def _stays(placed: PlacedBackend, does: Effect, fitness: Fitness) -> bool:
 
 
 def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> PlacedBackend | None:
-    """A backend without a key: it drains until its delay has passed, then it is gone."""
+    """Return a backend whose key was deleted: it drains until its delay ends; None after that."""
     backend = placed.backend
     retire_at = placed.retire_at
     if retire_at is None:
@@ -194,9 +194,9 @@ def _place_pools(
     allocator: Allocator,
 ) -> dict[str, PlacedPool]:
     before = previous.pools
-    looked_at = {*touched, *(wanted.keys() - before.keys())}
-    looked_at |= {name for name, old in before.items() if not old.digest}
-    serving, was_serving = _serving(backends, looked_at), _serving(previous.backends, looked_at)
+    examined = {*touched, *(wanted.keys() - before.keys())}
+    examined |= {name for name, old in before.items() if not old.digest}
+    serving, was_serving = _serving(backends, examined), _serving(previous.backends, examined)
     living = {placed.identity.id for placed in backends.values()}
     placed: dict[str, PlacedPool] = {}
     for name in sorted(wanted):
@@ -221,7 +221,7 @@ def _place_pools(
 def _touched(
     before: Mapping[BackendKey, PlacedBackend], after: Mapping[BackendKey, PlacedBackend]
 ) -> set[str]:
-    """Pools of which a backend came, went or changed."""
+    """Return pools of which a backend came, went or changed."""
     touched = {key.pool for key, placed in after.items() if before.get(key) is not placed}
     return touched | {key.pool for key in before.keys() - after.keys()}
 
@@ -229,7 +229,7 @@ def _touched(
 def _serving(
     backends: Mapping[BackendKey, PlacedBackend], pools: Container[str]
 ) -> defaultdict[str, list[_Owner]]:
-    """The backends of these pools that take new flows, in the order of their names."""
+    """Return the backends of these pools that take new flows, in the order of their names."""
     serving: defaultdict[str, list[_Owner]] = defaultdict(list)
     for key in sorted(key for key in backends if key.pool in pools):
         placed = backends[key]
@@ -239,7 +239,7 @@ def _serving(
 
 
 def _current(serving: list[_Owner]) -> Slots:
-    """A Maglev table of ids."""
+    """Return a Maglev table of ids."""
     if not serving:
         return np.zeros(TABLE_SIZE, np.uint32)
     ids = np.array([owner.id for owner in serving], np.uint32)
@@ -247,7 +247,7 @@ def _current(serving: list[_Owner]) -> Slots:
 
 
 def current_table(pool: str, backends: Mapping[BackendKey, PlacedBackend]) -> Slots:
-    """The current owners that a pool's backends give, as ids."""
+    """Return the table that follows from a pool's backends, as ids."""
     return _current(_serving(backends, (pool,))[pool])
 
 
@@ -278,9 +278,9 @@ def _place_vips(
 
 
 def _unserved(vip: Vip, serving: Container[str]) -> tuple[str, ...]:
-    """Its pools in whose place its sorry pool serves, if that serves itself.
+    """Return the pools of a VIP that its sorry pool replaces; none if that does not serve itself.
 
-    It follows from the backends' weights alone, so all hosts come to the same.
+    This follows from the backends' weights alone, so it is the same on all hosts.
     """
     if vip.sorry_pool is None or vip.sorry_pool not in serving:
         return ()
@@ -297,7 +297,7 @@ def _freed(
     after: Mapping[_Name, _Placed],
     now: int,
 ) -> dict[int, Freed]:
-    """Ids at rest: those freed by this step, and those freed before and not in use again."""
+    """Return the freed ids: those freed by this step, and those freed before and not reused."""
     used = {placed.identity.id for placed in after.values()}
     gone = {before[name].identity for name in before.keys() - after.keys()}
     resting = {id_: last for id_, last in freed.items() if id_ not in used}
@@ -305,10 +305,10 @@ def _freed(
 
 
 def confirm(found: Generation) -> Generation:
-    """A generation as it was read back, with its digests.
+    """Return a generation that was read back, with its digests.
 
-    A pool whose table is not the one that its backends give, which a crash between the two leaves
-    behind, gets an empty digest, so that the next plan builds it anew.
+    A pool whose table does not follow from its backends, which a crash between the two leaves
+    behind, gets an empty digest, so that the next plan rebuilds it.
     """
     serving = _serving(found.backends, found.pools)
     pools = {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes that are more likely an accident than a wish: they are refused, the last one stays.
+"""Refuse changes that are more likely an accident than intended; the last generation stays.
 
 An emptied prefix must not empty the data plane, and no single change takes more than a share of a
-pool or of the VIPs away, however it is written: key deleted, drained, disabled, weight 0. What is
-compared is what the documents want with what is in force, so adding is never refused, and neither
-is what time alone does. A guard is lifted by an override, a key that expires. docs/guards.md says
-what that means for those who operate it.
+pool or of the VIPs away, however it is written: key deleted, drained, disabled, weight 0. What the
+documents want is compared with what is in force, so additions are never refused, nor is what time
+alone changes. An override, a key that expires, lifts a guard. docs/guards.md explains them to
+operators.
 """
 
 from collections import Counter, defaultdict
@@ -40,7 +40,7 @@ def refusals(
     overrides: Sequence[Override],
     now: int,
 ) -> tuple[Rejection, ...]:
-    """Why this change must not become a generation; empty if it may.
+    """Return the reasons why this change must not become a generation; empty if it may.
 
     Args:
         desired: what the documents want.
@@ -56,7 +56,7 @@ def refusals(
 def disruption_refusals(
     diff: Diff, revision: int, overrides: Sequence[Override], now: int
 ) -> tuple[Rejection, ...]:
-    """Why tables that are built must not be published: they move more than Maglev ever does."""
+    """Return the refusals of tables that move more slots than Maglev ever does."""
     found = [
         _Refused(
             "disruption",
@@ -72,7 +72,7 @@ def disruption_refusals(
 
 
 def next_expiry(overrides: Iterable[Override], after: float) -> int | None:
-    """The first second after this moment at which an override expires, or None."""
+    """Return the first second after this moment at which an override expires, or None."""
     return min((o.expires_at for o in overrides if o.expires_at > after), default=None)
 
 
@@ -125,7 +125,7 @@ def _pools(
 def _moved_vips(
     desired: Desired, previous: Generation, had: Mapping[str, int], now: int
 ) -> Iterable[_Refused]:
-    """VIPs that would get a pool that serves nobody in place of one that serves."""
+    """Yield refusals of VIPs that would change from a pool that serves to one that does not."""
     moved = {
         name: (placed.vip.pool, desired.vips[name].pool)
         for name, placed in sorted(previous.vips.items())
@@ -134,14 +134,14 @@ def _moved_vips(
     serving = {new: _serving(new, desired, previous, now) for _, new in moved.values()}
     for name, (old, new) in moved.items():
         if had[old] and not serving[new]:
-            what = f"the pool {new}, which it would get, has no serving backend; {old} has"
+            what = f"the pool {new}, which it would change to, has no serving backend; {old} has"
             yield _Refused("removal", new, f"vips/{name}", what)
 
 
 def _lost_resorts(
     desired: Desired, previous: Generation, had: Mapping[str, int], now: int
 ) -> Iterable[_Refused]:
-    """VIPs that are on their sorry pool, and would have nobody in its place."""
+    """Yield refusals of VIPs that would lose the sorry pool that serves them, with no other."""
     for name, placed in sorted(previous.vips.items()):
         wanted, sorry = desired.vips.get(name), placed.vip.sorry_pool
         is_on_it = sorry is not None and placed.vip.pool in placed.unserved and had[sorry] > 0
@@ -149,12 +149,12 @@ def _lost_resorts(
             continue
         pools = filter(None, (wanted.pool, wanted.sorry_pool))
         if not any(_serving(pool, desired, previous, now) for pool in pools):
-            what = f"its sorry pool {sorry} serves it, and nobody would in its place"
+            what = f"its sorry pool {sorry} serves it, and nothing would replace it"
             yield _Refused("removal", wanted.pool, f"vips/{name}", what)
 
 
 def _leaves(placed: PlacedBackend, desired: Desired, now: int) -> bool:
-    """Whether its document takes it out of service; what the clock alone does is not held up."""
+    """Say whether its document takes it out of service; changes by time alone do not count."""
     wanted = desired.backends.get(placed.backend.key)
     if wanted is placed.backend or wanted == placed.backend:
         return False
@@ -162,7 +162,7 @@ def _leaves(placed: PlacedBackend, desired: Desired, now: int) -> bool:
 
 
 def _serving(pool: str, desired: Desired, previous: Generation, now: int) -> int:
-    """How many of a pool's backends would take new flows, as fit as they are now."""
+    """Return how many of a pool's backends would take new flows with their present fitness."""
     found = 0
     for key, backend in desired.backends.items():
         if key.pool == pool:
@@ -176,7 +176,7 @@ def _weight(backend: Backend, fitness: Fitness, desired: Desired, now: int) -> i
 
 
 def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
-    """One may always go if somebody stays; that nobody stays takes an override in any case."""
+    """Say whether a change takes too many: one may go if others stay, all need an override."""
     if gone == 0 or (gone == 1 and left):
         return False
     return left == 0 or gone * 100 > percent * had
@@ -202,7 +202,7 @@ def _service(vip: Vip) -> tuple[object, ...]:
 def _standing(
     found: Iterable[_Refused | None], revision: int, overrides: Sequence[Override], now: int
 ) -> tuple[Rejection, ...]:
-    """The refusals that no override lifts, as sentences that say how to lift them."""
+    """Return the refusals that no override lifts; each says how to lift it."""
     valid = [o for o in overrides if now < o.expires_at]
     return tuple(
         Rejection(
@@ -218,7 +218,7 @@ def _lifts(override: Override, refused: _Refused) -> bool:
 
 
 def _remedy(refused: _Refused) -> str:
-    # No time stands in it, so that the sentence stays the same while the refusal does.
+    # It has no time, so that the text stays the same while the refusal does.
     guard, pool = refused.guard, refused.pool
     option = f" --pool {pool}" if pool else ""
     name = f"{guard}-{pool}"[:_LONGEST_NAME].rstrip("-._") if pool else guard

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that stay: a name keeps its id while it exists, and a freed id rests before its next use."""
+"""Allocate ids: a name keeps its id while it exists, and a freed id has a cooldown before reuse."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
@@ -19,15 +19,15 @@ from tidegate.model.values import BackendKey
 _Name = TypeVar("_Name", str, BackendKey)
 
 FIRST: Final = 1
-"""Id 0 is never given out: in a table it means that nobody owns the slot."""
+"""Id 0 is never allocated: in a table it means that the slot has no owner."""
 
 
 class Allocator:
-    """Gives out ids of one kind, lowest free id first.
+    """Allocates ids of one kind, lowest free id first.
 
     An id is free if nobody has it and it was never used, or was freed longer ago than the cooldown.
-    Each use of an id has the next incarnation, so that what still refers to an earlier use is told
-    apart.
+    Each use of an id has the next incarnation, so that references to an earlier use are
+    recognised.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Allocator:
         self._next = FIRST
 
     def allocate(self) -> Identity:
-        """The next free id.
+        """Return the next free id.
 
         Raises:
-            GenerationRefused: all ids are taken or resting.
+            GenerationRefused: all ids are taken or in their cooldown.
         """
         for candidate in range(self._next, self._limit):
             last = self._freed.get(candidate)
@@ -61,7 +61,7 @@ class Allocator:
 
 
 class Allocators(NamedTuple):
-    """What gives out the ids of a next generation, by kind."""
+    """The allocators of a next generation, by kind."""
 
     vips: Allocator
     pools: Allocator
@@ -69,7 +69,7 @@ class Allocators(NamedTuple):
 
 
 def allocators(previous: Generation, now: int) -> Allocators:
-    """Return allocators that give out what neither `previous` has nor its cooldown keeps.
+    """Return allocators of the ids that `previous` does not use and no cooldown holds.
 
     Args:
         previous: the generation in force.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a pool's table in force to its next one: windows open, last, and close.
+"""Make a pool's next table from the one in force: windows open, last, and close.
 
 A slot's fallback is the owner that it had when its window opened, however often it changed since.
 Its window closes a set time after its last change; then the fallback becomes the current owner.
@@ -21,7 +21,7 @@ from tidegate.model.generation import CLOSED, WINDOWS, Slots, Table, Window, Win
 
 
 def first_table(current: Slots, generation: int) -> Table:
-    """The table of a pool that had none: no flow is older than it, so no window is open."""
+    """Return the table of a pool that had none: no flow is older than it, so no window is open."""
     window = np.zeros(len(current), np.uint8)
     tracked = np.zeros(len(current), bool)
     return _frozen(Table(generation, current, current.copy(), window, tracked))
@@ -30,7 +30,7 @@ def first_table(current: Slots, generation: int) -> Table:
 def next_table(
     before: Table, current: Slots, generation: int, now: int, seconds: int, living: Collection[int]
 ) -> Table:
-    """The table that follows `before` when its current owners become `current`.
+    """Return the table that follows `before` when its current owners become `current`.
 
     Args:
         before: the table in force.
@@ -38,13 +38,13 @@ def next_table(
         generation: number of the generation that the new table belongs to.
         now: wall clock, s.
         seconds: length of a window after a slot's last change.
-        living: ids that have a backend; a fallback owner that has none gives way to the current.
+        living: ids that have a backend; a fallback owner without one is replaced by the current.
 
     Returns:
         The next table, or `before` itself if nothing differs.
     """
     if current is before.current and len(before.windows) == 1:
-        return before  # nobody is a fallback, so nothing can differ
+        return before  # no slot has a fallback, so nothing can differ
     changed = current != before.current
     is_open = np.array([w.closes_at > now for w in before.windows], bool)
     in_window = is_open[before.window]
@@ -77,7 +77,7 @@ def next_table(
 
 
 def _merged(windows: list[Window]) -> tuple[list[Window], WindowIndex]:
-    """At most WINDOWS windows, and where each of the given ones went (uint8)."""
+    """Merge windows to at most WINDOWS, and return the new index of each (uint8)."""
     places = np.zeros(len(windows), np.uint8)
     merged = [CLOSED]
     surplus = len(windows) - WINDOWS
@@ -93,7 +93,7 @@ def _merged(windows: list[Window]) -> tuple[list[Window], WindowIndex]:
 
 
 def _same(a: Table, b: Table) -> bool:
-    """Equal for packets and for the clock: owners, fallbacks, marks and each slot's window."""
+    """Say whether two tables have equal owners, fallbacks, marks and windows of each slot."""
     return (
         np.array_equal(a.current, b.current)
         and np.array_equal(a.fallback, b.fallback)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it takes to make a release equal to some documents, and what hosts say to it. Pure.
+"""Make a release equal to documents: the writes, and the hosts' answers to them. Pure.
 
 One transaction makes all changes if they fit: then no agent ever sees a part of them. Otherwise
-they are made in an order in which each part is whole by itself: what is pointed at comes before
-what points at it, and goes after it. Agents put each part into force as they see it. Who wants a
-large change at once writes it as a new release, and flips a track to that.
+they are made in an order in which each part is consistent by itself: a document that others refer
+to is written before them, and deleted after them. Agents put each part into force as they see it.
+To make a large change at once, write it as a new release, and flip a track to that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ class Changes(NamedTuple):
 def difference(current: Mapping[str, Document], wanted: Mapping[str, bytes]) -> Changes:
     """Say what is to be added, changed and deleted.
 
-    How a document is laid out does not count, nor in whose trace it was written.
+    The layout of a document does not count, nor the trace that it was written in.
     """
     return Changes(
         tuple(sorted((key for key in wanted if key not in current), key=_rank)),
@@ -60,7 +60,7 @@ def difference(current: Mapping[str, Document], wanted: Mapping[str, bytes]) -> 
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """Settings, pools, backends, VIPs, and last what is none of them."""
+    """Rank settings, pools, backends, VIPs, and other keys last."""
     if key == SETTINGS_KEY:
         return 0, key
     if key.startswith("pools/"):
@@ -83,7 +83,7 @@ def _content(value: bytes) -> Any:  # noqa: ANN401 - any JSON
 
 
 def traced(wanted: Mapping[str, bytes], traceparent: str) -> dict[str, bytes]:
-    """Documents, all of them good, with this trace context in place of any of their own."""
+    """Return valid documents with this trace context in place of their own."""
     return {
         key: msgspec.json.encode({**msgspec.json.decode(value), _TRACEPARENT: traceparent})
         for key, value in wanted.items()
@@ -96,9 +96,9 @@ def transactions(
     current: Mapping[str, Document],
     wanted: Mapping[str, bytes],
 ) -> list[list[Write]]:
-    """The writes that make the changes, in as few transactions as etcd takes.
+    """Return the writes that make the changes, in as few transactions as etcd takes.
 
-    Each is on condition that its key is as it was read.
+    Each is conditional on its key being as it was read.
     """
     puts = sorted((*changes.added, *changes.changed), key=_rank)
     prefix = releases_key(release)
@@ -119,7 +119,7 @@ def transactions(
 
 
 class Answer(NamedTuple):
-    """What a host says to a revision of the release that it follows."""
+    """The answer of a host to a revision of the release that it follows."""
 
     host: str
     kind: Literal["ack", "nack", "frozen", "waiting"]
@@ -127,7 +127,7 @@ class Answer(NamedTuple):
 
 
 def answers(seen: Seen, release: str, revision: int) -> list[Answer]:
-    """The answers of all hosts that are there and follow the release, by name."""
+    """Return the answers of all hosts that are there and follow the release, by name."""
     return [
         _answer(name, host.status, revision)
         for name, host in seen.hosts.items()
@@ -148,7 +148,7 @@ def _answer(name: str, status: HostStatus, revision: int) -> Answer:
 
 
 def listing(sign: str, keys: Sequence[str], *, whole: bool) -> Iterable[str]:
-    """Lines for a list of keys; a long one is cut unless the whole is wanted."""
+    """Yield lines for a list of keys, of a long one the first unless `whole`."""
     shown = keys if whole else keys[:_SHOWN]
     yield from (f"  {sign} {key}" for key in shown)
     if len(shown) < len(keys):

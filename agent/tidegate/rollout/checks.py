@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a rollout fail: hosts that were moved, judged by their statuses.
+"""Decide whether a rollout has failed, by the statuses of the hosts that were moved.
 
-A pure function of what is seen, and of since when it has looked wrong: an agent that is restarted
-has no status for a moment, and a slow start's step reaches hosts a moment apart, so these two must
-last before they count. All else counts at once.
+A pure function of what is seen, and of how long it has looked wrong: an agent that is restarted has
+no status for a moment, and a slow start's step reaches hosts a moment apart, so these two must last
+before they count. All else counts at once.
 
 Traffic and health are compared with the hosts that were not moved, since both depend on the hour;
-when none is left, with how those did before the last wave. The host that is worst off counts, not
-their mean, in which one broken host of many would drown. A few packets prove nothing: a host must
-be worse by at least `_FEWEST` packets within the seconds that its figures are of.
+when none is left, with their figures before the last wave. The worst host counts, not their mean,
+which would hide one bad host among many. A few packets prove nothing: a host must be worse by at
+least `_FEWEST` packets within the seconds that its figures cover.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from tidegate.rollout.fleet import HostStatus, Seen, SeenHost
 VANISHED_SECONDS: Final = 15.0
 DIGEST_SECONDS: Final = 5.0
 WINDOW_SECONDS: Final = 5.0
-"""What the figures of a status's traffic are of."""
+"""Seconds that the traffic figures of a status cover."""
 _FEWEST: Final = 5.0
 
 
@@ -30,7 +30,7 @@ class Judgement(NamedTuple):
 
     Attributes:
         failure: why the rollout has failed; empty if it has not.
-        since: what looks wrong, and since when; to be handed in the next time.
+        since: what looks wrong, and since when; to be passed in the next time.
     """
 
     failure: str
@@ -65,7 +65,7 @@ def _packets(status: HostStatus) -> float:
 
 
 def _backends(status: HostStatus) -> float:
-    # One backend too many is reason enough, where five packets are not.
+    # One backend too many is enough, five packets are not.
     return status.backends.total * _FEWEST if status.backends else 0.0
 
 
@@ -77,13 +77,13 @@ _FIGURES: Final = (
 
 
 def moved_hosts(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
-    """The hosts that are on the rollout's track, as they are seen."""
+    """Return the hosts that are on the rollout's track, as they are seen."""
     names = [moved.host for moved in document.moved if not moved.restored]
     return [seen.hosts.get(name, SeenHost(name, None, None, None)) for name in names]
 
 
 def follows(document: RolloutDocument, host: SeenHost) -> bool:
-    """Whether a host's status is about the release, and not of before it was moved."""
+    """Say whether a host's status is about the release, and was written after the move."""
     status = host.status
     return (
         status is not None
@@ -94,7 +94,7 @@ def follows(document: RolloutDocument, host: SeenHost) -> bool:
 
 
 def acknowledges(document: RolloutDocument, host: SeenHost) -> bool:
-    """Whether a host has the release in force (ACK)."""
+    """Say whether a host has the release in force (ACK)."""
     status = host.status
     return (
         follows(document, host)
@@ -162,7 +162,7 @@ def _digests(document: RolloutDocument, moved: Iterable[SeenHost]) -> str:
 
 
 def baseline(hosts: Iterable[SeenHost], before: BaselineDocument) -> BaselineDocument:
-    """How hosts do together; a figure that none of them tells is as it was before."""
+    """Return the figures of hosts together; one that none of them has is as it was before."""
     status = [host.status for host in hosts if host.status is not None]
     values: dict[str, float] = {}
     for figure in _FIGURES:
@@ -174,7 +174,7 @@ def baseline(hosts: Iterable[SeenHost], before: BaselineDocument) -> BaselineDoc
 
 
 def others(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
-    """The hosts that are there and were not moved."""
+    """Return the hosts that have a status and were not moved."""
     moved = {moved.host for moved in document.moved if not moved.restored}
     return [h for name, h in seen.hosts.items() if name not in moved and h.status is not None]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drive a rollout: read the fleet, ask the machine for the next step, make it in one transaction.
 
-This decides nothing and remembers next to nothing: all state is in etcd, so another process can go
-on at any moment. A driver ends when the rollout has, when somebody paused it, and when its document
+This decides nothing and keeps almost no state: that is in etcd, so another process can take over at
+any moment. A driver ends when the rollout has, when somebody paused it, and when its document
 names another driver.
 """
 
@@ -28,7 +28,7 @@ from tidegate.rollout.machine import advance, unacknowledged
 from tidegate.rollout.orders import Step, names, pause
 
 Order = Callable[[Seen], Step]
-"""What an operator wants, made of what is seen; raises ConfigError if it cannot be had."""
+"""An operator's order: a step made from what is seen; raises ConfigError if it is impossible."""
 
 _POLL: Final = 1.0
 _TRIES: Final = 20
@@ -36,14 +36,14 @@ _TRIES: Final = 20
 
 
 class End(NamedTuple):
-    """How a driver's work ended, and the rollout's document then."""
+    """How a driver ended, and the rollout's document then."""
 
     why: Literal["ended", "paused", "taken over"]
     document: RolloutDocument
 
 
 def who() -> str:
-    """The operator, for others to know: user and host."""
+    """Return user and host of this process, to show to others."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
@@ -52,18 +52,18 @@ def who() -> str:
 
 
 def driver_name() -> str:
-    """A name for this process that no other has."""
+    """Return a unique name for this process."""
     return f"{who()} pid {os.getpid()} {secrets.token_hex(4)}"
 
 
 class Driver:
-    """One process's work on a fleet's rollout."""
+    """Drives a fleet's rollout in this process."""
 
     def __init__(
         self,
         store: Store,
         name: str,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         poll: float = _POLL,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -72,13 +72,13 @@ class Driver:
         Args:
             store: the fleet's keys.
             name: of this driver, as `driver_name` makes it.
-            tell: gets a line for people about each step, after it was made.
-            poll: seconds between two looks at the fleet while there is nothing to do.
+            report: gets a line for people about each step, after it was made.
+            poll: seconds between two reads of the fleet while there is nothing to do.
             clock: wall clock, s.
         """
         self._store = store
         self._name = name
-        self._tell = tell
+        self._report = report
         self._poll = poll
         self._clock = clock
         self._since: Mapping[str, float] = {}
@@ -87,14 +87,14 @@ class Driver:
         self._liveness = store.liveness_key(DRIVER_KEY, name)
 
     def order(self, order: Order) -> RolloutDocument:
-        """Make an operator's step.
+        """Make the step that an operator ordered.
 
         Raises:
             ConfigError: what the order raises.
-            KeyspaceError: etcd did not answer, or others write all the time.
+            KeyspaceError: etcd did not answer, or others kept writing.
         """
         for _ in range(_TRIES):
-            seen = self._look()
+            seen = self._observe()
             step = order(seen)
             conflict = self._make(step, seen)
             if conflict is None:
@@ -115,7 +115,7 @@ class Driver:
     def _steps(self) -> End:
         while True:
             self._liveness.renew()
-            seen = self._look()
+            seen = self._observe()
             document = current(seen)
             end = self._end(document)
             if end is not None:
@@ -124,20 +124,20 @@ class Driver:
             self._since = judgement.since
             step = advance(document, seen, judgement.failure, self._clock())
             if step is None:
-                self._say_once(_progress(document, seen))
+                self._report_once(_progress(document, seen))
                 self._pause.wait(self._poll)
             else:
                 conflict = self._make(step, seen)
                 if conflict is not None and ROLLOUT_KEY not in conflict.found:
-                    self._meet(conflict, document, seen)
+                    self._handle_conflict(conflict, document, seen)
 
-    def _meet(self, conflict: Conflict, document: RolloutDocument, seen: Seen) -> None:
-        """Somebody wrote a host or a track at this moment: stop, unless it is being put back."""
+    def _handle_conflict(self, conflict: Conflict, document: RolloutDocument, seen: Seen) -> None:
+        """Pause after a conflict with somebody else's write, unless hosts are being put back."""
         if document.state in ("moving", "flipping"):
             reason = f"{conflict}; `resume` continues with that"
             self._make(pause(document, reason, self._clock()), seen)
 
-    def _look(self) -> Seen:
+    def _observe(self) -> Seen:
         return observe(self._store.read(*KEYS))
 
     def _end(self, document: RolloutDocument) -> End | None:
@@ -155,18 +155,18 @@ class Driver:
         if isinstance(done, Conflict):
             return done
         for line in step.lines:
-            self._tell(line)
+            self._report(line)
         self._last_line = ""
         return None
 
-    def _say_once(self, line: str) -> None:
+    def _report_once(self, line: str) -> None:
         if line and line != self._last_line:
             self._last_line = line
-            self._tell(line)
+            self._report(line)
 
 
 def current(seen: Seen) -> RolloutDocument:
-    """The rollout that is seen.
+    """Return the rollout's document.
 
     Raises:
         KeyspaceError: there is none.

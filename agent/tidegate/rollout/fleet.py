@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rollout sees of a fleet: its hosts, tracks, statuses and the rollout, at one revision.
+"""Read the state of a fleet: its hosts, tracks, statuses and the rollout, at one revision.
 
-A pure reading of documents. Statuses are read leniently: while a fleet is upgraded, some are
+Pure: documents in, values out. Statuses are read leniently: while a fleet is upgraded, some are
 written by agents that know more or fewer fields than this command.
 """
 
@@ -29,11 +29,11 @@ from tidegate.model.values import Document, Snapshot
 HOSTS_PREFIX: Final = "hosts/"
 STATUS_PREFIX: Final = "status/"
 KEYS: Final = (ROLLOUT_KEY, DRIVER_KEY, HOSTS_PREFIX, TRACKS_PREFIX, STATUS_PREFIX)
-"""What `observe` wants to have read."""
+"""The keys to read for `observe`."""
 
 
 class StatusRefusal(Struct, frozen=True, kw_only=True):
-    """Of a refusal in a status, what a rollout looks at."""
+    """The part of a status's refusal that a rollout uses."""
 
     key: str = ""
     field: str = ""
@@ -44,7 +44,7 @@ class StatusRefusal(Struct, frozen=True, kw_only=True):
 
 
 class StatusTraffic(Struct, frozen=True, kw_only=True):
-    """Of a status's traffic, what a rollout looks at."""
+    """The part of a status's traffic that a rollout uses."""
 
     packets_per_second: float = 0.0
     drops: float = 0.0
@@ -52,14 +52,14 @@ class StatusTraffic(Struct, frozen=True, kw_only=True):
 
 
 class StatusBackends(Struct, frozen=True, kw_only=True):
-    """Of a status's backends, what a rollout looks at."""
+    """The part of a status's backends that a rollout uses."""
 
     total: int = 0
     unhealthy: int = 0
 
 
 class HostStatus(Struct, frozen=True, kw_only=True):
-    """Of a status, what a rollout looks at."""
+    """The part of a host's status that a rollout uses."""
 
     release: str
     state: State
@@ -80,8 +80,8 @@ class SeenHost:
 
     Attributes:
         key: its `hosts` document; None if there is none.
-        document: what that says; None if there is none, or if it is broken.
-        status: its status; None if it has none, so that it is not there.
+        document: its content; None if there is none, or if it is invalid.
+        status: None if it has none, so its agent is not running.
     """
 
     name: str
@@ -96,7 +96,7 @@ class SeenHost:
 
     @property
     def track(self) -> str:
-        """The track that it is on: that of its document, else the one that it tells."""
+        """The track that it is on: that of its document, else that of its status."""
         wanted = self.document.track if self.document else None
         return wanted or (self.status.track if self.status else DEFAULT_TRACK)
 
@@ -106,7 +106,7 @@ class SeenTrack:
     """A track's key.
 
     Attributes:
-        release: None if its document is broken.
+        release: None if its document is invalid.
     """
 
     key: Document
@@ -120,7 +120,7 @@ class Seen:
     Attributes:
         rollout: its document; None if there is none.
         rollout_revision: mod revision of its key; 0 if there is none.
-        driver: process that says that it drives the rollout; empty if none does.
+        driver: process that drives the rollout by its liveness key; empty if none does.
     """
 
     revision: int
@@ -131,12 +131,12 @@ class Seen:
     driver: str
 
     def pointer(self, track: str) -> str | None:
-        """A track's document as text; None if there is none."""
+        """Return a track's document as text; None if there is none."""
         found = self.tracks.get(track)
         return found.key.value.decode("utf-8", "replace") if found else None
 
     def release_of(self, host: SeenHost) -> str:
-        """The release that a host is to follow; empty if nothing says so."""
+        """Return the release that a host is to follow; empty if it is not known."""
         track = self.tracks.get(host.track)
         if track is not None:
             return track.release or ""
@@ -144,7 +144,7 @@ class Seen:
 
 
 def observe(snapshot: Snapshot) -> Seen:
-    """Read what was read of `KEYS`.
+    """Parse a snapshot of `KEYS`.
 
     Raises:
         KeyspaceError: there is a rollout, and its document cannot be read.

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout's state machine: what it is in, what is seen, the time → the next step.
+"""The rollout's state machine: from its state, the fleet and the time to the next step.
 
 Pure: a step is a new document and the writes that go with it. The driver makes them in one
-transaction, each on condition that its key is as it was seen, the rollout's own key included. From
-that follows:
+transaction, each conditional on its key being as it was seen, the rollout's own key included. So:
 
 * What the document says was done was done, and nothing else: a driver that dies between two steps
-  or in the middle of one leaves a state from which any other can go on.
-* Of two drivers, one makes a step, and the other finds that it has lost.
-* What an operator writes meanwhile is never overwritten: a step on what has changed is not made.
+  or in the middle of one leaves a state from which any other can continue.
+* Of two drivers, one makes a step, and the other gets a conflict.
+* What an operator writes meanwhile is never overwritten: a step on changed keys is not made.
 
 In each state the hosts' documents are as follows, and every host has a track whose key exists:
 
     moving, waiting, baking   those of `moved` are on the rollout's track, which names the release
-    flipping                  the same, and all hosts that are there are in `moved`
+    flipping                  the same, and all hosts with a status are in `moved`
     restoring                 the pointers of the tracks they came from name the release too, so
                               that putting a host's document back changes nothing for it
     putting-back              the pointers are what they were, so that it takes the release back
 
-Then the rollout's track goes, once no host is on it.
+In the end the rollout's track is deleted, once no host is on it.
 """
 
 from datetime import datetime
@@ -56,7 +55,7 @@ def advance(  # noqa: PLR0911 - one for each state
     Args:
         document: the rollout, as `seen` has it.
         seen: the fleet.
-        failure: why it has failed, by `rollout_checks.judge`; empty if it has not.
+        failure: why it has failed, by `checks.judge`; empty if it has not.
         now: wall-clock seconds.
     """
     if document.paused or document.state in ENDED:
@@ -64,9 +63,9 @@ def advance(  # noqa: PLR0911 - one for each state
     if document.state in ("moving", "waiting", "baking", "flipping"):
         if failure:
             return put_back(document, "failed", failure, now)
-        hindrance = _hindrance(document, seen)
-        if hindrance:
-            return pause(document, hindrance, now)
+        intervention = _intervention(document, seen)
+        if intervention:
+            return pause(document, intervention, now)
     match document.state:
         case "moving":
             return _move(document, seen, now)
@@ -122,7 +121,7 @@ def _all_moved(document: RolloutDocument, now: float) -> Step:
     if following.document.state == "flipping" and not document.moved:
         return pause(document, f"{label}: there are no hosts that could be moved now", now)
     if parse_wave(document.waves[document.wave]).kind == "track":
-        # It was to be tried there first; whether to go on with more hosts is not ours to say.
+        # It was to be tried there first; whether to continue without that is the operator's choice.
         reason = (
             f"{label}: none of its hosts can be moved now; `resume` continues without this trial"
         )
@@ -137,7 +136,7 @@ def _await(document: RolloutDocument, now: float, line: str = "") -> Step:
 
 
 def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
-    """Bake once every moved host has the release in force; fail if one takes too long."""
+    """Start baking once every moved host has the release in force; fail if one is too late."""
     missing = unacknowledged(document, seen)
     label = _label(document)
     if not missing:
@@ -147,20 +146,20 @@ def _wait(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
         line = f"{label}: in force on {counted(count)}; baking {document.bake} s"
         return Step(changed, (), (line,))
     if document.until is None or now >= _seconds(document.until):
-        shown = "; ".join(_unlike(document, host) for host in missing[:_SHOWN])
+        shown = "; ".join(_difference(document, host) for host in missing[:_SHOWN])
         reason = f"{counted(len(missing))} late, not acknowledged in {document.timeout} s: {shown}"
         return put_back(document, "failed", reason, now)
     return None
 
 
 def _bake(document: RolloutDocument, seen: Seen, now: float) -> Step | None:
-    """Go on to the next wave when the time is over and all hosts are still well."""
+    """Continue with the next wave when the time is over and all hosts still acknowledge."""
     if document.until is not None and now < _seconds(document.until):
         return None
     label = _label(document)
     missing = unacknowledged(document, seen)
-    if missing:  # an agent that is just being restarted, or something that is no criterion
-        shown = "; ".join(_unlike(document, host) for host in missing[:_SHOWN])
+    if missing:  # an agent that is restarting, or something that is not a criterion
+        shown = "; ".join(_difference(document, host) for host in missing[:_SHOWN])
         return _await(document, now, f"{label}: some hosts no longer acknowledge: {shown}")
     return _next(document, f"{label}: good", now)
 
@@ -196,13 +195,13 @@ def _flip(document: RolloutDocument, seen: Seen, now: float) -> Step:
 
 
 def _restore(document: RolloutDocument, seen: Seen, now: float) -> Step:
-    """Give hosts their documents back, a batch a step; then take the rollout's track away."""
+    """Restore hosts' documents, a batch in each step; then delete the rollout's track."""
     todo = [moved for moved in document.moved if not moved.restored][:BATCH]
     if not todo:
         return _end(document, seen, now)
     writes, lines = [], []
     for moved in todo:
-        write, line = _back(document, moved, seen.hosts.get(moved.host))
+        write, line = _restored(document, moved, seen.hosts.get(moved.host))
         writes += [write] if write else []
         lines += [line] if line else []
     done = {moved.host for moved in todo}
@@ -215,10 +214,10 @@ def _restore(document: RolloutDocument, seen: Seen, now: float) -> Step:
     return Step(changed, tuple(writes), (f"{what}: {names(sorted(done))}", *lines))
 
 
-def _back(
+def _restored(
     document: RolloutDocument, moved: MovedHost, host: SeenHost | None
 ) -> tuple[Write | None, str]:
-    """What gives a host its document back, and what there is to say about it."""
+    """Return the write that restores a host's document, if any, and a line to report, if any."""
     if host is not None and host.key is not None:
         key, expected = host_key(moved.host), host.key.mod_revision
         if is_ours(document, moved, host):
@@ -245,8 +244,8 @@ def _end(document: RolloutDocument, seen: Seen, now: float) -> Step:
     return Step(ended, (Write(track_key(document.track), None, track.key.mod_revision),), (line,))
 
 
-def _hindrance(document: RolloutDocument, seen: Seen) -> str:
-    """What an operator has done meanwhile that the rollout must not go over; empty if nothing."""
+def _intervention(document: RolloutDocument, seen: Seen) -> str:
+    """Say what operators have changed meanwhile that must not be overwritten, if anything."""
     for moved in document.moved:
         host = seen.hosts.get(moved.host)
         if moved.restored:
@@ -273,11 +272,11 @@ def _hindrance(document: RolloutDocument, seen: Seen) -> str:
 
 
 def unacknowledged(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
-    """Hosts that were moved and do not say that they have the release in force."""
+    """Return hosts that were moved and have not acknowledged the release."""
     return [h for h in moved_hosts(document, seen) if not acknowledges(document, h)]
 
 
-def _unlike(document: RolloutDocument, host: SeenHost) -> str:
+def _difference(document: RolloutDocument, host: SeenHost) -> str:
     status = host.status
     if status is None:
         return f"{host.name} has no status"

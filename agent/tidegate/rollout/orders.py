@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators order of a rollout: start, pause, resume, abort. Each is one step.
+"""The orders of operators to a rollout: start, pause, resume, abort. Each is one step.
 
-Pure, as the machine whose steps these are: `rollout_machine` has the argument.
+Pure, as the machine whose steps these are: `machine` has the argument.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _MARK: Final = 8
 
 
 class Step(NamedTuple):
-    """A new document, the writes of other keys that go with it, and what to tell people then."""
+    """A new document, the writes of other keys that go with it, and lines to report for it."""
 
     document: RolloutDocument
     writes: tuple[Write, ...] = ()
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def track_of(release: str) -> str:
-    """The name of a rollout's track: that of its release, shortened if it is long.
+    """Return the name of a rollout's track: that of its release, shortened if it is long.
 
     Raises:
         ConfigError: the release's name is not a name.
@@ -53,10 +53,10 @@ def track_of(release: str) -> str:
 
 
 def start(document: RolloutDocument, seen: Seen) -> Step:
-    """Begin a rollout, with its track.
+    """Start a rollout, with its track.
 
     Raises:
-        ConfigError: it cannot be begun, and why.
+        ConfigError: it cannot start, and why.
     """
     running = seen.rollout
     if running is not None and running.state not in ENDED:
@@ -72,16 +72,16 @@ def start(document: RolloutDocument, seen: Seen) -> Step:
         )
     _check_hosts(document, seen)
     lines = [f"rollout of {document.release} in {len(document.waves)} waves, as things stand:"]
-    lines += [f"  {text}: {names(hosts) or 'no more'}" for text, hosts in _outlook(document, seen)]
-    left_out = [h.name for h in seen.hosts.values() if not _is_there(h)]
+    lines += [f"  {text}: {names(hosts) or 'no more'}" for text, hosts in _forecast(document, seen)]
+    left_out = [h.name for h in seen.hosts.values() if not _is_present(h)]
     if left_out:
         lines.append(f"left out (frozen, absent or behind): {names(left_out)}")
     value = pointing(None, document)
     return Step(document, (Write(track_key(document.track), value, 0),), tuple(lines))
 
 
-def _outlook(document: RolloutDocument, seen: Seen) -> Iterator[tuple[str, list[str]]]:
-    """Which hosts each wave would move if nothing changed."""
+def _forecast(document: RolloutDocument, seen: Seen) -> Iterator[tuple[str, list[str]]]:
+    """Yield which hosts each wave would move if nothing changed."""
     for number, text in enumerate(document.waves):
         hosts = chosen(document, seen, parse_wave(text))
         moved = [MovedHost(host=host.name, wave=number, track=host.track) for host in hosts]
@@ -123,7 +123,7 @@ def unusable(hosts: Iterable[SeenHost], seen: Seen) -> str:
 
 
 def pause(document: RolloutDocument, reason: str, now: float) -> Step:
-    """Stop before the next step, for a reason; why hosts are put back is not forgotten over it."""
+    """Pause before the next step; while hosts are put back, keep the reason for that."""
     kept = document.reason if document.state == "putting-back" else _short(reason)
     changed = replace(document, paused=True, reason=kept, until=None, changed_at=rfc3339(now))
     return Step(changed, (), (f"paused: {reason}",))
@@ -132,7 +132,7 @@ def pause(document: RolloutDocument, reason: str, now: float) -> Step:
 def put_back(
     document: RolloutDocument, outcome: Literal["failed", "aborted"], reason: str, now: float
 ) -> Step:
-    """Begin to put back all that was moved."""
+    """Start to put back all that was moved."""
     changed = replace(
         document,
         state="putting-back",
@@ -147,7 +147,7 @@ def put_back(
 
 
 def abort(document: RolloutDocument, driver: str, who: str, now: float) -> Step:
-    """Put everything back, on an operator's order.
+    """Abort by an operator's order: put everything back.
 
     Raises:
         ConfigError: it is too late, or the rollout has ended.
@@ -164,9 +164,9 @@ def abort(document: RolloutDocument, driver: str, who: str, now: float) -> Step:
 
 
 def resume(document: RolloutDocument, seen: Seen, driver: str, now: float) -> Step:
-    """Go on, with another driver, and with what operators have changed meanwhile as it is now.
+    """Continue with another driver, and with what operators have changed meanwhile.
 
-    Waiting and baking begin anew. A host that was edited and is still on the rollout's track keeps
+    Waiting and baking start again. A host that was edited and is still on the rollout's track keeps
     the edit; one that was put on another track is left there for the rest of the rollout.
 
     Raises:
@@ -193,7 +193,7 @@ def resume(document: RolloutDocument, seen: Seen, driver: str, now: float) -> St
 
 
 def _accept(step: Step, seen: Seen) -> Step:
-    """Take what operators have written meanwhile as what is to be put back."""
+    """Accept what operators have written meanwhile as what to put back."""
     document, kept, left, writes, lines = step.document, [], [], list(step.writes), [*step.lines]
     for moved in document.moved:
         host = seen.hosts.get(moved.host)
@@ -219,25 +219,25 @@ def _accept(step: Step, seen: Seen) -> Step:
 
 
 def movable(document: RolloutDocument, seen: Seen) -> list[SeenHost]:
-    """Hosts that a wave may take: there, not frozen, on another release, not moved yet; by name."""
+    """Return hosts that a wave may move: present, not frozen, not moved, on another release."""
     return [
         host
         for host in others(document, seen)
-        if _is_there(host)
+        if _is_present(host)
         and host.name not in document.left_out
         and seen.release_of(host) != document.release
     ]
 
 
-def _is_there(host: SeenHost) -> bool:
-    """Whether a host can be moved now; which track it is on must be known for certain."""
+def _is_present(host: SeenHost) -> bool:
+    """Say whether a host can be moved now: its status must show the track of its key."""
     if host.status is None or host.status.state == "frozen":
         return False
     return host.key is None or host.status.revision >= host.key.mod_revision
 
 
 def chosen(document: RolloutDocument, seen: Seen, wave: Wave) -> list[SeenHost]:
-    """The hosts that a wave still has to take."""
+    """Return the hosts that a wave still has to move."""
     free = movable(document, seen)
     if wave.kind == "track":
         return [host for host in free if host.track == wave.track]
@@ -246,14 +246,14 @@ def chosen(document: RolloutDocument, seen: Seen, wave: Wave) -> list[SeenHost]:
 
 
 def names(found: Iterable[str]) -> str:
-    """A list of names for a sentence, shortened if it is long."""
+    """Return a list of names for a sentence, shortened if it is long."""
     listed: Sequence[str] = list(found)
     shown = ", ".join(listed[:_SHOWN])
     return shown if len(listed) <= _SHOWN else f"{shown} and {len(listed) - _SHOWN} more"
 
 
 def counted(hosts: int) -> str:
-    """A number of hosts in words."""
+    """Return a number of hosts in words."""
     return "1 host" if hosts == 1 else f"{hosts} hosts"
 
 

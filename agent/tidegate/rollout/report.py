@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a rollout stands, for people and for programs. Pure; prints nothing."""
+"""The state of a rollout as text and as JSON. Pure; prints nothing."""
 
 import json
 from typing import Any
@@ -13,18 +13,18 @@ from tidegate.rollout.orders import movable
 
 
 def is_driven(document: RolloutDocument, seen: Seen) -> bool:
-    """Whether what there is to do is being done; a rollout at rest needs nobody."""
+    """Say whether a rollout is driven, or needs no driver since it has ended or is paused."""
     return document.state in ENDED or document.paused or seen.driver == document.driver
 
 
 def as_json(document: RolloutDocument, seen: Seen) -> str:
-    """The document and each host's state, as one line."""
+    """Return the document and each host's state, as one line."""
     whole = {**msgspec.to_builtins(document), "is_driven": is_driven(document, seen)}
     return json.dumps({**whole, "hosts": _rows(document, seen)})
 
 
 def as_text(document: RolloutDocument, seen: Seen) -> str:
-    """The same in lines."""
+    """Return the same as lines for people."""
     wave = f"wave {document.wave + 1} of {len(document.waves)} ({document.waves[document.wave]})"
     lines = [
         f"{document.release}: {document.state}{', paused' if document.paused else ''}, {wave}",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waves and criteria of a rollout as people write them: `canary,25%,100%`, `nack,drops=0.1%`.
+"""Parse waves and criteria as people write them: `canary,25%,100%`, `nack,drops=0.1%`.
 
-Text in, values or a refusal with its reason out. Which hosts a wave has is decided elsewhere.
+Which hosts a wave has is decided elsewhere.
 """
 
 import math
@@ -27,14 +27,14 @@ class Wave(NamedTuple):
     amount: float = 0.0
 
     def target(self, hosts: int) -> int:
-        """How many of so many hosts have been moved at its end; not for tracks."""
+        """Return how many of `hosts` have been moved at its end; not for tracks."""
         if self.kind == "share":
             return math.ceil(hosts * self.amount / _ALL - 1e-9)
         return min(int(self.amount), hosts)
 
 
 def parse_wave(text: str) -> Wave:
-    """Read one wave.
+    """Parse one wave.
 
     Raises:
         ConfigError: it is not a wave.
@@ -57,7 +57,7 @@ def parse_wave(text: str) -> Wave:
 
 
 def parse_waves(text: str) -> tuple[str, ...]:
-    """Check waves separated by commas and return them one by one.
+    """Parse waves separated by commas.
 
     Raises:
         ConfigError: one is not a wave, they do not grow, or the last is not all hosts.
@@ -80,10 +80,10 @@ def parse_waves(text: str) -> tuple[str, ...]:
 
 
 def parse_criteria(text: str) -> CriteriaDocument:
-    """Read what makes a rollout fail: names, and limits as `name=percent%`.
+    """Parse what makes a rollout fail: names, and limits as `name=percent%`.
 
     Raises:
-        ConfigError: naming what is not known.
+        ConfigError: a criterion is not known.
     """
     found: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rollout writes to keys that are operators': hosts' documents, and the tracks' pointers.
+"""Make the documents that a rollout writes to operators' keys: hosts, and tracks' releases.
 
 Documents are changed as objects, not as this version's structs, so that fields of later versions
-stay. The trace context is that of the rollout: one that was there was of another write. What was
-there before is put back byte for byte.
+stay. Their trace context becomes that of the rollout. What was there before is restored byte for
+byte.
 """
 
 from typing import Any, Final
@@ -21,7 +21,7 @@ _TRACEPARENT: Final = "traceparent"
 def with_track(
     original: bytes | None, track: str | None, traceparent: str | None = None
 ) -> bytes | None:
-    """A host's document with another track and all else as it was; None is no document."""
+    """Return a host's document with another track and all else as it was; None for no document."""
     fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
     fields.pop("track", None)
     fields.pop(_TRACEPARENT, None)
@@ -31,7 +31,7 @@ def with_track(
 
 
 def pointing(original: bytes | None, document: RolloutDocument) -> bytes:
-    """A track's document with the rollout's release and all else as it was."""
+    """Return a track's document with the rollout's release and all else as it was."""
     fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
     fields.pop(_TRACEPARENT, None)
     trace = _trace(document.traceparent)
@@ -43,22 +43,22 @@ def _trace(traceparent: str | None) -> dict[str, str]:
 
 
 def original_of(moved: MovedHost) -> bytes | None:
-    """A host's document as it was before the rollout; None if there was none."""
+    """Return a host's document as it was before the rollout; None if there was none."""
     return moved.original.encode() if moved.original is not None else None
 
 
 def moved_value(document: RolloutDocument, moved: MovedHost) -> bytes | None:
-    """What the rollout writes for a host."""
+    """Return what the rollout writes for a host."""
     return with_track(original_of(moved), document.track, document.traceparent)
 
 
 def is_ours(document: RolloutDocument, moved: MovedHost, host: SeenHost | None) -> bool:
-    """Whether a host's document is what the rollout wrote."""
+    """Say whether a host's document is what the rollout wrote."""
     return bool(host and host.key and host.key.value == moved_value(document, moved))
 
 
 def is_edited(document: RolloutDocument, host: SeenHost | None) -> bool:
-    """Whether a document that is not ours still has the host on the rollout's track."""
+    """Say whether a document has the host on the rollout's track, whoever wrote it."""
     return bool(host and host.document and host.document.track == document.track)
 
 
@@ -68,7 +68,7 @@ def moving_write(document: RolloutDocument, moved: MovedHost, expected: int) -> 
 
 
 def edit_put_back(moved: MovedHost, current: bytes) -> bytes | None:
-    """An edited document with the track that the host had before, and the edits."""
+    """Return an edited document with its edits, and the track that the host had before."""
     original = original_of(moved)
     before = msgspec.json.decode(original) if original is not None else {}
     value = with_track(current, before.get("track"))

@@ -20,7 +20,7 @@ def vip(
     pool: str = "web",
     **options: Any,
 ) -> Vip:
-    """A VIP; the address may be a network, the options are the other fields of Vip."""
+    """Return a VIP; the address may be a network, the options are the other fields of Vip."""
     return Vip(name, ip_network(address), port, protocol, pool, **options)
 
 
@@ -33,7 +33,7 @@ def backend(
     pool: str = "web",
     **options: Any,
 ) -> Backend:
-    """A backend; its address is made from the number in its name unless given.
+    """Return a backend; its address is made from the number in its name unless given.
 
     The options are the other fields of Backend.
     """
@@ -51,7 +51,7 @@ def desired(
     window: int = 300,
     **options: Any,
 ) -> Desired:
-    """Everything that is wanted; pools are those that VIPs and backends name.
+    """Return everything that is wanted; pools are those that VIPs and backends name.
 
     The options are the other fields of Pool, for all pools.
     """
@@ -65,7 +65,7 @@ def desired(
 
 
 def web(*backends: Backend, delay: int = 300, window: int = 300, **options: Any) -> Desired:
-    """Two TCP VIPs and a UDP one, all served by the pool `web`."""
+    """Return two TCP VIPs and a UDP one, all served by the pool `web`."""
     vips = [
         vip("web4", VIP4),
         vip("web6", VIP6),
@@ -76,7 +76,7 @@ def web(*backends: Backend, delay: int = 300, window: int = 300, **options: Any)
 
 
 def generations(*steps: Desired, now: int = 1000) -> list[Generation]:
-    """The generation of each step, one second apart."""
+    """Return the generation of each step, one second apart."""
     found: list[Generation] = []
     previous = NOTHING
     for second, step in enumerate(steps):

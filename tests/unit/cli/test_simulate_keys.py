@@ -40,13 +40,13 @@ class Files:
                 writer.write(number, frame)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, what was printed, and what was said on the side."""
+        """Return the exit code, the output, and the errors."""
         files = ["--keys", str(self.keys), "--in", str(self.capture)]
         code = main(["simulate", "--engine", "spec", *files, *arguments])
         return code, *self._capsys.readouterr()
 
     def lines(self, *arguments: str) -> list[dict[str, Any]]:
-        """The JSON lines."""
+        """Return the JSON lines."""
         code, out, err = self.run("--json", *arguments)
         assert (code, err) == (0, "")
         return [json.loads(line) for line in out.splitlines()]

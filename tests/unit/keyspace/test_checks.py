@@ -11,7 +11,7 @@ from tidegate.model.values import EMPTY, Document, Snapshot
 
 
 def read(health: object) -> tuple[Health | None, list[tuple[str, str]]]:
-    """What comes of a pool with this check: its value, and the faults with their fields."""
+    """Return a pool with this check as validated: its value, and the faults with their fields."""
     document = Document(json.dumps({"health": health}).encode(), 5)
     desired, rejections = validate(Snapshot(5, {"pools/web": document}), EMPTY)
     pool = desired.pools.get("web")

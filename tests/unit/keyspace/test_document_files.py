@@ -36,7 +36,7 @@ vips/www:
 
 
 def tree(folder: Path, contents: dict[str, object]) -> Path:
-    """Writes files; what is no text is written as JSON."""
+    """Write files; what is not a text is written as JSON."""
     for name, value in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
 
 
 def run(*arguments: str, given: str = "", prefix: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    """The command as a process: exit code, output, and what was said on the side."""
+    """Run the command as a process; return its exit code, output and errors."""
     command = [*prefix, sys.executable, "-m", "tidegate.cli.main", "validate", *arguments]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr

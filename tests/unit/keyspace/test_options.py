@@ -11,7 +11,7 @@ from tidegate.model.values import BackendKey, Quic, SourceRoute, SynLimit, Vip
 
 
 def service(**options: object) -> Contents:
-    """One VIP with these options, and the pools web and canary."""
+    """Return one VIP with these options, and the pools web and canary."""
     return {"pools/web": {}, "pools/canary": {}, "vips/shop": vip() | options}
 
 
@@ -136,7 +136,7 @@ def test_a_deleted_pool_stays_while_a_source_route_uses_it() -> None:
 
 
 def servers(**ids: str) -> Contents:
-    """Backends of one pool with these QUIC server ids."""
+    """Return backends of one pool with these QUIC server ids."""
     return {"pools/web": {}} | {
         f"pools/web/backends/{name}": {"address": "198.51.100.1", "quic_server_id": server_id}
         for name, server_id in ids.items()

@@ -16,7 +16,7 @@ START = Accepted()
 
 
 def snapshot(revision: int = 9, **keys: object) -> Snapshot:
-    """Keys with `__` for `/`; a value that is no string is written as JSON."""
+    """Return keys, with `/` for `__`; a value that is not a string is written as JSON."""
     return Snapshot(
         revision,
         {
@@ -33,7 +33,7 @@ def told(me: LocalHost = ME, last: Accepted = START, **keys: object) -> Steering
 
 
 def after(*moments: Mapping[str, object], me: LocalHost = ME, last: Accepted = START) -> Steering:
-    """The steering after the keys were these, one after another."""
+    """Return the steering after the keys were these, one after another."""
     steering = None
     for keys in moments:
         steering, last = steer(snapshot(**keys), me, last)

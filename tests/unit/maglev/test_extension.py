@@ -8,7 +8,7 @@ from tidegate.maglev._maglev import fill
 
 
 def arrays(**changes: object) -> list[object]:
-    """Arguments of `fill` for two backends and seven slots, with some of them replaced."""
+    """Return arguments of `fill` for two backends and seven slots, some of them replaced."""
     good: dict[str, object] = {
         "table": np.zeros(7, np.uint32),
         "weight": np.array([1, 1], np.uint32),

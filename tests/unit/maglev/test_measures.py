@@ -20,7 +20,7 @@ POOLS = st.tuples(
 
 
 def table(pool: dict[int, int]) -> Slots:
-    """The table of backends that are named by their ids, as ids."""
+    """Return the table of backends that are named by their ids, as ids."""
     names = sorted((f"backend-{id_}", id_) for id_ in pool)
     ids = np.array([id_ for _, id_ in names], np.uint32)
     return ids[maglev.build([(name, pool[id_]) for name, id_ in names])]

@@ -24,7 +24,7 @@ NAMES = [f"b{i}" for i in range(1, 8)]
 
 @st.composite
 def rosters(draw: st.DrawFn) -> Desired:
-    """Any subset of seven backends with any weights and states."""
+    """Draw any subset of seven backends with any weights and states."""
     backends = [
         backend(
             name,
@@ -234,9 +234,9 @@ def test_more_than_the_maps_hold_is_refused() -> None:
     networks = [vip(f"v{i}", f"10.{i}.0.0/16") for i in range(MAX_NETWORK_VIPS)]
     assert plan(desired(networks, []), NOTHING, 0).number == 1
     networks.append(vip("one-more", "192.0.2.0/24"))
-    with pytest.raises(GenerationRefused, match=r"257 VIPs that are networks .* may be 256"):
+    with pytest.raises(GenerationRefused, match=r"257 VIPs that are networks .* limit is 256"):
         plan(desired(networks, []), NOTHING, 0)
     deny = tuple(ip_network((i << 8, 24)) for i in range(100))
     routed = [vip(f"v{i}", "10.99.0.1", 1 + i, deny=deny) for i in range(82)]
-    with pytest.raises(GenerationRefused, match=r"8200 source routes .* may be 8192"):
+    with pytest.raises(GenerationRefused, match=r"8200 source routes .* limit is 8192"):
         plan(desired(routed, []), NOTHING, 0)

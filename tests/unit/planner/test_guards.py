@@ -35,7 +35,7 @@ def lift(guard: Guard, pool: str | None = None, expires_at: int = NOW + 1) -> Ov
 
 
 def ten(first: int, **change: object) -> Desired:
-    """The pool of ten with a change of its first backends; no change is no key."""
+    """Return the pool of ten with a change of its first backends; no change is no key."""
     changed = [replace(b, **change) for b in TEN[:first]] if change else []  # type: ignore[arg-type]
     return web(*changed, *TEN[first:])
 

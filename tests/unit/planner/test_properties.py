@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 @st.composite
 def backends(draw: st.DrawFn, pool: str, now: int) -> list[Backend]:
-    """Some of five names, each at one of two addresses, with any weight, state and times."""
+    """Draw some of five names, each at one of two addresses, with any weight, state and times."""
     moments = st.none() | st.integers(now - 30, now + 90)
     found = []
     for number in draw(st.sets(st.integers(1, 5))):
@@ -53,7 +53,7 @@ def backends(draw: st.DrawFn, pool: str, now: int) -> list[Backend]:
 
 @st.composite
 def rosters(draw: st.DrawFn, now: int = START) -> Desired:
-    """One or two pools with their backends, and some VIPs that use them."""
+    """Return one or two pools with their backends, and some VIPs that use them."""
     options = {
         "deregistration_delay": draw(st.sampled_from([0, 3, 300])),
         "transition_window": draw(st.sampled_from([0, 4, 60])),
@@ -81,7 +81,7 @@ def histories(longest: int = 8) -> st.SearchStrategy[list[Step]]:
 
 
 def replay(history: list[Step]) -> Iterator[tuple[int, Generation, Generation]]:
-    """The time of each step, and the generations before and after it."""
+    """Yield the time of each step, and the generations before and after it."""
     now, previous = START, NOTHING
     for step in history:
         now += step.pause
@@ -91,7 +91,7 @@ def replay(history: list[Step]) -> Iterator[tuple[int, Generation, Generation]]:
 
 
 def identities(generation: Generation) -> dict[tuple[str, object], Identity]:
-    """Of every kind: by kind and name."""
+    """Return the ids of every kind, by kind and name."""
     return {
         **{("vip", name): p.identity for name, p in generation.vips.items()},
         **{("pool", name): p.identity for name, p in generation.pools.items()},
@@ -156,7 +156,7 @@ def test_hosts_agree_whatever_they_have_seen(
 
 
 def _shifted(desired: Desired, seconds: int) -> Desired:
-    """The same documents, with their moments so much later."""
+    """Return the same documents, with their moments so much later."""
     return Desired(
         desired.revision,
         desired.vips,
@@ -191,7 +191,7 @@ def _by_name(generation: Generation) -> dict[BackendKey, tuple[Backend, int, boo
 
 
 def _owners(generation: Generation, pool: str) -> np.ndarray:
-    """The owner of each slot as its number in the order of names; 0 is nobody."""
+    """Return the owner of each slot as its number in the order of names; 0 is nobody."""
     keys = sorted(key for key in generation.backends if key.pool == pool)
     rank = np.zeros(max([0, *(i.id for i in identities(generation).values())]) + 1, np.uint32)
     serving = [key for key in keys if generation.backends[key].weight]
@@ -232,7 +232,7 @@ class Event(NamedTuple):
 def expected(
     events: list[Event], owners: list[int], deaths: Mapping[int, list[int]], now: int
 ) -> tuple[int, int]:
-    """A slot's fallback and when its window closes (0: it is closed), from all that ever was.
+    """Return a slot's fallback and when its window closes (0: it is closed), from all events.
 
     Args:
         events: every change of its owner.

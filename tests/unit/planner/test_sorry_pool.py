@@ -24,7 +24,7 @@ B1, B2 = backend("b1"), backend("b2")
 
 
 def want(*backends: Backend, page: Backend | None = PAGE, **options: Any) -> Desired:
-    """The VIP shop with a sorry pool, and one without."""
+    """Return the VIP shop with a sorry pool, and one without."""
     there = [*backends, page] if page else list(backends)
     return desired([SHOP, OTHER], there, **options)
 
@@ -158,7 +158,7 @@ def test_a_deleted_sorry_pool_stays_while_a_vip_names_it() -> None:
 
 
 def dead(generation: Generation, pool: str = "web") -> Opinion:
-    """The fleet finds every backend of a pool dead, and all others alive."""
+    """Return the opinion of a fleet that finds all backends of a pool dead, all others alive."""
     states = {
         key: Effective("unhealthy" if key.pool == pool else "healthy", 900, 1, 0, False)  # noqa: FBT003
         for key in generation.backends

@@ -155,7 +155,7 @@ def test_whatever_happens_the_end_is_whole(events: list[tuple[int, str, str]]) -
 
 
 def happen(made: World, what: str, host: str, touched: set[str]) -> None:
-    """Something that comes from outside; a host whose key others wrote is `touched`."""
+    """Apply an event from outside; a host whose key others wrote becomes `touched`."""
     current = made.value(f"hosts/{host}")
     over = made.rollout.state in ("done", "failed", "aborted")
     match what:

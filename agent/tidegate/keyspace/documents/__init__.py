@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents of the keyspace: read, validated and built into typed values. Does no I/O of etcd."""
+"""Documents of the keyspace: read, validated and built into typed values. No I/O with etcd."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses and networks as documents write them: parsed, or a sentence that says what is wrong.
+"""Parse addresses and networks as documents write them, or say what is wrong with them.
 
-Sentences leave out the field, which only the caller knows. Nothing here looks at other documents.
+Reasons leave out the field, which only the caller knows. Nothing here looks at other documents.
 """
 
 import re
@@ -36,7 +36,7 @@ _UNROUTABLE: Final[tuple[tuple[Network, str], ...]] = tuple(
 
 
 def parse_address(text: str) -> Address | str:
-    """Parse an address that packets can be routed to; else return a sentence without its field.
+    """Parse an address that packets can be routed to; else return why not, without the field.
 
     Refused besides nonsense: unspecified and 0.0.0.0/8, loopback, multicast, broadcast, link-local
     (it needs an interface, and no router forwards it), scoped, and IPv4-mapped IPv6, which is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a document that has the right types to the value that it stands for, or its faults.
+"""Build the value of a document that has the right types, or find its faults.
 
 These are the rules between the fields of one document; `decode` has those of single fields, and
 `validate` those between documents.
@@ -33,7 +33,7 @@ _LONGEST_CONNECTION_ID: Final = 20  # bytes, RFC 9000 section 17.2
 
 
 def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
-    """A VIP of its document."""
+    """Build a VIP from its document."""
     network = parse_service_network(document.address)
     if isinstance(network, str):
         return [_fault("address", f"address {network}")]
@@ -80,7 +80,7 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
 
 
 def build_pool(name: str, document: PoolDocument) -> Pool | list[Fault]:
-    """A pool of its document."""
+    """Build a pool from its document."""
     faults = health_faults(document.health) if document.health else []
     return faults or Pool(
         name=name,
@@ -97,7 +97,7 @@ def build_pool(name: str, document: PoolDocument) -> Pool | list[Fault]:
 
 
 def build_backend(owner: BackendKey, document: BackendDocument) -> Backend | list[Fault]:
-    """A backend of its document."""
+    """Build a backend from its document."""
     address = parse_address(document.address)
     start, deadline = _time(document.starts_at), _time(document.drain_deadline)
     if deadline is not None and document.state != "drain":
@@ -125,7 +125,7 @@ def _time(text: str | None) -> int | str | None:
 def _clients(
     field: str, texts: Iterable[str], service: Network, faults: list[Fault]
 ) -> dict[Network, str]:
-    """Client networks of one field with the texts that they were written as; adds its faults."""
+    """Return the client networks of a field with their texts, and add its faults."""
     found: dict[Network, str] = {}
     for text in texts:
         network = parse_network(text)

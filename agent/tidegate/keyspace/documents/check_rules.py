@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules between the fields of a pool's health check; those of single fields are its types'."""
+"""Check the rules between the fields of a pool's health check; single fields have types."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _PATH: Final = re.compile(r"/[!-~]*")
 
 
 def health_faults(health: Health) -> list[Fault]:
-    """Everything that is wrong with how a pool's backends are checked."""
+    """Return everything that is wrong with how a pool's backends are checked."""
     if health.check is not None:
         return [
             Fault(f"health.check.{field}", f"health.check.{field} {reason}", "schema")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read one document: bytes in, a typed struct or the complete list of its faults out.
+"""Decode one document into a typed struct, or into the complete list of its faults.
 
-The fast path is one msgspec call. Only when it fails is the document taken apart field by field, to
-name every fault with the value that was found and what is allowed. Knows nothing of other keys.
+The fast path is one msgspec call. Only when it fails is the document checked field by field, to
+name every fault with the value that was found and what is allowed. Knows no other keys.
 """
 
 import json
@@ -65,12 +65,12 @@ def _trace_faults(document: Struct) -> list[Fault]:
 
 
 def shown(value: object) -> str:
-    """Return a found value as JSON, shortened, for a sentence."""
+    """Return a value as JSON, shortened, for a message."""
     return shortened(json.dumps(value, ensure_ascii=True, default=repr), _SHOWN)
 
 
 def shortened(text: str, limit: int = _LONGEST_KEY) -> str:
-    """Return a text, or its beginning and an ellipsis; what is foreign can be very long."""
+    """Return a text, or its beginning and an ellipsis; what others write can be very long."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -81,7 +81,7 @@ def _prepared(kind: type[S]) -> tuple["msgspec.json.Decoder[S]", tuple[bytes, ..
 
 
 def _faults(value: bytes, kind: type[S]) -> list[Fault]:
-    """Take a refused document apart; returns at least one fault."""
+    """Find the faults of a refused document; return at least one."""
     try:
         value.decode("utf-8")
         raw = msgspec.json.decode(value)

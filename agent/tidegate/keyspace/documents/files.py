@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents in files, as people keep them under version control: read, and checked.
+"""Read and check documents in files, as people keep them under version control.
 
 * A file is an object from key, relative to the release, to document: `{"pools/web": {}, …}`.
 * A folder is all files below it that end in .json, .yaml or .yml. Those at its top are objects from
@@ -7,11 +7,11 @@
   top: the path below the folder, without the suffix, is the key (`pools/web/backends/b1.json`).
 * `-` is standard input, and is read as a file.
 
-Files and folders whose name begins with a dot are left out, and so is what has another suffix; that
-is named in `Documents.ignored`. All documents together are one set: they count as written in the
-order in which they are read, files of a folder in the order of their paths. A key is there once.
+Hidden files and folders are left out, and so is what has another suffix; `Documents.ignored` names
+that. All documents together are one set: they count as written in the order in which they are read,
+files of a folder in the order of their paths. A key may appear once.
 
-What is wrong with a document is no error but a `Fault` with its file and line.
+What is wrong with a document is a `Fault` with its file and line, not an exception.
 """
 
 import os
@@ -77,9 +77,9 @@ class Documents:
     Attributes:
         values: bytes of each document by key relative to the release, in the order of reading.
         places: where each is.
-        faults: of files and documents that could not be read, and keys that are there twice.
-        unread: keys of documents among them; their bytes say nothing.
-        ignored: files in folders that are no documents by their suffix.
+        faults: of files and documents that could not be read, and keys that appear twice.
+        unread: keys of documents among them, whose bytes are not to be used.
+        ignored: files in folders that are not documents by their suffix.
     """
 
     values: dict[str, bytes] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Documents:
     ignored: list[str] = field(default_factory=list)
 
     def snapshot(self) -> Snapshot:
-        """As if they had been written to an empty release, one after another."""
+        """Return the snapshot of an empty release to which they were written one after another."""
         documents = {
             key: Document(value, number, number)
             for number, (key, value) in enumerate(self.values.items(), 1)
@@ -97,10 +97,10 @@ class Documents:
         return Snapshot(len(documents), documents)
 
     def check(self) -> "Checked":
-        """Reads every document and every reference as an agent does that has none yet."""
+        """Check every document and reference as an agent does that has accepted none yet."""
         desired, rejections = validate(self.snapshot(), EMPTY)
-        told = [rejection for rejection in rejections if rejection.key not in self.unread]
-        faults = [*self.faults, *map(self._placed, told)]
+        unseen = [rejection for rejection in rejections if rejection.key not in self.unread]
+        faults = [*self.faults, *map(self._placed, unseen)]
         return Checked(desired, tuple(sorted(faults, key=lambda fault: fault[:4])))
 
     def _placed(self, rejection: Rejection) -> Fault:
@@ -119,7 +119,7 @@ class Checked(NamedTuple):
 
 
 def read(paths: Sequence[str | Path]) -> Documents:
-    """Reads files and folders.
+    """Read files and folders.
 
     Raises:
         ConfigError: one of them cannot be read at all.
@@ -156,7 +156,7 @@ def _read_folder(found: Documents, folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder without the hidden ones, in the order of their paths."""
+    """Yield files below a folder without the hidden ones, in the order of their paths."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
@@ -172,7 +172,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read_file(found: Documents, file: str, data: bytes) -> None:
-    """An object from key to document."""
+    """Read a file that is an object from key to document."""
     try:
         text = _text(data)
         entries = yaml_entries(text) if _is_yaml(file, text) else json_entries(text)
@@ -184,7 +184,7 @@ def _read_file(found: Documents, file: str, data: bytes) -> None:
 
 
 def _read_one(found: Documents, file: str, key: str, data: bytes) -> None:
-    """One document, whose key is the file's path."""
+    """Read a file that is one document, whose key is its path."""
     line, value = 1, data
     try:
         text = _text(data)

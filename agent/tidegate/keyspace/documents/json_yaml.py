@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON and YAML as people write them into files: where each document begins, and its JSON.
+"""Read JSON and YAML as people write them into files: where each document begins, and its JSON.
 
 JSON is cut out of its file byte for byte. YAML becomes JSON text node by node, so that a name that
-is there twice is still there twice when the document is decoded. Values are read by one rule, which
+appears twice still does so when the document is decoded. Values are read by one rule, which
 does not depend on the version of YAML: a scalar without quotes is null, true, false or a number
 where it would be one in JSON, and else a string. What YAML 1.1 takes for something else (`on`,
 `12:30`, `010`, a date) is refused, and so are tags, anchors and aliases. Nothing here knows what a
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 class TextError(ValueError):
-    """A text that is not JSON or not YAML, or not what is wanted of it."""
+    """A text is not JSON or not YAML, or not of the shape that is expected."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -45,15 +45,15 @@ class TextError(ValueError):
 
 
 def is_json(text: str) -> bool:
-    """Whether a text without a file's suffix is to be read as JSON."""
+    """Say whether a text without a file's suffix is to be read as JSON."""
     return text.lstrip()[:1] in ("{", "[")
 
 
 def json_entries(text: str) -> list[Entry]:
-    """The members of a JSON object.
+    """Return the members of a JSON object.
 
     Raises:
-        TextError: it is not one.
+        TextError: the text is not one.
     """
     try:
         return _members(text)
@@ -68,7 +68,7 @@ def json_entries(text: str) -> list[Entry]:
 
 
 def json_fault(text: str) -> int:
-    """The line at which a text stops to be JSON; 1 if it is JSON."""
+    """Return the line at which a text stops being JSON; 1 if it is JSON."""
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
@@ -103,7 +103,7 @@ def _members(text: str) -> list[Entry]:
 
 
 def _member(text: str, at: int) -> tuple[str, int, int]:
-    """The name that begins here, and where its value begins and ends."""
+    """Return the name that begins here, and where its value begins and ends."""
     if text[at : at + 1] != '"':
         raise json.JSONDecodeError("expected a name in double quotes", text, at)
     name, colon = _DECODER.raw_decode(text, at)
@@ -126,7 +126,7 @@ def _line(text: str, at: int) -> int:
 
 
 def yaml_entries(text: str) -> list[Entry]:
-    """The members of a YAML mapping.
+    """Return the members of a YAML mapping.
 
     Raises:
         TextError: it is not one.
@@ -138,10 +138,10 @@ def yaml_entries(text: str) -> list[Entry]:
 
 
 def yaml_document(text: str) -> bytes:
-    """A YAML text as JSON.
+    """Return a YAML text as JSON.
 
     Raises:
-        TextError: it is not YAML, or has what JSON has not.
+        TextError: it is not YAML, or has something that JSON lacks.
     """
     try:
         return _Yaml(text).whole().encode()
@@ -164,13 +164,13 @@ class _Level:
         self.nodes = 0
 
     def separator(self) -> str:
-        """What stands before the next node."""
+        """Return what stands before the next node."""
         if self.nodes == 0:
             return ""
         return ":" if self.is_mapping and self.nodes % 2 else ","
 
     def wants_name(self) -> bool:
-        """Whether the next node is a name of a mapping."""
+        """Say whether the next node is a name of a mapping."""
         return self.is_mapping and self.nodes % 2 == 0
 
 
@@ -182,7 +182,7 @@ class _Yaml:
         next(self._events)  # the stream's beginning
 
     def members(self) -> Iterator[Entry]:
-        """The names and values of the mapping that the document is."""
+        """Yield the names and values of the mapping that the document is."""
         first = self._begin()
         if not isinstance(first, yaml.MappingStartEvent):
             raise TextError(_line_of(first), "the file does not hold a YAML mapping")
@@ -194,7 +194,7 @@ class _Yaml:
         self._end()
 
     def whole(self) -> str:
-        """The document as JSON."""
+        """Return the document as JSON."""
         found = self._json(self._begin())
         self._end()
         return found
@@ -211,7 +211,7 @@ class _Yaml:
             raise TextError(_line_of(event), "the file holds a second YAML document (---)")
 
     def _json(self, event: Any) -> str:  # noqa: ANN401
-        """JSON of the node that begins with this event."""
+        """Return the JSON of the node that begins with this event."""
         parts: list[str] = []
         levels: list[_Level] = []
         while True:
@@ -238,7 +238,7 @@ class _Yaml:
 
 
 def _plain(event: Any) -> None:  # noqa: ANN401
-    """Refuses what only YAML has."""
+    """Refuse what only YAML has."""
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
         raise TextError(
             _line_of(event), "anchors and aliases are not supported; write the value out"

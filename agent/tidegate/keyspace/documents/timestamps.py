@@ -13,8 +13,8 @@ _WITHOUT_FRACTION: Final = len("2026-01-31T12:00:00")
 def parse_timestamp(text: str) -> int | str:
     """Return the second since 1970 of a time that has the shape of `Time`, or what is wrong.
 
-    The shape lets days pass that no calendar has. What is wrong begins with a verb, to follow the
-    name of the field.
+    The shape allows days that no calendar has. The text on what is wrong begins with a verb, to
+    follow the name of the field.
     """
     try:
         moment = datetime.fromisoformat(text[:_WITHOUT_FRACTION] + "+00:00")

@@ -136,7 +136,7 @@ def _require_pools(work: _Work) -> None:
 
 
 def _place(vip: Vip, pool: str) -> str:
-    """The field that names a pool, the first one if several do."""
+    """Return the field that names a pool, the first one if several do."""
     if pool == vip.pool:
         return "pool"
     return "source_routes" if pool in vip.own_pools else "sorry_pool"

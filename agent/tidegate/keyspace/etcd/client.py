@@ -80,7 +80,7 @@ class Etcd:
         return self._settings.user is not None
 
     def heard(self) -> None:
-        """Note a sign of life from etcd."""
+        """Note that etcd has just answered."""
         self.last_contact = time.monotonic()
 
     def range(self, key: bytes, end: bytes = b"", *, revision: int = 0, limit: int = 0) -> Message:

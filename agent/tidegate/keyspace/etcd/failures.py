@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do when an etcd call fails: the one place that reads gRPC status codes.
+"""Decide what to do when an etcd call fails: the one place that reads gRPC status codes.
 
 Codes are those of etcd's api/v3rpc/rpctypes/error.go. Nothing here retries.
 """
@@ -15,7 +15,7 @@ Code = grpc.StatusCode
 
 
 class Remedy(Enum):
-    """What a failure asks for."""
+    """What to do about a failed call."""
 
     RETRY = "try again after a pause"
     RELIST = "what the call refers to is gone: start over from a list, or from a new lease"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say that a process is at work, by a key that disappears by itself when it is not.
+"""Show that a process is alive, by a key under a lease that disappears when the process dies.
 
 For commands that run for long, so that a person can tell a slow one from a dead one. Nothing
-depends on it: what may be written is decided by transactions. The key is under a lease, which is
-renewed whenever `renew` is called; to fail at that is no reason to stop work.
+depends on it: transactions decide what may be written. A failure to renew it does not stop work.
 """
 
 import time
@@ -30,7 +29,7 @@ class LivenessKey:
         self._renew_at = 0.0
 
     def renew(self) -> str:
-        """Renew the lease if that is due; returns why that failed, empty if it did not."""
+        """Renew the lease if that is due; return why that failed, empty if it did not."""
         if time.monotonic() < self._renew_at:
             return ""
         self._renew_at = time.monotonic() + _RENEWAL
@@ -46,7 +45,7 @@ class LivenessKey:
         return ""
 
     def delete(self) -> None:
-        """Delete the key, unless it is another's by now; it goes with its lease anyway."""
+        """Delete the key by revoking its lease."""
         if self._lease:
             with suppress(CallFailed):
                 self._etcd.revoke(self._lease, timeout=2.0)

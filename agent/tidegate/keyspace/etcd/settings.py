@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `[etcd]` table of the agent's file: where etcd is, who we are there, and how long we wait.
+"""The `[etcd]` table of the agent's file: where etcd is, which user we are, and how long we wait.
 
 Holds paths of secrets, never secrets. Opens no file and no connection.
 """

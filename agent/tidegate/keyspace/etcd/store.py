@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd for an operator's command: reads and transactions with a little patience, then a sentence.
+"""etcd for an operator's command: reads and transactions that are retried for seconds, then fail.
 
-An agent waits for etcd for ever; a person at a prompt wants to know within seconds that it is away,
-where it was looked for, and why it did not answer. Keys are relative to the fleet.
+An agent waits for etcd for ever; a person at a prompt wants to know within seconds that it does not
+answer, at which endpoints, and why. Keys are relative to the fleet.
 
-A transaction may be made although its answer is lost. It is sent again then, finds its own values
+A transaction may be made although its answer is lost. It is then sent again, finds its own values
 in place of those it expected, and takes that for the answer. Two writers that want the same values
-cannot be told apart, and need not be.
+look alike, which does no harm.
 """
 
 import threading
@@ -91,7 +91,7 @@ class Store:
         return self._read_below(paths.release_prefix(root, name, release))
 
     def read_verdicts(self) -> Snapshot:
-        """Read what all hosts think of backends; keys are `<host>/<pool>/<backend>`."""
+        """Read the verdicts of all hosts on backends; keys are `<host>/<pool>/<backend>`."""
         return self._read_below(paths.verdict_prefix(self.fleet.etcd.root, self.fleet.name))
 
     def _read_below(self, prefix: str) -> Snapshot:
@@ -118,7 +118,7 @@ class Store:
         return Conflict({key: found[key] for key in changed})
 
     def liveness_key(self, key: str, value: str) -> LivenessKey:
-        """A sign of life of this process, under a key relative to the fleet."""
+        """Return a liveness key of this process, relative to the fleet."""
         return LivenessKey(self._etcd, self._prefix + key, value)
 
     def _patiently(self, call: Callable[[], T]) -> T:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One raw watch stream: opens it, reads it, and notices when it has gone silent.
+"""One raw watch stream: open it, read it, and notice when it has gone silent.
 
 A thread of its own blocks on gRPC, so that the caller can wait for a message and for the time at
 once. It knows messages, not documents: `Watch` decides what they mean.
@@ -70,7 +70,7 @@ class WatchStream:
     def batch(self, until: float) -> list[Any]:
         """Return the messages that have arrived, waiting for the first; none if `until` comes.
 
-        Asks etcd for a sign of life when the stream is idle, and gives up when none comes.
+        Asks etcd for progress when the stream is idle, and gives up when no answer comes.
 
         Args:
             until: second of the clock.
@@ -128,16 +128,16 @@ class WatchStream:
     def _read(self) -> None:
         try:
             for message in self._call:
-                if not self._hand_over(message):
+                if not self._queue_message(message):
                     return
         except grpc.RpcError as error:
             self._failure = from_rpc(error, "follow a watch", has_user=self._etcd.has_user)
         finally:
             self._requests.put(None)
-            self._hand_over(None)
+            self._queue_message(None)
 
-    def _hand_over(self, message: Any) -> bool:  # noqa: ANN401 - a run-time message class, or None
-        """Queue a message; give up when the stream was cancelled, since nobody reads it then."""
+    def _queue_message(self, message: Any) -> bool:  # noqa: ANN401 - a run-time message class, or None
+        """Queue a message; give up once the stream was cancelled, since nobody reads then."""
         while True:
             try:
                 self._answers.put(message, timeout=0.5)

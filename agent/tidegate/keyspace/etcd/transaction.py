@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of several keys that happen together or not at all, as values.
+"""Changes of several keys that are made together or not at all, as values.
 
-Each write says which revision of its key it replaces, so that what somebody else wrote meanwhile is
-never overwritten unseen. This knows no connection: `Etcd.commit` sends it.
+Each write names the revision of its key that it replaces, so that what somebody else wrote in the
+meantime is never overwritten unseen. This knows no connection: `Etcd.commit` sends it.
 """
 
 from typing import Final, NamedTuple

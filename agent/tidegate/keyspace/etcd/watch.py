@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follow a prefix of etcd: list it, watch it, and hand over consistent snapshots, for ever.
+"""Follow a prefix of etcd: list it, watch it, and deliver consistent snapshots, for ever.
 
-Why what is handed over is right
---------------------------------
+Why a snapshot is right
+-----------------------
 `_documents` is the prefix at revision `_next - 1`, exactly. Each step keeps that true:
 
 * A list is read in pages, all at the revision of the first page, so it is one moment of the store.
@@ -76,7 +76,7 @@ class Watch(WatchLoop):
         self._arrived = NO_WRITES
 
     def _list(self) -> None:
-        """Read the whole prefix and hand it over if it differs from what was handed over."""
+        """Read the whole prefix, and deliver it if it differs from what was delivered."""
         read = partial(
             read_prefix, self._etcd, self._prefix, self._settings.page_size, self._stop.is_set
         )
@@ -101,7 +101,7 @@ class Watch(WatchLoop):
                 self._arrived = changed_keys.between(
                     last.documents, documents, history.revision, time.time_ns()
                 )
-            self._hand_over()
+            self._deliver_snapshot()
 
     def _check_history(self) -> bool:
         if self._history is None:
@@ -111,7 +111,7 @@ class Watch(WatchLoop):
         )
 
     def _watch(self) -> Next:
-        self._gathered = []  # what a broken stream has left half
+        self._gathered = []  # what a broken stream has left unfinished
         return super()._watch()
 
     def _take(self, messages: list[Any]) -> None:
@@ -121,7 +121,7 @@ class Watch(WatchLoop):
         finally:
             if self._next != before:  # whole revisions, whatever came after them
                 self._breaks = 0
-                self._hand_over()
+                self._deliver_snapshot()
 
     def _absorb(self, messages: list[Any]) -> None:
         """Apply messages in order; raise what ends the stream."""
@@ -152,15 +152,15 @@ class Watch(WatchLoop):
             self._next = revision + 1
         self._arrived = merge(self._arrived, collect(found, time.time_ns()))
 
-    def _hand_over(self) -> None:
+    def _deliver_snapshot(self) -> None:
         documents = MappingProxyType(dict(self._documents))
         snapshot = Snapshot(self._next - 1, documents, self._arrived)
         self._deliver(snapshot)
         self._arrived = NO_WRITES
-        self._delivered = snapshot  # only now: if that failed, the next list hands it over again
+        self._delivered = snapshot  # only now: if that failed, the next list delivers it again
 
     def _report_lost(self, listed: dict[str, Document]) -> None:
-        """Say so if the list shows a write that the streams should have brought, and did not."""
+        """Log writes that the list shows and the streams should have brought."""
         lost = [
             key
             for key, document in listed.items()

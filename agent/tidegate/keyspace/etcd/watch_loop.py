@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every watch has in common: a thread that lists and follows, and does not give up.
+"""The loop that all watches share: a thread that lists and follows, and does not give up.
 
 Why it does not stop: a frozen peer sends neither data nor an error, so silence is measured: an idle
 stream is asked for progress, which a live etcd answers in a millisecond. Every call has a deadline.
-A failure is one of four verdicts; all but "fatal" are tried again with growing random pauses. Fatal
-ones (no permission, wrong password) are reported and tried again slowly, since the person who mends
-it at etcd should not have to visit every host. Even a fault of our own is reported, and starts
-the loop over from a list.
+A failure has one of four remedies; all but those that need an operator are tried again with growing
+random pauses. Those (no permission, wrong password) are reported as `fatal` and tried again slowly,
+since whoever repairs it at etcd should not have to visit every host. Even an error of our own is
+reported, and starts the loop over from a list.
 
-What is listed, what a stream's messages mean and why that is right is the subclasses' to say.
+Subclasses decide what is listed and what a stream's messages mean, and argue why that is right.
 """
 
 import logging
@@ -47,8 +47,8 @@ class WatchState:
     Attributes:
         phase: `connected`: snapshots are current. `reconnecting`: contact was lost a moment ago.
             `stale`: there has been none for longer than the settings allow. `fatal`: etcd refuses
-            us in a way that a person has to mend; it is tried again slowly.
-        reason: a sentence; empty when connected.
+            us in a way that a person has to repair; it is tried again slowly.
+        reason: why; empty when connected.
         since: wall-clock second at which the phase began; for `stale` that of the last contact.
     """
 
@@ -94,7 +94,7 @@ class WatchLoop(ABC):
 
     @abstractmethod
     def _list(self) -> None:
-        """Read everything and hand it over if it is new; set `_history`, `_next`, `_list_at`."""
+        """Read everything, and deliver it if it is new; set `_history`, `_next`, `_list_at`."""
 
     @abstractmethod
     def _check_history(self) -> bool:
@@ -102,7 +102,7 @@ class WatchLoop(ABC):
 
     @abstractmethod
     def _take(self, messages: list[Any]) -> None:
-        """Work on a stream's messages, in order; raise what ends the stream."""
+        """Process a stream's messages, in order; raise what ends the stream."""
 
     @property
     def state(self) -> WatchState:
@@ -145,7 +145,7 @@ class WatchLoop(ABC):
                 self._stop.wait(self._settings.fatal_retry)
 
     def _follow(self) -> None:
-        """List and watch until stopped; raises what only a person can mend."""
+        """List and watch until stopped; raise what only a person can repair."""
         step = Next.LIST
         while not self._stop.is_set():
             if step is Next.LIST:
@@ -197,10 +197,10 @@ class WatchLoop(ABC):
             stream.cancel()
             self._stream = None
             if time.monotonic() - opened > self._settings.silence_limit:
-                self._breaks = 0  # it was a good stream: what broke it is a new trouble
+                self._breaks = 0  # it was a good stream: what broke it is a new failure
 
     def _check(self, message: Any) -> None:  # noqa: ANN401 - a run-time message class
-        """Raise what a message says of the end of its stream."""
+        """Raise the failure if a message ends its stream."""
         if self._history is None or message.header.cluster_id != self._history.cluster:
             raise CallFailed(Remedy.RELIST, "another etcd cluster answers the watch")
         if message.compact_revision:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follow a few keys and prefixes that belong together, and hand them over as of one revision.
+"""Follow a few keys and prefixes that belong together, and deliver them as of one revision.
 
-Why what is handed over is right
---------------------------------
+Why a snapshot is right
+-----------------------
 A snapshot is one read of all ranges in one transaction: one linearizable call, answered from one
 revision. So no snapshot has half of a transaction in it, however many ranges that wrote to.
 
 The ranges have a watcher each, on one stream. etcd orders the events of one watcher, and not those
 of several against each other, so between the events of one transaction there may be those of
-others; applied one by one they would show states that never were. Here an event only says that
-there is something to read. That is enough for nothing to be missed:
+others; applied one by one they would show states that never existed. Here an event only says that
+there is something to read. That is enough to miss nothing:
 
 * Watchers start at `_next`, the revision after the read. A write before it is in the read; a write
   after it brings an event, and the read that follows is linearizable, so it has that write.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status document: what a host tells the fleet, field by field.
+"""The status document: what a host reports to the fleet, field by field.
 
 It answers a release with ACK or NACK: what was seen, what is in force, and every refusal. A value;
-`status_writer` writes it, and anybody may read it.
+`writer` writes it, and anybody may read it.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ State = Literal["starting", "synced", "degraded", "frozen", "stale"]
 
 
 class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a load-balancer host tells the fleet; it disappears with its host."""
+    """What a load-balancer host reports to the fleet; it disappears with its host."""
 
     version: Annotated[str, Meta(description="Version of the agent.", examples=["0.1.0"])]
     host: Annotated[Name, Meta(description="Name of the host.", examples=["lb1"])]
@@ -86,7 +86,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reason: Annotated[
         str,
         Meta(
-            description="A sentence about the state; empty when synced.",
+            description="Why the host is in this state; empty when synced.",
             examples=["", "1 refused: vips/shop: pool web is not in force"],
         ),
     ] = ""
@@ -103,7 +103,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ready_reason: Annotated[
         str,
         Meta(
-            description="Why it is not ready, as a sentence; empty if it is.",
+            description="Why it is not ready; empty if it is.",
             examples=["", "eth0: the gateway's MAC address is not resolved yet"],
         ),
     ] = ""
@@ -135,8 +135,8 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tuple[str, ...],
         Meta(
             description=(
-                "What somebody should see to, though packets and changes go on: a journal that "
-                "cannot be written, say."
+                "What somebody should repair, though packets and changes go on, such as a journal "
+                "that cannot be written."
             ),
             examples=[[]],
         ),
@@ -188,7 +188,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tuple[Name, ...],
         Meta(
             description=(
-                "VIPs whose sorry pool serves in place of a pool of theirs that has nobody who "
+                "VIPs whose sorry pool serves in place of a pool of theirs without a backend that "
                 "takes new flows."
             ),
             examples=[[], ["shop-https"]],
@@ -201,7 +201,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     traffic: Annotated[
         TrafficStatus | None,
         Meta(
-            description="How packets fare; null until the agent has run for some seconds.",
+            description="What became of packets; null until the agent has run for some seconds.",
             examples=[{"packets_per_second": 182000.0, "drops": 0.0004, "misses": 0.021}],
         ),
     ] = None

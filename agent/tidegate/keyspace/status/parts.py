@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the status document that have fields of their own.
 
-`status` puts them together, and has what is read and written; nothing else is here.
+`document` puts them together.
 """
 
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     reason: Annotated[
         str,
         Meta(
-            description="A sentence: what was found and what is allowed.",
+            description="What was found and what is allowed.",
             examples=["port is 70000; it must be a whole number from 1 to 65535"],
         ),
     ]
@@ -55,7 +55,7 @@ class InterfaceStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class OverrideStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An order that lifts a guard at this moment."""
+    """An override that lifts a guard at this moment."""
 
     name: Annotated[Name, Meta(description="Name of its key.", examples=["move-web"])]
     guard: Annotated[Guard, Meta(description="Guard that is lifted.", examples=["removal"])]
@@ -68,7 +68,7 @@ class OverrideStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class TrafficStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How packets for VIPs have fared, in the seconds before it last changed by more than noise."""
+    """What became of packets for VIPs, in the seconds before it last changed by more than noise."""
 
     packets_per_second: Annotated[
         float,

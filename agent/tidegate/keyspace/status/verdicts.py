@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health verdicts between etcd and values: what this host writes, and how the fleet's are read.
+"""Convert health verdicts between etcd and values: write this host's, and read the fleet's.
 
-A host writes all that it knows; only `healthy` and `unhealthy` are votes. What cannot be read is no
-vote, and is named. This judges nothing.
+A host writes all that it knows; only `healthy` and `unhealthy` are votes. What cannot be read is
+not a vote, and is refused by name. What follows from votes is decided elsewhere.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ _SHAPE = "the key is not one of Tidegate's; it must be health/<host>/<pool>/<bac
 def encode(
     state: Health, code: HealthCode, reason: str, since: float, *, has_recovered: bool
 ) -> bytes:
-    """A verdict's document as JSON. The time is rounded down to a second, as all hosts read it."""
+    """Return a verdict as JSON, its time rounded down to a second, as all hosts read it."""
     document = VerdictDocument(
         state=state,
         code=code,
@@ -43,7 +43,7 @@ def encode(
 def votes(
     snapshot: Snapshot,
 ) -> tuple[dict[str, Mapping[BackendKey, Vote]], tuple[Rejection, ...]]:
-    """The votes of a fleet by host and backend, and what could not be read.
+    """Return the votes of a fleet by host and backend, and what could not be read.
 
     Args:
         snapshot: the fleet's verdicts; keys are `<host>/<pool>/<backend>`.
@@ -63,7 +63,7 @@ def votes(
 
 @lru_cache(_REMEMBERED)
 def _signed(key: str) -> tuple[str, BackendKey] | None:
-    """Whose verdict a key is, and on what; None if it is none of Tidegate's keys."""
+    """Return whose verdict a key is, and on what; None if it is not a verdict's key."""
     parts = key.split("/")
     if len(parts) != _PARTS or not all(map(is_name, parts)):
         return None
@@ -73,7 +73,7 @@ def _signed(key: str) -> tuple[str, BackendKey] | None:
 
 @lru_cache(_REMEMBERED)
 def _vote(value: bytes) -> Vote | str | None:
-    """The vote of a document; None if it is none yet; a sentence if it cannot be read.
+    """Return the vote of a document, None if it is not one yet, or why it cannot be read.
 
     When one verdict changes, thousands do not, and a decision waits for all of them to be read.
     """

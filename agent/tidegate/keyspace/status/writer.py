@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what a host says to etcd under a lease, on a thread of its own: status and verdicts.
+"""Write a host's status and verdicts to etcd under a lease, on a thread of its own.
 
-`submit` and `judge` never block and never fail; only what was given last counts. The lease makes
-the keys disappear by themselves when the host dies. If the lease was lost (etcd was away for longer
-than its time, or was wiped) a new one is taken and all is written again. This decides nothing about
-the content.
+`submit` and `submit_verdicts` never block and never fail; only what was given last counts. The
+lease makes the keys disappear when the host dies. If the lease was lost (etcd did not answer for
+longer than its time, or was wiped), all is written again under a new one. The content is decided
+elsewhere.
 """
 
 import threading
@@ -46,7 +46,7 @@ class StatusWriter:
         Args:
             settings: where etcd is, and the lease's time.
             key: the status key, as `paths.status_key` gives it.
-            on_error: gets a sentence when writing fails, and an empty one when it works again; on
+            on_error: gets the reason when writing fails, and an empty text when it works again; on
                 the writer's thread.
             on_written: gets each status that etcd has taken, on the writer's thread.
 
@@ -80,8 +80,8 @@ class StatusWriter:
             self._status = document
             self._changed.notify()
 
-    def judge(self, verdicts: Mapping[str, bytes]) -> None:
-        """Make these, by key, all of the host's verdicts; as `submit`."""
+    def submit_verdicts(self, verdicts: Mapping[str, bytes]) -> None:
+        """Make these, by key, all verdicts of the host; as `submit`."""
         with self._changed:
             status = {key: value for key, value in self._latest.items() if key == self._key}
             self._latest = {**status, **verdicts}
@@ -116,10 +116,10 @@ class StatusWriter:
             if not self._stop.is_set():
                 self._report(reason)
                 self._stop.wait(pause)
-        self._give_back()
+        self._revoke_lease()
 
     def _keep(self) -> None:
-        """Keep lease and key in step until stopped; raises what only a person can mend."""
+        """Keep lease and keys up to date until stopped; raise what only a person can repair."""
         while not self._stop.is_set():
             self._await_work()
             if self._stop.is_set():
@@ -165,9 +165,9 @@ class StatusWriter:
             self._lease = 0
             raise CallFailed(Remedy.RETRY, failure.reason) from failure
         if is_new and status is not None:
-            self._tell(status)
+            self._acknowledge(status)
 
-    def _tell(self, status: StatusDocument) -> None:
+    def _acknowledge(self, status: StatusDocument) -> None:
         try:
             self._on_written(status)
         except Exception:
@@ -189,8 +189,8 @@ class StatusWriter:
                 else:
                     written[key] = value
 
-    def _give_back(self) -> None:
-        """Delete the keys by giving its lease back; once, since the lease runs out anyway."""
+    def _revoke_lease(self) -> None:
+        """Delete the keys by revoking their lease; once, since it expires anyway."""
         if not self._lease:
             return
         try:
