@@ -179,5 +179,5 @@ def test_what_cannot_be_done_is_said(backend: Backend) -> None:
         2,
         "tidegate: there is no interface 'nothing0'\n",
     )
-    assert "is no prefix" in backend.decap("attach", "--source", "10.254.0.1/16").stderr
+    assert "is not a prefix" in backend.decap("attach", "--source", "10.254.0.1/16").stderr
     assert "is not an IP address" in backend.decap("attach", "--address", "b1").stderr

@@ -185,7 +185,7 @@ def test_only_one_release_is_watched_once_it_is_in_use(etcd: EtcdServer) -> None
         seen.put(*seen.release("r3", "seen"))
         seen.on("r3", "seen")
         assert len(seen.views.items) == count + 1
-        for watch in seen.follower._left:
+        for watch in seen.follower._stopping:
             assert watch.stop()
         watches = [t for t in threading.enumerate() if t.name == "tidegate-watch"]
         assert len(watches) == 1

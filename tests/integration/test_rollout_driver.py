@@ -148,7 +148,7 @@ def test_an_edit_at_the_moment_of_a_move_is_not_run_over(hosts: Hosts) -> None:
     """An operator writes a host's key between look and step: no step is made, and it pauses."""
     made = driver(hosts, "first")
     made.order(lambda seen: orders.start(document(waves=("100%",)), seen))
-    look = made._look
+    look = made._observe
 
     def slow_look() -> Seen:
         seen = look()
@@ -156,7 +156,7 @@ def test_an_edit_at_the_moment_of_a_move_is_not_run_over(hosts: Hosts) -> None:
             hosts.put("hosts/lb2", '{"reason": "mine"}')
         return seen
 
-    made._look = slow_look  # type: ignore[method-assign]
+    made._observe = slow_look  # type: ignore[method-assign]
     end = made.run()
     assert end.why == "paused"
     assert "hosts/lb2 was changed at revision" in end.document.reason
