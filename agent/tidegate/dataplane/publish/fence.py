@@ -36,11 +36,11 @@ class Fence:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.check()  # it may have been replaced between the two calls
-        except BlockingIOError as error:
+        except BlockingIOError:
             self.close()
             raise DataplaneError(
                 f"another agent holds {pins}: stop it, or set another pin_dir for this one"
-            ) from error
+            ) from None  # a lock that is held is no shortage, which a start would wait out
         except FenceError:
             self.close()
             raise
