@@ -16,7 +16,7 @@ static __always_inline bool may_answer(void)
 	u32 zero = 0;
 	struct bucket *bucket = answer_limits.lookup(&zero);
 
-	return bucket && take(bucket, ANSWER_RATE, bpf_ktime_get_ns());
+	return bucket && take(bucket, ANSWER_RATE, bpf_jiffies64());
 }
 
 static __always_inline void turn_around(struct ethhdr *eth)

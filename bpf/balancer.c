@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The packet path of a Tidegate load balancer, top to bottom:
  *
+ *   plain.h        the short way of plain packets, through some of what follows
  *   parse.h        frame -> packet, or not ours
  *   vip.h          is it for us at all
  *   answer.h       pings, and packets too big
@@ -8,7 +9,9 @@
  *   client.h       denied, routed to another pool, too many SYNs
  *   fragment.h     later fragments follow the first
  *   quic.h         the server id in the connection id
- *   select.h       connection table, SYN table, Maglev table -> backend
+ *   lines.h        the tables that packets write
+ *   choice.h       the backend of a packet, and what it is chosen from
+ *   select.h       connection table, marks of SYNs, Maglev table -> backend
  *   clamp.h        MSS on SYN
  *   encapsulate.h  outer header; transmit to the gateway
  *   gue.h          and a UDP header, where the pool wants GUE
@@ -26,12 +29,15 @@
 #include "parse.h"
 #include "vip.h"
 #include "hash.h"
+#include "clock.h"
+#include "lines.h"
 #include "limit.h"
 #include "checksum.h"
 #include "ethernet.h"
 #include "answer.h"
 #include "icmp_error.h"
 #include "client.h"
+#include "choice.h"
 #include "select.h"
 #include "fragment.h"
 #include "quic.h"
@@ -39,6 +45,7 @@
 #include "encapsulate.h"
 #include "gue.h"
 #include "events.h"
+#include "plain.h"
 
 /* What one packet's steps hand on to the next. It is kept in a map and not on the stack: to the
  * verifier a value read from a map may be anything, so it checks each step once, and not once for
@@ -54,15 +61,13 @@ struct scratch {
 
 BPF_TABLE("percpu_array", u32, struct scratch, scratches, 1);
 
-#define STEP() asm volatile("" ::: "memory")
-
 /* Outcomes beside the reasons for a drop, which are positive. DROP_NONE: to be forwarded. */
 #define ANSWERED -1
 #define NOT_OURS -2
 
 /* Chooses the backend of a packet, or returns the reason for a drop. */
 static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, struct vip *vip,
-				  struct packet *packet, struct flow_key *key)
+				  struct packet *packet)
 {
 #if WITH_FRAGMENTS
 	if (packet->kind == KIND_LATER_FRAGMENT)
@@ -83,7 +88,7 @@ static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, str
 	    choose_quic(choice, (void *)(long)ctx->data, (void *)(long)ctx->data_end, vip, packet))
 		return DROP_NONE;
 #endif
-	return select_backend(choice, vip, packet, key);
+	return select_backend(choice, vip, packet);
 }
 
 /* ICMP to a VIP's address: answers a ping; makes an error a packet of the flow that it quotes, which
@@ -121,14 +126,13 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 	struct choice *choice = &scratch->choice;
 	struct fit *fit = &scratch->fit;
 	u32 interface = ctx->ingress_ifindex, id;
-	struct flow_key key = {};
 	struct backend *backend;
 	struct link *link;
 	int reason;
 
 	choice->hash = flow_hash(packet, vip);
-	flow_key_of(&key, packet, vip);
-	reason = decide(choice, ctx, vip, packet, &key);
+	choice->key = tracking_key(packet, vip, choice->hash);
+	reason = decide(choice, ctx, vip, packet);
 	if (reason)
 		return reason;
 	if (packet->is_error)
@@ -172,7 +176,7 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 		remember_fragment(packet, choice, vip);
 #endif
 	if (choice->track)
-		track(choice, vip, &key, counters);
+		track(choice, vip, packet, counters);
 	return DROP_NONE;
 }
 
@@ -195,6 +199,7 @@ static __always_inline void count(struct vip_counters *counters, const struct pa
 	}
 }
 
+/* The long way. */
 static __always_inline int handle(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -265,7 +270,8 @@ static __always_inline int handle(struct xdp_md *ctx)
 
 int balancer(struct xdp_md *ctx)
 {
-	u32 verdict = handle(ctx);
+	int way = short_way(ctx);
+	u32 verdict = way == LONG_WAY ? handle(ctx) : way;
 	u64 *total = verdict_counts.lookup(&verdict);
 
 	if (total)

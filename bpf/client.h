@@ -35,7 +35,7 @@ static __always_inline bool syn_is_within_limit(const struct vip *vip, const str
 {
 	int bits = packet->is_v6 ? vip->syn_prefix6 : 96 + vip->syn_prefix4;
 	struct limit_key key = { .vip = vip->id };
-	u64 now = bpf_ktime_get_ns();
+	u64 now = bpf_jiffies64();
 	struct bucket *bucket;
 
 	for (int i = 0; i < 4; i++)

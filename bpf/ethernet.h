@@ -13,6 +13,15 @@ static __always_inline int frame_length(struct xdp_md *ctx)
 	return (int)length;
 }
 
+static __always_inline void write_macs(void *eth, const struct macs *macs)
+{
+	u32 *words = eth;
+
+	words[0] = macs->words[0];
+	words[1] = macs->words[1];
+	words[2] = macs->words[2];
+}
+
 /* Returns where the IP header begins, or NULL if the frame is too short. */
 static __always_inline void *write_ethernet(void *data, void *end, const struct packet *packet,
 					    u16 ethertype)

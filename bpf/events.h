@@ -67,6 +67,7 @@ static __always_inline void report(const struct packet *packet, const struct cho
 {
 	struct event_counters *counters;
 	struct bucket *limit, *floods;
+	u64 now = bpf_jiffies64();
 	u32 zero = 0, id, kinds;
 	struct event *event;
 
@@ -88,10 +89,10 @@ static __always_inline void report(const struct packet *packet, const struct cho
 	for (u32 kind = 0; kind < EVENT_KINDS; kind++) {
 		if (!(kinds & KIND_BIT(kind)))
 			continue;
-		if (kind == EVENT_FLOOD && !take(floods, FLOOD_RATE, event->time))
+		if (kind == EVENT_FLOOD && !take(floods, FLOOD_RATE, now))
 			continue;
 		event->kind = kind;
-		if ((kind != EVENT_FLOOD && !take(limit, EVENT_RATE, event->time)) ||
+		if ((kind != EVENT_FLOOD && !take(limit, EVENT_RATE, now)) ||
 		    events.ringbuf_output(event, sizeof(*event), 0))
 			counters->lost++;
 		else

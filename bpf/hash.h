@@ -27,45 +27,87 @@
 		v0 ^= (word);                                                                      \
 	} while (0)
 
+#define BEGIN_HASH(words)                                                                          \
+	u64 v0 = HASH_KEY0 ^ 0x736f6d6570736575ULL;                                                \
+	u64 v1 = HASH_KEY1 ^ 0x646f72616e646f6dULL ^ (words);                                      \
+	u64 v2 = HASH_KEY0 ^ 0x6c7967656e657261ULL;                                                \
+	u64 v3 = HASH_KEY1 ^ 0x7465646279746573ULL
+
+#define END_HASH()                                                                                 \
+	do {                                                                                       \
+		v2 ^= 0xff;                                                                        \
+		SIPROUND;                                                                          \
+		SIPROUND;                                                                          \
+		SIPROUND;                                                                          \
+	} while (0)
+
+static __always_inline u64 two_words(const u32 *words)
+{
+	return (u64)words[1] << 32 | words[0];
+}
+
 /* The source (32 bits of IPv4, 128 of IPv6), then the VIP's tag, which stands for destination
  * address, port and protocol, with the ports; then, for a network VIP, the destination address. A
  * VIP that keeps a client on one backend leaves out what differs between the client's flows. */
-static __always_inline u64 flow_hash(const struct packet *packet, const struct vip *vip)
+static __always_inline u64 hash_of(const struct packet *packet, u64 tag, u32 flags)
 {
 	u64 ports = (u64)packet->destination.port << 16 | packet->source_port;
 	bool with_destination = false;
-	u64 v0, v1, v2, v3;
 
-	if (vip->flags & VIP_HASH_SOURCE)
-		ports = 0;
-	else if (vip->flags & VIP_HASH_SOURCE_PORT)
-		ports &= 0xffff0000;
 #if WITH_PREFIXES
-	with_destination = vip->flags & VIP_PREFIX && !(vip->flags & VIP_HASH_SOURCE);
+	with_destination = flags & VIP_PREFIX && !(flags & VIP_HASH_SOURCE);
 #endif
-	v0 = HASH_KEY0 ^ 0x736f6d6570736575ULL;
-	v1 = HASH_KEY1 ^ 0x646f72616e646f6dULL ^
-	     ((packet->is_v6 ? 3 : 2) + (with_destination ? 2 : 0));
-	v2 = HASH_KEY0 ^ 0x6c7967656e657261ULL;
-	v3 = HASH_KEY1 ^ 0x7465646279746573ULL;
+	BEGIN_HASH((packet->is_v6 ? 3 : 2) + (with_destination ? 2 : 0));
 
+	if (flags & VIP_HASH_SOURCE)
+		ports = 0;
+	else if (flags & VIP_HASH_SOURCE_PORT)
+		ports &= 0xffff0000;
 	if (packet->is_v6) {
-		ABSORB((u64)packet->source[1] << 32 | packet->source[0]);
-		ABSORB((u64)packet->source[3] << 32 | packet->source[2]);
+		ABSORB(two_words(packet->source));
+		ABSORB(two_words(packet->source + 2));
 	} else {
 		ABSORB((u64)packet->source[3]);
 	}
-	ABSORB(vip->tag ^ ports);
+	ABSORB(tag ^ ports);
 	if (with_destination) {
-		const u32 *to = packet->destination.address;
-
-		ABSORB((u64)to[1] << 32 | to[0]);
-		ABSORB((u64)to[3] << 32 | to[2]);
+		ABSORB(two_words(packet->destination.address));
+		ABSORB(two_words(packet->destination.address + 2));
 	}
-	v2 ^= 0xff;
-	SIPROUND;
-	SIPROUND;
-	SIPROUND;
+	END_HASH();
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
+static __always_inline u64 flow_hash(const struct packet *packet, const struct vip *vip)
+{
+	return hash_of(packet, vip->tag, vip->flags);
+}
+
+/* The key of a flow in the connection table and among the marks: its hash, over all that tells flows
+ * apart also where the VIP leaves some of it out, and another one for each use of a VIP id. */
+static __always_inline u64 tracking_key(const struct packet *packet, const struct vip *vip, u64 hash)
+{
+	u32 partial = VIP_HASH_SOURCE | VIP_HASH_SOURCE_PORT;
+
+	if (vip->flags & partial)
+		hash = hash_of(packet, vip->tag, vip->flags & ~partial);
+	return hash ^ vip->salt;
+}
+
+/* The key of a datagram: addresses, id, and in IPv4, where ids are per protocol, the protocol. In
+ * IPv6 the next header of a later fragment need not be that of the first. */
+static __always_inline u64 fragment_key(const struct packet *packet)
+{
+	u64 protocol = packet->is_v6 ? 0 : packet->destination.protocol;
+
+	BEGIN_HASH(5);
+
+	ABSORB(two_words(packet->source));
+	ABSORB(two_words(packet->source + 2));
+	ABSORB(two_words(packet->destination.address));
+	ABSORB(two_words(packet->destination.address + 2));
+	ABSORB(protocol << 32 | packet->fragment_id);
+	END_HASH();
 	return v0 ^ v1 ^ v2 ^ v3;
 }
 

@@ -23,9 +23,12 @@
 #include "parse.h"
 #include "vip.h"
 #include "hash.h"
+#include "clock.h"
+#include "lines.h"
 #include "limit.h"
 #include "checksum.h"
 #include "ethernet.h"
+#include "choice.h"
 #include "select.h"
 #include "encapsulate.h"
 #include "gue.h"
@@ -120,14 +123,13 @@ static __always_inline int push4(struct __sk_buff *skb, const struct packet *pac
 	u8 protocol = packet->is_v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	struct outer4 out = {};
 
-	__builtin_memcpy(out.eth.h_dest, link->gateway4, ETH_ALEN);
-	__builtin_memcpy(out.eth.h_source, link->mac, ETH_ALEN);
+	__builtin_memcpy(&out.eth, &link->to4, sizeof(struct macs));
 	out.eth.h_proto = bpf_htons(ETH_P_IP);
 	if (!backend->gue_port) {
-		write_outer4(&out.ip, packet, choice, to, protocol, packet->length);
+		write_outer4(&out.ip, packet->tos, choice->hash, to, protocol, packet->length);
 		return insert_outer(skb, &out.eth, sizeof(out.ip), BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
 	}
-	write_outer4(&out.ip, packet, choice, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
+	write_outer4(&out.ip, packet->tos, choice->hash, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
 	write_udp(skb, packet, &out.udp, choice->hash, backend->gue_port,
 		  (u64)out.ip.saddr + out.ip.daddr);
 	return insert_outer(skb, &out.eth, sizeof(out.ip) + sizeof(out.udp),
@@ -142,14 +144,13 @@ static __always_inline int push6(struct __sk_buff *skb, const struct packet *pac
 	u8 protocol = packet->is_v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	struct outer6 out = {};
 
-	__builtin_memcpy(out.eth.h_dest, link->gateway6, ETH_ALEN);
-	__builtin_memcpy(out.eth.h_source, link->mac, ETH_ALEN);
+	__builtin_memcpy(&out.eth, &link->to6, sizeof(struct macs));
 	out.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	if (!backend->gue_port) {
-		write_outer6(&out.ip, packet, choice, to, protocol, packet->length);
+		write_outer6(&out.ip, packet->tos, choice->hash, to, protocol, packet->length);
 		return insert_outer(skb, &out.eth, sizeof(out.ip), BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
 	}
-	write_outer6(&out.ip, packet, choice, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
+	write_outer6(&out.ip, packet->tos, choice->hash, to, IPPROTO_UDP, packet->length + sizeof(out.udp));
 	write_udp(skb, packet, &out.udp, choice->hash, backend->gue_port,
 		  (u32)bpf_csum_diff(0, 0, (void *)&out.ip.saddr, 32, 0));
 	return insert_outer(skb, &out.eth, sizeof(out.ip) + sizeof(out.udp),

@@ -8,8 +8,8 @@
  */
 #pragma once
 
-/* Key of `vips`. Port 0 is any port. Every VIP address has an entry of protocol ICMP or ICMPv6 too:
- * ICMP and later fragments, which have no ports, are recognised by it. */
+/* Key of a VIP in `vips`. Port 0 is any port. Every VIP address has an entry of protocol ICMP or
+ * ICMPv6 too: ICMP and later fragments, which have no ports, are recognised by it. */
 struct vip_key {
 	u32 address[4];
 	u16 port;
@@ -33,6 +33,10 @@ struct prefix_key {
 #define VIP_PREFIX (1 << 4) /* a network: destination addresses differ */
 #define VIP_ECHO (1 << 5) /* answer pings (on entries of protocol ICMP) */
 #define VIP_ROUTES (1 << 6) /* has entries in `routes` */
+#define VIP_LONG_WAY (1 << 7) /* uses what the short way of a packet does not have (plain.h) */
+#define VIP_MOVED (1 << 8) /* has had other pools, whose flows may still have entries */
+#define VIP_SYN_LONG_WAY (1 << 9) /* and its SYNs do, for a limit on them or their MSS */
+#define VIP_SAMPLED (1 << 10) /* reports events of some flows */
 
 struct vip {
 	u32 id;
@@ -40,7 +44,9 @@ struct vip {
 	u32 pool; /* slot of the outer map */
 	u32 flags;
 	u64 tag; /* hash of address, port and protocol: equal on every host, unlike the id */
+	u64 salt; /* hash of id and incarnation: differs between two uses of an id */
 	u32 idle; /* s without a packet after which a UDP flow is forgotten; 0: never */
+	u32 tcp_idle; /* s without a packet after which a TCP flow has ended; 0: never */
 	u32 insert_rate; /* new entries in the connection table, per second and CPU */
 	u32 syn_rate; /* SYNs per second and source prefix; 0: no limit */
 	u8 syn_prefix4; /* length of that prefix */
@@ -50,6 +56,30 @@ struct vip {
 	u8 quic_offset; /* where it begins in the connection id */
 	u16 zero;
 	u32 sampling; /* flows in 65536 whose events are reported */
+	u32 unused;
+};
+
+/* A place of `vips`, two cache lines: what every packet reads is in the first, up to `tcp_idle`. A
+ * place that is empty is all zero: no VIP has protocol 0. */
+struct vip_place {
+	struct vip_key key;
+	u32 zero;
+	struct vip vip;
+	u8 unused[40];
+};
+
+_Static_assert(sizeof(struct vip_place) == 128, "a place is two cache lines");
+_Static_assert(__builtin_offsetof(struct vip_place, vip.insert_rate) == 64,
+	       "what every packet reads fills the first cache line");
+
+/* Which addresses may be a VIP's: one bit for each value of a hash of 16 bits. A bit that is not set
+ * says no for certain. `networks`: the first 16 bits of an IPv4 address, or a hash of the first 32 of
+ * an IPv6 one, for VIPs that are networks. */
+#define ADDRESS_WORDS 1024
+
+struct address_bits {
+	u64 hosts[ADDRESS_WORDS];
+	u64 networks[ADDRESS_WORDS];
 };
 
 struct endpoint {
@@ -58,6 +88,7 @@ struct endpoint {
 };
 
 #define BACKEND_QUARANTINED 1 /* out of everything, established flows included */
+#define BACKEND_DRAINING 2 /* takes no new flows */
 
 /* An update of an array element is a plain copy that a packet may see half done. So an address is
  * first written to the endpoint that is not selected, then selected by a second update that changes
@@ -68,32 +99,19 @@ struct backend {
 	u8 selected; /* which endpoint is in force, 0 or 1 */
 	u16 gue_port; /* destination port of GUE (UDP) encapsulation, host order; 0: IP in IP */
 	u32 mtu; /* bytes of the outer packet on the way to it; 0: as the link's */
+	u32 pool; /* that it is in; 0: its pool is gone */
 	struct endpoint endpoints[2];
+	u32 unused[2]; /* an entry is 64 bytes */
 };
 
-struct flow_key {
-	u32 source[4];
-	u32 vip; /* id, and for a network VIP a digest of the destination address above bit 12 */
-	u16 source_port;
-	u16 port;
-};
+#define LINE_ENTRIES 5
 
-/* Connection table and SYN table: which use of which backend id a flow belongs to. */
-struct flow {
-	u32 backend;
-	u32 backend_incarnation;
-	u32 vip_incarnation;
-	u32 zero;
-	u64 generation; /* of the table that chose the backend */
-	u64 seen;	/* CLOCK_MONOTONIC, ns: when the entry was written; UDP: last packet */
-};
-
-/* Datagrams in fragments: where the first fragment went (RFC 791, RFC 8200 section 4.5). */
-struct fragment_key {
-	u32 source[4];
-	u32 destination[4];
-	u32 id; /* as on the wire */
-	u32 protocol; /* of IPv4, where ids are per protocol; 0 in IPv6 */
+/* A line of the connection table, the SYN marks or the fragments (lines.h). */
+struct line {
+	u64 owners[LINE_ENTRIES]; /* 40 bits of fingerprint, 8 of incarnation, 16 of backend; 0: empty */
+	u32 states[LINE_ENTRIES]; /* 16 bits of tick, 12 of VIP id, 4 of flags; of a mark: the SYN's
+				   * sequence number */
+	u32 spare;
 };
 
 /* Client prefixes of a VIP that go elsewhere. */
@@ -125,7 +143,7 @@ struct quic_server {
 /* A limit: tokens are refilled by the time since, up to one second's worth. */
 struct bucket {
 	u64 tokens; /* in 1/2^20 */
-	u64 at; /* CLOCK_MONOTONIC, ns */
+	u64 at; /* jiffies */
 };
 
 struct limit_key {
@@ -133,13 +151,18 @@ struct limit_key {
 	u32 prefix[4];
 };
 
+/* The MAC addresses of a frame to a gateway, destination first, as they are written: by words. */
+struct macs {
+	u32 words[3];
+};
+
 struct link {
-	u8 mac[6];
-	u8 gateway4[6];
-	u8 gateway6[6];
+	struct macs to4;
+	struct macs to6;
+	u32 mtu; /* bytes of IP packet that the link carries */
 	u8 has_gateway4;
 	u8 has_gateway6;
-	u32 mtu; /* bytes of IP packet that the link carries */
+	u16 zero;
 };
 
 struct vip_counters {

@@ -4,15 +4,17 @@
  * program takes over the maps of the one before. The one-element sizes here are never used. */
 #pragma once
 
-BPF_TABLE("hash", struct vip_key, struct vip, vips, 1);
+BPF_TABLE("array", u32, struct vip_place, vips, 1); /* two images of VIP_PLACES places */
+BPF_TABLE("array", u32, u32, vip_image, 1); /* which of them is in force, 0 or 1 */
+BPF_TABLE("array", u32, struct address_bits, vip_addresses, 1);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct vip, prefixes, 1, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("lpm_trie", struct route_key, struct route, routes, 1, BPF_F_NO_PREALLOC);
 BPF_TABLE("array", u32, struct table, inner, 1);
 BPF_ARRAY_OF_MAPS(outer, "inner", 1);
 BPF_TABLE("array", u32, struct backend, backends, 1);
-BPF_TABLE("lru_hash", struct flow_key, struct flow, flows, 1);
-BPF_TABLE("lru_hash", struct flow_key, struct flow, syns, 1);
-BPF_TABLE("lru_hash", struct fragment_key, struct flow, fragments, 1);
+BPF_TABLE("array", u32, struct line, flows, 1);
+BPF_TABLE("array", u32, struct line, syns, 1); /* marks of flows whose handshake is not complete */
+BPF_TABLE("array", u32, struct line, fragments, 1);
 BPF_TABLE("hash", struct quic_key, struct quic_server, quic_servers, 1);
 BPF_TABLE("lru_hash", struct limit_key, struct bucket, syn_limits, 1);
 BPF_TABLE("percpu_array", u32, struct bucket, insert_limits, 1);

@@ -42,6 +42,7 @@ struct packet {
 	struct vip_key destination; /* with the port as it is in the packet */
 	u32 length; /* bytes of the IP packet, from its own header */
 	u32 fragment_id;
+	u32 sequence; /* number of the first byte of a TCP segment */
 	u16 source_port;
 	u16 l4; /* bytes of the IP packet before the transport header */
 	u16 types[VLAN_TAGS]; /* EtherTypes of the VLAN tags, outermost first */
@@ -153,9 +154,8 @@ static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
 		packet->destination.port = tcp->dest;
 		packet->is_syn = tcp->syn && !tcp->ack;
 		packet->is_rst = tcp->rst;
-#if WITH_EVENTS
 		packet->is_fin = tcp->fin;
-#endif
+		packet->sequence = bpf_ntohl(tcp->seq);
 		packet->headers = sizeof(*tcp);
 	} else if (protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;

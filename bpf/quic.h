@@ -60,5 +60,6 @@ static __always_inline bool choose_quic(struct choice *choice, void *data, void 
 	if (!read_server_id(&key, payload, end, vip))
 		return false;
 	server = quic_servers.lookup(&key);
-	return server && choose(choice, server->backend, server->backend_incarnation, BY_QUIC);
+	return server && choose(choice, server->backend,
+				server->backend_incarnation & INCARNATION_MASK, BY_QUIC);
 }

@@ -2,12 +2,14 @@
 /* Which backend a packet goes to.
  *
  * A flow stays where it is because of three facts. A tracked flow is found in the connection table,
- * whatever the Maglev table says. A flow that was born while its slot was in transition is in the
- * SYN table with the backend that its SYN went to, until its first ACK tracks it. So an untracked
- * packet that is not a SYN belongs to a flow from before the window, whose owner is the slot's
- * fallback, however often the slot changed since. A mark in the SYN table counts only if it was
- * made inside the window that is open now: an older one was left by a flow that never finished its
- * handshake.
+ * whatever the Maglev table says. A flow whose SYN came to a slot in transition left a mark with the
+ * backend that the SYN went to, until its first ACK tracks it. So an untracked packet that is not a
+ * SYN belongs to a flow from before the window, whose owner is the slot's fallback, however often
+ * the slot changed since. A mark has its SYN's sequence number, and counts for what continues from
+ * there alone: nobody else's SYN moves a flow.
+ *
+ * A SYN looks for an entry only where one could name another backend than the slot's owner: in slots
+ * that have changed, and for VIPs that had other pools.
  *
  * With tracking `transition` this holds with far fewer entries: a slot that never was in transition
  * has no tracked flow, so its packets need no look-up; and all that is seen in a window is tracked,
@@ -16,235 +18,329 @@
 
 /* Look-ups after an unusable owner; with half of all slots unusable one packet in 500 finds none. */
 #define REHASHES 8
-#define DIGEST_BITS 0xfffff000U /* ids of VIPs are below 4096 */
-
-struct choice {
-	u64 hash;
-	u64 generation;
-	u32 pool;
-	u32 id;
-	u32 incarnation;
-	u32 slot;
-	u8 decision;
-	bool is_rehashed;
-	bool was_quarantined; /* the owner that was passed over */
-	bool track;
-	bool had_entry; /* the connection table named a backend, usable or not */
-	bool is_promoted; /* an entry was written */
-	bool is_refused; /* or the limit on entries refused it */
-};
-
-/* The key of a flow in the connection table and the SYN table. A network VIP has many destination addresses: a digest of it takes the
- * bits above the id. If two collide, the two flows of one client port share a backend. */
-static __always_inline void flow_key_of(struct flow_key *key, const struct packet *packet,
-					const struct vip *vip)
+/* The most that a client may send on a SYN-ACK: its window is not scaled (RFC 7323 section 2.2). */
+#define HANDSHAKE_BYTES 0xffff
+/* An ending flow that speaks again after so many ticks is another one on the same ports. */
+#define SILENCE_TICKS 2
+static __always_inline bool find_flow(struct choice *choice)
 {
-	__builtin_memcpy(key->source, packet->source, sizeof(key->source));
-	key->vip = vip->id;
-	key->source_port = packet->source_port;
-	key->port = packet->destination.port;
-#if WITH_PREFIXES
-	if (vip->flags & VIP_PREFIX) {
-		const u32 *to = packet->destination.address;
+	struct pair pair;
+	bool is_there = flow_pair(&pair, choice->key) && find_in(&choice->found, &pair, choice->key);
 
-		/* The upper bits of a product depend on all bits of its factors. */
-		key->vip |= (to[0] * 0x27d4eb2fU ^ to[1] * 0x9e3779b1U ^ to[2] * 0x85ebca6bU ^
-			     to[3] * 0xc2b2ae35U) & DIGEST_BITS;
-	}
-#endif
+	STEP();
+	return is_there;
 }
 
-/* The backend with this id if packets may go to it. Incarnation 0 asks for any use of the id. */
-static __always_inline struct backend *usable(u32 id, u32 incarnation)
+static __always_inline void put_flow(const struct found *found, u64 owner, u32 state)
 {
-	struct backend *backend = backends.lookup(&id);
+	u32 number = found->line;
+	struct line *line = flows.lookup(&number);
 
-	if (!backend || !backend->incarnation || backend->flags & BACKEND_QUARANTINED)
-		return NULL;
-	if (incarnation && backend->incarnation != incarnation)
-		return NULL;
-	return backend;
+	if (line)
+		put(line, found->at, owner, state);
 }
 
-static __always_inline struct slot *slot_at(struct table *table, u32 i)
+static __always_inline bool find_mark(struct choice *choice)
 {
-	/* The barrier keeps clang from dropping a check that only the verifier needs. */
-	asm volatile("" : "+r"(i));
-	if (i >= TABLE_SIZE)
-		return NULL;
-	return (struct slot *)(table->bytes + sizeof(struct table_header)) + i;
+	struct pair pair;
+	bool is_there = mark_pair(&pair, choice->key) && find_in(&choice->mark, &pair, choice->key);
+
+	STEP();
+	return is_there;
 }
 
-/* The generation whose table opened the window that this slot is in. */
-static __always_inline u64 window_opened(struct table *table, u32 i)
+/* A reset ends its flow, so it is not worth an entry; an error is not a packet of its flow. */
+static __always_inline bool is_worth_an_entry(const struct packet *packet)
 {
-	u8 *windows = (u8 *)table->bytes + sizeof(struct table_header) +
-		      TABLE_SIZE * sizeof(struct slot);
-	struct table_header *header = (struct table_header *)table->bytes;
-	u32 window;
-
-	asm volatile("" : "+r"(i));
-	if (i >= TABLE_SIZE)
-		return ~0ULL;
-	window = windows[i];
-	return header->windows[window].opened;
+	return !packet->is_rst && !packet->is_error;
 }
 
-static __always_inline bool choose(struct choice *choice, u32 id, u32 incarnation, u8 decision)
+/* Chooses the backend of the SYN that this packet follows. An error does not have its number. */
+static __always_inline bool choose_marked(struct choice *choice, const struct packet *packet)
 {
-	struct backend *backend = usable(id, incarnation);
+	const struct found *mark = &choice->mark;
 
-	if (!backend)
+	if (!find_mark(choice))
 		return false;
-	choice->id = id;
-	choice->incarnation = backend->incarnation;
-	choice->decision = decision;
+	if (!packet->is_error && packet->sequence - mark->state - 1 > HANDSHAKE_BYTES)
+		return false;
+	if (!choose(choice, backend_of(mark->owner), incarnation_of(mark->owner), BY_FRESH))
+		return false;
+	choice->generation = 0;
+	choice->had_entry = false; /* it is another flow than that of the entry */
+	choice->track = is_worth_an_entry(packet);
 	return true;
 }
 
-static __always_inline bool choose_tracked(struct choice *choice, const struct vip *vip,
-					   const struct packet *packet, struct flow_key *key)
+static __always_inline void put_state(const struct found *found, u32 state)
 {
-	struct flow *flow = flows.lookup(key);
+	u32 number = found->line, at = found->at;
+	struct line *line = flows.lookup(&number);
 
-	if (!flow || flow->vip_incarnation != vip->incarnation)
+	asm volatile("" : "+r"(at));
+	if (line && at < LINE_ENTRIES)
+		line->states[at] = state;
+}
+
+/* Notes in the flow's entry that a packet of it was forwarded; and whose it is, in case that two CPUs
+ * wrote two entries into one place. */
+static __always_inline void follow(const struct found *found, const struct vip *vip,
+				   const struct packet *packet, u32 tick)
+{
+	u32 flags = found->state & FLOW_FLAGS & ~FLOW_COPIED, state;
+
+	if (packet->is_fin || packet->is_rst)
+		flags |= FLOW_ENDING;
+	else if (!(flags & FLOW_ENDING))
+		flags |= FLOW_SPOKE;
+	else if (age_of(found->state, tick) >= SILENCE_TICKS)
+		flags = (flags & ~FLOW_ENDING) | FLOW_SPOKE;
+	state = state_of(tick, vip->id, flags);
+	if (state != found->state)
+		put_state(found, state);
+}
+
+/* True if a SYN goes where the flow that is there goes: it lives, and may take new ones. */
+static __always_inline bool keeps_backend(const struct found *found, const struct vip *vip, u32 pool)
+{
+	struct backend *backend = usable(backend_of(found->owner), incarnation_of(found->owner));
+
+	if (!backend || backend->flags & BACKEND_DRAINING || backend->pool != pool ||
+	    found->state & FLOW_ENDING)
+		return false;
+	return !vip->tcp_idle || age_of(found->state, tick_now()) <= ticks_of(vip->tcp_idle);
+}
+
+/* True if the flow has an entry; of UDP, one that is not idle for too long. */
+static __always_inline bool has_entry(struct choice *choice, const struct vip *vip,
+				      const struct packet *packet)
+{
+	if (!find_flow(choice))
 		return false;
 #if WITH_UDP
-	if (packet->kind == KIND_UDP) {
-		u64 now = bpf_ktime_get_ns();
+	if (packet->kind == KIND_UDP && vip->idle &&
+	    age_of(choice->found.state, tick_now()) > ticks_of(vip->idle))
+		return false;
+#endif
+	return true;
+}
 
-		if (vip->idle && now - flow->seen > vip->idle * SECOND)
-			return false;
-#if WITH_EVENTS
-		choice->had_entry = true;
-#endif
-		if (!choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED))
-			return false;
-		if (!packet->is_error)
-			flow->seen = now;
-		choice->generation = flow->generation;
-		return true;
-	}
-#endif
-#if WITH_EVENTS
-	choice->had_entry = true;
-#endif
-	choice->generation = flow->generation;
-	return choose(choice, flow->backend, flow->backend_incarnation, BY_TRACKED);
+/* Chooses the backend of the entry that was found, if the packet may follow it. */
+static __always_inline bool choose_tracked(struct choice *choice, const struct vip *vip,
+					   const struct packet *packet)
+{
+	const struct found *found = &choice->found;
+
+	if (packet->is_syn && !keeps_backend(found, vip, choice->pool))
+		return false;
+	if (!choose(choice, backend_of(found->owner), incarnation_of(found->owner), BY_TRACKED))
+		return false;
+	if (!packet->is_syn && !packet->is_error)
+		follow(found, vip, packet, tick_now());
+	return true;
+}
+
+static __always_inline struct table *find_table(const struct choice *choice)
+{
+	u32 pool = choice->pool, first = 0;
+	void *blob = outer.lookup(&pool);
+
+	return blob ? bpf_map_lookup_elem(blob, &first) : NULL;
 }
 
 /* The owner is unusable: try the owners of slots drawn from the same hash, the same on each host. */
-static __always_inline bool choose_rehashed(struct choice *choice, struct table *table, u32 owner,
-					    u8 decision)
+static __always_inline bool choose_rehashed(struct choice *choice, u8 decision)
 {
-	struct backend *passed_over = backends.lookup(&owner);
+	struct backend *passed_over = backends.lookup(&choice->current);
+	struct table *table = find_table(choice);
 	u64 hash = choice->hash;
 
 	choice->is_rehashed = true;
 	choice->was_quarantined = passed_over && passed_over->incarnation;
+	if (!table)
+		return false;
 	for (int i = 0; i < REHASHES; i++) {
 		struct slot *slot;
 
 		hash = hash * 6364136223846793005ULL + 1442695040888963407ULL; /* Knuth's MMIX */
 		slot = slot_at(table, slot_of(hash));
-		if (slot && choose(choice, slot->current, 0, decision))
+		if (slot && choose(choice, slot->current, ANY_INCARNATION, decision))
 			return true;
 	}
 	return false;
 }
 
-static __always_inline void remember(struct flow *flow, const struct choice *choice,
-				     const struct vip *vip, u64 now)
+/* The place for a new mark: an empty one, else one drawn by lot. */
+static __always_inline u32 place_for_mark(const struct pair *pair, u64 key)
 {
-	flow->backend = choice->id;
-	flow->backend_incarnation = choice->incarnation;
-	flow->vip_incarnation = vip->incarnation;
-	flow->generation = choice->generation;
-	flow->seen = now;
+	u32 place = (key & 0xffff) * PLACES >> 16;
+
+	for (u32 i = PLACES; i > 0; i--) {
+		const struct line *line = i > LINE_ENTRIES ? pair->other : pair->home;
+
+		if (!line->owners[(i - 1) % LINE_ENTRIES])
+			place = i - 1;
+	}
+	return place;
+}
+
+static __always_inline void put_mark(const struct choice *choice, bool is_there, u32 sequence)
+{
+	u64 owner = owner_of(choice->key, choice->id, choice->incarnation);
+	u32 number = choice->mark.line;
+	struct pair pair;
+	struct line *line;
+
+	if (!is_there) {
+		if (mark_pair(&pair, choice->key))
+			put_at(&pair, place_for_mark(&pair, choice->key), owner, sequence);
+		return;
+	}
+	line = syns.lookup(&number);
+	if (line)
+		put(line, choice->mark.at, owner, sequence);
+}
+
+/* Leaves a mark of a new flow, so that the packets that follow its SYN find its backend. A SYN that
+ * is sent again goes where it went before, also when the slot has moved since. */
+static __always_inline void mark(struct choice *choice, const struct packet *packet)
+{
+	const struct found *there = &choice->mark;
+	bool is_there = find_mark(choice);
+
+	if (is_there && there->state == packet->sequence &&
+	    choose(choice, backend_of(there->owner), incarnation_of(there->owner), BY_SYN))
+		choice->is_rehashed = false;
+	STEP();
+	put_mark(choice, is_there, packet->sequence);
+	if (choice->had_entry && find_flow(choice))
+		put_state(&choice->found, choice->found.state | FLOW_CONTESTED);
+}
+
+/* Reads the flow's slot of the pool's table into the choice, if there is a table. */
+static __always_inline void read_slot(struct choice *choice, const struct vip *vip)
+{
+	struct table *table = find_table(choice);
+	struct slot *slot;
+
+	choice->slot = slot_of(choice->hash);
+	slot = table ? slot_at(table, choice->slot) : NULL;
+	if (!slot)
+		return;
+	choice->has_table = true;
+	choice->current = slot->current;
+	choice->fallback = slot->fallback;
+	choice->table_generation = ((struct table_header *)table->bytes)->generation;
+}
+
+static __always_inline bool is_tracking(const struct vip *vip)
+{
+	return !(vip->flags & VIP_TRACK_NONE);
+}
+
+static __always_inline bool is_full(const struct vip *vip)
+{
+	return !(vip->flags & (VIP_TRACK_NONE | VIP_TRACK_TRANSITION));
+}
+
+/* True where an entry or a mark may name another backend than the slot's owner. */
+static __always_inline bool is_flagged(const struct choice *choice, const struct vip *vip)
+{
+	return choice->fallback & MAY_BE_TRACKED || vip->flags & VIP_MOVED;
+}
+
+/* Chooses by the connection table and the marks. */
+static __always_inline bool choose_known(struct choice *choice, const struct vip *vip,
+					 const struct packet *packet)
+{
+	bool is_tcp = packet->kind == KIND_TCP;
+
+	if (!is_tracking(vip))
+		return false;
+	choice->look = is_tcp && is_flagged(choice, vip);
+	if (choice->look || !is_tcp || (is_full(vip) && !packet->is_syn))
+		choice->had_entry = has_entry(choice, vip, packet);
+	STEP();
+	if (choice->had_entry && choice->found.state & FLOW_CONTESTED && !packet->is_syn &&
+	    !packet->is_error && choose_marked(choice, packet))
+		return true;
+	STEP();
+	if (choice->had_entry && choose_tracked(choice, vip, packet))
+		return true;
+	STEP();
+	return choice->look && !packet->is_syn && choose_marked(choice, packet);
+}
+
+/* Chooses by the table: the slot's fallback for a flow from before its window, or its owner. */
+static __always_inline bool choose_owner(struct choice *choice, const struct packet *packet,
+					 const struct vip *vip)
+{
+	bool is_tcp = packet->kind == KIND_TCP;
+	u8 decision = !is_tcp ? BY_DATAGRAM : packet->is_syn ? BY_SYN : BY_CURRENT;
+	bool in_window = choice->fallback & IN_WINDOW && is_tracking(vip);
+
+	choice->generation = choice->table_generation;
+	if (in_window && is_tcp && !packet->is_syn &&
+	    choose(choice, choice->fallback & OWNER, ANY_INCARNATION, BY_FALLBACK))
+		return true;
+	return choose(choice, choice->current, ANY_INCARNATION, decision) ||
+	       choose_rehashed(choice, decision);
 }
 
 /* Fills the choice, or returns the reason why there is none. */
-static __always_inline int select_backend(struct choice *choice, struct vip *vip,
-					  const struct packet *packet, struct flow_key *key)
+static __always_inline int select_backend(struct choice *choice, const struct vip *vip,
+					  const struct packet *packet)
 {
-	bool is_tcp = packet->kind == KIND_TCP;
-	bool is_tracking = !(vip->flags & VIP_TRACK_NONE);
-	bool is_full = !(vip->flags & (VIP_TRACK_NONE | VIP_TRACK_TRANSITION));
-	struct table *table;
-	struct slot *slot;
-	struct flow *mark;
 	bool in_window;
-	u32 first = 0;
-	void *blob;
-	u8 decision;
 
-	choice->slot = slot_of(choice->hash);
-	if ((is_full || (is_tracking && !is_tcp)) && choose_tracked(choice, vip, packet, key))
+	read_slot(choice, vip);
+	STEP();
+	if (choose_known(choice, vip, packet))
 		return DROP_NONE;
-
-	blob = outer.lookup(&choice->pool);
-	if (!blob)
+	STEP();
+	if (!choice->has_table)
 		return DROP_NO_TABLE;
-	table = bpf_map_lookup_elem(blob, &first);
-	if (!table)
-		return DROP_NO_TABLE;
-	slot = slot_at(table, choice->slot);
-	if (!slot)
-		return DROP_NO_TABLE;
-#if WITH_TRANSITION
-	if (is_tracking && !is_full && is_tcp && slot->fallback & MAY_BE_TRACKED &&
-	    choose_tracked(choice, vip, packet, key))
-		return DROP_NONE;
-#endif
-	choice->generation = ((struct table_header *)table->bytes)->generation;
-	in_window = is_tracking && slot->fallback & IN_WINDOW;
-
-	/* A reset ends its flow, so it is not worth an entry; an error is not a packet of its flow. */
-	choice->track = is_tracking && (is_full || !is_tcp || in_window) && !packet->is_syn &&
-			!packet->is_rst && !packet->is_error;
-
-	if (is_tcp && !packet->is_syn && in_window) {
-		mark = syns.lookup(key);
-		if (mark && mark->vip_incarnation == vip->incarnation &&
-		    mark->generation >= window_opened(table, choice->slot) &&
-		    choose(choice, mark->backend, mark->backend_incarnation, BY_FRESH))
-			return DROP_NONE;
-		if (choose(choice, slot->fallback & OWNER, 0, BY_FALLBACK))
-			return DROP_NONE;
-	}
-
-	decision = !is_tcp ? BY_DATAGRAM : packet->is_syn ? BY_SYN : BY_CURRENT;
-	if (!choose(choice, slot->current, 0, decision) &&
-	    !choose_rehashed(choice, table, slot->current, decision))
+	if (!choose_owner(choice, packet, vip))
 		return DROP_NO_BACKEND;
+	STEP();
+	if (!is_tracking(vip))
+		return DROP_NONE;
 
-	/* A SYN never touches the connection table: a flood must not evict established flows. */
-	if (packet->is_syn && in_window) {
-		struct flow born = {};
-
-		remember(&born, choice, vip, bpf_ktime_get_ns());
-		syns.update(key, &born);
-	}
+	in_window = choice->fallback & IN_WINDOW;
+	if (!packet->is_syn)
+		choice->track = (is_full(vip) || packet->kind != KIND_TCP || in_window ||
+				 choice->is_rehashed) && is_worth_an_entry(packet);
+	/* A SYN never makes an entry: a flood must not evict established flows. */
+	else if (in_window || choice->had_entry || choice->is_rehashed)
+		mark(choice, packet);
 	return DROP_NONE;
 }
 
-/* Writes an entry, unless new ones come faster than the VIP allows: then they stay untracked, and
- * what is tracked already is not evicted. */
+/* Writes an entry, unless new ones come faster than the VIP allows or nobody has to make room: then
+ * they stay untracked, and what is tracked already is not evicted. */
 static __always_inline void track(struct choice *choice, const struct vip *vip,
-				  struct flow_key *key, struct vip_counters *counters)
+				  const struct packet *packet, struct vip_counters *counters)
 {
-	u64 now = bpf_ktime_get_ns();
-	u32 id = vip->id;
+	u32 id = vip->id, tick = tick_now(), place = 0, state;
+	u64 owner = owner_of(choice->key, choice->id, choice->incarnation);
 	struct bucket *budget = insert_limits.lookup(&id);
-	struct flow flow = {};
+	struct pair pair;
 
-	if (!budget || !take(budget, vip->insert_rate, now)) {
+	state = state_of(tick, id, packet->is_fin ? FLOW_ENDING : 0);
+	if (!budget || !take(budget, vip->insert_rate, bpf_jiffies64())) {
+		place = PLACES;
+	} else if (find_flow(choice)) {
+		put_flow(&choice->found, owner, state);
+	} else if (flow_pair(&pair, choice->key)) {
+		place = room_in(&pair, tick);
+		if (place < PLACES)
+			put_at(&pair, place, owner, state);
+	}
+	if (place >= PLACES) {
 		counters->untracked++;
 		choice->is_refused = true;
 		return;
 	}
-	remember(&flow, choice, vip, now);
-	flows.update(key, &flow);
 	counters->tracked++;
 	choice->is_promoted = true;
 }

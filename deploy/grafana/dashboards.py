@@ -53,7 +53,12 @@ DASHBOARDS: Final = {
         Panel(
             "Fill of maps",
             "percentunit",
-            f"tidegate_map_entries{{{_HOST}}} / tidegate_map_limit{{{_HOST}}}",
+            # Of the table of flows live ones count: what has ended keeps its place until needed.
+            f'tidegate_map_entries{{{_HOST}, tidegate_map!~"flows|syns|fragments|syn_limits"}}'
+            f" / tidegate_map_limit{{{_HOST}}}"
+            f" or sum by (fleet, instance) (tidegate_vip_flows_live{{{_HOST}}})"
+            " / on (fleet, instance) group_right ()"
+            f' tidegate_map_limit{{{_HOST}, tidegate_map="flows"}}',
             "{{instance}} {{tidegate_map}}",
         ),
         Panel(

@@ -23,10 +23,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tidegate.agent.metrics.host_points import CheckPoints
 from tidegate.agent.metrics.packet_points import PacketPoints
 from tidegate.dataplane.inspect import events
-from tidegate.dataplane.inspect.counter_reader import CounterSample
+from tidegate.dataplane.inspect.counter_reader import Census, CounterSample
 from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.health.standing import unknown
+from tidegate.model.constants import MAX_BACKENDS, MAX_VIPS
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
 from tidegate.planner import plan
@@ -133,12 +134,13 @@ def scrape(fds: maps.Maps, wanted: Generation) -> tuple[list[Points], float]:
             wanted, totals, counters.per_cpu_packets(fds), events.counts(fds["event_counts"])
         )
 
+    census = Census({}, np.ones(MAX_VIPS, np.int64), np.ones(MAX_BACKENDS, np.int64), wanted)
     standings = {key: unknown(0.0) for key in wanted.backends}
     checks = CheckPoints(0)
 
     def made(of: PacketPoints, found: CounterSample, by: CheckPoints) -> list[Points]:
         of_checks = [f for f in by.points(standings, {}, time.time()) if isinstance(f, Points)]
-        return [*of.points(found), *of_checks]
+        return [*of.points(found), *of.live(census), *of_checks]
 
     found = counted()
     points = made(maker, found, checks)

@@ -39,7 +39,7 @@ from tidegate.planner import plan
 pytestmark = pytest.mark.root
 
 NOW = 1_700_000_000
-OF_PROGRAMS = {s for s in Step if s.name.startswith("PROGRAM_")}
+OF_PROGRAMS = {s for s in Step if s.name.startswith(("PROGRAM_", "TAKEOVER_"))}
 
 
 class Change(NamedTuple):

@@ -7,70 +7,32 @@ ordered over a pipe. Replacing the program is killed at each of its steps in the
 
 import ctypes
 import os
-import secrets
 import signal
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
-from pyroute2 import IPRoute
 
-from support.crash.bench import SMALL, Packets, fork, link_loopback, open_maps, wait_gone
+from support.crash.bench import SMALL, fork, link_loopback, open_maps, wait_gone
+from support.crash.host import NOW, Host, assert_flows_stay, packets_of, publish
 from support.documents.roster import backend, desired, vip
-from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
-from tidegate.dataplane.kernel import maps, programs
+from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import pinned_programs
-from tidegate.dataplane.links import Gateways
-from tidegate.dataplane.publish import tables
+from tidegate.dataplane.publish import tables, vip_images
 from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import CapabilityError, DataplaneError, FenceError
 from tidegate.lab import netns
-from tidegate.model.values import Desired
 from tidegate.planner import plan
 
 pytestmark = pytest.mark.root
 
-NOW = 1_700_000_000
 PLAIN = desired([vip("web4", "192.0.2.1")], [backend("b1"), backend("b2")])
 CLAMPED = desired([vip("web4", "192.0.2.1", mss_clamp=1200)], [backend("b1"), backend("b3")])
 CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
 OF_PROGRAMS = [step for step in Step if step.name.startswith("PROGRAM_")]
-
-
-class Host:
-    """A host for agents: a namespace with an interface, and a folder for pins."""
-
-    def __init__(self) -> None:
-        self.name = f"tgtest-{secrets.token_hex(4)}"
-        self.pins = Path("/sys/fs/bpf") / self.name
-        netns.create(self.name)
-        with netns.entered(self.name), IPRoute() as link:
-            link.link("add", ifname="lb0", kind="veth", peer={"ifname": "peer0"})
-            for name in ("lb0", "peer0"):
-                link.link("set", index=link.link_lookup(ifname=name)[0], state="up")
-
-    def close(self) -> None:
-        """Take everything away."""
-        with netns.entered(self.name), suppress(FileNotFoundError):
-            dataplane.remove(self.pins, ["lb0"])
-        netns.remove(self.name)
-
-    def open(self, reached: Callable[[Step], None] = lambda _: None) -> dataplane.DataPlane:
-        """Return the data plane, as an agent opens it; the thread must be in the namespace."""
-        settings = dataplane.Settings(
-            self.pins, ["lb0"], "generic", BUILD, SMALL, Gateways(None, None), grace=0
-        )
-        return dataplane.DataPlane(settings, reached)
-
-    def attached(self) -> int | None:
-        """Id of the program on the interface."""
-        with netns.entered(self.name):
-            on = programs.attached("lb0")
-        return on.program_id if on else None
 
 
 @pytest.fixture
@@ -78,17 +40,6 @@ def host() -> Iterator[Host]:
     built = Host()
     yield built
     built.close()
-
-
-def publish(plane: dataplane.DataPlane, wanted: Desired) -> int:
-    """Do what the agent does with documents; return the number in force."""
-    previous = plane.publisher.in_force
-    generation = plan(wanted, previous, NOW + previous.number)
-    plane.serve(previous, generation)
-    plane.publisher.publish(generation, 0.0)
-    plane.serve(generation)
-    plane.publisher.reap(1.0)
-    return plane.publisher.in_force.number
 
 
 class Agent:
@@ -225,12 +176,12 @@ def test_a_writer_without_the_lock_stops_the_one_who_has_it(host: Host) -> None:
         own, _ = maps.create_or_adopt(host.pins, SMALL)
         other = dataplane.Publisher(own, host.pins, grace=0)
         other.publish(plan(CLAMPED, other.adopt(), NOW + 5), 0.0)
-        entries = maps.read_all("vips", own["vips"])
+        entries = vip_images.read(own).in_force
         with pytest.raises(FenceError, match="generation 2 is in the kernel"):
             publish(plane, CLAMPED)
         with pytest.raises(FenceError, match="generation 2 is in the kernel"):
             plane.audit(deep=True)
-        assert maps.read_all("vips", own["vips"]) == entries
+        assert vip_images.read(own).in_force == entries
         other.close()
         own.close()
         plane.close()
@@ -311,15 +262,3 @@ def without_capabilities(*numbers: int) -> Iterator[None]:
         yield
     finally:
         assert libc.capset(header, data.raw) == 0
-
-
-def packets_of(host: Host, *rosters: object) -> Packets:
-    """Packets through the program that is pinned now."""
-    fd = bpf.open_pin(str(host.pins / "program"))
-    return Packets(fd, *rosters)  # type: ignore[arg-type]
-
-
-def assert_flows_stay(host: Host, *args: object) -> None:
-    """Every flow is where it was, through the program that is pinned."""
-    *rosters, vips, flows = args
-    assert packets_of(host, *rosters).established(vips) == flows  # type: ignore[arg-type]

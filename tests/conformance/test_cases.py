@@ -127,14 +127,14 @@ def test_flow_of_a_tcp_connection(both: Both) -> None:
         Decision.TRACKED,
     ]
     assert syn.backend == ack.backend == again.backend
-    assert len(both.state.flows) == 1
+    assert len(both.state.flows.entries) == 1
 
 
 def test_a_reset_is_forwarded_and_not_tracked(both: Both) -> None:
     """A reset ends its flow, so it is not worth an entry."""
     both.install(generations(ROSTER4)[-1])
     assert both.send(tcp("R")).verdict == Verdict.TX
-    assert both.state.flows == {}
+    assert both.state.flows.entries == {}
 
 
 def test_a_datagram_is_tracked_at_once(both: Both) -> None:
@@ -182,20 +182,49 @@ def test_a_flow_born_in_the_window_stays_where_its_syn_went(both: Both) -> None:
     assert (ack.decision, ack.backend) == (Decision.FRESH, syn.backend)
 
 
-def test_a_mark_from_an_earlier_window_does_not_count(both: Both) -> None:
-    """A handshake that was never finished leaves a mark that must not name an owner later."""
-    five = web(*(backend(f"b{i}") for i in range(1, 6)), window=1)
-    three = web(backend("b1"), backend("b2"), backend("b3"), window=1)
-    before, after, closed, reopened = generations(three, five, five, three)
+def test_a_mark_counts_for_what_continues_from_its_syn_alone(both: Both) -> None:
+    """A forged SYN in a window must not move the flow from before it, which is untracked."""
+    five = [backend(f"b{i}") for i in range(1, 6)]
+    before, after = generations(ROSTER4, web(*five))
+    sport = _moved_source(both, before, after)
+    both.install(before)
+    owner = both.send(tcp("S", sport=sport)).backend
+    both.install(after)
+    forged = both.send(tcp("S", sport=sport, seq=0x20000))
+    assert forged.backend != owner
+    ack = both.send(tcp("A", sport=sport))
+    assert (ack.decision, ack.backend) == (Decision.FALLBACK, owner)
+
+
+@pytest.mark.parametrize(("seq", "is_followed"), [(1, True), (0xFFFF + 1, True), (0x10001, False)])
+def test_a_flow_is_found_by_its_mark_within_a_window(
+    both: Both, seq: int, *, is_followed: bool
+) -> None:
+    """The first packet after the SYN may be lost; a SYN-ACK lets a client send 65,535 bytes."""
+    five = [backend(f"b{i}") for i in range(1, 6)]
+    before, after = generations(ROSTER4, web(*five))
     sport = _moved_source(both, before, after)
     both.install(before)
     both.install(after)
     both.send(tcp("S", sport=sport))
-    both.install(closed)
-    late = both.send(tcp("S", sport=sport))
-    both.install(reopened)
-    ack = both.send(tcp("A", sport=sport))
-    assert (ack.decision, ack.backend) == (Decision.FALLBACK, late.backend)
+    decision = both.send(tcp("PA", sport=sport, seq=seq)).decision
+    assert decision == (Decision.FRESH if is_followed else Decision.FALLBACK)
+
+
+def test_a_syn_that_is_sent_again_goes_where_it_went(both: Both) -> None:
+    """Its server may have answered already, though the slot has moved on meanwhile."""
+    five = [backend(f"b{i}") for i in range(1, 6)]
+    before, after, back = generations(ROSTER4, web(*five), ROSTER4)
+    sport = _moved_source(both, before, after)
+    both.install(before)
+    both.install(after)
+    syn = both.send(tcp("S", sport=sport))
+    both.install(back)
+    again = both.send(tcp("S", sport=sport))
+    assert (again.decision, again.backend) == (Decision.SYN, syn.backend)
+    other = both.send(tcp("S", sport=sport, seq=7))
+    assert other.backend != syn.backend
+    assert both.send(tcp("A", sport=sport, seq=8)).backend == other.backend
 
 
 def test_drain_keeps_flows_and_takes_no_new_ones(both: Both) -> None:

@@ -275,7 +275,7 @@ def test_the_descriptor_wakes_whoever_waits() -> None:
 def test_what_is_no_ring_buffer_is_refused() -> None:
     """The error has the kernel's reason."""
     with Kernel() as kernel, pytest.raises(DataplaneError, match="ring buffer"):
-        events.Reader(kernel.maps["vips"]).__enter__()
+        events.Reader(kernel.maps["backends"]).__enter__()
 
 
 def test_a_program_without_events_has_nothing_of_them() -> None:

@@ -106,7 +106,7 @@ def test_an_error_for_an_untracked_flow_goes_by_the_table(both: Both) -> None:
         owner = both.send(tcp("S", sport=port)).backend
         error = ROUTER4 / ICMP(type=3, code=1) / quoted(from_vip4(), port)
         assert both.send(bytes(ETHER / error)).backend == owner
-    assert both.state.flows == both.state.syns == {}
+    assert both.state.flows.entries == both.state.syns.entries == {}
 
 
 UNKNOWN = {

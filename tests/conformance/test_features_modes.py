@@ -51,7 +51,7 @@ def test_a_flow_tracked_in_a_window_is_found_when_it_has_closed(both: Both) -> N
     before = acks(both)
     both.want(wanted("transition", FOUR, window=5))
     assert acks(both) == before
-    tracked = len(both.state.flows)
+    tracked = len(both.state.flows.entries)
     both.want(wanted("transition", FOUR, window=5), after=6)
     assert not any(p.table.window.any() for p in both.generation.pools.values())
     after = decisions(both)
@@ -60,7 +60,7 @@ def test_a_flow_tracked_in_a_window_is_found_when_it_has_closed(both: Both) -> N
     assert set(after.values()) == {Decision.TRACKED, Decision.CURRENT}
     fresh = [both.send(tcp("A", sport=s)).decision for s in range(50000, 50040)]
     assert set(fresh) == {Decision.CURRENT}  # a new flow is not tracked, in a marked slot either
-    assert len(both.state.flows) == tracked
+    assert len(both.state.flows.entries) == tracked
 
 
 def test_none_never_tracks_and_follows_the_table(both: Both) -> None:
@@ -76,7 +76,7 @@ def test_none_never_tracks_and_follows_the_table(both: Both) -> None:
         s for s in PORTS if after[s] == both.id_of("b4")
     }
     assert both.send(tcp("S")).decision == Decision.SYN
-    assert both.state.flows == both.state.syns == {}
+    assert both.state.flows.entries == both.state.syns.entries == {}
 
 
 def test_datagrams_are_tracked_in_transition_too(both: Both) -> None:
@@ -85,7 +85,7 @@ def test_datagrams_are_tracked_in_transition_too(both: Both) -> None:
     before = {s: both.send(udp(sport=s)).backend for s in PORTS}
     both.want(wanted("transition", FOUR))
     assert {s: both.send(udp(sport=s)).backend for s in PORTS} == before
-    assert len(both.state.flows) == len(PORTS)
+    assert len(both.state.flows.entries) == len(PORTS)
 
 
 def test_an_any_port_vip_keeps_flows_by_port_over_a_change(both: Both) -> None:
@@ -159,7 +159,7 @@ def test_a_flow_beyond_the_entry_limit_keeps_its_backend(both: Both) -> None:
     found = [both.send(tcp(flags, sport=2)) for flags in ("A", "PA", "FA")]
     assert {r.backend for r in found} == {first.backend}
     assert {r.decision for r in found} == {Decision.CURRENT}
-    assert len(both.state.flows) == 1
+    assert len(both.state.flows.entries) == 1
 
 
 @pytest.mark.parametrize(

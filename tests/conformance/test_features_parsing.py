@@ -59,7 +59,7 @@ def test_ipv6_extension_headers_change_nothing(serving: Both, name: str) -> None
     result = serving.send(frame)
     assert (result.backend, result.decision) == (plain.backend, Decision.SYN)
     assert result.frame.endswith(frame[14:])
-    assert serving.state.fragments == {}
+    assert serving.state.fragments.entries == {}
 
 
 @FAMILIES

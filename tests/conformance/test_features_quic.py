@@ -110,7 +110,7 @@ def test_a_connection_that_migrates_stays(both: Both, state: BackendState) -> No
     sources = [f"10.77.{i}.1" for i in range(20)]
     frames = [datagram(short(connection_id(quic)), source) for source in sources]
     assert set(both.backends(frames)) == {"b2"}
-    assert both.state.flows == {}
+    assert both.state.flows.entries == {}
 
 
 @pytest.mark.parametrize("state", ["quarantine", "disabled"])

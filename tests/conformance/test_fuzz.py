@@ -51,8 +51,8 @@ def test_a_difference_is_found_and_made_small(
 ) -> None:
     """A spec with a fault is caught; what is written is one frame, which can be simulated."""
 
-    def faulty(state: State, frame: bytes, interface: int) -> Result:
-        result = process(state, frame, interface)
+    def faulty(state: State, frame: bytes, interface: int, now: int) -> Result:
+        result = process(state, frame, interface, now)
         if result.verdict is Verdict.TX and len(result.frame) > 1000:
             return replace(result, frame=result.frame[:-1] + b"\xaa")
         return result

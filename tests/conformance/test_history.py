@@ -16,12 +16,11 @@ from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired, SourceRoute
 from tidegate.planner import plan
 from tidegate.planner.diff import difference
-from tidegate.spec import Settings
 
 pytestmark = pytest.mark.root
 
 CLIENTS = [(f"10.77.{i}.9", 40000 + 7 * i) for i in range(120)]
-SETTINGS = Settings(BUILD.hash_keys(), BUILD.source4, BUILD.source6)
+SETTINGS = BUILD.settings()
 
 
 def wanted(*names: str, hash_fields: HashFields = "5-tuple", quarantined: str = "") -> Desired:

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated sequences of packets and roster changes: specification and kernel stay byte-equal."""
 
-import time
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.documents.roster import backend, web
+from support.packets.both import at_one_time
 from support.packets.frames import ip4, ip6, tcp, udp
 from support.packets.kernel import Kernel, assert_equal, spec_state
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired
 from tidegate.planner import plan
-from tidegate.spec import process
 
 pytestmark = pytest.mark.root
 
@@ -61,6 +59,6 @@ def test_any_sequence(steps: list[tuple[Desired, list[bytes]]]) -> None:
             kernel.install(generation)
             state.install(generation)
             for frame in packets:
-                expected = process(state, frame, 1, time.monotonic_ns())
-                assert kernel.run(frame) == (expected.verdict, expected.frame)
+                expected, *found = at_one_time(kernel, state, frame)
+                assert found == [expected.verdict, expected.frame]
             assert_equal(kernel, state)

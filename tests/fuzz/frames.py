@@ -112,9 +112,10 @@ class Frames:
                     b"\2\5\5\xb4\0\0\0\0",
                 ]
             )
+            number = chance.choice([0, 1, 1, 2, 0x10000, 0x20001])
             words = (20 + len(options)) // 4
             segment = struct.pack(
-                ">HHIIBBHHH", source, port, 1, 2, words << 4, flags, 512, 0, 0
+                ">HHIIBBHHH", source, port, number, 2, words << 4, flags, 512, 0, 0
             ) + (options + self._data())
             at = 16
         else:

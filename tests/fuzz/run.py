@@ -22,7 +22,8 @@ from typing import Final
 
 from fuzz.documents import AGE, desired, draw, step
 from fuzz.frames import Frames
-from fuzz.session import FIRST_SECOND, Judge, Session, Step
+from fuzz.session import FIRST_SECOND, Session, Step
+from support.packets.both import Judge
 from support.packets.kernel import BUILD, LINK
 from tidegate.dataplane.inspect.capture import Writer
 from tidegate.model.features import ALL_FEATURES, Feature, features
@@ -72,9 +73,9 @@ class Report:
         return "\n".join(lines)
 
 
-def specification(state: State, frame: bytes, interface: int) -> Result:
-    """Run a frame through the specification now."""
-    return process(state, frame, interface, time.monotonic_ns())
+def specification(state: State, frame: bytes, interface: int, now: int) -> Result:
+    """Run a frame through the specification."""
+    return process(state, frame, interface, now)
 
 
 def fuzz(frames: int, seed: int, judge: Judge = specification) -> Report:

@@ -6,8 +6,6 @@ What documents and frames these are is not decided here.
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
@@ -15,7 +13,8 @@ import numpy as np
 
 from fuzz.documents import Keys, desired
 from fuzz.frames import Target
-from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, assert_equal, spec_state
+from support.packets.both import Judge, at_one_time
+from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, age, assert_equal, spec_state
 from tidegate.dataplane.inspect.simulation import SHORTEST
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
@@ -23,11 +22,9 @@ from tidegate.model.features import ALL_FEATURES, Feature
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Vip
 from tidegate.planner import plan
-from tidegate.spec import Link, Result, State
-from tidegate.spec.limit import SECOND, TOKEN, Bucket
+from tidegate.spec import Link, Result
+from tidegate.spec.limit import TOKEN, Bucket
 from tidegate.spec.simulation import counters, differences, tables
-
-Judge = Callable[[State, bytes, int], Result]
 
 FIRST_SECOND: Final = 1000
 """Wall clock before the first documents."""
@@ -112,14 +109,11 @@ class Session:
         return quic.offset, tuple(id_ for id_ in there if len(id_) == quic.server_id_length)
 
     def _age(self, seconds: int) -> None:
-        for table in ("flows", "syns", "fragments"):
-            self._kernel.age(table, seconds)
-        for times in (self._state.seen, self._state.fragments_at):
-            for key in times:
-                times[key] -= seconds * SECOND
+        self._kernel.age(seconds)
+        age(self._state, seconds)
 
     def _refill(self) -> None:
-        state, fds, now = self._state, self._kernel.maps, time.monotonic_ns()
+        state, fds, now = self._state, self._kernel.maps, self._kernel.now()
         turn = self._sent // _REFILL_FRAMES % 2
         for identity, vip in ((p.identity, p.vip) for p in self._generation.vips.values()):
             fill = Bucket((turn if vip.insert_limit == 1 else vip.insert_limit) * TOKEN, now)
@@ -141,12 +135,13 @@ class Session:
         if self._sent % _REFILL_FRAMES == 0:
             self._refill()
         self._sent += 1
-        expected = self._judge(self._state, frame, LOOPBACK)
         if len(frame) < SHORTEST:
-            return expected, None
+            return self._judge(self._state, frame, LOOPBACK, self._kernel.now()), None
         try:
-            verdict, out = self._kernel.run(frame)
+            expected, verdict, out = at_one_time(self._kernel, self._state, frame, self._judge)
         except OSError as error:
+            now = self._kernel.now()
+            expected = self._judge(self._state, frame, LOOPBACK, now)
             return expected, f"the kernel refused to run it: {error}"
         if (verdict, out) == (expected.verdict, expected.frame):
             return expected, None
@@ -162,9 +157,7 @@ class Session:
             assert_equal(kernel, state)
         except AssertionError:
             here = {
-                "flows": kernel.flows("flows"),
-                "syns": kernel.flows("syns"),
-                "fragments": kernel.fragments(),
+                **kernel.tables(),
                 "verdicts": kernel.verdicts(),
                 "vips": kernel.vip_counters(),
                 "backends": kernel.backend_counters(),

@@ -3,8 +3,9 @@
 
 import pytest
 
-from tidegate.dataplane.kernel import maps
+from support.packets import vip_map
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.publish import vip_images
 from tidegate.lab.agents import config_path
 from tidegate.lab.control import Control, StatusWatch
 from tidegate.lab.rack import Lab
@@ -28,12 +29,13 @@ def test_a_deleted_vip_comes_back_and_is_counted(bare_lab: Lab, status: StatusWa
     agent.restart()
     began = first.status["started_at"]
     status.wait("again", lambda s: s["state"] == "synced" and s["started_at"] != began)
-    fd = bpf.open_pin(f"{lab.spec.pin_dir('lb1')}/vips")
-    before = maps.read_all("vips", fd)
+    names = ("vips", "vip_image", "vip_addresses")
+    fds = {name: bpf.open_pin(f"{lab.spec.pin_dir('lb1')}/{name}") for name in names}
+    before = vip_images.read(fds).in_force
     for key in before:
-        bpf.map_delete(fd, key)
+        vip_map.put(fds, vip_map.index_of(fds, key), vip_map.EMPTY)
     status.wait("repairs", lambda s: s["repairs"] == len(before), timeout=20)
-    assert maps.read_all("vips", fd) == before
+    assert vip_images.read(fds).in_force == before
     fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
     assert lab.client(1).run(fetch).stdout.strip() == "b1"
     logged = f'event=audit map=vips key="{lab.vip4()} port 80 protocol 6" fault=missing'

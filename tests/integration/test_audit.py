@@ -10,18 +10,21 @@ import pytest
 
 from support.crash.bench import Bench, Packets, contents, everything, no_descriptors, open_maps
 from support.documents.roster import generations
+from support.packets import vip_map
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
-from tidegate.dataplane.publish import entries, ledger_bytes, tables
+from tidegate.dataplane.publish import entries, ledger_bytes, tables, vip_images, vip_places
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.publisher import Publisher
-from tidegate.model.constants import MAX_BACKENDS
+from tidegate.model.constants import MAX_BACKENDS, VIP_PLACES
 from tidegate.model.values import BackendKey
 
 pytestmark = pytest.mark.root
 
 IN_FORCE = generations(everything(), now=1_700_000_000)[-1]
 WEB4 = entries.vip_key(ip_network("192.0.2.1"), 80, 6)
+NOBODY = entries.vip_key(ip_network("192.0.2.99"), 1, 17)
+NOBODYS = vip_map.place_of(NOBODY, bytes(layout.VIP.itemsize))
 META = ledger_bytes.where(Place(Kind.META, 0))[1]
 B1 = IN_FORCE.backends[BackendKey("web", "b1")].identity.id
 WEB = IN_FORCE.pools["web"].identity.id
@@ -83,28 +86,59 @@ def spoil_table(bench: Bench) -> None:
     os.close(fd)
 
 
+def spoil_vip(bench: Bench) -> None:
+    """Invert the bytes of a VIP's value, not of its key."""
+    index = vip_map.index_of(bench.maps, WEB4)
+    value = vip_images.read(bench.maps).in_force[WEB4]
+    vip_map.put(bench.maps, index, vip_map.place_of(WEB4, bytes(byte ^ 0xFF for byte in value)))
+
+
+def free_place(bench: Bench) -> int:
+    """Return the element of the image in force that a VIP of nobody would be at."""
+    return vip_images.read(bench.maps).selected * VIP_PLACES + vip_places.places(NOBODY).first
+
+
+def other_image(bench: Bench) -> None:
+    """Select the image that is not in force."""
+    selected = vip_images.read(bench.maps).selected
+    bpf.map_update(bench.maps["vip_image"], bytes(4), bytes([1 - selected, 0, 0, 0]))
+
+
 DAMAGE: dict[str, tuple[Callable[[Bench], object], str, str, str]] = {
     "a VIP is gone": (
-        lambda bench: bpf.map_delete(bench.maps["vips"], WEB4),
+        lambda bench: vip_map.put(bench.maps, vip_map.index_of(bench.maps, WEB4), vip_map.EMPTY),
         "vips",
         "192.0.2.1 port 80 protocol 6",
         "missing",
     ),
     "a VIP is another": (
-        change("vips", WEB4),
+        spoil_vip,
         "vips",
         "192.0.2.1 port 80 protocol 6",
         "changed",
     ),
     "a VIP is nobody's": (
-        lambda bench: bpf.map_update(
-            bench.maps["vips"],
-            entries.vip_key(ip_network("192.0.2.99"), 1, 17),
-            bytes(layout.VIP.itemsize),
+        lambda bench: vip_map.put(bench.maps, free_place(bench), NOBODYS),
+        "vips",
+        "192.0.2.99 port 1 protocol 17",
+        "foreign",
+    ),
+    "a VIP not in force is nobody's": (
+        lambda bench: vip_map.put(
+            bench.maps, (free_place(bench) + VIP_PLACES) % (2 * VIP_PLACES), NOBODYS
         ),
         "vips",
         "192.0.2.99 port 1 protocol 17",
         "foreign",
+    ),
+    "another image of VIPs is in force": (other_image, "vip_image", "in force", "changed"),
+    "no address is a VIP's": (
+        lambda bench: bpf.map_update(
+            bench.maps["vip_addresses"], bytes(4), bytes(layout.ADDRESS_BITS.itemsize)
+        ),
+        "vip_addresses",
+        "bits of VIP addresses",
+        "changed",
     ),
     "a network is gone": (lose("prefixes"), "prefixes", "198.18.0.0/24 port", "missing"),
     "a route is another": (change("routes"), "routes", "client 10.0.0.0/8", "changed"),

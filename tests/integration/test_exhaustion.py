@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel refuses is a refusal: the last generation stays in force, whole, until it works.
 
-Real refusals that are provoked here: maps that are full (VIPs, networks, routes, server ids, and
-both maps of the ledger), no memory for a new table (ENOMEM), and no descriptor for one (EMFILE).
-The array of backends cannot be full, since it has an element for each id. Elsewhere an OSError is
-raised at each step in turn, as the kernel would for want of memory, once and for good.
+Real refusals that are provoked here: maps that are full (networks, routes, server ids, and both
+maps of the ledger), VIPs whose places are all taken, no memory for a new table (ENOMEM), and no
+descriptor for one (EMFILE). The array of backends cannot be full, since it has an element for each
+id. Elsewhere an OSError is raised at each step in turn, as the kernel would for want of memory,
+once and for good.
 """
 
 import errno
@@ -13,16 +14,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.crash.bench import SMALL, Bench, contents, everything, no_descriptors, open_maps
 from support.crash.exhaustion import NEW, NOW, OLD, Watch, more
+from support.documents.roster import vip
+from support.packets.vip_map import address_at
 from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Step
+from tidegate.dataplane.publish.vip_places import Places
 from tidegate.errors import DataplaneError
 from tidegate.planner import plan
 
@@ -71,9 +76,7 @@ def fill(bench: Bench, name: str) -> list[bytes]:
     raise AssertionError(f"{name} is never full")
 
 
-@pytest.mark.parametrize(
-    "name", ["vips", "prefixes", "routes", "quic_servers", "ledger", "wide_ledger"]
-)
+@pytest.mark.parametrize("name", ["prefixes", "routes", "quic_servers", "ledger", "wide_ledger"])
 def test_a_full_map_is_a_refusal(bench: Bench, published: Publisher, name: str) -> None:
     """Nothing moves; what was there is in force and what filled the map is gone; then it works."""
     watch, before = Watch(bench), contents(bench.maps, bench.pins)
@@ -92,6 +95,26 @@ def test_a_full_map_is_a_refusal(bench: Bench, published: Publisher, name: str) 
     published.publish(plan(more(), published.in_force, NOW + 3), 0.0)
     watch.assert_nothing_moved()
     assert published.in_force.digest == NEW.digest
+    assert published.audit(deep=True) == []
+
+
+def test_vips_that_collide_are_refused(bench: Bench, published: Publisher) -> None:
+    """Three for two places: a VIP is named and nothing is written; with one less it works."""
+    three = [vip(f"x{n}", str(address_at(Places(11, 12), 80, n))) for n in range(3)]
+    watch, before = Watch(bench), contents(bench.maps, bench.pins)
+    ledger = maps.read_all("wide_ledger", bench.maps["wide_ledger"])
+    for count in (3, 2):
+        roster = everything()
+        wanted = replace(roster, vips=roster.vips | {v.name: v for v in three[:count]})
+        generation = plan(wanted, published.in_force, NOW + 4 - count)
+        if count == 3:
+            with pytest.raises(DataplaneError, match=r"no room for VIP .* port 80 protocol 6"):
+                published.publish(generation, 0.0)
+            assert contents(bench.maps, bench.pins) == before
+            assert maps.read_all("wide_ledger", bench.maps["wide_ledger"]) == ledger
+            assert (published.in_force, published.is_certain) == (OLD, True)
+    published.publish(generation, 0.0)
+    watch.assert_nothing_moved()
     assert published.audit(deep=True) == []
 
 

@@ -102,7 +102,9 @@ def test_the_rest_of_the_host_is_measured(metered_lab: MeteredLab) -> None:
         found, "tidegate_program_runs_total"
     )
     assert 1e-8 < per_run < 1e-3
-    assert total(found, "tidegate_vip_flows_live") <= at(found, "tidegate_map_entries", map="flows")
+    live = total(found, "tidegate_vip_flows_live")
+    assert total(found, "tidegate_backend_flows_live") == live
+    assert live <= at(found, "tidegate_map_entries", map="flows")
 
 
 def test_both_endpoints_serve_the_same_kind(metered_lab: MeteredLab) -> None:

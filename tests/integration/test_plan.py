@@ -22,17 +22,22 @@ from tidegate.cli.main import main
 from tidegate.dataplane import links
 from tidegate.dataplane.inspect.flow_impact import flow_impact
 from tidegate.dataplane.inspect.pinned import PinnedDataPlane
-from tidegate.dataplane.kernel import layout, maps, programs
+from tidegate.dataplane.kernel import maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.jiffies import Jiffies, clock
+from tidegate.dataplane.kernel.lines import MappedLines
 from tidegate.dataplane.kernel.pins import make_plane_folder
+from tidegate.dataplane.publish import vip_images
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import CapabilityError
 from tidegate.keyspace.documents import files
 from tidegate.model.features import ALL_FEATURES
 from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.ticks import TICKS
 from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan
+from tidegate.spec.lines import ENDING, Entry
 
 pytestmark = pytest.mark.root
 
@@ -56,7 +61,7 @@ class Plane:
         make_plane_folder(self.pins)
         self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
         self.publisher = Publisher(self.maps, self.pins, grace=0)
-        build = replace(BUILD, features=ALL_FEATURES)
+        build = replace(BUILD, features=ALL_FEATURES, capacity=SMALL)
         self._program = programs.load_balancer(programs.compile_balancer(build), self.maps)
         mac, gateway4, gateway6 = LINK.mac, LINK.gateway4, LINK.gateway6
         facts = links.Link("lo", LOOPBACK, mac, 1500, None, None, gateway4, gateway6, None)
@@ -98,19 +103,26 @@ class Plane:
 
     def flows_of(self, backend: str) -> int:
         """Entries of the connection table that name a backend, counted one by one."""
+        id_ = self.id_of(backend)
+        return sum(entry.backend == id_ for entry in self.entries())
+
+    def id_of(self, backend: str) -> int:
+        """Return a backend's id."""
         pool, name = backend.split("/")
-        id_ = self.publisher.in_force.backends[BackendKey(pool, name)].identity.id
-        shape = maps.shapes(SMALL)["flows"]
-        _, values, count = bpf.map_walk(self.maps["flows"], shape.key_size, shape.value_size)
-        return sum(
-            int(flow["backend"]) == id_ for flow in np.frombuffer(values, layout.FLOW, count)
-        )
+        return self.publisher.in_force.backends[BackendKey(pool, name)].identity.id
+
+    def entries(self) -> list[Entry]:
+        """Return the connection table."""
+        with MappedLines(self.maps["flows"], SMALL.pairs["flows"]) as table:
+            return list(table.entries().values())
 
     def holds(self) -> tuple[object, ...]:
         """Everything that is pinned, but for the flows."""
-        names = ("vips", "prefixes", "routes", "quic_servers", "ledger", "wide_ledger")
+        names = ("prefixes", "routes", "quic_servers", "ledger", "wide_ledger")
         pins = sorted(path.name for path in (self.pins / "tables").iterdir())
-        return *(maps.read_all(name, self.maps[name]) for name in names), pins
+        held = vip_images.read(self.maps)
+        vips = held.in_force, held.selected, held.bits
+        return *vips, *(maps.read_all(name, self.maps[name]) for name in names), pins
 
 
 @pytest.fixture
@@ -144,6 +156,12 @@ class Plan:
 @pytest.fixture
 def planned(plane: Plane, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
     return Plan(plane.pins, tmp_path, capsys)
+
+
+def tick() -> int:
+    """Return the tick of now."""
+    with Jiffies() as jiffies:
+        return clock().tick(jiffies.now())
 
 
 def without(*keys: str) -> dict[str, Any]:
@@ -218,9 +236,45 @@ def test_entries_that_no_packet_would_follow_are_no_flows(plane: Plane, planned:
     del contents["pools/web/backends/b4"]
     after = plane.publish(contents)
     with PinnedDataPlane(plane.pins) as pinned:
-        later = time.monotonic_ns() + 2_000_000_000
-        found = flow_impact(pinned.flows(), pinned.generation(), after, later)
+        later = (tick() + clock().limit(1) + 1) % TICKS
+        found = flow_impact(pinned.flows(later), pinned.generation(), after, clock())
     assert (found.tracked, found.stale) == (FLOWS // 2 - there, FLOWS // 2 + there)
+
+
+def test_flows_that_their_clients_ended_are_no_flows(plane: Plane, planned: Plan) -> None:
+    """Of those of a backend, the ones that said FIN or RST are not among what would move."""
+    plane.publish(WEB)
+    plane.run(TCP(dport=80, flags="A"), FLOWS)
+    everything = plane.flows_of("web/b3")
+    for flags, count in (("FA", 100), ("R", 200)):
+        plane.run(TCP(dport=80, flags=flags), count)
+    of_it = [each for each in plane.entries() if each.backend == plane.id_of("web/b3")]
+    alive = sum(not each.flags & ENDING for each in of_it)
+    gone = WEB | {"pools/web": {"deregistration_delay": 0}}
+    plane.publish(gone)
+    _, found = planned({key: gone[key] for key in gone if key != "pools/web/backends/b3"})
+    assert 0 < alive < everything
+    assert found["flows"]["lost_backend"] == {"web/b3": alive}
+    assert found["flows"]["tracked"] == FLOWS - 200
+    assert found["flows"]["stale"] == 200
+
+
+def test_silence_is_counted_to_the_tick(plane: Plane) -> None:
+    """A flow lives for as many ticks as packets give it, and not for one more."""
+    contents = WEB | {"vips/dns": WEB["vips/dns"] | {"udp_idle_timeout": 600}}
+    generation = plane.publish(contents)
+    vips, half = generation.vips, FLOWS // 2
+    before = tick()
+    plane.open_flows(FLOWS)
+    after = tick()
+    udp = clock().limit(vips["dns"].vip.udp_idle_timeout)
+    tcp = clock().limit(vips["www"].vip.tcp_idle_timeout)
+    cases = [(before + udp, FLOWS), (after + udp + 1, half), (before + tcp, half)]
+    with PinnedDataPlane(plane.pins) as pinned:
+        for at, alive in [*cases, (after + tcp + 1, 0)]:
+            flows = pinned.flows(at % TICKS)
+            found = flow_impact(flows, generation, generation, clock())
+            assert (found.tracked, found.stale) == (alive, FLOWS - alive)
 
 
 def test_a_look_changes_nothing_and_takes_no_lock(plane: Plane, planned: Plan) -> None:

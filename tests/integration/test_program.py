@@ -122,8 +122,7 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
             pins=Path(f"/sys/fs/bpf/tgbuild-{name}"),
             interfaces=["lb0"],
             mode="native",
-            build=BUILD,
-            capacity=maps.Capacity(1024, 1024, 1024),
+            build=replace(BUILD, capacity=maps.Capacity(1024, 1024, 1024)),
             gateways=Gateways(),
             grace=0.0,
         )

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from support.documents.roster import backend, desired, generations, vip, web
+from support.packets import vip_map
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import make_plane_folder
-from tidegate.dataplane.publish import entries, tables
+from tidegate.dataplane.publish import entries, tables, vip_images, vip_places
+from tidegate.dataplane.publish.address_bits import address_bits
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import DataplaneError
-from tidegate.model.constants import MAX_BACKENDS, MAX_VIP_ROUTES
+from tidegate.model.constants import MAX_BACKENDS, MAX_VIP_ROUTES, VIP_PLACES
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Desired, Fitness, Quic, SourceRoute, SynLimit
 from tidegate.planner import plan
@@ -66,8 +68,13 @@ def everything() -> Desired:
 
 def assert_holds(kernel: maps.Maps, generation: Generation) -> None:
     """Every map that follows from a generation alone has its content and nothing else."""
-    for name in ("vips", "prefixes", "routes", "quic_servers"):
+    for name in ("prefixes", "routes", "quic_servers"):
         assert maps.read_all(name, kernel[name]) == getattr(entries, name)(generation), name
+    held = vip_images.read(kernel)
+    assert held.in_force == entries.vips(generation)
+    used = np.count_nonzero(held.images[held.selected].view("V128") != np.void(bytes(128)))
+    assert used == len(held.in_force)
+    assert held.bits == address_bits(generation)
 
 
 def entry(kernel: maps.Maps, generation: Generation, name: str, pool: str = "web") -> np.void:
@@ -153,11 +160,16 @@ def test_a_start_after_a_crash_writes_what_is_missing(kernel: maps.Maps, pins: P
     publisher = Publisher(kernel, pins, grace=0)
     publisher.publish(generation, 0.0)
     publisher.close()
-    for name in ("vips", "prefixes", "routes", "quic_servers"):
+    for name in ("prefixes", "routes", "quic_servers"):
         key = next(iter(maps.read_all(name, kernel[name])))
         assert bpf.map_delete(kernel[name], key)
+    held = vip_images.read(kernel)
+    vip_map.put(kernel, vip_map.index_of(kernel, min(held.in_force)), vip_map.EMPTY)
     stray = entries.vip_key(ip_network("192.0.2.99"), 80, 6)
-    bpf.map_update(kernel["vips"], stray, bytes(layout.VIP.itemsize))
+    for place in vip_places.places(stray):
+        index = held.selected * VIP_PLACES + place
+        vip_map.put(kernel, index, vip_map.place_of(stray, bytes(layout.VIP.itemsize)))
+    bpf.map_update(kernel["vip_addresses"], bytes(4), bytes(layout.ADDRESS_BITS.itemsize))
     broken = entry(kernel, generation, "b1").copy()
     for index, changes in (
         (generation.backends[BackendKey("web", "b1")].identity.id, {"flags": 1}),

@@ -51,7 +51,7 @@ class GatewayTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class CapacityTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entries of the tables of flows; changing one takes a new set of pins.
+    """Entries of the tables of flows; after a change, a restart takes the flows along.
 
     Attributes:
         events: bytes of the ring buffer of events, a power of two.
@@ -162,10 +162,12 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def build(self) -> Build:
         """Return what the balancer is compiled with."""
+        sizes = self.capacity
         return Build(
             hash_seed=(self.hash_seed or self.fleet).encode(),
             source4=self.encapsulation.source4,
             source6=self.encapsulation.source6,
+            capacity=Capacity(sizes.flows, sizes.syns, sizes.fragments, sizes.events),
         )
 
     def limits(self) -> Limits:
@@ -176,11 +178,6 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def gateways(self) -> Gateways:
         """Return the next hops that the file names."""
         return Gateways(self.gateway.ipv4, self.gateway.ipv6)
-
-    def table_capacity(self) -> Capacity:
-        """Return the sizes of the tables of flows."""
-        sizes = self.capacity
-        return Capacity(sizes.flows, sizes.syns, sizes.fragments, sizes.events)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Agent:
             parts.traffic,
             parts.plane.publisher,
             parts.auditor,
+            parts.sweeps,
             parts.traces.pending,
             parts.announcer,
         )
@@ -141,6 +142,7 @@ class Agent:
             self._note_generations(parts.changes.reconcile().applied)
         parts.plane.publisher.reap(now)
         parts.auditor.audit(time.monotonic())
+        parts.sweeps.sweep(now)
         parts.traces.pending.complete(now)
         self._sample_traffic(now)
         self._report()

@@ -20,6 +20,7 @@ from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.plane_start import open_plane
 from tidegate.agent.readiness.announcer import Announcer
 from tidegate.agent.stages import StageRecorder
+from tidegate.agent.sweeps import Sweeps
 from tidegate.agent.telemetry import Telemetry
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.flows import FlowTraces, flow_traces
@@ -52,6 +53,7 @@ class Parts:
     routes: OperatorRoutes
     announcer: Announcer
     auditor: Auditor
+    sweeps: Sweeps
     links: LinkRefresh
 
     def start(self) -> None:
@@ -138,5 +140,6 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         routes=OperatorRoutes(mailbox.post, history.states, metrics.text),
         announcer=Announcer(config.announce, now),
         auditor=Auditor(plane, config.audit_interval, now),
+        sweeps=Sweeps(plane.sweeper, now),
         links=LinkRefresh(plane, now),
     )

@@ -14,7 +14,6 @@ def plane_settings(config: AgentConfig) -> Settings:
         interfaces=config.interfaces,
         mode=config.xdp_mode,
         build=config.build(),
-        capacity=config.table_capacity(),
         gateways=config.gateways(),
         grace=config.grace_delay,
         probe_tunnel=config.probe_tunnel,

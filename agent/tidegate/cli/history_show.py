@@ -24,7 +24,6 @@ from tidegate.dataplane.inspect.pinned import PinnedDataPlane
 from tidegate.errors import AgentError
 from tidegate.keyspace.paths import backend_key
 from tidegate.model.values import Address
-from tidegate.spec import Settings
 
 
 def show_lines(options: argparse.Namespace) -> int:
@@ -158,7 +157,7 @@ def show_owner(options: argparse.Namespace) -> int:
     build = settings.build()
     if seed is not None:
         build = replace(build, hash_seed=seed.encode())
-    keys = Settings(build.hash_keys(), build.source4, build.source6)
+    keys = build.settings()
     found = owner.owner(history, keys, seed, flow, int(at.timestamp()))
     if found is None:
         print(f"generation {last[0].line.number} (since {last[0].line.at}) had no such VIP")

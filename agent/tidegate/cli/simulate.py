@@ -178,15 +178,16 @@ def _engine(
     options: argparse.Namespace, generation: "Generation", stack: ExitStack
 ) -> "tuple[Run, Callable[[], list[str]]]":
     """Return what runs a frame, and what is left to compare at the end."""
-    from tidegate.spec import Link, Settings
+    from tidegate.dataplane.kernel.jiffies import clock
+    from tidegate.spec import Link
     from tidegate.spec.simulation import Specification
 
     gateway = options.gateway_mac
     link = Link(options.interface_mac, gateway, gateway, options.mtu)
     build = _build(options, generation)
     if options.engine == "spec":
-        settings = Settings(build.hash_keys(), build.source4, build.source6)
-        spec = Specification(settings, link, time.monotonic_ns)
+        hz = clock().hz
+        spec = Specification(build.settings(), link, lambda: int(time.monotonic() * hz))
         spec.install(generation)
         return lambda frame: (spec.run(frame), []), list
     return _kernel(build, link, generation, stack, compare=options.engine == "both")
@@ -210,11 +211,13 @@ def _kernel(
 
 def _build(options: argparse.Namespace, generation: "Generation") -> "Build":
     """Return the agent's build: for what the documents use, with their seed if they have one."""
+    from tidegate.dataplane.inspect.simulation import capacity
     from tidegate.dataplane.kernel.programs import Build
     from tidegate.model.features import features
 
     seed = generation.hash_seed or options.hash_seed
-    return Build(seed.encode(), options.source4, options.source6, features(generation))
+    found = features(generation)
+    return Build(seed.encode(), options.source4, options.source6, found, capacity())
 
 
 def run_frames(options: argparse.Namespace, run: "Run", finish: Callable[[], list[str]]) -> int:

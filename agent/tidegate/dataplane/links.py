@@ -181,12 +181,12 @@ def write(links_fd: int, link: Link) -> None:
     entry = np.array(
         [
             (
-                link.mac,
-                link.gateway4_mac or _NO_MAC,
-                link.gateway6_mac or _NO_MAC,
+                (link.gateway4_mac or _NO_MAC) + link.mac,
+                (link.gateway6_mac or _NO_MAC) + link.mac,
+                link.mtu,
                 link.gateway4_mac is not None,
                 link.gateway6_mac is not None,
-                link.mtu,
+                0,
             )
         ],
         layout.LINK,

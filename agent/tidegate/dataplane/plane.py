@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tidegate.dataplane import links
 from tidegate.dataplane.inspect.counter_reader import CounterReader
-from tidegate.dataplane.kernel import counters, maps, programs
+from tidegate.dataplane.kernel import counters, programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import (
     NEXT_PROGRAM,
@@ -34,6 +34,8 @@ from tidegate.dataplane.publish.audit import Difference, Finding, repaired
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.dataplane.sweep import Sweeper
+from tidegate.dataplane.takeover.takeover import Takeover
 from tidegate.dataplane.tunnel.probes import Probes, detach_probes
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
@@ -61,7 +63,6 @@ class Settings:
     interfaces: Sequence[str]
     mode: programs.ModeChoice
     build: programs.Build
-    capacity: maps.Capacity
     gateways: Gateways
     grace: float
     probe_tunnel: bool = False
@@ -79,8 +80,8 @@ class DataPlane:
 
         Raises:
             CapabilityError: not root, no BPF file system, no bcc.
-            DataplaneError: the pins are of another version, another agent has them, an interface
-                has a foreign program, or the kernel refused.
+            DataplaneError: the pins cannot be taken over, another agent has them, an interface has
+                a foreign program, or the kernel refused.
         """
         self._gateways = settings.gateways
         self._interfaces = tuple(settings.interfaces)
@@ -95,7 +96,9 @@ class DataPlane:
         self._opened = ExitStack()
         try:
             self._open(settings, reached)
-            self.serve(self.publisher.adopt())
+            generation = self.publisher.adopt()
+            self._takeover.prepare(self.publisher, self._build_for(generation).hash_keys())
+            self.serve(generation)
         except BaseException:
             self.close()  # so that it can be opened again, also by this process
             raise
@@ -104,8 +107,12 @@ class DataPlane:
         """Take the lock and open the maps; `close` closes what was opened, last one first."""
         make_plane_folder(self._pins)
         self._fence = self._opened.enter_context(closing(Fence(self._pins)))
-        found, self.adopted = maps.create_or_adopt(self._pins, settings.capacity)
-        self._maps = self._opened.enter_context(closing(found))
+        takeover = Takeover(
+            self._fence.folder, self._pins, settings.build.capacity, self._interfaces, reached
+        )
+        self._takeover = self._opened.enter_context(closing(takeover))
+        self.adopted = takeover.adopted
+        self._maps = self._opened.enter_context(closing(takeover.maps))
         publisher = Publisher(
             self._maps,
             self._fence.folder,
@@ -114,8 +121,12 @@ class DataPlane:
             fence=self._fence.check,
         )
         self.publisher = self._opened.enter_context(closing(publisher))
-        reader = CounterReader(self._maps, self.publisher, settings.capacity, self._pins)
+        counts = takeover.folder_of("vip_counts")
+        reader = CounterReader(self._maps, self.publisher, settings.build.capacity, counts)
         self.counter_reader = self._opened.enter_context(closing(reader))
+        pairs = settings.build.capacity.pairs["flows"]
+        sweeper = Sweeper(self._maps["flows"], pairs, self.publisher)
+        self.sweeper = self._opened.enter_context(closing(sweeper))
         self._ours = pinned_programs(self._pins)
         if settings.probe_tunnel:
             self._probes = self._load_probes()
@@ -131,7 +142,7 @@ class DataPlane:
         """Make the program one that can do what these generations need, and nothing more.
 
         A new one is built and proven beside the one that runs, and then takes its place on each
-        interface in one exchange; the maps are the same, so no flow notices.
+        interface in one exchange; the maps are the same, or were taken over, so no flow notices.
 
         Args:
             generations: the last one has the hash seed.
@@ -141,16 +152,11 @@ class DataPlane:
             DataplaneError: it disagrees with the specification, or an interface refuses it. In each
                 case the one before stays.
         """
-        seed = generations[-1].hash_seed
         if self._probes is None and any(map(_has_checks, generations)):
             self._probes = self._load_probes()
             for interface in self.modes:
                 self._take_over_egress(interface)
-        build = replace(
-            self._default,
-            hash_seed=seed.encode() if seed else self._default.hash_seed,
-            features=frozenset[Feature]().union(*map(features, generations)),
-        )
+        build = self._build_for(*generations)
         if build == self._build:
             return
         self.publisher.check()
@@ -163,8 +169,10 @@ class DataPlane:
         try:
             pin_anew(fresh, folder / NEXT_PROGRAM)
             reached(Step.PROGRAM_PINNED)
+            self._takeover.copy()
             self.follow()
             reached(Step.PROGRAM_ATTACHED)
+            self._takeover.finish()
             (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
         except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
@@ -177,6 +185,15 @@ class DataPlane:
             os.close(before)
         names = sorted(each.name for each in build.features)
         log.info("program", id=bpf.object_id(fresh), features=names)
+
+    def _build_for(self, *generations: Generation) -> programs.Build:
+        """Return the settings of the program that these generations need."""
+        seed = generations[-1].hash_seed
+        return replace(
+            self._default,
+            hash_seed=seed.encode() if seed else self._default.hash_seed,
+            features=frozenset[Feature]().union(*map(features, generations)),
+        )
 
     def _proven(self, build: programs.Build) -> int:
         """Compile, prove and load a program over our maps; return its descriptor."""
@@ -244,11 +261,11 @@ class DataPlane:
                 continue
             if interface not in self.modes:
                 self._take_over_egress(interface)
-            self._attach(link)
-            if self._links.get(interface) != link:
+            if self._links.get(interface) != link:  # first, as the program drops what has no way
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
                 log.info("link", **link.log_fields())
+            self._attach(link)
 
     def _take_over_egress(self, interface: str) -> None:
         """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""

@@ -8,7 +8,6 @@ the one that runs stays.
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -26,11 +25,11 @@ from tidegate.model.features import Feature
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, Desired, Pool, Vip
 from tidegate.planner import plan
-from tidegate.spec import Link, Settings, State, process
+from tidegate.spec import Link, State, process
+from tidegate.spec.balancer import NOON
 
 _LOOPBACK: Final = 1
 _LINK: Final = Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
-_CAPACITY: Final = maps.Capacity(flows=1024, syns=1024, fragments=1024)
 _CLIENT4, _VIP4 = ip_address("198.51.100.1").packed, ip_address("192.0.2.1")
 _CLIENT6, _VIP6 = ip_address("2001:db8:1::1").packed, ip_address("2001:db8::1")
 _MACS: Final = b"\x02\0\0\0\0\x01\x02\0\0\0\0\x04"
@@ -52,7 +51,7 @@ def prove(program: Program, build: programs.Build, pins: Path) -> None:
     place = pins / "proof"
     shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
     (place / "tables").mkdir(parents=True)
-    own = maps.create(maps.few(maps.shapes(_CAPACITY), ids=16))
+    own = maps.create(maps.few(maps.shapes(build.capacity), ids=16))
     publisher = Publisher(own, place, grace=0)
     fd = -1
     try:
@@ -70,11 +69,10 @@ def prove(program: Program, build: programs.Build, pins: Path) -> None:
 
 
 def _compare(fd: int, build: programs.Build, generation: Generation) -> None:
-    settings = Settings(build.hash_keys(), build.source4, build.source6)
-    state = State(settings, {_LOOPBACK: _LINK})
+    state = State(build.settings(), {_LOOPBACK: _LINK})
     state.install(generation)
     for frame in _frames(build.features):
-        wanted = process(state, frame, _LOOPBACK, time.monotonic_ns())
+        wanted = process(state, frame, _LOOPBACK, NOON)
         found = bpf.run(fd, frame)
         if (found.verdict, found.frame) != (wanted.verdict, wanted.frame):
             raise DataplaneError(
@@ -121,7 +119,7 @@ def _frames(features: frozenset[Feature]) -> Iterator[bytes]:
 
 
 def _tcp(flags: int, port: int) -> bytes:
-    return pack(">HHIIBBHHH", 1024 + port, 80, 0, 0, 5 << 4, flags, 0, 0, 0)
+    return pack(">HHIIBBHHH", 1024 + port, 80, port, 0, 5 << 4, flags, 0, 0, 0)
 
 
 def _frame4(protocol: int, payload: bytes, to: bytes = _VIP4.packed) -> bytes:

@@ -9,6 +9,11 @@ TABLE_SIZE: Final = 65537
 MAX_VIPS: Final = 4096
 """VIP ids run from 1 to MAX_VIPS - 1."""
 
+VIP_PLACES: Final = 8 * MAX_VIPS
+"""Places for VIPs of one address: a power of two, as bpf/vip.h computes a place as bits of a hash.
+Each VIP's address has an entry of its own, so at the most a quarter of the places is taken; two
+choices for each entry can fill about half."""
+
 MAX_POOLS: Final = 1024
 """Pool ids, which are slots of the outer map, run from 1 to MAX_POOLS - 1."""
 

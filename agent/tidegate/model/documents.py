@@ -14,6 +14,7 @@ from tidegate.model.traceparent import Traceparent
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[int, Meta(ge=0, le=3600, extra_json_schema={"unit": "s"})]
+LongSeconds = Annotated[int, Meta(ge=0, le=86_400, extra_json_schema={"unit": "s"})]
 Rate = Annotated[int, Meta(ge=1, le=100_000_000, extra_json_schema={"unit": "1/s"})]
 Name = Annotated[
     str,
@@ -147,6 +148,16 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             examples=[60],
         ),
     ] = 60
+    tcp_idle_timeout: Annotated[
+        LongSeconds,
+        Meta(
+            description=(
+                "Seconds without a packet after which a TCP flow counts as ended: a SYN on its "
+                "ports is then a new flow; 0 is never."
+            ),
+            examples=[4500],
+        ),
+    ] = 4500
     insert_limit: Annotated[
         Rate,
         Meta(

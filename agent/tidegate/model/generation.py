@@ -68,11 +68,14 @@ class PlacedVip:
     Attributes:
         unserved: its pools of which no backend takes new flows, while its sorry pool has one that
             does; sorted.
+        moved: whether it has had other pools since it has this identity. Flows that began at
+            another pool may still have entries, so the SYNs of such a VIP have to look for them.
     """
 
     identity: Identity
     vip: Vip
     unserved: tuple[str, ...] = ()
+    moved: bool = False
 
     def serving(self, pool: str) -> str:
         """Return the pool whose table serves for a pool: itself, or the sorry pool in its place."""
@@ -137,8 +140,8 @@ class Generation:
     Attributes:
         number: monotonic on this host, over restarts too; 0 is the empty one before the first.
         revision: etcd revision that it was built from.
-        digest: hex digest of VIPs, backends and current tables by name, not by id, so that it is
-            equal on every host with the same inputs whatever ids its history gave out.
+        digest: hex digest of VIPs, backends and current tables by name, not by id, and without what
+            has moved, so that it is equal on every host with the same inputs whatever its history.
         hash_seed: key of the flow hash from the keyspace; None leaves it to the agent's file.
         release: release that it was built from; empty if that is not known.
         pointer: track whose key named the release; empty if none did.

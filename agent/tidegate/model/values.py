@@ -55,6 +55,7 @@ class Vip:
         network: a plain address has its full length, /32 or /128.
         port: 0 is any port.
         udp_idle_timeout: s; 0 is never.
+        tcp_idle_timeout: s; 0 is never.
         insert_limit: new entries of the connection table per second and CPU.
         mss_clamp: largest MSS that a SYN may offer; None leaves it alone.
         source_routes: sorted.
@@ -71,6 +72,7 @@ class Vip:
     tracking: Tracking = "full"
     hash: HashFields = "5-tuple"
     udp_idle_timeout: int = 60
+    tcp_idle_timeout: int = 4500
     insert_limit: int = 100_000
     syn_limit: SynLimit | None = None
     mss_clamp: int | None = None

@@ -273,8 +273,22 @@ def _place_vips(
         else:
             # Entries of its flows to the old address must not catch flows to the new one.
             identity = Identity(old.identity.id, old.identity.incarnation + 1)
-        placed[name] = PlacedVip(identity, vip, unserved)
+        placed[name] = PlacedVip(identity, vip, unserved, _has_moved(old, identity, vip, unserved))
     return placed
+
+
+def _has_moved(
+    old: PlacedVip | None, identity: Identity, vip: Vip, unserved: tuple[str, ...]
+) -> bool:
+    """Return whether a VIP has had other pools since it has its identity."""
+    if old is None or old.identity != identity:
+        return False
+    return old.moved or (*_led(old.vip), old.unserved) != (*_led(vip), unserved)
+
+
+def _led(vip: Vip) -> tuple[object, ...]:
+    """Return what says to which pools a VIP's clients are led."""
+    return vip.pool, vip.source_routes, vip.deny, vip.sorry_pool
 
 
 def _unserved(vip: Vip, serving: Container[str]) -> tuple[str, ...]:

@@ -11,16 +11,16 @@ from tidegate.spec import answer, events, icmp_error
 from tidegate.spec.clamp import clamp_mss
 from tidegate.spec.client import pool_for, syn_is_within_limit
 from tidegate.spec.encapsulate import encapsulate, tunnel_to
-from tidegate.spec.hash import flow_hash, slot_of
-from tidegate.spec.limit import SECOND
+from tidegate.spec.hash import flow_hash, fragment_key, slot_of, tracking_key
+from tidegate.spec.lines import state_of
 from tidegate.spec.packet import ETHERNET, Kind, Packet, parse
 from tidegate.spec.quic import server_id
-from tidegate.spec.select import Choice, flow_key, flow_of, select, track, usable
-from tidegate.spec.state import ICMP, ICMPV6, FragmentKey, Service, State, VipEntry
+from tidegate.spec.select import Choice, Subject, select, track, usable
+from tidegate.spec.state import ICMP, ICMPV6, Service, State, VipEntry
 
-NOON: Final = 1 << 50
-"""A monotonic time, ns, for callers to whom the time does not matter."""
-_REASSEMBLY: Final = 60 * SECOND
+NOON: Final = 1 << 40
+"""A time, jiffies, for callers to whom the time does not matter."""
+_REASSEMBLY_SECONDS: Final = 60
 
 
 class Verdict(IntEnum):
@@ -59,7 +59,7 @@ def process(state: State, frame: bytes, interface: int, now: int = NOON) -> Resu
         state: the maps.
         frame: from the Ethernet header on.
         interface: index of the interface that it came in on.
-        now: monotonic clock, ns.
+        now: the kernel's clock, jiffies.
     """
     if len(frame) < ETHERNET:
         return Result(Verdict.PASS, frame)  # no driver shows a program less than that
@@ -74,9 +74,7 @@ def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
     if packet is None or vip is None:
         return Result(Verdict.PASS, frame)
     if packet.is_cut or packet.length < packet.l4 + packet.headers:
-        hash_ = flow_hash(state.settings.hash_keys, packet, vip)
-        about = events.Subject(packet, vip, hash_, now)
-        return _drop_of_flow(state, about, frame, Reason.BAD_LENGTH)
+        return _drop_of_flow(state, _subject(state, vip, packet, now), frame, Reason.BAD_LENGTH)
     if packet.kind is not Kind.ICMP:
         return _forward(state, vip, packet, frame, interface, now)
     if answer.is_echo_request(packet, frame):
@@ -96,6 +94,12 @@ def _forward_error(
     if quoted is None or owner is None:
         return _drop(state, vip, frame, Reason.ICMP_UNKNOWN)
     return _forward(state, owner, quoted, frame, interface, now)
+
+
+def _subject(state: State, vip: VipEntry, packet: Packet, now: int) -> Subject:
+    keys = state.settings.hash_keys
+    hash_ = flow_hash(keys, packet, vip)
+    return Subject(packet, vip, hash_, tracking_key(keys, packet, vip, hash_), now)
 
 
 def find_vip(state: State, packet: Packet) -> VipEntry | None:
@@ -130,7 +134,7 @@ def _drop(state: State, vip: VipEntry, frame: bytes, reason: Reason) -> Result:
 
 def _drop_of_flow(
     state: State,
-    about: events.Subject,
+    about: Subject,
     frame: bytes,
     reason: Reason,
     choice: Choice | None = None,
@@ -149,7 +153,7 @@ def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now:
         return Result(Verdict.PASS, frame)  # the host may want to answer itself
     if packet.is_first_fragment:
         return _drop(state, vip, frame, Reason.FRAGMENT)
-    if not state.answers.take(answer.RATE, now):
+    if not state.answers.take(answer.RATE, now, state.settings.clock):
         return _drop(state, vip, frame, Reason.ECHO_LIMIT)
     return _answered(state, vip, answer.echo_reply(packet, frame))
 
@@ -157,16 +161,17 @@ def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now:
 def _forward(
     state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
 ) -> Result:
-    hash_ = flow_hash(state.settings.hash_keys, packet, vip)
-    about = events.Subject(packet, vip, hash_, now)
-    choice = _decide(state, vip, packet, frame, hash_, now)
+    about = _subject(state, vip, packet, now)
+    choice = _decide(state, about, frame)
     if isinstance(choice, Reason):
         return _drop_of_flow(state, about, frame, choice)
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
     if isinstance(tunnel, Reason):
         return _drop_of_flow(state, about, frame, tunnel, choice)
     if packet.length > tunnel.limit:
-        may_answer = not packet.is_error and state.answers.take(answer.RATE, now)
+        may_answer = not packet.is_error and state.answers.take(
+            answer.RATE, now, state.settings.clock
+        )
         error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
         if error is None:
             return _drop_of_flow(state, about, frame, Reason.TOO_BIG, choice)
@@ -174,20 +179,16 @@ def _forward(
     if packet.is_syn and vip.vip.mss_clamp:
         at = packet.l3 + packet.l4
         frame = frame[:at] + clamp_mss(frame[at:], vip.vip.mss_clamp)
-    out = encapsulate(state.settings, packet, frame, tunnel, hash_)
+    out = encapsulate(state.settings, packet, frame, tunnel, about.hash_)
     if packet.is_first_fragment and not packet.is_error:
-        first = _fragment_key(packet)
-        state.fragments[first] = flow_of(vip, choice)
-        state.fragments_at[first] = now
-    key = flow_key(packet, vip)
-    is_entered = track(state, vip, key, choice, now) if choice.track else None
+        _remember_fragment(state, about, choice)
+    is_entered = track(state, about, choice) if choice.track else None
     events.report_forwarded(state, about, choice, is_entered=is_entered)
-    return _count(state, vip, packet, choice, out, hash_)
+    return _count(state, about, choice, out)
 
 
-def _decide(
-    state: State, vip: VipEntry, packet: Packet, frame: bytes, hash_: int, now: int
-) -> Choice | Reason:
+def _decide(state: State, about: Subject, frame: bytes) -> Choice | Reason:
+    packet, vip, now = about.packet, about.vip, about.now
     if packet.kind is Kind.LATER_FRAGMENT:
         return _follow_fragment(state, packet, now)
     pool = pool_for(vip, packet)
@@ -198,33 +199,39 @@ def _decide(
     if packet.kind is Kind.UDP and vip.vip.quic and not packet.is_error:
         id_ = server_id(frame[packet.l3 + packet.l4 + 8 :], vip.vip.quic)
         backend, incarnation = state.quic_servers.get((pool, id_ or b""), (0, 0))
-        entry = usable(state, backend, incarnation)
+        entry = usable(state, backend, incarnation & 0xFF)
         if id_ and entry:
             return Choice(backend, entry, Decision.QUIC, 0)
-    return select(state, vip, packet, flow_key(packet, vip), pool, hash_, now)
+    return select(state, about, pool)
 
 
-def _fragment_key(packet: Packet) -> FragmentKey:
-    # In IPv6 the next header of a later fragment need not be that of the first.
-    protocol = 0 if packet.is_v6 else packet.protocol
-    return FragmentKey(packet.source, packet.destination, packet.fragment_id, protocol)
+def _remember_fragment(state: State, about: Subject, choice: Choice) -> None:
+    """Note where a first fragment went, for the later ones."""
+    fragments, tick = state.fragments, state.settings.clock.tick(about.now)
+    key = fragment_key(state.settings.hash_keys, about.packet)
+    place = fragments.find(key)
+    if place is None:
+        place = fragments.room(key, tick)
+    if place is not None:
+        entry_state = state_of(tick, about.vip.identity.id, 0)
+        fragments.put(place, key, choice.entry.incarnation, choice.backend, entry_state)
 
 
 def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
     """Choose the backend of the first fragment, within the time that reassembly has."""
-    key = _fragment_key(packet)
-    first = state.fragments.get(key)
-    if first is None or now - state.fragments_at[key] > _REASSEMBLY:
+    clock = state.settings.clock
+    place = state.fragments.find(fragment_key(state.settings.hash_keys, packet))
+    if place is None:
         return Reason.FRAGMENT
-    entry = usable(state, first.backend, first.backend_incarnation)
-    if entry is None:
+    first = state.fragments.entries[place]
+    entry = usable(state, first.backend, first.incarnation)
+    if entry is None or clock.age(first.tick, now) > clock.limit(_REASSEMBLY_SECONDS):
         return Reason.FRAGMENT
-    return Choice(first.backend, entry, Decision.FRAGMENT, first.generation)
+    return Choice(first.backend, entry, Decision.FRAGMENT, 0)
 
 
-def _count(
-    state: State, vip: VipEntry, packet: Packet, choice: Choice, out: bytes, hash_: int
-) -> Result:
+def _count(state: State, about: Subject, choice: Choice, out: bytes) -> Result:
+    packet, vip = about.packet, about.vip
     decision = Decision.ERROR if packet.is_error else choice.decision
     counters = state.counters(vip.identity.id)
     counters.packets += 1
@@ -240,7 +247,7 @@ def _count(
         out,
         vip=vip.identity.id,
         backend=choice.backend,
-        slot=slot_of(hash_, len(table.current)) if table else None,
+        slot=slot_of(about.hash_, len(table.current)) if table else None,
         generation=choice.generation or None,
         decision=decision,
     )

@@ -28,4 +28,4 @@ def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int)
     if key not in state.syn_limits:
         state.syn_limits[key] = Bucket((limit.rate - 1) * TOKEN, now)
         return True
-    return state.syn_limits[key].take(limit.rate, now)
+    return state.syn_limits[key].take(limit.rate, now, state.settings.clock)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events of sampled flows: which of them a packet causes, and which of these are written."""
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.decision import Decision, EventKind, Reason
 from tidegate.model.generation import Identity
 from tidegate.spec.hash import slot_of
 from tidegate.spec.limit import Bucket
-from tidegate.spec.packet import Packet
-from tidegate.spec.select import Choice
-from tidegate.spec.state import Event, State, VipEntry
+from tidegate.spec.select import Choice, Subject
+from tidegate.spec.state import Event, State
 
 RATE: Final = 10_000
 """Events per second and CPU, floods aside."""
@@ -18,15 +17,6 @@ _FLOOD_RATE: Final = 1
 """Per second, VIP and CPU."""
 _SAMPLED: Final = 0xFFFF
 """The bits of the flow hash that are compared with the VIP's share."""
-
-
-class Subject(NamedTuple):
-    """The subject of events: a packet, its VIP, its flow hash, and the time (monotonic ns)."""
-
-    packet: Packet
-    vip: VipEntry
-    hash_: int
-    now: int
 
 
 def report_forwarded(
@@ -92,10 +82,10 @@ def _report(state: State, about: Subject, event: Event) -> None:
     share = about.vip.vip.flow_sampling
     if event.kind is EventKind.FLOOD:  # an event of the VIP, whatever the flow
         limit = state.flood_limits.setdefault(event.vip.id, Bucket())
-        if share and limit.take(_FLOOD_RATE, about.now):
+        if share and limit.take(_FLOOD_RATE, about.now, state.settings.clock):
             state.events.append(event)
     elif about.hash_ & _SAMPLED < share:
-        if state.event_limit.take(RATE, about.now):
+        if state.event_limit.take(RATE, about.now, state.settings.clock):
             state.events.append(event)
         else:
             state.events_lost += 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flow hash: SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012) over two to five words."""
 
+from dataclasses import replace
 from typing import Final
 
 from tidegate.spec.packet import Packet
@@ -67,14 +68,27 @@ def _word(octets: bytes) -> int:
     return int.from_bytes(octets, "little")
 
 
-def destination_digest(address: bytes) -> int:
-    """Return bits 12 to 31 of a flow key, which distinguish a network VIP's addresses."""
-    words = [_word(address[i : i + 4]) for i in range(0, 16, 4)]
-    factors = (0x27D4EB2F, 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
-    mixed = 0
-    for word, factor in zip(words, factors, strict=True):
-        mixed ^= word * factor
-    return mixed & 0xFFFFF000
+def tracking_key(keys: tuple[int, int], packet: Packet, entry: VipEntry, hash_: int) -> int:
+    """Return the key of a packet's flow in the connection table and among the marks.
+
+    It is the flow hash, over addresses and ports also where the VIP leaves some of them out of it,
+    and is another one for each use of a VIP id.
+    """
+    if entry.vip.hash != "5-tuple":
+        whole = entry._replace(vip=replace(entry.vip, hash="5-tuple"))
+        hash_ = flow_hash(keys, packet, whole)
+    return hash_ ^ entry.salt
+
+
+def fragment_key(keys: tuple[int, int], packet: Packet) -> int:
+    """Return the key of a datagram in the fragment table: addresses, id and protocol.
+
+    In IPv6 the next header of a later fragment need not be that of the first, so none counts.
+    """
+    protocol = 0 if packet.is_v6 else packet.protocol
+    words = [packet.source[:8], packet.source[8:], packet.destination[:8], packet.destination[8:]]
+    id_ = _word(packet.fragment_id) | protocol << 32
+    return siphash13(keys, [*map(_word, words), id_])
 
 
 def slot_of(hash_: int, size: int) -> int:

@@ -4,22 +4,23 @@
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.model.ticks import Clock
+
 TOKEN: Final = 1 << 20
-SECOND: Final = 1_000_000_000
 
 
 @dataclass
 class Bucket:
-    """Tokens in 1/2^20, and when they were last refilled (monotonic ns)."""
+    """Tokens in 1/2^20, and when they were last refilled (jiffies)."""
 
     tokens: int = 0
     at: int = 0
 
-    def take(self, rate: int, now: int) -> bool:
+    def take(self, rate: int, now: int, clock: Clock) -> bool:
         """Take one token if there is one; `rate` is in tokens per second."""
         passed = now - self.at
         full = rate * TOKEN
-        refill = full if passed >= SECOND else rate * passed // 1000 * 1049 // 1000
+        refill = full if passed >= clock.hz else full * passed // clock.hz
         if refill:
             self.tokens = min(full, self.tokens + refill)
             self.at = now

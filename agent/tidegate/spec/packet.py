@@ -33,6 +33,7 @@ class Packet:
         headers: bytes of the transport header, without options.
         length: bytes of the IP packet as its header says.
         is_cut: the frame ends before the IP packet does.
+        sequence: number of the first byte of a TCP segment.
         is_error: an ICMP error; addresses and ports are those of the flow that it quotes.
     """
 
@@ -51,6 +52,7 @@ class Packet:
     source_port: bytes = b"\0\0"
     port: bytes = b"\0\0"
     is_first_fragment: bool = False
+    sequence: int = 0
     is_syn: bool = False
     is_rst: bool = False
     is_fin: bool = False
@@ -170,6 +172,7 @@ def _parse_transport(packet: Packet, segment: bytes) -> Packet | None:
         packet,
         source_port=segment[0:2],
         port=segment[2:4],
+        sequence=int.from_bytes(segment[4:8]) if kind is Kind.TCP else 0,
         is_syn=bool(syn and not ack),
         is_rst=bool(rst),
         is_fin=bool(fin),

@@ -71,7 +71,7 @@ class Specification:
     Args:
         settings: as the program is built.
         link: what is known of the interface that the frames come in on.
-        now: monotonic clock, ns.
+        now: the kernel's clock, jiffies.
     """
 
     def __init__(self, settings: Settings, link: Link, now: Callable[[], int]) -> None:
@@ -101,8 +101,12 @@ class Specification:
 
 
 def tables(state: State) -> Contents:
-    """Return the tables that packets write."""
-    return {"flows": state.flows, "syns": state.syns, "fragments": state.fragments}
+    """Return the tables that packets write, by place."""
+    return {
+        "flows": state.flows.entries,
+        "syns": state.syns.entries,
+        "fragments": state.fragments.entries,
+    }
 
 
 def counters(state: State) -> Contents:

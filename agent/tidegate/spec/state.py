@@ -10,9 +10,11 @@ from typing import NamedTuple
 from tidegate.model.address import packed, unpacked
 from tidegate.model.decision import Decision, EventKind, Reason
 from tidegate.model.generation import Generation, Identity, PlacedVip, Table
-from tidegate.model.tag import PROTOCOLS, vip_tag
+from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
+from tidegate.model.ticks import Clock
 from tidegate.model.values import Address, Network, Vip
 from tidegate.spec.limit import Bucket
+from tidegate.spec.lines import Lines
 
 ICMP, ICMPV6 = 1, 58
 
@@ -39,54 +41,42 @@ class VipEntry(NamedTuple):
         identity: id and incarnation.
         pool: id of its pool.
         tag: stands for the service in the flow hash.
+        salt: makes keys of flows differ from those of other uses of the id.
         vip: its options; of an address entry, defaults.
         echo: whether pings are answered; address entries alone have it.
         routes: client networks, the longest first.
+        moved: its flows may have entries of other pools.
+        idle: seconds of silence after which a UDP flow is forgotten; 0: never.
+        tcp_idle: the same, after which a SYN begins a new TCP flow.
     """
 
     identity: Identity
     pool: int
     tag: int
+    salt: int
     vip: Vip
     echo: bool = False
     routes: tuple[Route, ...] = ()
+    moved: bool = False
+    idle: int = 0
+    tcp_idle: int = 0
 
 
 class BackendEntry(NamedTuple):
-    """Value of the backend map; `gue_port` 0 is IP in IP, `mtu` 0 that of the link."""
+    """Value of the backend map; `gue_port` 0 is IP in IP, `mtu` 0 that of the link.
+
+    Attributes:
+        draining: it takes no new flows.
+        pool: id of its pool; 0 if that is gone.
+    """
 
     incarnation: int
     address: Address
     quarantined: bool
+    draining: bool = False
     gue_port: int = 0
     mtu: int = 0
-
-
-class FlowKey(NamedTuple):
-    """Key of the connection table and of the SYN table; ports are 2 bytes in network order."""
-
-    source: bytes
-    vip: int
-    source_port: bytes
-    port: bytes
-
-
-class FragmentKey(NamedTuple):
-    """Key of the fragment table; `id` as on the wire, `protocol` 0 in IPv6."""
-
-    source: bytes
-    destination: bytes
-    id: bytes
-    protocol: int
-
-
-class Flow(NamedTuple):
-    """The backend (id and incarnation) of a flow, and the generation that chose it."""
-
-    backend: int
-    backend_incarnation: int
-    vip_incarnation: int
-    generation: int
+    pool: int = 0
 
 
 class Event(NamedTuple):
@@ -138,11 +128,19 @@ class VipCounters:
 
 @dataclass(frozen=True)
 class Settings:
-    """The build constants of a program."""
+    """The build constants of a program.
+
+    Attributes:
+        flow_pairs: pairs of lines of the connection table; likewise of SYN marks and fragments.
+    """
 
     hash_keys: tuple[int, int]
     source4: IPv4Network
     source6: IPv6Network
+    clock: Clock
+    flow_pairs: int
+    syn_pairs: int
+    fragment_pairs: int
 
 
 @dataclass
@@ -150,8 +148,7 @@ class State:
     """All maps. Flows, SYNs, fragments, limits and counters change with packets.
 
     Attributes:
-        seen: monotonic ns of each tracked flow's last packet (UDP) or of its entry.
-        fragments_at: monotonic ns of each fragment entry.
+        syns: marks of new flows whose handshake is not complete.
         events: as written to the ring buffer, oldest first.
         events_lost: events above the limit. Here the ring buffer is never full.
     """
@@ -163,11 +160,6 @@ class State:
     tables: Mapping[int, Table] = field(default_factory=dict)
     backends: Mapping[int, BackendEntry] = field(default_factory=dict)
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
-    flows: dict[FlowKey, Flow] = field(default_factory=dict)
-    syns: dict[FlowKey, Flow] = field(default_factory=dict)
-    seen: dict[FlowKey, int] = field(default_factory=dict)
-    fragments: dict[FragmentKey, Flow] = field(default_factory=dict)
-    fragments_at: dict[FragmentKey, int] = field(default_factory=dict)
     syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
     insert_limits: dict[int, Bucket] = field(default_factory=dict)
     answers: Bucket = field(default_factory=Bucket)
@@ -179,6 +171,14 @@ class State:
     events_lost: int = 0
     event_limit: Bucket = field(default_factory=Bucket)
     flood_limits: dict[int, Bucket] = field(default_factory=dict)
+    flows: Lines = field(init=False)
+    syns: Lines = field(init=False)
+    fragments: Lines = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flows = Lines(self.settings.flow_pairs)
+        self.syns = Lines(self.settings.syn_pairs)
+        self.fragments = Lines(self.settings.fragment_pairs)
 
     def counters(self, vip: int) -> VipCounters:
         """Return the counters of a VIP id."""
@@ -193,7 +193,17 @@ class State:
         for placed in sorted(generation.vips.values(), key=lambda placed: placed.identity.id):
             vip = placed.vip
             pool, routes = pools[placed.serving(vip.pool)], _routes(placed, pools)
-            entry = VipEntry(placed.identity, pool, vip_tag(vip), vip, routes=routes)
+            entry = VipEntry(
+                placed.identity,
+                pool,
+                vip_tag(vip),
+                flow_salt(placed.identity),
+                vip,
+                routes=routes,
+                moved=placed.moved,
+                idle=vip.udp_idle_timeout,
+                tcp_idle=vip.tcp_idle_timeout,
+            )
             if vip.is_network:
                 networks.append((vip.network, _service(vip), entry))
             else:
@@ -233,8 +243,10 @@ class State:
                 identity.incarnation,
                 backend.address,
                 not placed.reachable,
+                placed.reachable and placed.weight == 0,
                 gue_port,
                 mtu,
+                pools.get(backend.pool, 0),
             )
             if backend.quic_server_id and backend.pool in pools:
                 servers[pools[backend.pool], backend.quic_server_id] = identity
@@ -260,7 +272,7 @@ def _address_entry(entries: list[VipEntry], network: Network) -> VipEntry:
     first = min(entries, key=lambda entry: entry.identity.id)
     plain = Vip("", network, 0, "tcp", "")
     echo = any(entry.vip.echo for entry in entries)
-    return VipEntry(first.identity, first.pool, first.tag, plain, echo)
+    return VipEntry(first.identity, first.pool, first.tag, first.salt, plain, echo)
 
 
 def _address_entries(exact: Mapping[Service, VipEntry]) -> dict[Service, VipEntry]:

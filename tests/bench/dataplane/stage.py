@@ -18,9 +18,8 @@ from bench.dataplane.method import MOST, SAMPLE, run
 from bench.dataplane.programs import Kind, Knobs, Part
 from bench.dataplane.rows import ACK, EVERY, SCENES, Row, flows
 from support.documents.roster import generations
-from support.packets.kernel import BUILD, CAPACITY, Kernel
+from support.packets.kernel import BUILD, Kernel
 from tidegate.dataplane.kernel import maps
-from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import Decision
 from tidegate.model.features import features
 from tidegate.spec import Verdict
@@ -34,12 +33,8 @@ STRAY: Final = 1_000
 """Of so many packets of many flows one may go another way: a table may lose some by its design."""
 
 
-def large() -> maps.Capacity:
-    """Return the size of a connection table for a million flows that all come to one CPU."""
-    shape = maps.shapes(CAPACITY).get("flows")
-    # In an LRU map each CPU has a share of its own.
-    is_shared_out = shape is not None and shape.kind == bpf.LRU_HASH
-    return maps.Capacity(flows=(1 << 20) * (maps.cpu_count() if is_shared_out else 1))
+LARGE: Final = maps.Capacity(flows=1 << 20)
+"""A connection table for a million flows."""
 
 
 class WrongPathError(Exception):
@@ -179,11 +174,11 @@ class Stage:
     def _load(self, name: str) -> Staged:
         scene = SCENES[name]
         (generation,) = generations(scene.documents)
-        build = replace(BUILD, features=features(generation))
-        capacity = large() if scene.is_large else CAPACITY
-        kernel = self._exits.enter_context(Kernel(build, capacity))
+        whole_build = replace(BUILD, capacity=LARGE if scene.is_large else BUILD.capacity)
+        build = replace(whole_build, features=features(generation))
+        kernel = self._exits.enter_context(Kernel(build))
         kernel.install(generation)
-        whole = kernel.load(BUILD)
+        whole = kernel.load(whole_build)
         self._exits.callback(os.close, whole)
         loaded = Staged(kernel, dict(zip(VERSIONS, (kernel.program, whole), strict=True)))
         if scene.established:

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -65,7 +65,12 @@ class LifecycleHost:
 
     def __post_init__(self) -> None:
         settings = plane.Settings(
-            self.pins, [], "generic", BUILD, SMALL, Gateways(None, None), grace=0
+            self.pins,
+            [],
+            "generic",
+            replace(BUILD, capacity=SMALL),
+            Gateways(None, None),
+            grace=0,
         )
         sources = Encapsulation(source4=IPv4Network("10.0.0.1"), source6=IPv6Network("fd00::/64"))
         config = AgentConfig(

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -25,8 +26,9 @@ from support.documents.roster import backend, desired, vip
 from support.packets.frames import CLIENT4, CLIENT6, ip4, ip6, tcp, udp
 from support.packets.kernel import BUILD, empty
 from tidegate.dataplane import links
-from tidegate.dataplane.kernel import maps, programs
+from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.lines import MappedLines
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish import ledger, tables
 from tidegate.dataplane.publish.mirror import KEYED, Mirror
@@ -43,7 +45,8 @@ LOOPBACK = links.of_spec(
     "lo", 1, Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
 )
 _MAP_FD_BY_ID = 14
-EMPTIED = (*KEYED, "backends", "outer", "flows", "syns", "fragments")
+OF_VIPS = ("vips", "vip_image", "vip_addresses")
+EMPTIED = (*KEYED, *OF_VIPS, "backends", "outer")
 ESTABLISHED, NEW = 20_000, 30_000
 """First source ports."""
 
@@ -184,7 +187,8 @@ def contents(fds: maps.Maps, pins: Path) -> dict[str, Any]:
     """
     mirror = Mirror(fds, pins)
     mirror.load(strict=True)
-    found: dict[str, Any] = {name: mirror.written[name] for name in ("vips", "prefixes", "routes")}
+    found: dict[str, Any] = {name: mirror.written[name] for name in ("prefixes", "routes")}
+    found["vips"], found["addresses"] = mirror.images.in_force, mirror.images.bits
     found["quic_servers"] = mirror.written["quic_servers"]
     found["records"] = {p: r for p, r in mirror.records.items() if p.kind is not ledger.Kind.META}
     used = np.flatnonzero(mirror.entries["incarnation"])
@@ -277,7 +281,8 @@ class Bench:
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
         make_plane_folder(self.pins)
         self.maps, _ = maps.create_or_adopt(self.pins, SMALL)
-        self.program = programs.load_balancer(programs.compile_balancer(BUILD), self.maps)
+        build = replace(BUILD, capacity=SMALL)
+        self.program = programs.load_balancer(programs.compile_balancer(build), self.maps)
 
     def publisher(self) -> Publisher:
         """Return a publisher in this process."""
@@ -288,6 +293,9 @@ class Bench:
         shapes = maps.shapes(SMALL)
         for name in EMPTIED:
             empty(self.maps[name], shapes[name])
+        for name, pairs in SMALL.pairs.items():
+            with MappedLines(self.maps[name], pairs, writable=True) as table:
+                table.lines[:] = np.zeros((), layout.LINE)
         for path in (self.pins / "tables").iterdir():
             path.unlink()
         link_loopback(self.maps)

@@ -24,10 +24,18 @@ def ip6(source: str = CLIENT6, to: str = VIP6, **fields: Any) -> IPv6:
 
 
 def tcp(
-    flags: str, ip: Any = None, *, sport: int = 40000, dport: int = 80, data: str = ""
+    flags: str,
+    ip: Any = None,
+    *,
+    sport: int = 40000,
+    dport: int = 80,
+    data: str = "",
+    seq: int | None = None,
 ) -> bytes:
-    """Return a TCP segment in a frame."""
-    return bytes(ETHER / (ip or ip4()) / TCP(sport=sport, dport=dport, flags=flags) / data)
+    """Return a TCP segment in a frame: a SYN, or what the client sends next."""
+    number = int("S" not in flags) if seq is None else seq
+    header = TCP(sport=sport, dport=dport, flags=flags, seq=number)
+    return bytes(ETHER / (ip or ip4()) / header / data)
 
 
 def udp(ip: Any = None, *, sport: int = 40000, dport: int = 53, data: str = "question") -> bytes:

@@ -23,31 +23,48 @@ from tidegate.dataplane import links
 from tidegate.dataplane.inspect import events, map_values
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.jiffies import Jiffies, clock
+from tidegate.dataplane.kernel.lines import MappedLines
+from tidegate.dataplane.kernel.memory import array_memory
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.generation import Generation
-from tidegate.spec import Link, Settings, State, Verdict
-from tidegate.spec.state import Flow, FlowKey, FragmentKey, VipCounters
+from tidegate.model.ticks import TICKS
+from tidegate.spec import Link, State, Verdict
+from tidegate.spec.balancer import find_vip
+from tidegate.spec.hash import flow_hash, tracking_key
+from tidegate.spec.lines import Entry
+from tidegate.spec.packet import parse
+from tidegate.spec.simulation import tables
+from tidegate.spec.state import VipCounters
 
 LOOPBACK = 1
-BUILD = programs.Build(b"conformance", IPv4Network("10.254.0.0/16"), IPv6Network("fd54::/64"))
 LINK = Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
 IDS = 512
 """No test has an id above this."""
 CAPACITY = maps.Capacity(flows=8192, syns=8192, fragments=4096)
+BUILD = programs.Build(
+    b"conformance",
+    IPv4Network("10.254.0.0/16"),
+    IPv6Network("fd54::/64"),
+    capacity=CAPACITY,
+)
 SHAPES = maps.few(maps.shapes(CAPACITY), IDS)
 
-_idle: dict[tuple[programs.Build, maps.Capacity], list[tuple[maps.Maps, int]]] = defaultdict(list)
+_idle: dict[programs.Build, list[tuple[maps.Maps, int]]] = defaultdict(list)
 """Loaded programs that nobody uses, with their maps, which are empty."""
 
 
-def _load(build: programs.Build, capacity: maps.Capacity) -> tuple[maps.Maps, int]:
-    fds = maps.create(maps.few(maps.shapes(capacity), IDS))
+def _load(build: programs.Build) -> tuple[maps.Maps, int]:
+    fds = maps.create(maps.few(maps.shapes(build.capacity), IDS))
     return fds, programs.load_balancer(programs.compile_balancer(build), fds)
 
 
 def empty(fd: int, shape: maps.Shape) -> None:
     """Make a map as it was when it was created; arrays as far as tests have ids."""
+    if shape.flags & bpf.F_MMAPABLE:
+        _empty_mapped(fd, shape)
+        return
     if shape.kind in (bpf.ARRAY, bpf.PERCPU_ARRAY):
         count = min(shape.max_entries, IDS)
         cpus = maps.cpu_count() if shape.kind == bpf.PERCPU_ARRAY else 1
@@ -64,10 +81,40 @@ def empty(fd: int, shape: maps.Shape) -> None:
         bpf.map_delete(fd, keys[at : at + shape.key_size])
 
 
+def _empty_mapped(fd: int, shape: maps.Shape) -> None:
+    """Clear the elements of a large array that are not zero."""
+    memory = array_memory(fd, shape.max_entries * shape.value_size)
+    used = np.flatnonzero(np.frombuffer(memory, "<u8").reshape(shape.max_entries, -1).any(axis=1))
+    zeros = bytes(shape.value_size * len(used))
+    bpf.map_update_batch(fd, used.astype(np.uint32).tobytes(), zeros, len(used))
+
+
 def spec_state() -> State:
     """Return the specification's state that matches a new Kernel."""
-    settings = Settings(BUILD.hash_keys(), BUILD.source4, BUILD.source6)
-    return State(settings, {LOOPBACK: LINK})
+    return State(BUILD.settings(), {LOOPBACK: LINK})
+
+
+def ticks(seconds: int) -> int:
+    """Return how many ticks fit in so many seconds."""
+    return clock().limit(seconds) - 1
+
+
+def age(state: State, seconds: int) -> None:
+    """Make flows and fragments of the specification older, as `Kernel.age` does the kernel's."""
+    for lines in (state.flows, state.fragments):
+        for place, entry in lines.entries.items():
+            tick = (entry.tick - ticks(seconds)) % TICKS
+            lines.entries[place] = entry._replace(state=tick << 16 | entry.state & 0xFFFF)
+
+
+def key_of(state: State, frame: bytes) -> int:
+    """Return the key of a frame's flow in the connection table."""
+    packet = parse(frame)
+    assert packet is not None
+    vip = find_vip(state, packet)
+    assert vip is not None, "the frame is for no VIP"
+    keys = state.settings.hash_keys
+    return tracking_key(keys, packet, vip, flow_hash(keys, packet, vip))
 
 
 class Kernel:
@@ -76,16 +123,22 @@ class Kernel:
     It stays on one CPU, so that the limits per CPU are those of one.
     """
 
-    def __init__(self, build: programs.Build = BUILD, capacity: maps.Capacity = CAPACITY) -> None:
-        self._build, self._capacity = build, capacity
+    def __init__(self, build: programs.Build = BUILD) -> None:
+        self._build = build
 
     def __enter__(self) -> Self:
-        kind = self._build, self._capacity
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(self._cpus)})
         self.pins = Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}")
         make_plane_folder(self.pins)
-        self.maps, self.program = _idle[kind].pop() if _idle[kind] else _load(*kind)
+        idle = _idle[self._build]
+        self.maps, self.program = idle.pop() if idle else _load(self._build)
+        self._lines = {
+            name: MappedLines(self.maps[name], pairs, writable=True)
+            for name, pairs in self._build.capacity.pairs.items()
+        }
+        self._jiffies = Jiffies()
+        self._jiffies.__enter__()
         self.publisher = Publisher(self.maps, self.pins, grace=0)
         self.link(LINK)
         return self
@@ -97,13 +150,19 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         self.publisher.close()
-        if self._capacity == CAPACITY:
+        self._jiffies.__exit__(None, None, None)
+        if self._build.capacity == CAPACITY:
             for name, shape in SHAPES.items():
-                empty(self.maps[name], shape)
-            _idle[self._build, CAPACITY].append((self.maps, self.program))
+                if name in self._lines:
+                    self.clear(name)
+                else:
+                    empty(self.maps[name], shape)
+            _idle[self._build].append((self.maps, self.program))
         else:  # to empty a large table takes longer than to make one
             self.maps.close()
             os.close(self.program)
+        for lines in self._lines.values():
+            lines.close()
         shutil.rmtree(self.pins)
         os.sched_setaffinity(0, self._cpus)
 
@@ -125,13 +184,17 @@ class Kernel:
         result = bpf.run(self.program, frame)
         return Verdict(result.verdict), result.frame
 
-    def flows(self, table: str) -> dict[FlowKey, Flow]:
-        """Return the connection table (`flows`) or the SYN table (`syns`)."""
-        return map_values.flows(self.maps[table], CAPACITY.flows)
+    def now(self) -> int:
+        """Return the time as the program sees it, jiffies."""
+        return self._jiffies.now()
 
-    def fragments(self) -> dict[FragmentKey, Flow]:
-        """Return where first fragments went."""
-        return map_values.fragments(self.maps["fragments"], CAPACITY.fragments)
+    def entries(self, table: str) -> dict[int, Entry]:
+        """Return a table that packets write (`flows`, `syns` or `fragments`) by place."""
+        return self._lines[table].entries()
+
+    def tables(self) -> dict[str, dict[int, Entry]]:
+        """Return the three tables that packets write."""
+        return {name: self.entries(name) for name in self._lines}
 
     def refill(self) -> None:
         """Refill the limit on answers."""
@@ -139,18 +202,16 @@ class Kernel:
         bpf.map_update(self.maps["answer_limits"], bytes(4), bytes(size))
 
     def clear(self, table: str) -> None:
-        """Delete every entry of a table."""
-        empty(self.maps[table], SHAPES[table])
+        """Delete every entry of a table that packets write."""
+        self._lines[table].lines[:] = np.zeros((), layout.LINE)
 
-    def age(self, table: str, seconds: int) -> None:
-        """Make every entry of a table of flows look this much older."""
-        key_type = layout.FRAGMENT_KEY if table == "fragments" else layout.FLOW_KEY
-        size, value_size = key_type.itemsize, layout.FLOW.itemsize
-        keys, values, count = bpf.map_items(self.maps[table], size, value_size, CAPACITY.flows)
-        older = np.frombuffer(values, layout.FLOW, count).copy()
-        older["seen"] -= seconds * 1_000_000_000
-        for i in range(count):
-            bpf.map_update(self.maps[table], keys[size * i : size * (i + 1)], older[i].tobytes())
+    def age(self, seconds: int) -> None:
+        """Make every flow and fragment look older by as many ticks as fit in so many seconds."""
+        for table in ("flows", "fragments"):
+            lines = self._lines[table].lines
+            states = lines["states"]
+            older = (states >> 16) - ticks(seconds) & 0xFFFF
+            lines["states"] = np.where(lines["owners"] > 0, older << 16 | states & 0xFFFF, states)
 
     def verdicts(self) -> dict[int, int]:
         """Return packets by verdict."""
@@ -170,9 +231,7 @@ class Kernel:
 
 def assert_equal(kernel: Kernel, state: State) -> None:
     """Check that every map that packets change is equal on both sides."""
-    assert kernel.flows("flows") == state.flows
-    assert kernel.flows("syns") == state.syns
-    assert kernel.fragments() == state.fragments
+    assert kernel.tables() == tables(state)
     assert kernel.verdicts() == state.verdicts
     assert kernel.vip_counters() == state.vip_counters
     assert kernel.backend_counters() == {

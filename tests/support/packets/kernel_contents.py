@@ -16,14 +16,14 @@ import numpy as np
 
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
-from tidegate.dataplane.publish import entries, ledger, ledger_bytes, tables
+from tidegate.dataplane.publish import entries, ledger, ledger_bytes, tables, vip_images
 from tidegate.dataplane.publish.ledger import Kind, Place
 from tidegate.model.address import packed
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Generation, Table
 from tidegate.model.values import Pool
 
-_HISTORY = {"id", "incarnation", "pool"}
+_HISTORY = {"id", "incarnation", "pool", "salt", "flags"}
 
 
 class Contents(NamedTuple):
@@ -42,7 +42,8 @@ class Contents(NamedTuple):
 
 @contextmanager
 def _opened(pins: Path) -> Iterator[dict[str, int]]:
-    wanted = ("vips", "outer", "backends", "ledger", "wide_ledger")
+    of_vips = ("vips", "vip_image", "vip_addresses")
+    wanted = (*of_vips, "outer", "backends", "ledger", "wide_ledger")
     fds = {name: bpf.open_pin(str(pins / name)) for name in wanted}
     try:
         yield fds
@@ -63,7 +64,7 @@ def read(pins: Path) -> Contents:
         }
         owners = {id_: f"{record.pool}/{record.name}" for id_, record in living.items()}
         return Contents(
-            _vips(fds["vips"], _names(records, Kind.VIP, ledger.VipRecord), pools),
+            _vips(fds, _names(records, Kind.VIP, ledger.VipRecord), pools),
             {
                 name: _owners(_table_in_force(pins, fds["outer"], id_), owners)
                 for id_, name in pools.items()
@@ -102,14 +103,18 @@ def _names(records: dict[Place, Any], kind: Kind, of: type[Any]) -> dict[int, st
     return {p.id: r.name for p, r in records.items() if p.kind is kind and isinstance(r, of)}
 
 
-def _vips(fd: int, names: dict[int, str], pools: dict[int, str]) -> dict[bytes, tuple[Any, ...]]:
-    return {key: _vip(value, names, pools) for key, value in maps.read_all("vips", fd).items()}
+def _vips(
+    fds: dict[str, int], names: dict[int, str], pools: dict[int, str]
+) -> dict[bytes, tuple[Any, ...]]:
+    in_force = vip_images.read(fds).in_force
+    return {key: _vip(value, names, pools) for key, value in in_force.items()}
 
 
 def _vip(value: bytes, names: dict[int, str], pools: dict[int, str]) -> tuple[Any, ...]:
     entry = np.frombuffer(value, layout.VIP)[0]
     rest = tuple(entry[f].item() for f in layout.VIP.names or () if f not in _HISTORY)
-    return (names[int(entry["id"])], pools.get(int(entry["pool"]), ""), *rest)
+    flags = int(entry["flags"]) & ~layout.VIP_MOVED
+    return (names[int(entry["id"])], pools.get(int(entry["pool"]), ""), flags, *rest)
 
 
 def _table_in_force(pins: Path, outer: int, pool: int) -> Table:

@@ -37,7 +37,7 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
     assert (found.host, found.fleet, found.release) == ("lb1", "default", "live")
     assert found.xdp_mode == "native"
     assert found.build().hash_seed == b"default"
-    assert found.table_capacity() == Capacity(1 << 20, 1 << 16, 1 << 14)
+    assert found.build().capacity == Capacity(1 << 20, 1 << 16, 1 << 14)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from support.documents.roster import backend, desired, generations, vip, web
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.publish import entries
 from tidegate.model.constants import MAX_NETWORK_VIPS, MAX_ROUTES, MAX_VIPS
-from tidegate.model.generation import Generation
-from tidegate.model.tag import vip_tag
+from tidegate.model.generation import Generation, Identity
+from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.values import BackendKey, Quic, SourceRoute, SynLimit, Vip
 
 ICMP, ICMPV6, TCP, UDP = 1, 58, 6, 17
+LONG = layout.VIP_LONG_WAY
 CANARY = SourceRoute(ip_network("198.51.100.0/24"), "canary")
 
 
@@ -37,6 +38,7 @@ def test_every_option_is_in_the_entry() -> None:
         443,
         "udp",
         udp_idle_timeout=30,
+        tcp_idle_timeout=1800,
         insert_limit=1000,
         syn_limit=SynLimit(10, 16, 48),
         mss_clamp=1400,
@@ -49,9 +51,11 @@ def test_every_option_is_in_the_entry() -> None:
         "id": 1,
         "incarnation": 1,
         "pool": placed.pools["web"].identity.id,
-        "flags": 0,
+        "flags": layout.VIP_LONG_WAY | layout.VIP_SYN_LONG_WAY | layout.VIP_SAMPLED,
         "tag": vip_tag(service),
+        "salt": flow_salt(Identity(1, 1)),
         "idle": 30,
+        "tcp_idle": 1800,
         "insert_rate": 1000,
         "syn_rate": 10,
         "syn_prefix4": 16,
@@ -61,6 +65,7 @@ def test_every_option_is_in_the_entry() -> None:
         "quic_offset": 2,
         "zero": 0,
         "sampling": 7,
+        "unused": 0,
     }
 
 
@@ -82,11 +87,16 @@ def _key(network: str, port: int, protocol: int) -> bytes:
         ({}, 0),
         ({"tracking": "transition"}, layout.VIP_TRACK_TRANSITION),
         ({"tracking": "none"}, layout.VIP_TRACK_NONE),
-        ({"hash": "source"}, layout.VIP_HASH_SOURCE),
-        ({"hash": "source+port"}, layout.VIP_HASH_SOURCE_PORT),
-        ({"source_routes": (CANARY,)}, layout.VIP_ROUTES),
-        ({"deny": (ip_network("10.0.0.0/8"),)}, layout.VIP_ROUTES),
-        ({"address": "192.0.2.0/24"}, layout.VIP_PREFIX),
+        ({"hash": "source"}, layout.VIP_HASH_SOURCE | LONG),
+        ({"hash": "source+port"}, layout.VIP_HASH_SOURCE_PORT | LONG),
+        ({"source_routes": (CANARY,)}, layout.VIP_ROUTES | LONG),
+        ({"deny": (ip_network("10.0.0.0/8"),)}, layout.VIP_ROUTES | LONG),
+        ({"address": "192.0.2.0/24"}, layout.VIP_PREFIX | LONG),
+        ({"syn_limit": SynLimit(9)}, layout.VIP_SYN_LONG_WAY),
+        ({"mss_clamp": 1400}, layout.VIP_SYN_LONG_WAY),
+        ({"protocol": "udp", "quic": Quic(2)}, LONG),
+        ({"flow_sampling": 1}, layout.VIP_SAMPLED),
+        ({"sorry_pool": "sorry", "insert_limit": 1, "echo": False}, 0),
     ],
 )
 def test_flags_say_how_a_vip_differs(options: dict[str, object], flags: int) -> None:
@@ -96,7 +106,18 @@ def test_flags_say_how_a_vip_differs(options: dict[str, object], flags: int) -> 
     placed = generation(service)
     found = entries.vips(placed) | entries.prefixes(placed)
     key = entries.prefix_key if service.is_network else entries.vip_key
-    assert entry(found[key(service.network, 80, TCP)])["flags"] == flags
+    protocol = PROTOCOLS[service.protocol]
+    assert entry(found[key(service.network, 80, protocol)])["flags"] == flags
+
+
+def test_a_vip_that_had_another_pool_says_so() -> None:
+    """Its SYNs have to look for flows that began there; entries of addresses say nothing of it."""
+    first, second = vip("web", "192.0.2.1"), vip("web", "192.0.2.1", pool="other")
+    servers = [backend("b1"), backend("b2", pool="other")]
+    placed = generations(desired([first], servers), desired([second], servers))[-1]
+    found = entries.vips(placed)
+    assert entry(found[_key("192.0.2.1", 80, TCP)])["flags"] == layout.VIP_MOVED
+    assert entry(found[_key("192.0.2.1", 0, ICMP)])["flags"] == layout.VIP_ECHO | LONG
 
 
 def test_each_address_has_one_entry_for_icmp() -> None:
@@ -112,9 +133,10 @@ def test_each_address_has_one_entry_for_icmp() -> None:
     first = entry(found[_key("192.0.2.1", 0, ICMP)])
     assert (first["id"], first["incarnation"]) == placed.vips["a"].identity
     assert first["pool"] == placed.pools["web"].identity.id
-    assert first["flags"] == layout.VIP_ECHO
+    assert (first["flags"], first["salt"]) == (layout.VIP_ECHO | LONG, flow_salt(Identity(1, 1)))
+    assert (first["idle"], first["tcp_idle"]) == (0, 0)
     second = entry(found[_key("2001:db8::1", 0, ICMPV6)])
-    assert (second["id"], second["flags"]) == (placed.vips["c"].identity.id, 0)
+    assert (second["id"], second["flags"]) == (placed.vips["c"].identity.id, LONG)
 
 
 def test_networks_are_in_the_other_map() -> None:

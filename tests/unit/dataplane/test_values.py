@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane's encodings, without a kernel: enums, tables, ledger records, build constants."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -32,7 +32,7 @@ from tidegate.model.generation import (
     PlacedPool,
     PlacedVip,
 )
-from tidegate.model.tag import vip_tag
+from tidegate.model.tag import flow_salt, vip_tag
 from tidegate.model.values import (
     Backend,
     BackendKey,
@@ -47,6 +47,7 @@ from tidegate.planner import plan
 from tidegate.planner.transition import first_table
 
 LONG = "n" * 63
+SALT = 0xD0B155862FB1682B
 TAG4 = int.from_bytes(bytes.fromhex("7234317d4ddf5f7a"), "little")
 TAG6 = int.from_bytes(bytes.fromhex("0ce4502deeb5acd5"), "little")
 
@@ -61,6 +62,7 @@ def every_option() -> Desired:
         tracking="transition",
         hash="source",
         udp_idle_timeout=30,
+        tcp_idle_timeout=1800,
         insert_limit=1000,
         syn_limit=SynLimit(10, 16, 48),
         mss_clamp=1400,
@@ -159,6 +161,25 @@ def test_the_ledger_tells_every_option() -> None:
     assert found.pools == {n: (p.identity, p.pool) for n, p in generation.pools.items()}
 
 
+def test_the_ledger_tells_that_a_vip_has_moved() -> None:
+    """And a record from before it could tell is of one that has not, with the default timeout."""
+    placed = generations(web(backend("b1")))[-1]
+    moved = replace(placed.vips["web4"], moved=True)
+    records = ledger.records(replace(placed, vips={"web4": moved}))
+    assert ledger.contents(records).vips == {"web4": moved}
+    place = Place(Kind.VIP, moved.identity.id)
+    record = records[place]
+    assert msgspec.to_builtins(record)[-2:] == [4500, True]
+    older = msgspec.convert(msgspec.to_builtins(record)[:-2], ledger.Record)
+    assert ledger.contents({**records, place: older}).vips == {"web4": placed.vips["web4"]}
+
+
+def test_a_vips_salt_is_fixed() -> None:
+    """Entries of flows outlive the agent; another use of the id has another one."""
+    assert flow_salt(Identity(1, 1)) == SALT
+    assert len({flow_salt(Identity(i, j)) for i in (1, 2) for j in (1, 2, 256)}) == 6
+
+
 def test_a_record_from_before_slow_start_is_read() -> None:
     """Its state determines what the backend did: an older agent's pins are adopted as they are."""
     states = ("active", 50, True), ("drain", 0, True), ("quarantine", 0, False)
@@ -186,6 +207,7 @@ def test_the_longest_records_fit() -> None:
         tracking="transition",
         hash="source+port",
         udp_idle_timeout=big,
+        tcp_idle_timeout=big,
         insert_limit=big,
         syn_limit=SynLimit(big, 32, 128),
         mss_clamp=65535,
@@ -228,7 +250,7 @@ def test_the_longest_records_fit() -> None:
         number=2**64 - 1,
         revision=2**63 - 1,
         digest="",
-        vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst, unserved)},
+        vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst, unserved, moved=True)},
         pools={LONG: PlacedPool(Identity(MAX_POOLS - 1, big), pool, table, b"")},
         backends={
             key: PlacedBackend(Identity(MAX_BACKENDS - 1, big), server, 65535, False, 2**40)  # noqa: FBT003 - reachable

@@ -42,6 +42,7 @@ def test_every_option_of_a_vip_arrives() -> None:
         "tracking": "transition",
         "hash": "source",
         "udp_idle_timeout": 30,
+        "tcp_idle_timeout": 1800,
         "insert_limit": 1000,
         "syn_limit": {"rate": 10, "prefix4": 16},
         "mss_clamp": 1400,
@@ -55,8 +56,8 @@ def test_every_option_of_a_vip_arrives() -> None:
     desired, rejections = check(service(**options))
     assert rejections == ()
     assert desired.vips["shop"] == Vip(
-        *("shop", ip_network("192.0.2.1"), 443, "udp", "web", "transition", "source", 30, 1000),
-        *(SynLimit(10, 16, 56), 1400, False, Quic(8, 1)),
+        *("shop", ip_network("192.0.2.1"), 443, "udp", "web", "transition", "source", 30, 1800),
+        *(1000, SynLimit(10, 16, 56), 1400, False, Quic(8, 1)),
         (
             SourceRoute(ip_network("10.0.0.0/8"), "web"),
             SourceRoute(ip_network("198.51.100.0/24"), "canary"),

@@ -168,6 +168,7 @@ def test_what_was_read_back_is_confirmed_or_built_anew() -> None:
         {"hash": "source"},
         {"hash": "source+port"},
         {"udp_idle_timeout": 61},
+        {"tcp_idle_timeout": 0},
         {"insert_limit": 1},
         {"syn_limit": SynLimit(1)},
         {"mss_clamp": 1400},
@@ -186,6 +187,40 @@ def test_each_option_of_a_vip_makes_another_generation(change: dict[str, Any]) -
     first, second = generations(before, replace(before, vips={"a": changed}))
     assert second.number == first.number + 1
     assert second.digest != first.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pool": "other"},
+        {"source_routes": (SourceRoute(ip_network("10.0.0.0/8"), "other"),)},
+        {"deny": (ip_network("10.0.0.0/8"),)},
+        {"sorry_pool": "other"},
+    ],
+)
+def test_a_vip_that_is_led_elsewhere_has_moved(change: dict[str, Any]) -> None:
+    """From then on, until it is another service; the digest knows nothing of it."""
+    before = desired([vip("a", "10.99.0.1")], [backend("b1"), backend("b2", pool="other")])
+    other = replace(before, vips={"a": replace(before.vips["a"], **change)})
+    elsewhere = replace(before, vips={"a": replace(before.vips["a"], port=81)})
+    found = generations(before, other, before, elsewhere)
+    assert [each.vips["a"].moved for each in found] == [False, True, True, False]
+    assert found[2].digest == found[0].digest
+    assert found[2].number == 3
+    assert plan(before, found[2], 2000).number == 3
+
+
+def test_a_vip_on_its_sorry_pool_has_moved() -> None:
+    """Its document is as it was; other options and backends move no VIP."""
+    service = vip("a", "10.99.0.1", sorry_pool="sorry")
+    last_resort = backend("s1", pool="sorry")
+    up, more = [backend("b1"), last_resort], [backend("b1"), backend("b2"), last_resort]
+    steps = [
+        desired([service], up),
+        desired([replace(service, tcp_idle_timeout=1)], more),
+        desired([service], [backend("b1", state="disabled"), last_resort]),
+    ]
+    assert [each.vips["a"].moved for each in generations(*steps)] == [False, False, True]
 
 
 def test_a_network_is_another_service_than_its_first_address() -> None:

@@ -20,9 +20,9 @@ from tidegate.model.values import Address, BackendKey
 from tidegate.spec import Settings, State
 from tidegate.spec.balancer import NOON, find_vip
 from tidegate.spec.client import pool_for
-from tidegate.spec.hash import flow_hash, slot_of
+from tidegate.spec.hash import flow_hash, slot_of, tracking_key
 from tidegate.spec.packet import Kind, Packet
-from tidegate.spec.select import Choice, flow_key, select
+from tidegate.spec.select import Choice, Subject, select
 from tidegate.spec.state import VipEntry
 
 History = Callable[[], Iterable[Standing]]
@@ -99,13 +99,14 @@ def _decide(
     state: State, vip: VipEntry, packet: Packet, id_: int, rebuilt: Rebuilt, pool: str, when: int
 ) -> Owner:
     generation, table = rebuilt.generation, rebuilt.generation.pools[pool].table
-    value = flow_hash(state.settings.hash_keys, packet, vip)
+    keys = state.settings.hash_keys
+    value = flow_hash(keys, packet, vip)
+    about = Subject(packet, vip, value, tracking_key(keys, packet, vip, value), NOON)
     slot = slot_of(value, len(table.current))
-    key = flow_key(packet, vip)
     # Selected first, since the SYN of a slot in transition leaves a mark.
-    old = select(state, vip, packet, key, id_, value, NOON)
+    old = select(state, about, id_)
     is_tcp = packet.kind is Kind.TCP
-    new = select(state, vip, replace(packet, is_syn=is_tcp), key, id_, value, NOON)
+    new = select(state, replace(about, packet=replace(packet, is_syn=is_tcp)), id_)
     falls_back = isinstance(old, Choice) and old.decision is Decision.FALLBACK
     return Owner(
         at=rebuilt.at,

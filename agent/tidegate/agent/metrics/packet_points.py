@@ -6,7 +6,7 @@ are taken out of the sums by one index for each metric; no point has a line of P
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ _DROPS: Final = tuple(each.name.lower() for each in Reason if each is not Reason
 _VERDICTS: Final = ("aborted", "drop", "pass", "tx")
 
 _Ids: TypeAlias = npt.NDArray[np.intp]
+_Name = TypeVar("_Name", str, BackendKey)
 _Backends: TypeAlias = Mapping[BackendKey, Identity]
 
 
@@ -89,13 +90,17 @@ class PacketPoints:
         ]
 
     def live(self, census: Census) -> list[Points]:
-        """Return the flows of each VIP as they were counted last; a newer VIP has no flows."""
-        then = {name: placed.identity for name, placed in census.generation.vips.items()}
-        values = [
-            int(census.live[use.id]) if then.get(name) == use else 0
-            for name, use in self._vips.items()
+        """Return the flows of VIPs and backends as they were counted last; newer ones have none."""
+        vips = {name: placed.identity for name, placed in census.generation.vips.items()}
+        backends = {key: placed.identity for key, placed in census.generation.backends.items()}
+        return [
+            Points(names.VIP_LIVE_FLOWS, self._by_vip, _of(self._vips, vips, census.vips)),
+            Points(
+                names.BACKEND_LIVE_FLOWS,
+                self._by_backend,
+                _of(self._backends, backends, census.backends),
+            ),
         ]
-        return [Points(names.VIP_LIVE_FLOWS, self._by_vip, values)]
 
     def _follow(self, generation: Generation) -> None:
         vips = {name: placed.identity for name, placed in sorted(generation.vips.items())}
@@ -141,6 +146,15 @@ class PacketPoints:
             self._cpus = used
             self._name_cpus()
         return Points(names.PROGRAM_PACKETS, self._by_cpu, by_cpu[:, used].ravel().tolist())
+
+
+def _of(
+    now: Mapping[_Name, Identity],
+    then: Mapping[_Name, Identity],
+    counts: npt.NDArray[np.int64],
+) -> list[int]:
+    """Return what was counted for the names of now, 0 for one that is not what it was then."""
+    return [int(counts[use.id]) if then.get(name) == use else 0 for name, use in now.items()]
 
 
 def _rows(*columns: npt.NDArray[np.uint64]) -> list[int]:

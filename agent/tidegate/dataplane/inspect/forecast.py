@@ -2,7 +2,7 @@
 """What documents would do to a running data plane, without doing it: the body of `tidegate plan`.
 
 It takes the steps of an agent (guards, plan, difference) from the generation that is in force, and
-counts what would become of the flows that are tracked. Nothing is written anywhere.
+counts what would become of the live flows. Nothing is written anywhere.
 """
 
 import time
@@ -15,6 +15,7 @@ import numpy as np
 
 from tidegate.dataplane.inspect.flow_impact import FlowImpact, flow_impact
 from tidegate.dataplane.inspect.pinned import PinnedDataPlane
+from tidegate.dataplane.kernel.jiffies import Jiffies, clock
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation
@@ -32,7 +33,7 @@ class Forecast:
         after: the one that would follow; None if there can be none.
         diff: between the two.
         changed: by `kind/name` (vips, pools, backends), the fields that differ.
-        flows: what becomes of tracked flows; None without `after`.
+        flows: what becomes of live flows; None without `after`.
         refusals: why an agent would not do it.
     """
 
@@ -65,7 +66,9 @@ def forecast(desired: Desired, pins: Path, limits: guards.Limits) -> Forecast:
             return Forecast(before, None, refusals=(*refusals, str(error)))
         diff = difference(before, after)
         refusals += [str(r) for r in guards.disruption_refusals(diff, desired.revision, (), now)]
-        flows = flow_impact(pinned.flows(), before, after, time.monotonic_ns())
+        with Jiffies() as jiffies:
+            tick = clock().tick(jiffies.now())
+        flows = flow_impact(pinned.flows(tick), before, after, clock())
     return Forecast(before, after, diff, _changed(before, after, diff), flows, tuple(refusals))
 
 

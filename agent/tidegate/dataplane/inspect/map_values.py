@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packets write to the maps, as the specification's values: flows, fragments, counters."""
+"""What packets count in the maps, as the specification's values."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import Decision, Reason
-from tidegate.spec.state import Flow, FlowKey, FragmentKey, VipCounters
+from tidegate.spec.state import VipCounters
 
 _SUMS = (
     "packets",
@@ -22,38 +21,6 @@ _SUMS = (
     "untracked",
     "answered",
 )
-
-
-def flows(fd: int, capacity: int) -> dict[FlowKey, Flow]:
-    """Read the connection table or the SYN table."""
-    keys, values = _items(fd, layout.FLOW_KEY, capacity)
-    ports = ([n.to_bytes(2) for n in keys[f].tolist()] for f in ("source_port", "port"))
-    named = zip(map(bytes, keys["source"]), keys["vip"].tolist(), *ports, strict=True)
-    return dict(zip(map(FlowKey._make, named), _flows(values), strict=True))
-
-
-def fragments(fd: int, capacity: int) -> dict[FragmentKey, Flow]:
-    """Read the fragment table: where first fragments went."""
-    keys, values = _items(fd, layout.FRAGMENT_KEY, capacity)
-    named = zip(
-        map(bytes, keys["source"]),
-        map(bytes, keys["destination"]),
-        (n.to_bytes(4, "little") for n in keys["id"].tolist()),
-        keys["protocol"].tolist(),
-        strict=True,
-    )
-    return dict(zip(map(FragmentKey._make, named), _flows(values), strict=True))
-
-
-def _items(
-    fd: int, key: np.dtype[np.void], capacity: int
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    keys, values, count = bpf.map_items(fd, key.itemsize, layout.FLOW.itemsize, capacity)
-    return np.frombuffer(keys, key, count), np.frombuffer(values, layout.FLOW, count)
-
-
-def _flows(values: npt.NDArray[np.void]) -> Iterable[Flow]:
-    return map(Flow._make, zip(*(values[f].tolist() for f in Flow._fields), strict=True))
 
 
 def per_cpu(fd: int, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a pinned data plane, read without changing it: its generation and tracked flows.
 
-Pins are opened read-only, no lock is taken and no leftover is removed, so an agent may run and
-publish meanwhile. What is read is then checked to be of one moment: if the ledger's last complete
-generation or a table was replaced while it was read, it is read again. Flows come and go all the
-time; of those that stay, each is seen once.
+Nothing here writes: pins are opened read-only, or mapped to be read. No lock is taken and no
+leftover is removed, so an agent may run and publish meanwhile. What is read is then checked to be
+of one moment: if the ledger's last complete generation or a table was replaced while it was read,
+it is read again. The connection table is mapped, so to read it takes no call; flows come and go
+meanwhile, and of those that stay each is seen once.
 """
 
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from tidegate.dataplane.inspect.live_flows import Flows, read
 from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.lines import MappedLines
 from tidegate.dataplane.publish import ledger_bytes, tables
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.restore import restored_generation
@@ -28,21 +30,11 @@ from tidegate.model.generation import NOTHING, Generation, Table
 
 _ATTEMPTS: Final = 50
 _PAUSE_SECONDS: Final = 0.02
-_BATCH: Final = 1 << 16
 _MAPS: Final = ("ledger", "wide_ledger", "outer", "flows")
+_MAPPED: Final = "flows"
+"""The kernel maps none that was opened read-only; its memory is mapped so that it can be read only.
+"""
 _META: Final = Place(Kind.META, 0)
-
-
-class Flows(NamedTuple):
-    """Entries of the connection table, one array element each.
-
-    Attributes:
-        vip: VIP id, and bits of a network VIP's address above it (layout.FLOW_KEY).
-        entry: as the packet path has it (layout.FLOW).
-    """
-
-    vip: npt.NDArray[np.uint32]
-    entry: npt.NDArray[np.void]
 
 
 class _Found(NamedTuple):
@@ -71,7 +63,8 @@ class PinnedDataPlane:
             try:
                 is_there = (self._pins / _MAPS[0]).exists()
                 for name in _MAPS if is_there else ():
-                    self._fds[name] = bpf.open_pin(str(self._pins / name), read_only=True)
+                    path, is_read = str(self._pins / name), name != _MAPPED
+                    self._fds[name] = bpf.open_pin(path, read_only=is_read)
             except PermissionError as error:
                 raise CapabilityError(
                     f"may not read the data plane in {self._pins}: run as root"
@@ -95,8 +88,9 @@ class PinnedDataPlane:
     def _check(self) -> None:
         if not self._fds:
             return
-        info = bpf.map_info(self._fds["flows"])
-        if (info.key_size, info.value_size) != (layout.FLOW_KEY.itemsize, layout.FLOW.itemsize):
+        info = bpf.map_info(self._fds[_MAPPED])
+        sizes = info.type, info.key_size, info.value_size
+        if sizes != (bpf.ARRAY, layout.ID.itemsize, layout.LINE.itemsize):
             raise DataplaneError(
                 f"the connection table in {self._pins} is of another version of Tidegate"
             )
@@ -159,11 +153,10 @@ class PinnedDataPlane:
                 os.close(fd)
         return found if found.keys() == slots.keys() else None
 
-    def flows(self) -> Iterator[Flows]:
-        """Yield the connection table in parts of bounded size."""
+    def flows(self, tick: int) -> Iterator[Flows]:
+        """Yield the entries of the connection table as they are at this tick, in parts."""
         if not self._fds:
             return
-        sizes = layout.FLOW_KEY.itemsize, layout.FLOW.itemsize
-        for keys, values, count in bpf.map_batches(self._fds["flows"], *sizes, _BATCH):
-            key = np.frombuffer(keys, layout.FLOW_KEY, count)
-            yield Flows(key["vip"], np.frombuffer(values, layout.FLOW, count))
+        pairs = bpf.map_info(self._fds[_MAPPED]).max_entries // 2
+        with MappedLines(self._fds[_MAPPED], pairs) as table:
+            yield from read(table.lines, tick)

@@ -15,7 +15,6 @@ would give it to a program, and the program's first check would pass it, so it p
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,11 +29,13 @@ from tidegate.dataplane import links
 from tidegate.dataplane.inspect import map_values
 from tidegate.dataplane.kernel import layout, maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.jiffies import Jiffies
+from tidegate.dataplane.kernel.lines import MappedLines
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import NOTHING, Generation
-from tidegate.spec import Link, Settings, Verdict
+from tidegate.spec import Link, Verdict
 from tidegate.spec.simulation import (
     INTERFACE,
     LONGEST,
@@ -52,9 +53,8 @@ SHORTEST: Final = 14
 
 
 def capacity() -> maps.Capacity:
-    """Return room for 65,536 flows on one CPU, with up to 16 CPUs to share the tables."""
-    cpus = maps.cpu_count()
-    return maps.Capacity(min(cpus << 16, 1 << 20), min(cpus << 13, 1 << 17))
+    """Return room for 65,536 flows."""
+    return maps.Capacity(flows=1 << 16, syns=1 << 13)
 
 
 class Kernel:
@@ -68,7 +68,6 @@ class Kernel:
     def __init__(self, build: programs.Build, link: Link) -> None:
         self._build = build
         self._link = link
-        self._capacity = capacity()
         self._cpus = maps.cpu_count()
         self._name(NOTHING)
 
@@ -83,8 +82,13 @@ class Kernel:
             self._pins = Path("/sys/fs/bpf") / name
             undo.callback(shutil.rmtree, self._pins, ignore_errors=True)
             make_plane_folder(self._pins)
-            self._maps = maps.create(maps.shapes(self._capacity))
+            self._maps = maps.create(maps.shapes(self._build.capacity))
             undo.callback(self._maps.close)
+            self._lines = {
+                name: undo.enter_context(MappedLines(self._maps[name], pairs))
+                for name, pairs in self._build.capacity.pairs.items()
+            }
+            self._jiffies = undo.enter_context(Jiffies())
             self._publisher = Publisher(self._maps, self._pins, grace=0)
             undo.callback(self._publisher.close)
             program = programs.compile_balancer(self._build)
@@ -107,6 +111,10 @@ class Kernel:
     def _write_link(self) -> None:
         link = self._link
         links.write(self._maps["links"], links.of_spec("lo", INTERFACE, link))
+
+    def now(self) -> int:
+        """Return the time as the program sees it, jiffies."""
+        return self._jiffies.now()
 
     def install(self, generation: Generation) -> None:
         """Publish a generation as the agent does."""
@@ -164,12 +172,7 @@ class Kernel:
 
     def tables(self) -> Contents:
         """Read the tables that packets write, as the specification's values."""
-        capacity = self._capacity
-        return {
-            "flows": map_values.flows(self._maps["flows"], capacity.flows),
-            "syns": map_values.flows(self._maps["syns"], capacity.syns),
-            "fragments": map_values.fragments(self._maps["fragments"], capacity.fragments),
-        }
+        return {name: lines.entries() for name, lines in self._lines.items()}
 
     def counters(self) -> Contents:
         """Read the counters, as the specification's values."""
@@ -195,8 +198,7 @@ class Simulation:
 
     def __init__(self, build: programs.Build, link: Link, *, compare: bool) -> None:
         self.kernel = Kernel(build, link)
-        settings = Settings(build.hash_keys(), build.source4, build.source6)
-        self.spec = Specification(settings, link, time.monotonic_ns)
+        self.spec = Specification(build.settings(), link, self.kernel.now)
         self._compare = compare
         self._unread = 0  # frames since the tables were last compared
 
@@ -215,7 +217,7 @@ class Simulation:
             faults += differences(self.kernel.counters(), counters(self.spec.state))
             self._unread += 1
             state = self.spec.state
-            entries = len(state.flows) + len(state.syns) + len(state.fragments)
+            entries = sum(len(each) for each in tables(state).values())
             if self._unread > entries // 16:
                 faults += self.compare_tables()
         agree = (real.verdict, real.backend) == (expected.verdict, expected.backend)

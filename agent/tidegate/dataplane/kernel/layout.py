@@ -10,6 +10,7 @@ from tidegate.errors import DataplaneError
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import WINDOWS
+from tidegate.spec.lines import LINE_ENTRIES
 
 ID: Final = np.dtype("<u4")
 
@@ -24,7 +25,9 @@ VIP: Final = np.dtype(
         ("pool", "<u4"),
         ("flags", "<u4"),
         ("tag", "<u8"),
+        ("salt", "<u8"),
         ("idle", "<u4"),
+        ("tcp_idle", "<u4"),
         ("insert_rate", "<u4"),
         ("syn_rate", "<u4"),
         ("syn_prefix4", "u1"),
@@ -34,7 +37,13 @@ VIP: Final = np.dtype(
         ("quic_offset", "u1"),
         ("zero", "<u2"),
         ("sampling", "<u4"),
+        ("unused", "<u4"),
     ]
+)
+VIP_PLACE: Final = np.dtype([("key", VIP_KEY), ("zero", "<u4"), ("vip", VIP), ("unused", "V40")])
+ADDRESS_WORDS: Final = 1024
+ADDRESS_BITS: Final = np.dtype(
+    [("hosts", "<u8", (ADDRESS_WORDS,)), ("networks", "<u8", (ADDRESS_WORDS,))]
 )
 ENDPOINT: Final = np.dtype([("address", "V16"), ("family", "<u4")])
 BACKEND: Final = np.dtype(
@@ -44,24 +53,17 @@ BACKEND: Final = np.dtype(
         ("selected", "u1"),
         ("gue_port", "<u2"),
         ("mtu", "<u4"),
+        ("pool", "<u4"),
         ("endpoints", ENDPOINT, (2,)),
+        ("unused", "V8"),
     ]
 )
-FLOW_KEY: Final = np.dtype(
-    [("source", "V16"), ("vip", "<u4"), ("source_port", ">u2"), ("port", ">u2")]
-)
-FLOW: Final = np.dtype(
+LINE: Final = np.dtype(
     [
-        ("backend", "<u4"),
-        ("backend_incarnation", "<u4"),
-        ("vip_incarnation", "<u4"),
-        ("zero", "<u4"),
-        ("generation", "<u8"),
-        ("seen", "<u8"),
+        ("owners", "<u8", (LINE_ENTRIES,)),
+        ("states", "<u4", (LINE_ENTRIES,)),
+        ("spare", "<u4"),
     ]
-)
-FRAGMENT_KEY: Final = np.dtype(
-    [("source", "V16"), ("destination", "V16"), ("id", "<u4"), ("protocol", "<u4")]
 )
 ROUTE_KEY: Final = np.dtype([("length", "<u4"), ("vip", "<u4"), ("source", "V16")])
 ROUTE: Final = np.dtype([("pool", "<u4"), ("flags", "<u4")])
@@ -71,12 +73,12 @@ BUCKET: Final = np.dtype([("tokens", "<u8"), ("at", "<u8")])
 LIMIT_KEY: Final = np.dtype([("vip", "<u4"), ("prefix", "V16")])
 LINK: Final = np.dtype(
     [
-        ("mac", "V6"),
-        ("gateway4", "V6"),
-        ("gateway6", "V6"),
+        ("to4", "V12"),
+        ("to6", "V12"),
+        ("mtu", "<u4"),
         ("has_gateway4", "u1"),
         ("has_gateway6", "u1"),
-        ("mtu", "<u4"),
+        ("zero", "<u2"),
     ]
 )
 VIP_COUNTERS: Final = np.dtype(
@@ -135,9 +137,14 @@ VIP_HASH_SOURCE_PORT: Final = 1 << 3
 VIP_PREFIX: Final = 1 << 4
 VIP_ECHO: Final = 1 << 5
 VIP_ROUTES: Final = 1 << 6
+VIP_LONG_WAY: Final = 1 << 7
+VIP_MOVED: Final = 1 << 8
+VIP_SYN_LONG_WAY: Final = 1 << 9
+VIP_SAMPLED: Final = 1 << 10
 
 ROUTE_DENY: Final = 1
 QUARANTINED: Final = 1
+DRAINING: Final = 2
 
 IN_WINDOW: Final = 1 << 31
 MAY_BE_TRACKED: Final = 1 << 30
@@ -147,13 +154,15 @@ KEY_FIXED_BITS: Final = 32
 """Bits before the address in the keys of `prefixes` and `routes`; they are matched whole."""
 
 _LAYOUTS: Final = {
-    "vips": (VIP_KEY, VIP),
+    "vips": (ID, VIP_PLACE),
+    "vip_image": (ID, ID),
+    "vip_addresses": (ID, ADDRESS_BITS),
     "prefixes": (PREFIX_KEY, VIP),
     "routes": (ROUTE_KEY, ROUTE),
     "backends": (ID, BACKEND),
-    "flows": (FLOW_KEY, FLOW),
-    "syns": (FLOW_KEY, FLOW),
-    "fragments": (FRAGMENT_KEY, FLOW),
+    "flows": (ID, LINE),
+    "syns": (ID, LINE),
+    "fragments": (ID, LINE),
     "quic_servers": (QUIC_KEY, QUIC_SERVER),
     "syn_limits": (LIMIT_KEY, BUCKET),
     "insert_limits": (ID, BUCKET),

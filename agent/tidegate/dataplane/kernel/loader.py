@@ -14,7 +14,7 @@ from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.compiler import Program
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, TidegateError
 
-MOST_VERIFIED: Final = 150_000
+MOST_VERIFIED: Final = 250_000
 """Instructions that the verifier may look at; the kernel's own limit is a million."""
 
 MOST_STACK: Final = 480

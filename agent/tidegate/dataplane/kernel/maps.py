@@ -2,8 +2,8 @@
 """The kernel's maps: their sizes, their pins, and reading and writing their elements.
 
 The maps outlive the agent through their pins, and a program that is built later is loaded over the
-same maps. A pin whose shape is not the one that this version wants is refused by name, never
-silently replaced: it may hold live flows.
+same maps. A pin whose shape is not the one that this version wants is never silently replaced, as
+it may hold live flows: it is refused by name here, or taken over (dataplane/takeover).
 """
 
 import errno
@@ -26,6 +26,7 @@ from tidegate.model.constants import (
     MAX_POOLS,
     MAX_ROUTES,
     MAX_VIPS,
+    VIP_PLACES,
 )
 
 LEDGER_VALUE_BYTES: Final = 256
@@ -60,31 +61,44 @@ class Capacity:
     fragments: int = 1 << 14
     events: int = 1 << 20
 
+    @property
+    def pairs(self) -> dict[str, int]:
+        """Return the pairs of lines of each table that packets write, by name of the map."""
+        sizes = {"flows": self.flows, "syns": self.syns, "fragments": self.fragments}
+        return {name: _pairs(entries) for name, entries in sizes.items()}
+
+
+def _pairs(entries: int) -> int:
+    """Return the pairs of lines in which so many entries find room.
+
+    Ten places for 8/3 entries on average: of so many entries, one in 20,000 finds its pair full
+    (Poisson; docs/performance.md has it measured).
+    """
+    return -(-entries * 3 // 8)
+
+
+def _lines(pairs: int) -> "Shape":
+    """Return the shape of a table of lines, which user space can map and read as it stands."""
+    line = layout.LINE.itemsize
+    return Shape(bpf.ARRAY, layout.ID.itemsize, line, 2 * pairs, bpf.F_MMAPABLE)
+
 
 def shapes(capacity: Capacity) -> dict[str, Shape]:
     """Return the shape of every pinned map by name."""
     u32 = layout.ID.itemsize
-    flow = layout.FLOW.itemsize
-    flow_key = layout.FLOW_KEY.itemsize
     bucket = layout.BUCKET.itemsize
     percpu = bpf.PERCPU_ARRAY
     return {
-        # Each VIP has an entry for ICMP too, and old and new ones stand side by side for a moment.
-        "vips": Shape(bpf.HASH, layout.VIP_KEY.itemsize, layout.VIP.itemsize, 4 * MAX_VIPS),
+        # Two images. Memory that a process may map begins at a page, so a place at a cache line.
+        "vips": Shape(bpf.ARRAY, u32, layout.VIP_PLACE.itemsize, 2 * VIP_PLACES, bpf.F_MMAPABLE),
+        "vip_image": Shape(bpf.ARRAY, u32, u32, 1),
+        "vip_addresses": Shape(bpf.ARRAY, u32, layout.ADDRESS_BITS.itemsize, 1),
         "prefixes": _trie(layout.PREFIX_KEY, layout.VIP, 4 * MAX_NETWORK_VIPS),
         "routes": _trie(layout.ROUTE_KEY, layout.ROUTE, 2 * MAX_ROUTES),
         "outer": Shape(bpf.ARRAY_OF_MAPS, u32, u32, MAX_POOLS),
         "backends": Shape(bpf.ARRAY, u32, layout.BACKEND.itemsize, MAX_BACKENDS),
-        # LRU lists per CPU, entries visible to every CPU (design section 6).
-        "flows": Shape(bpf.LRU_HASH, flow_key, flow, capacity.flows, bpf.F_NO_COMMON_LRU),
-        "syns": Shape(bpf.LRU_HASH, flow_key, flow, capacity.syns, bpf.F_NO_COMMON_LRU),
-        "fragments": Shape(
-            bpf.LRU_HASH,
-            layout.FRAGMENT_KEY.itemsize,
-            flow,
-            capacity.fragments,
-            bpf.F_NO_COMMON_LRU,
-        ),
+        # One for all CPUs: errors and fragments of a flow come to another one (design section 6).
+        **{name: _lines(pairs) for name, pairs in capacity.pairs.items()},
         "quic_servers": Shape(
             bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
         ),
@@ -189,11 +203,12 @@ def create(wanted: Mapping[str, Shape]) -> Maps:
     """Create maps without pins, for proofs, tests and simulation; closing them frees them."""
     fds: dict[str, int] = {}
     for name, shape in wanted.items():
-        fds[name] = _create_named(name, shape)
+        fds[name] = create_one(name, shape)
     return Maps(fds)
 
 
-def _create_named(name: str, shape: Shape) -> int:
+def create_one(name: str, shape: Shape) -> int:
+    """Create a map without a pin; return its descriptor."""
     if shape.kind != bpf.ARRAY_OF_MAPS:
         return _create(name, shape)
     template = create_inner()  # the outer map learns its leaf's shape from one inner map
@@ -219,10 +234,10 @@ def create_or_adopt(pins: Path, capacity: Capacity) -> tuple[Maps, bool]:
             path = pins / name
             if path.exists():
                 fds[name] = bpf.open_pin(str(path))
-                _compare(path, shape, bpf.map_info(fds[name]))
+                _check(path, shape_of(fds[name]), shape)
                 adopted = True
             else:
-                fds[name] = _create_named(name, shape)
+                fds[name] = create_one(name, shape)
                 bpf.pin(fds[name], str(path))
     except BaseException:
         Maps(fds).close()
@@ -230,14 +245,24 @@ def create_or_adopt(pins: Path, capacity: Capacity) -> tuple[Maps, bool]:
     return Maps(fds), adopted
 
 
-def _compare(path: Path, shape: Shape, info: bpf.MapInfo) -> None:
-    found = Shape(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
-    if found != shape:
-        raise DataplaneError(
-            f"the pinned map {path} has another shape ({found}) than this version wants ({shape}): "
-            "it belongs to another version or another capacity setting. Restore that setting, or, "
-            f"to give up the flows that it tracks, detach the program and remove {path.parent}"
-        )
+def shape_of(fd: int) -> Shape:
+    """Return the shape of an open map."""
+    info = bpf.map_info(fd)
+    return Shape(info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+
+
+def _check(path: Path, found: Shape, wanted: Shape) -> None:
+    if found != wanted:
+        raise other_shape(path, found, wanted)
+
+
+def other_shape(path: Path, found: Shape, wanted: Shape) -> DataplaneError:
+    """Return the refusal of a pinned map that has another shape than this version wants."""
+    return DataplaneError(
+        f"the pinned map {path} has another shape ({found}) than this version wants ({wanted}): "
+        "it belongs to another version or another capacity setting. Restore that setting, or, "
+        f"to give up the flows that it tracks, detach the program and remove {path.parent}"
+    )
 
 
 def read_all(name: str, fd: int) -> dict[bytes, bytes]:

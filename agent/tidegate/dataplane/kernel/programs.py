@@ -10,20 +10,21 @@ import hashlib
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import jiffies, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.compiler import Program, compile_program
 from tidegate.dataplane.kernel.loader import load
 from tidegate.errors import CapabilityError, DataplaneError
-from tidegate.model.constants import TABLE_SIZE
+from tidegate.model.constants import TABLE_SIZE, VIP_PLACES
 from tidegate.model.features import ALL_FEATURES, Feature
+from tidegate.spec import Settings
 
 XdpMode: TypeAlias = Literal["native", "generic"]
 ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
@@ -41,12 +42,27 @@ class Build:
         source4: network of outer IPv4 sources; the bits behind the prefix come from the flow hash.
         source6: the same for IPv6; at most the last 64 bits come from the hash.
         features: what the program can do; the rest is not compiled.
+        capacity: sizes of the tables.
     """
 
     hash_seed: bytes
     source4: IPv4Network
     source6: IPv6Network
     features: frozenset[Feature] = ALL_FEATURES
+    capacity: maps.Capacity = field(default_factory=maps.Capacity)
+
+    def settings(self) -> Settings:
+        """Return the same for the specification."""
+        pairs = self.capacity.pairs
+        return Settings(
+            self.hash_keys(),
+            self.source4,
+            self.source6,
+            jiffies.clock(),
+            flow_pairs=pairs["flows"],
+            syn_pairs=pairs["syns"],
+            fragment_pairs=pairs["fragments"],
+        )
 
     def hash_keys(self) -> tuple[int, int]:
         """Return the two 64-bit words of the hash key."""
@@ -63,6 +79,12 @@ class Build:
             {
                 "TABLE_SIZE": str(TABLE_SIZE),
                 "TABLE_BYTES": str(layout.TABLE.itemsize),
+                "FLOW_PAIRS": str(self.capacity.pairs["flows"]),
+                "SYN_PAIRS": str(self.capacity.pairs["syns"]),
+                "FRAGMENT_PAIRS": str(self.capacity.pairs["fragments"]),
+                "HZ": str(jiffies.clock().hz),
+                "TICK_SHIFT": str(jiffies.clock().shift),
+                "VIP_PLACES": str(VIP_PLACES),
                 "HASH_KEY0": f"{key0:#x}ULL",
                 "HASH_KEY1": f"{key1:#x}ULL",
                 "SOURCE4": _network_order(self.source4.network_address.packed),

@@ -24,6 +24,9 @@ _INSTRUCTION: Final = 8
 _LOG_BYTES: Final = 1 << 24
 """More than any verifier's log of ours; the kernel takes part of a longer one, and ENOSPC."""
 
+_MOST_MAPS: Final = 64
+"""The kernel's limit for one program (MAX_USED_MAPS)."""
+
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD = 5
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
@@ -33,8 +36,8 @@ _ENABLE_STATS: Final = 32
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
 RINGBUF: Final = 27
 F_NO_PREALLOC: Final = 1 << 0
-F_NO_COMMON_LRU: Final = 1 << 1
 _F_RDONLY: Final = 1 << 3
+F_MMAPABLE: Final = 1 << 10
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -301,6 +304,16 @@ def program_load(kind: int, name: str, code: bytes, log_level: int) -> Loaded:
     except OSError as error:
         number = error.errno or 0
     return Loaded(fd, number, log.value.decode(errors="replace"))
+
+
+def program_maps(fd: int) -> set[int]:
+    """Read the kernel's ids of the maps that a program uses."""
+    ids = ctypes.create_string_buffer(4 * _MOST_MAPS)
+    info = ctypes.create_string_buffer(88)
+    struct.pack_into("<IQ", info, 52, _MOST_MAPS, _address(ids))
+    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
+    count = min(struct.unpack_from("<I", info, 52)[0], _MOST_MAPS)
+    return set(struct.unpack_from(f"<{count}I", ids))
 
 
 class ProgramTime(NamedTuple):

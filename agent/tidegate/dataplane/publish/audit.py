@@ -20,9 +20,11 @@ import numpy as np
 
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
-from tidegate.dataplane.publish import tables
+from tidegate.dataplane.publish import tables, vip_images
 from tidegate.dataplane.publish.ledger import Kind
 from tidegate.dataplane.publish.mirror import KEYED, Loaded, Mirror
+from tidegate.dataplane.publish.vip_images import VipImages
+from tidegate.dataplane.publish.vip_places import key_name
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Generation, Table
@@ -84,6 +86,7 @@ def repaired(differences: Iterable[Difference]) -> list[Finding]:
 
 
 def _differences(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
+    yield from _vips(mirror.images)
     for name in KEYED:
         yield from _keyed(mirror, name)
     yield from _entries(mirror, generation, deep=deep)
@@ -107,6 +110,33 @@ def _keyed(mirror: Mirror, name: str) -> Iterator[Difference]:
             fault = "changed" if key in there else "missing"
             finding = Finding(name, _named(name, key), fault)
             yield Difference(finding, partial(bpf.map_update, fd, key, value))
+
+
+def _vips(images: VipImages) -> Iterator[Difference]:
+    """Compare both images, the choice of one, and the address bits.
+
+    The image that is not in force is repaired too: the next change counts on what is there.
+    """
+    there = vip_images.read(images.fds)
+    if there.selected != images.selected:
+        finding = Finding("vip_image", f"image {images.selected} in force", "changed")
+        yield Difference(finding, images.write_selected)
+    if there.bits != images.bits:
+        finding = Finding("vip_addresses", "bits of VIP addresses", "changed")
+        yield Difference(finding, images.rewrite_bits)
+    for image in (images.selected, 1 - images.selected):
+        found, wanted = there.images[image], images.images[image]
+        for place in vip_images.differing(found, wanted):
+            finding = _of_place(found[place], wanted[place])
+            yield Difference(finding, partial(images.rewrite, image, np.array([place])))
+
+
+def _of_place(there: np.void, wanted: np.void) -> Finding:
+    """Return what a place that differs has in place of what."""
+    if not wanted["key"]["protocol"]:
+        return Finding("vips", key_name(there["key"].tobytes()), "foreign")
+    fault = "changed" if there["key"]["protocol"] else "missing"
+    return Finding("vips", key_name(wanted["key"].tobytes()), fault)
 
 
 def _entries(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
@@ -179,9 +209,6 @@ def _pool(generation: Generation, pool_id: int) -> str:
 def _named(name: str, key: bytes) -> str:
     """Describe what a key of a keyed map is for."""
     match name:
-        case "vips":
-            vip = np.frombuffer(key, layout.VIP_KEY)[0]
-            return f"{_address(vip['address'])} port {vip['port']} protocol {vip['protocol']}"
         case "prefixes":
             vip = np.frombuffer(key, layout.PREFIX_KEY)[0]
             return f"{_network(vip, 'address')} port {vip['port']} protocol {vip['protocol']}"
@@ -194,11 +221,6 @@ def _named(name: str, key: bytes) -> str:
             return f"pool id {server['pool']} server id {wanted}"
     kind, id_ = (int.from_bytes(key[at : at + 4], "little") for at in (0, 4))
     return f"{Kind(kind).name.lower() if kind in set(Kind) else kind} {id_}"
-
-
-def _address(packed: np.void) -> str:
-    address = IPv6Address(packed.tobytes())
-    return str(address.ipv4_mapped or address)
 
 
 def _network(key: np.void, field: str) -> str:

@@ -42,9 +42,17 @@ def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> Non
     selected = int(entry["selected"])
     if bytes(entry["endpoints"]["address"][selected]) != address:
         entry["endpoints"][1 - selected] = (address, backend.address.version)
-    entry["flags"] = 0 if placed.reachable else layout.QUARANTINED
+    entry["flags"] = flags(placed)
+    entry["pool"] = pool.identity.id if pool else 0
     if pool is not None:  # a draining backend may outlive its pool: it stays as it was
         entry["gue_port"], entry["mtu"] = _path(pool.pool)
+
+
+def flags(placed: PlacedBackend) -> int:
+    """Return the flags of a backend's entry; one that is out of everything does not drain."""
+    if not placed.reachable:
+        return layout.QUARANTINED
+    return 0 if placed.weight else layout.DRAINING
 
 
 def select(entry: np.void, placed: PlacedBackend) -> None:

@@ -9,18 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.publish import entries, ledger
+from tidegate.dataplane.publish.address_bits import address_bits
 from tidegate.dataplane.publish.ledger import MetaRecord, Place
 from tidegate.model.generation import NOTHING, Generation
 
 
 @dataclass(frozen=True)
 class DesiredMaps:
-    """The content of maps by name, and the ledger's records without the meta record."""
+    """The content of maps by name, and the ledger's records without the meta record.
+
+    Attributes:
+        addresses: the one element of `vip_addresses`.
+    """
 
     generation: Generation = NOTHING
     records: Mapping[Place, ledger.Record] = field(default_factory=dict)
     maps: Mapping[str, entries.Contents] = field(default_factory=dict)
+    addresses: bytes = bytes(layout.ADDRESS_BITS.itemsize)
 
 
 NOTHING_DESIRED: Final = DesiredMaps()
@@ -31,14 +38,16 @@ def desired_maps(generation: Generation, last: DesiredMaps = NOTHING_DESIRED) ->
     records = ledger.records(generation, last.generation, last.records)
     if last.maps and _lead_alike(generation, last.generation):
         of_vips = {name: last.maps[name] for name in ("routes", "vips", "prefixes")}
+        addresses = last.addresses
     else:
+        addresses = address_bits(generation)
         of_vips = {
             "routes": entries.routes(generation),
             "vips": entries.vips(generation),
             "prefixes": entries.prefixes(generation),
         }
     servers = entries.quic_servers(generation)
-    return DesiredMaps(generation, records, {**of_vips, "quic_servers": servers})
+    return DesiredMaps(generation, records, {**of_vips, "quic_servers": servers}, addresses)
 
 
 def meta(generation: Generation, hold: str) -> MetaRecord:

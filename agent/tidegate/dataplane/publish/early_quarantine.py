@@ -50,7 +50,7 @@ class EarlyQuarantine:
             self._placed |= fresh
             self._mirror.record(ledger.of_backends(fresh.values()))
             ids = np.array([placed.identity.id for placed in fresh.values()], np.uint32)
-            self._mirror.entries["flags"][ids] |= layout.QUARANTINED
+            self._mirror.entries["flags"][ids] = layout.QUARANTINED
             self._mirror.write_entries(ids)
         return len(fresh)
 

@@ -14,7 +14,7 @@ import numpy as np
 from tidegate.dataplane.kernel import layout
 from tidegate.model.address import mapped_length, packed
 from tidegate.model.generation import Generation, PlacedVip
-from tidegate.model.tag import PROTOCOLS, vip_tag
+from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.values import Network, Vip
 
 Contents = dict[bytes, bytes]
@@ -35,7 +35,7 @@ _HASH: Final = {
 
 
 def vips(generation: Generation) -> Contents:
-    """Return map `vips`: VIPs of one address, and one entry of protocol ICMP for each address."""
+    """Return what map `vips` has: VIPs of one address, and for each address one entry for ICMP."""
     return {
         vip_key(network, port, protocol): value
         for (network, port, protocol), value in _services(generation, networks=False)
@@ -115,9 +115,11 @@ def _entry(generation: Generation, placed: PlacedVip) -> bytes:
     vip, entry = placed.vip, np.zeros(1, layout.VIP)
     entry["id"], entry["incarnation"] = placed.identity
     entry["pool"] = generation.pools[placed.serving(vip.pool)].identity.id
-    entry["flags"] = _flags(vip)
+    entry["flags"] = _flags(vip) | (layout.VIP_MOVED if placed.moved else 0)
     entry["tag"] = vip_tag(vip)
+    entry["salt"] = flow_salt(placed.identity)
     entry["idle"] = vip.udp_idle_timeout
+    entry["tcp_idle"] = vip.tcp_idle_timeout
     entry["insert_rate"] = vip.insert_limit
     if vip.syn_limit:
         entry["syn_rate"] = vip.syn_limit.rate
@@ -136,7 +138,15 @@ def _flags(vip: Vip) -> int:
         | _HASH[vip.hash]
         | (layout.VIP_PREFIX if vip.is_network else 0)
         | (layout.VIP_ROUTES if vip.source_routes or vip.deny else 0)
+        | (layout.VIP_LONG_WAY if _needs_long_way(vip) else 0)
+        | (layout.VIP_SYN_LONG_WAY if vip.syn_limit or vip.mss_clamp else 0)
+        | (layout.VIP_SAMPLED if vip.flow_sampling else 0)
     )
+
+
+def _needs_long_way(vip: Vip) -> bool:
+    """Return whether packets of a VIP need more than the short way has (bpf/plain.h)."""
+    return vip.hash != "5-tuple" or any((vip.is_network, vip.source_routes, vip.deny, vip.quic))
 
 
 def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
@@ -145,10 +155,13 @@ def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
     entry = np.zeros(1, layout.VIP)
     entry["id"], entry["incarnation"] = first.identity
     entry["pool"] = generation.pools[first.serving(first.vip.pool)].identity.id
-    entry["flags"] = (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0) | (
-        layout.VIP_PREFIX if first.vip.is_network else 0
+    entry["flags"] = (
+        layout.VIP_LONG_WAY
+        | (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0)
+        | (layout.VIP_PREFIX if first.vip.is_network else 0)
     )
     entry["tag"] = vip_tag(first.vip)
+    entry["salt"] = flow_salt(first.identity)
     return entry.tobytes()
 
 

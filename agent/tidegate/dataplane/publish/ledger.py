@@ -95,6 +95,8 @@ class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
     flow_sampling: int = 0
     sorry_pool: str | None = None
     unserved: tuple[int, ...] = ()
+    tcp_idle_timeout: int = 4500
+    moved: bool = False
 
 
 class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
@@ -246,6 +248,8 @@ def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
         flow_sampling=vip.flow_sampling,
         sorry_pool=vip.sorry_pool,
         unserved=tuple(pool_ids[pool] for pool in placed.unserved),
+        tcp_idle_timeout=vip.tcp_idle_timeout,
+        moved=placed.moved,
     )
 
 
@@ -267,6 +271,7 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
         tracking=record.tracking,
         hash=record.hash,
         udp_idle_timeout=record.udp_idle_timeout,
+        tcp_idle_timeout=record.tcp_idle_timeout,
         insert_limit=record.insert_limit,
         syn_limit=SynLimit(*record.syn_limit) if record.syn_limit else None,
         mss_clamp=record.mss_clamp,
@@ -370,7 +375,7 @@ def contents(found: Mapping[Place, Record]) -> Contents:
                 if vip is not None:
                     unserved = sorted(pool_names[id_] for id_ in record.unserved)
                     identity = Identity(place.id, record.incarnation)
-                    vips[vip.name] = PlacedVip(identity, vip, tuple(unserved))
+                    vips[vip.name] = PlacedVip(identity, vip, tuple(unserved), record.moved)
             case PoolRecord():
                 pools[record.name] = _placed_pool(place.id, record)
             case BackendRecord():

@@ -17,14 +17,15 @@ from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish import entries, ledger, ledger_bytes, tables
 from tidegate.dataplane.publish.ledger import Place
+from tidegate.dataplane.publish.vip_images import VipImages
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Slots
 
-FOLLOWING: Final = ("vips", "prefixes", "routes", "quic_servers")
-"""Maps whose content follows from a generation alone."""
+FOLLOWING: Final = ("prefixes", "routes", "quic_servers")
+"""Keyed maps whose content follows from a generation alone."""
 
 KEYED: Final = (*FOLLOWING, *ledger_bytes.MAPS)
-"""Maps that are mirrored key by key; the others are the array of backends and the outer map."""
+"""Maps that are mirrored key by key; the others are arrays: backends, VIPs, and the outer map."""
 
 _TRIES: Final = ("prefixes", "routes")
 
@@ -47,6 +48,7 @@ class Mirror:
     Attributes:
         entries: backends by id, as bpf/layout.h defines them.
         written: key and value bytes of each keyed map.
+        images: VIPs of one address.
         records: the ledger's records, as values.
         tables: tables in force by pool id.
     """
@@ -56,6 +58,7 @@ class Mirror:
         self.pins = pins
         self.entries = np.zeros(MAX_BACKENDS, layout.BACKEND)
         self.written: dict[str, entries.Contents] = {name: {} for name in KEYED}
+        self.images = VipImages(fds)
         self.records: dict[Place, ledger.Record] = {}
         self.tables: dict[int, Loaded] = {}
 
@@ -69,6 +72,7 @@ class Mirror:
             DataplaneError: such a record was found.
         """
         self.entries = self.read_entries().copy()
+        self.images.load()
         self.written = {name: maps.read_all(name, self.fds[name]) for name in KEYED}
         found = {k: v for name in ledger_bytes.MAPS for k, v in self.written[name].items()}
         self.records = ledger_bytes.decoded(found, strict=strict)
@@ -139,7 +143,14 @@ class Mirror:
         self.written[name].pop(key, None)
 
     def point(self, new: Mapping[int, Loaded]) -> None:
-        """Point slots of the outer map to tables, all in one call."""
+        """Point slots of the outer map to tables, all in one call, which waits for all packets."""
         slots = np.array(list(new), np.uint32)
         fds = np.array([table.fd for table in new.values()], np.uint32)
         bpf.map_update_batch(self.fds["outer"], slots.tobytes(), fds.tobytes(), len(slots))
+        self.images.is_settled = self.images.is_settled or bool(new)
+
+    def settle(self) -> None:
+        """Wait for an RCU grace period, so that no packet reads the image that is not in force."""
+        for pool_id, table in self.tables.items():
+            self.point({pool_id: table})
+            return

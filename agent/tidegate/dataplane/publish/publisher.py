@@ -5,22 +5,25 @@
        server ids
     2. new inner tables, filled and read back; nothing reads them yet
     3. the outer map's slots, all in one call, which returns after an RCU grace period
-    4. source routes, then VIP entries; then those that are gone, in the opposite order
+    4. source routes, address bits, VIP entries, networks; then what is gone of these, in the
+       opposite order
     5. what is gone becomes free; the generation is complete; old tables go after the grace delay
 
 Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
 still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
-record names its pools. The flag that quarantines a backend is in its entry, so it takes effect in
-step 1, before any table is rebuilt (`flag_unhealthy`: even earlier). A crash leaves a VIP on its
-old or new table. The next start reads the kernel, plans from what it finds, and thereby finishes or
-discards the rest: a backend with an entry and no slot is as good as one that was just added. The
-number is written first, so that no two attempts ever have the same one.
+record names its pools. The order within step 4 is argued in `vip_change`. The flag that quarantines
+a backend is in its entry, so it takes effect in step 1, before any table is rebuilt
+(`flag_unhealthy`: even earlier). A crash leaves a VIP on its old or new table. The next start reads
+the kernel, plans from what it finds, and thereby finishes or discards the rest: a backend with an
+entry and no slot is as good as one that was just added. The number is written first, so that no two
+attempts ever have the same one.
 
-When the kernel refuses something up to step 2, all is rolled back, and the last generation is in
-force completely. Later there are flows that began on the new tables, and putting the old ones back
-would move them: what has come into force is read from the kernel, and becomes the generation in
-force. The last documents planned over it (as the agent does) give the way back that moves nobody.
+Before all of this each VIP is given its place; where one finds none, nothing is written. When the
+kernel refuses something up to step 2, all is rolled back, and the last generation is in force
+completely. Later there are flows that began on the new tables, and putting the old ones back would
+move them: what has come into force is read from the kernel, and becomes the generation in force.
+The last documents planned over it (as the agent does) give the way back that moves nobody.
 
 What follows from a generation alone (`entries`) is compared with what the maps hold, and only the
 difference is written. A crash may have come between a ledger record and what it stands for, so the
@@ -45,6 +48,7 @@ from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.mirror import Loaded, Mirror
 from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.dataplane.publish.vip_change import put_in_force
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
 from tidegate.model.generation import NOTHING, Generation, PlacedBackend
@@ -124,8 +128,9 @@ class Publisher:
 
         Raises:
             FenceError: another agent has taken over the maps; nothing was written.
-            DataplaneError: the kernel refused a step. `in_force` is what is in force: the last
-                generation, or a mixture in which each VIP is on its old or its new table.
+            DataplaneError: the kernel refused a step, or a VIP has no place. `in_force` is what is
+                in force: the last generation, or a mixture in which each VIP is on its old or its
+                new table.
         """
         if generation.number == self.in_force.number and self.is_certain and not self._early:
             self._note_origin(generation)
@@ -139,6 +144,7 @@ class Publisher:
                 "changed; the next attempt continues from there"
             )
         wanted = self._desired = desired_maps(generation, self._desired)
+        self.mirror.images.check_room(wanted.maps["vips"])
         filled: dict[int, Loaded] = {}
         before = dict(self.mirror.records)
         try:
@@ -148,7 +154,7 @@ class Publisher:
             raise _failure(generation, error, rest) from error
         try:
             self._swap(filled, now)
-            self._write_vips(wanted)
+            put_in_force(self.mirror, wanted, self.reached)
             self._retire(wanted)
         except _REFUSALS as error:
             self._reread()
@@ -345,23 +351,6 @@ class Publisher:
         if old is not None:
             self._retired.append(_Retired(now + self.grace, old))
         self.mirror.tables[pool_id] = table
-
-    def _write_vips(self, wanted: DesiredMaps) -> None:
-        mirror, maps = self.mirror, wanted.maps
-        mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, ledger.VipRecord)})
-        self.reached(Step.VIPS_RECORDED)
-        steps = {
-            "routes": (Step.ROUTES_WRITTEN, Step.ROUTES_DELETED),
-            "vips": (Step.VIPS_WRITTEN, Step.VIPS_DELETED),
-            "prefixes": (Step.PREFIXES_WRITTEN, Step.PREFIXES_DELETED),
-        }
-        for name, (written, _) in steps.items():
-            mirror.put(name, maps[name])
-            self.reached(written)
-        # Last of all, so that a VIP that becomes a network is never away, and routes outlive VIPs.
-        for name, (_, deleted) in reversed(steps.items()):
-            mirror.drop_others(name, maps[name])
-            self.reached(deleted)
 
     def _note_origin(self, generation: Generation) -> None:
         """Record that what is in force is of another release now, if it is."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of publishing, by name: where it can be watched, timed, and killed by a test.
+"""The steps of publishing and of a takeover: where they can be watched, timed, killed by a test.
 
-The publisher calls a hook after each step. What the steps are for, and why they come in this order,
-is argued in `publisher`.
+A hook is called after each step. What the steps are for, and why they come in this order, is argued
+in `publisher`, and for the last ones in `takeover`.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,12 @@ class Step(Enum):
     TABLES_SWAPPED = "the outer map points to the new tables"
     VIPS_RECORDED = "VIPs are recorded"
     ROUTES_WRITTEN = "source routes are written"
-    VIPS_WRITTEN = "VIPs of one address are written"
+    ADDRESSES_ADDED = "address bits of new VIPs are set"
+    VIPS_WRITTEN = "VIPs of one address are written to the image that is not in force"
+    VIPS_SELECTED = "that image is in force"
     PREFIXES_WRITTEN = "VIPs that are networks are written"
     PREFIXES_DELETED = "networks that are gone are deleted"
-    VIPS_DELETED = "VIPs that are gone are deleted"
+    ADDRESSES_REMOVED = "only address bits of VIPs in force are set"
     ROUTES_DELETED = "source routes that are gone are deleted"
     VIPS_FREED = "ids of VIPs that are gone are recorded as freed"
     IDS_FREED = "ids of pools and backends that are gone are recorded as freed"
@@ -42,6 +44,10 @@ class Step(Enum):
     PROGRAM_PINNED = "it is pinned beside the one that runs"
     PROGRAM_ATTACHED = "it is on every interface"
     PROGRAM_KEPT = "its pin has taken the place of the old one's"
+    TAKEOVER_BEGUN = "new maps are pinned beside those whose shape has changed"
+    TAKEOVER_FILLED = "what follows from the generation in force is in the new maps"
+    TAKEOVER_COPIED = "flows that were new or changed are copied to the new table"
+    TAKEOVER_RENAMED = "a new map's pin has taken the place of the old one's"
 
 
 Reached: TypeAlias = Callable[[Step], None]

@@ -65,6 +65,7 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
         tracking=document.tracking,
         hash=document.hash,
         udp_idle_timeout=document.udp_idle_timeout,
+        tcp_idle_timeout=document.tcp_idle_timeout,
         insert_limit=document.insert_limit,
         syn_limit=SynLimit(syn.rate, syn.prefix4, syn.prefix6) if syn else None,
         mss_clamp=document.mss_clamp,

@@ -59,8 +59,9 @@ class Flow:
         began, seen: monotonic ns of its first and its last event.
         has_begin: whether its first packet was seen.
         backend: the last one; None if none was chosen.
-        first_generation, generation: of the tables that chose the first and the last backend; 0 if
-            none did.
+        first_generation: of the table that chose the first backend; 0 if none did: entries of the
+            connection table and marks do not have the generation.
+        generation: the newest of the tables that chose a backend; 0 if none did.
         decision: how the first backend was chosen.
         reason: of the last drop.
         untold: events that are not among `happenings`.

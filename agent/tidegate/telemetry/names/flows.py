@@ -52,10 +52,18 @@ SLOT: Final = Attribute(
     "tidegate.slot", "int", "The flow's slot in the pool's Maglev table.", "41023"
 )
 FIRST_GENERATION: Final = Attribute(
-    "tidegate.generation.first", "int", "Generation of the table that chose the first backend.", "7"
+    key="tidegate.generation.first",
+    type="int",
+    description="Generation of the table that chose the first backend; only if a table did.",
+    example="7",
 )
 GENERATION: Final = Attribute(
-    "tidegate.generation", "int", "Generation of the table that chose the last backend.", "9"
+    key="tidegate.generation",
+    type="int",
+    description="Generation of the table that chose the backend; of a span, the newest such one. "
+    "Not there if no table did: entries of the connection table, marks of SYNs and QUIC server ids "
+    "name a backend and no generation.",
+    example="9",
 )
 DECISION: Final = Attribute(
     "tidegate.decision", "string", "How the backend was chosen; docs/dataplane.md.", "syn"

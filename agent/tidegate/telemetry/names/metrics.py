@@ -102,7 +102,8 @@ VIP_LIVE_FLOWS: Final = Instrument(
     name="tidegate.vip.flows.live",
     kind="gauge",
     unit="{flow}",
-    description="Entries of the connection table that packets would follow, as of the last count.",
+    description="Live flows: entries of the connection table whose client has not ended them, that "
+    "spoke within the VIP's idle timeout and whose backend is reached, as of the last count.",
     attributes=(VIP,),
 )
 BACKEND_PACKETS: Final = Instrument(
@@ -117,6 +118,13 @@ BACKEND_IO: Final = Instrument(
     kind="counter",
     unit="By",
     description="Bytes of the IP packets that were sent to the backend, before encapsulation.",
+    attributes=(POOL, BACKEND),
+)
+BACKEND_LIVE_FLOWS: Final = Instrument(
+    name="tidegate.backend.flows.live",
+    kind="gauge",
+    unit="{flow}",
+    description="Live flows, as in tidegate.vip.flows.live, by the backend that they go to.",
     attributes=(POOL, BACKEND),
 )
 
@@ -167,7 +175,7 @@ MAP_LIMIT: Final = Instrument(
     name="tidegate.map.limit",
     kind="gauge",
     unit="{entry}",
-    description="Entries that a kernel map has room for.",
+    description="Entries that a kernel map is made for.",
     attributes=(MAP,),
 )
 IDS: Final = Instrument(

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of 64-byte lines, which packets write: connections, SYN marks, fragments.
+
+A line has room for five entries. A key of 64 keyed bits names a pair of neighbouring lines and
+which of the two is its home; an entry may be in either, and the home is looked at first. What tells
+entries of a pair apart is a fingerprint, the lower 40 bits of the key. A new flow is taken for one
+of the at most ten others of its pair with a probability of 10 / 2^40; it then shares that one's
+backend, and so it would if it had the same ports.
+
+An entry's owner (fingerprint, backend, its incarnation) is one word of 64 bits in the kernel, and
+so cannot be seen half written. What stands beside it, the state, may for a moment be that of an
+entry before: it never says where a packet goes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from tidegate.model.ticks import TICKS
+
+LINE_ENTRIES: Final = 5
+FINGERPRINT: Final = (1 << 40) - 1
+_HOME_BIT: Final = 40
+
+ENDING: Final = 1
+"""The client has sent FIN or RST."""
+SPOKE: Final = 2
+"""It has sent more than the packet that made the entry."""
+CONTESTED: Final = 4
+"""A SYN found the entry and left a mark: the first packet that follows it takes the place."""
+COPIED: Final = 8
+"""It came from a table of another size, and nothing of its flow was seen since."""
+_FLAG_BITS: Final = 4
+_VIP_BITS: Final = 12
+
+QUIET_TICKS: Final = 64
+"""Silence after which a flow that spoke more than once may have to make room, 4 to 8 minutes."""
+
+
+class Entry(NamedTuple):
+    """An entry; `backend` and `incarnation` are an id and the lower 8 bits of which use it is.
+
+    Attributes:
+        state: of a connection see `state_of`; of a mark the SYN's sequence number.
+    """
+
+    fingerprint: int
+    incarnation: int
+    backend: int
+    state: int
+
+    @property
+    def tick(self) -> int:
+        """Return when it last spoke."""
+        return self.state >> (_FLAG_BITS + _VIP_BITS)
+
+    @property
+    def vip(self) -> int:
+        """Return the id of its VIP."""
+        return self.state >> _FLAG_BITS & (1 << _VIP_BITS) - 1
+
+    @property
+    def flags(self) -> int:
+        """Return its flags."""
+        return self.state & (1 << _FLAG_BITS) - 1
+
+
+def state_of(tick: int, vip: int, flags: int) -> int:
+    """Return the state of a connection or a fragment: 16 bits of tick, 12 of VIP id, 4 of flags."""
+    return tick << (_FLAG_BITS + _VIP_BITS) | vip << _FLAG_BITS | flags
+
+
+def fingerprint_of(key: int) -> int:
+    """Return what an entry keeps of its key; never 0, which is what an empty place has."""
+    return key & FINGERPRINT or 1
+
+
+@dataclass
+class Lines:
+    """A table.
+
+    Attributes:
+        pairs: of lines.
+        entries: by place, which is the number of a line times LINE_ENTRIES and a position in it.
+    """
+
+    pairs: int
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+    def places(self, key: int) -> Iterator[int]:
+        """Yield the places that a key's entry may be in, those of its home line first."""
+        home = 2 * ((key >> 32) * self.pairs >> 32) + (key >> _HOME_BIT & 1)
+        for line in (home, home ^ 1):
+            yield from range(LINE_ENTRIES * line, LINE_ENTRIES * (line + 1))
+
+    def find(self, key: int) -> int | None:
+        """Return the place of a key's entry."""
+        wanted = fingerprint_of(key)
+        for place in self.places(key):
+            there = self.entries.get(place)
+            if there is not None and there.fingerprint == wanted:
+                return place
+        return None
+
+    def room(self, key: int, tick: int) -> int | None:
+        """Return the place for a key that has no entry, or None if nobody has to make room.
+
+        An empty place; else that of a flow that is ending; else of one that spoke once; else of one
+        that was quiet for QUIET_TICKS. Of several the one that has been quiet longest, of equals
+        the first.
+        """
+        best, most = None, 0
+        for place in self.places(key):
+            there = self.entries.get(place)
+            score = 3 * TICKS if there is None else _claim(there, tick)
+            if score > most:
+                best, most = place, score
+        return best
+
+    def put(self, place: int, key: int, incarnation: int, backend: int, state: int) -> None:
+        """Write an entry."""
+        self.entries[place] = Entry(fingerprint_of(key), incarnation & 0xFF, backend, state)
+
+    def mark_place(self, key: int) -> int:
+        """Return the place for a mark: an empty one, else one that the key draws by lot."""
+        places = list(self.places(key))
+        for place in places:
+            if place not in self.entries:
+                return place
+        return places[(key & 0xFFFF) * len(places) >> 16]
+
+
+def _claim(entry: Entry, tick: int) -> int:
+    """Return how readily an entry makes room; 0: not at all."""
+    quiet = (tick - entry.tick) % TICKS
+    if entry.flags & ENDING:
+        return 2 * TICKS + quiet
+    if not entry.flags & SPOKE:
+        return TICKS + quiet
+    return quiet if quiet >= QUIET_TICKS else 0

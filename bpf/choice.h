@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What is chosen for a packet, and the look-ups that every way of choosing shares. */
+#pragma once
+
+#define ANY_INCARNATION 0x100
+
+struct choice {
+	u64 hash;
+	u64 key; /* of the flow in the connection table and among the marks */
+	u64 generation;
+	u32 pool;
+	u32 id;
+	u32 incarnation;
+	u32 slot;
+	u32 current; /* the slot, if the pool has a table */
+	u32 fallback;
+	u64 table_generation;
+	bool has_table;
+	bool look; /* for marks, and a SYN for an entry */
+	u8 decision;
+	bool is_rehashed;
+	bool was_quarantined; /* the owner that was passed over */
+	bool track;
+	bool had_entry; /* the connection table named a backend, usable or not */
+	bool is_promoted; /* an entry was written */
+	bool is_refused; /* or the limit on entries refused it, or nobody had to make room */
+	struct found found; /* the flow's entry */
+	struct found mark; /* or the mark of its SYN */
+};
+
+#define STEP() asm volatile("" ::: "memory")
+
+/* The backend with this id if packets may go to it; of its incarnation the lower 8 bits count. */
+static __always_inline struct backend *usable(u32 id, u32 incarnation)
+{
+	struct backend *backend = backends.lookup(&id);
+
+	if (!backend || !backend->incarnation || backend->flags & BACKEND_QUARANTINED)
+		return NULL;
+	if (incarnation != ANY_INCARNATION && (backend->incarnation & INCARNATION_MASK) != incarnation)
+		return NULL;
+	return backend;
+}
+
+static __always_inline struct slot *slot_at(struct table *table, u32 i)
+{
+	/* The barrier keeps clang from dropping a check that only the verifier needs. */
+	asm volatile("" : "+r"(i));
+	if (i >= TABLE_SIZE)
+		return NULL;
+	return (struct slot *)(table->bytes + sizeof(struct table_header)) + i;
+}
+
+static __always_inline bool choose(struct choice *choice, u32 id, u32 incarnation, u8 decision)
+{
+	struct backend *backend = usable(id, incarnation);
+
+	if (!backend)
+		return false;
+	choice->id = id;
+	choice->incarnation = backend->incarnation;
+	choice->decision = decision;
+	return true;
+}

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of the connection table, as the specification has them: places, and who makes room."""
+
+import random
+
+import pytest
+
+from tidegate.spec.lines import (
+    CONTESTED,
+    ENDING,
+    LINE_ENTRIES,
+    QUIET_TICKS,
+    SPOKE,
+    Lines,
+    fingerprint_of,
+    state_of,
+)
+
+PAIR = 2 * LINE_ENTRIES
+NOW = 1000
+VIP = 7
+
+
+def full(*states: tuple[int, int]) -> Lines:
+    """Return a table of one pair whose places have these ticks and flags, then busy flows."""
+    lines = Lines(1)
+    busy = [(NOW, SPOKE)] * (PAIR - len(states))
+    for place, (tick, flags) in enumerate([*states, *busy]):
+        lines.put(place, place + 1, 1, 1, state_of(tick, VIP, flags))
+    return lines
+
+
+def test_a_key_has_the_ten_places_of_a_pair() -> None:
+    """Those of the home line come first, and either line may be the home."""
+    chance, lines = random.Random(1), Lines(3)  # noqa: S311 - a workload, not a secret
+    homes = set()
+    for _ in range(200):
+        places = list(lines.places(chance.getrandbits(64)))
+        pair = places[0] // PAIR
+        assert sorted(places) == list(range(PAIR * pair, PAIR * (pair + 1)))
+        homes.add(places[0])
+    assert homes == {LINE_ENTRIES * line for line in range(6)}
+
+
+def test_an_entry_is_found_by_its_key() -> None:
+    """In either line; a key whose lower bits are all zero has a fingerprint too."""
+    lines = Lines(4)
+    for key in (0, 1 << 40 | 3, 5, 0xABCDEF << 41 | 9):
+        assert lines.find(key) is None
+        place = lines.room(key, NOW)
+        assert place is not None
+        lines.put(place, key, 257, 9, state_of(NOW, VIP, 0))
+        assert lines.find(key) == place
+        assert lines.entries[place].incarnation == 1
+    assert fingerprint_of(0) == 1
+
+
+def test_a_state_has_its_parts() -> None:
+    """Tick, VIP and flags come back as they were."""
+    lines = Lines(1)
+    lines.put(0, 1, 1, 1, state_of(65_535, 4_095, SPOKE | CONTESTED))
+    entry = lines.entries[0]
+    assert (entry.tick, entry.vip, entry.flags) == (65_535, 4_095, SPOKE | CONTESTED)
+
+
+@pytest.mark.parametrize(
+    ("states", "room"),
+    [
+        ([(NOW, SPOKE)], None),
+        ([(NOW - QUIET_TICKS + 1, SPOKE)], None),
+        ([(NOW, SPOKE), (NOW - QUIET_TICKS, SPOKE)], 1),
+        ([(NOW - 900, SPOKE), (NOW, 0)], 1),
+        ([(NOW - 900, 0), (NOW, ENDING | SPOKE)], 1),
+        ([(NOW - 1, 0), (NOW - 2, 0), (NOW - 2, 0)], 1),
+        ([(NOW - 1, ENDING), (NOW - 5, ENDING)], 1),
+    ],
+)
+def test_who_makes_room_in_a_full_pair(states: list[tuple[int, int]], room: int | None) -> None:
+    """Who is ending, spoke once, or was quiet for long; nobody else; the longest quiet first."""
+    assert full(*states).room(0, NOW) == room
+
+
+def test_an_empty_place_comes_before_all() -> None:
+    """Even before a flow that is ending."""
+    lines = full((NOW - 900, ENDING))
+    del lines.entries[6]
+    assert lines.room(0, NOW) == 6
+
+
+def test_a_mark_takes_an_empty_place_or_one_by_lot() -> None:
+    """Which one follows from the key, so that program and specification draw the same."""
+    lines = Lines(1)
+    for number in range(PAIR):
+        place = lines.mark_place(number)
+        assert place not in lines.entries
+        lines.put(place, number + 1, 1, 1, 0)
+    assert {lines.mark_place(key) for key in range(1 << 16)} == set(range(PAIR))
