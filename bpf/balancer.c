@@ -105,6 +105,8 @@ static __always_inline int handle_icmp(struct xdp_md *ctx, struct vip **vip, str
 			return NOT_OURS; /* the host may want to answer itself */
 		if (packet->is_first_fragment)
 			return DROP_FRAGMENT;
+		if (!may_be_answered(packet))
+			return DROP_BAD_SOURCE;
 		if (!may_answer())
 			return DROP_ECHO_LIMIT;
 		return answer_echo(data, end, packet) ? ANSWERED : DROP_BAD_LENGTH;
@@ -148,8 +150,11 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 	measure(fit, backend, link);
 	if (!(fit->is_v6 ? link->has_gateway6 : link->has_gateway4))
 		return DROP_NO_GATEWAY;
+	/* No sender of it would learn anything from an answer but to send ever smaller ones. */
+	if (packet->length > link->mtu && !packet->is_error)
+		return DROP_MERGED;
 	if (packet->length > fit->limit) {
-		if (packet->is_error || !may_answer())
+		if (!may_be_answered(packet) || !may_answer())
 			return DROP_TOO_BIG;
 		if (!(packet->is_v6 ? answer_too_big6(ctx, packet, fit->limit) :
 				      answer_too_big4(ctx, packet, fit->limit)))
@@ -199,6 +204,30 @@ static __always_inline void count(struct vip_counters *counters, const struct pa
 	}
 }
 
+/* What no VIP takes, and is for a VIP's address, is ours to answer for: it would circle where the host
+ * forwards, since the route to the address leads back to us. */
+static __always_inline int answer_for_address(struct xdp_md *ctx, const struct packet *packet)
+{
+	struct vip *address = find_address(packet);
+	struct vip_counters *counters;
+	u32 id;
+
+	if (!address || address->flags & ADDRESS_PASSES || is_own_address(packet))
+		return XDP_PASS;
+	id = address->id;
+	counters = vip_counts.lookup(&id);
+	if (!counters)
+		return XDP_DROP; /* ids are within the map; the verifier does not know */
+#if WITH_REJECT
+	if (address->flags & ADDRESS_REJECTS && reject(ctx, packet)) {
+		counters->answered++;
+		return XDP_TX;
+	}
+#endif
+	counters->drops[DROP_UNSERVED]++;
+	return XDP_DROP;
+}
+
 /* The long way. */
 static __always_inline int handle(struct xdp_md *ctx)
 {
@@ -220,7 +249,7 @@ static __always_inline int handle(struct xdp_md *ctx)
 	STEP();
 	vip = find_vip(packet);
 	if (!vip)
-		return XDP_PASS;
+		return answer_for_address(ctx, packet);
 	id = vip->id;
 
 	if (packet->is_cut || packet->length < packet->l4 + packet->headers) {
@@ -263,6 +292,12 @@ static __always_inline int handle(struct xdp_md *ctx)
 		if (reason < REASONS)
 			counters->drops[reason]++;
 		return XDP_DROP;
+	}
+	if (scratch->choice.vip) { /* a later fragment was found by its address alone */
+		id = scratch->choice.vip;
+		counters = vip_counts.lookup(&id);
+		if (!counters)
+			return XDP_DROP;
 	}
 	count(counters, packet, &scratch->choice);
 	return XDP_TX;

@@ -12,16 +12,18 @@ struct choice {
 	u32 id;
 	u32 incarnation;
 	u32 slot;
+	u32 vip; /* that a later fragment is of; 0: the packet names its VIP itself */
 	u32 current; /* the slot, if the pool has a table */
 	u32 fallback;
 	u64 table_generation;
 	bool has_table;
-	bool look; /* for marks, and a SYN for an entry */
+	bool look; /* for an entry or a mark: one may name another backend than the slot's owner */
 	u8 decision;
 	bool is_rehashed;
 	bool was_quarantined; /* the owner that was passed over */
 	bool track;
 	bool had_entry; /* the connection table named a backend, usable or not */
+	bool continues; /* from a mark, whose backend may be unusable */
 	bool is_promoted; /* an entry was written */
 	bool is_refused; /* or the limit on entries refused it, or nobody had to make room */
 	struct found found; /* the flow's entry */

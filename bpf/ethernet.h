@@ -13,6 +13,23 @@ static __always_inline int frame_length(struct xdp_md *ctx)
 	return (int)length;
 }
 
+/* True if a frame is for this interface, and not for a group or everybody. An interface that the
+ * agent has not written yet has no addresses to compare with. */
+static __always_inline bool is_ours(const struct ethhdr *eth, const struct link *link)
+{
+	u64 to = (u64)*(u16 *)&eth->h_dest[4] << 32 | *(u32 *)eth->h_dest;
+
+	if (!link)
+		return true;
+	if (to & 1)
+		return false;
+#pragma unroll
+	for (int i = 0; i < OWN_MACS; i++)
+		if (to == link->own[i])
+			return true;
+	return link->takes_any;
+}
+
 static __always_inline void write_macs(void *eth, const struct macs *macs)
 {
 	u32 *words = eth;

@@ -45,5 +45,6 @@ static __always_inline int follow_fragment(struct choice *choice, const struct p
 		return DROP_FRAGMENT;
 	if (!choose(choice, backend_of(found->owner), incarnation_of(found->owner), BY_FRAGMENT))
 		return DROP_FRAGMENT;
+	choice->vip = vip_of(found->state);
 	return DROP_NONE;
 }

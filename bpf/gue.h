@@ -5,36 +5,6 @@
 
 #define GUE_PORTS 0xc000 /* source ports: the dynamic ones (RFC 6335) */
 #define GUE_PORT_BITS 0x3fff
-#define CHUNK 128
-#define CHUNKS (9216 / CHUNK) /* jumbo frames */
-
-/* The sum over the frame from `at` on. The inner checksum cannot stand for it: it may be absent, or
- * not filled in yet by a sender that offloads it. */
-static __always_inline u64 sum_of_frame(struct xdp_md *ctx, u32 at, u32 length)
-{
-	u8 chunk[CHUNK];
-	u64 sum = 0;
-
-	for (int i = 0; i < CHUNKS; i++) {
-		/* The same ranges in every turn, for the verifier. */
-		asm volatile("" : "+r"(at), "+r"(length));
-		at &= 0x3fff;
-		length &= 0x3fff;
-		if (length < CHUNK || bpf_xdp_load_bytes(ctx, at, chunk, CHUNK))
-			break;
-		sum = (u32)bpf_csum_diff(0, 0, chunk, CHUNK, sum);
-		at += CHUNK;
-		length -= CHUNK;
-	}
-	if (length == 0 || length >= CHUNK)
-		return sum;
-	__builtin_memset(chunk, 0, sizeof(chunk));
-	asm volatile("" : "+r"(length));
-	length = ((length - 1) & (CHUNK - 1)) + 1; /* unchanged; a bound for the verifier */
-	if (bpf_xdp_load_bytes(ctx, at, chunk, length))
-		return sum;
-	return (u32)bpf_csum_diff(0, 0, chunk, CHUNK, sum);
-}
 
 static __always_inline int fill_gue(struct xdp_md *ctx, const struct packet *packet,
 				    const struct choice *choice, const struct fit *fit, u16 port)

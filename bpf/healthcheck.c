@@ -202,7 +202,8 @@ int healthcheck(struct __sk_buff *skb)
 	pulled = skb->len < MOST_HEADERS ? skb->len : MOST_HEADERS;
 	if ((void *)(long)skb->data + pulled > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, pulled);
-	if (!parse((void *)(long)skb->data, (void *)(long)skb->data_end, &packet))
+	if (!parse((void *)(long)skb->data, (void *)(long)skb->data_end, &packet) ||
+	    packet.kind == KIND_UNREADABLE)
 		return TC_ACT_UNSPEC;
 	if (packet.l3 != ETH_HLEN)
 		return TC_ACT_UNSPEC;

@@ -15,9 +15,11 @@ struct icmphdr {
 #define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
-#define ICMP_FRAG_NEEDED 4 /* code of unreachable */
+#define ICMP_PORT_UNREACH 3 /* codes of unreachable */
+#define ICMP_FRAG_NEEDED 4
 
 #define ICMPV6_DEST_UNREACH 1
+#define ICMPV6_PORT_UNREACH 4 /* code of unreachable */
 #define ICMPV6_PKT_TOOBIG 2
 #define ICMPV6_PARAMPROB 4
 #define ICMPV6_ECHO_REQUEST 128

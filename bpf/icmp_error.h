@@ -21,7 +21,8 @@ static __always_inline bool is_error6(const struct icmphdr *icmp)
 	return icmp->type >= ICMPV6_DEST_UNREACH && icmp->type <= ICMPV6_PARAMPROB;
 }
 
-/* An MTU below the least that a link may have: its sender wants to force small packets. */
+/* An MTU below the least that a link may have: its sender wants to force small packets. In IPv4 0 is
+ * none: a router older than RFC 1191 does not say it (section 5), and hosts know what to do. */
 static __always_inline bool mtu_is_absurd(const struct icmphdr *icmp, bool is_v6)
 {
 	u32 rest = bpf_ntohl(icmp->rest);
@@ -29,7 +30,7 @@ static __always_inline bool mtu_is_absurd(const struct icmphdr *icmp, bool is_v6
 	if (is_v6)
 		return icmp->type == ICMPV6_PKT_TOOBIG && rest < V6_LEAST_MTU;
 	return icmp->type == ICMP_DEST_UNREACH && icmp->code == ICMP_FRAG_NEEDED &&
-	       (rest & 0xffff) < V4_LEAST_MTU;
+	       (rest & 0xffff) && (rest & 0xffff) < V4_LEAST_MTU;
 }
 
 /* Reads the quoted packet into `quoted`: addresses, protocol, and where its ports are. */

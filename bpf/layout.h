@@ -26,6 +26,11 @@ struct prefix_key {
 	u32 address[4];
 };
 
+/* Key of `own_addresses`: an address of one of this host's interfaces, of 16 bytes as all are. */
+struct own_key {
+	u32 address[4];
+};
+
 #define VIP_TRACK_TRANSITION (1 << 0) /* track flows of slots in transition only */
 #define VIP_TRACK_NONE (1 << 1)
 #define VIP_HASH_SOURCE (1 << 2) /* source address alone */
@@ -37,6 +42,8 @@ struct prefix_key {
 #define VIP_MOVED (1 << 8) /* has had other pools, whose flows may still have entries */
 #define VIP_SYN_LONG_WAY (1 << 9) /* and its SYNs do, for a limit on them or their MSS */
 #define VIP_SAMPLED (1 << 10) /* reports events of some flows */
+#define ADDRESS_PASSES (1 << 11) /* what no VIP takes passes (on entries of protocol ICMP) */
+#define ADDRESS_REJECTS (1 << 12) /* or is answered */
 
 struct vip {
 	u32 id;
@@ -156,13 +163,17 @@ struct macs {
 	u32 words[3];
 };
 
+#define OWN_MACS 6
+
 struct link {
 	struct macs to4;
 	struct macs to6;
 	u32 mtu; /* bytes of IP packet that the link carries */
 	u8 has_gateway4;
 	u8 has_gateway6;
-	u16 zero;
+	u8 takes_any; /* frames for any unicast MAC address are ours */
+	u8 zero;
+	u64 own[OWN_MACS]; /* or those for these, as little-endian words; no address: all ones */
 };
 
 struct vip_counters {

@@ -25,6 +25,7 @@
 #define FLOW_COPIED 8 /* from a table of another size, and nothing of it was seen since */
 #define FLOW_FLAGS 0xf
 #define VIP_SHIFT 4
+#define VIP_MASK 0xfff
 #define TICK_IN_STATE 16
 
 #define QUIET_TICKS 64 /* after which a flow that spoke more than once may have to make room */
@@ -75,6 +76,11 @@ static __always_inline u32 incarnation_of(u64 owner)
 static __always_inline u32 state_of(u32 tick, u32 vip, u32 flags)
 {
 	return tick << TICK_IN_STATE | vip << VIP_SHIFT | flags;
+}
+
+static __always_inline u32 vip_of(u32 state)
+{
+	return state >> VIP_SHIFT & VIP_MASK;
 }
 
 static __always_inline u32 age_of(u32 state, u32 tick)

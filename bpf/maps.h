@@ -8,6 +8,7 @@ BPF_TABLE("array", u32, struct vip_place, vips, 1); /* two images of VIP_PLACES 
 BPF_TABLE("array", u32, u32, vip_image, 1); /* which of them is in force, 0 or 1 */
 BPF_TABLE("array", u32, struct address_bits, vip_addresses, 1);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct vip, prefixes, 1, BPF_F_NO_PREALLOC);
+BPF_TABLE("hash", struct own_key, u32, own_addresses, 1); /* a set: of this host */
 BPF_F_TABLE("lpm_trie", struct route_key, struct route, routes, 1, BPF_F_NO_PREALLOC);
 BPF_TABLE("array", u32, struct table, inner, 1);
 BPF_ARRAY_OF_MAPS(outer, "inner", 1);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* From a frame to a packet: addresses, ports, flags and lengths, or "not ours".
+/* From a frame to a packet: addresses, ports, flags and lengths.
  *
- * Nothing is dropped or counted here: before the VIP look-up no packet is known to be ours. What
- * cannot be read (truncated, another protocol, too many headers) is not for a VIP and passes. */
+ * Nothing is dropped or counted here: before the look-up of the address no packet is known to be
+ * ours. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -23,7 +23,7 @@
 #define VLAN_TAGS 2 /* 802.1ad outside 802.1Q */
 #define EXTENSION_HEADERS 4
 
-enum kind { KIND_NONE, KIND_TCP, KIND_UDP, KIND_ICMP, KIND_LATER_FRAGMENT };
+enum kind { KIND_UNREADABLE, KIND_TCP, KIND_UDP, KIND_ICMP, KIND_LATER_FRAGMENT };
 
 struct vlan_tag {
 	u16 tci;
@@ -51,6 +51,7 @@ struct packet {
 	u8 headers; /* bytes of the transport header, without options */
 	u8 kind;
 	u8 tos; /* traffic class in IPv6 */
+	bool is_ip; /* it has an IP header, so addresses and length are known */
 	bool is_v6;
 	bool is_first_fragment;
 	bool is_cut; /* the frame ends before the IP packet does */
@@ -68,11 +69,12 @@ static __always_inline void *l4_of(void *data, const struct packet *packet)
 	return data + packet->l3 + (packet->l4 & L4_MASK);
 }
 
-/* Walks IPv6 extension headers. Returns false for what no VIP can be for. */
+/* Walks IPv6 extension headers. Returns false if they are cut off. */
 static __always_inline bool skip_extensions(void *l3, void *end, struct packet *packet)
 {
 	u8 next = packet->destination.protocol;
 	u32 at = sizeof(struct ipv6hdr);
+	bool is_whole = true;
 
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
 		struct extension *header = l3 + at;
@@ -80,8 +82,10 @@ static __always_inline bool skip_extensions(void *l3, void *end, struct packet *
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
 		    next != IPPROTO_FRAGMENT)
 			break;
-		if ((void *)(header + 1) > end)
-			return false;
+		if ((void *)(header + 1) > end) {
+			is_whole = false;
+			break;
+		}
 		if (next == IPPROTO_FRAGMENT) {
 			packet->fragment_id = header->id;
 			if (header->offset & IP6_OFFSET_BITS)
@@ -98,7 +102,7 @@ static __always_inline bool skip_extensions(void *l3, void *end, struct packet *
 	}
 	packet->destination.protocol = next;
 	packet->l4 = at;
-	return true;
+	return is_whole;
 }
 
 static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct packet *packet)
@@ -120,6 +124,7 @@ static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct 
 		else
 			packet->is_first_fragment = ip->frag_off & IP_FRAGMENT_BITS;
 		packet->l4 = ip->ihl * 4;
+		packet->is_ip = true;
 		return true;
 	}
 #if WITH_V6
@@ -133,14 +138,14 @@ static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct 
 		packet->destination.protocol = ip->nexthdr;
 		packet->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-		packet->is_v6 = true;
+		packet->is_v6 = packet->is_ip = true;
 		return skip_extensions(l3, end, packet);
 	}
 #endif
 	return false;
 }
 
-static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
+static __always_inline void parse_l4(void *l4, void *end, struct packet *packet)
 {
 	u8 protocol = packet->destination.protocol;
 
@@ -148,7 +153,7 @@ static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
 		struct tcphdr *tcp = l4;
 
 		if ((void *)(tcp + 1) > end)
-			return false;
+			return;
 		packet->kind = KIND_TCP;
 		packet->source_port = tcp->source;
 		packet->destination.port = tcp->dest;
@@ -161,7 +166,7 @@ static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
 		struct udphdr *udp = l4;
 
 		if ((void *)(udp + 1) > end)
-			return false;
+			return;
 		packet->kind = KIND_UDP;
 		packet->source_port = udp->source;
 		packet->destination.port = udp->dest;
@@ -170,16 +175,14 @@ static __always_inline bool parse_l4(void *l4, void *end, struct packet *packet)
 		struct icmphdr *icmp = l4;
 
 		if ((void *)(icmp + 1) > end)
-			return false;
+			return;
 		packet->kind = KIND_ICMP;
 		packet->headers = sizeof(*icmp);
-	} else {
-		return false;
 	}
-	return true;
 }
 
-/* True if the packet could be for a VIP. */
+/* True if the packet has an IP header. Its kind is KIND_UNREADABLE if its transport header is cut
+ * off, of another protocol, or behind too many others. */
 static __always_inline bool parse(void *data, void *end, struct packet *packet)
 {
 	struct ethhdr *eth = data;
@@ -204,11 +207,9 @@ static __always_inline bool parse(void *data, void *end, struct packet *packet)
 	}
 
 	l3 = data + packet->l3;
-	if (!parse_l3(l3, end, ethertype, packet))
-		return false;
 	/* Fragments of any protocol may be ours; the VIP look-up by address decides. */
-	if (packet->kind != KIND_LATER_FRAGMENT && !parse_l4(l3 + packet->l4, end, packet))
-		return false;
+	if (parse_l3(l3, end, ethertype, packet) && packet->kind != KIND_LATER_FRAGMENT)
+		parse_l4(l3 + packet->l4, end, packet);
 	packet->is_cut = l3 + packet->length > end;
-	return true;
+	return packet->is_ip;
 }

@@ -291,9 +291,11 @@ static __always_inline int go_plain(struct xdp_md *ctx, bool is_v6)
 static __always_inline int short_way(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	u32 interface = ctx->ingress_ifindex;
 	struct ethhdr *eth = data;
 
-	if ((void *)(eth + 1) > end || !may_be_for_vip(data, end))
+	if ((void *)(eth + 1) > end || !may_be_for_vip(data, end) ||
+	    !is_ours(eth, links.lookup(&interface)))
 		return XDP_PASS;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		return go_plain(ctx, false);

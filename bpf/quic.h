@@ -2,15 +2,15 @@
 /* QUIC: the server wrote its id into the connection id, so a connection is found whatever address
  * the client has now (draft-ietf-quic-load-balancers, plaintext; RFC 8999 for what never changes).
  *
- * The client chose the connection id of Initial and 0-RTT packets itself: those go by the table. */
+ * The fixed bit is not looked at, since it may be greased (RFC 9287), and neither is the packet's type:
+ * an id that the client chose names no server but by chance. */
 #pragma once
 
 #define QUIC_LONG 0x80
-#define QUIC_FIXED 0x40
-#define QUIC_TYPE(byte) (((byte) >> 4) & 3)
-#define QUIC_V2 bpf_htonl(0x6b3343cf) /* RFC 9369: types are counted from Retry */
 #define QUIC_ID_BYTES 15
 #define QUIC_LONG_CID 6 /* first byte, version, length of the connection id */
+#define QUIC_CONFIG(byte) ((byte) >> 5)
+#define QUIC_UNROUTABLE 7 /* config rotation bits that no load balancer has a configuration for */
 
 /* True if the packet carries a server id, which is then in the key. */
 static __always_inline bool read_server_id(struct quic_key *key, void *payload, void *end,
@@ -19,24 +19,23 @@ static __always_inline bool read_server_id(struct quic_key *key, void *payload, 
 	u8 *first = payload;
 	u8 *id;
 
-	if ((void *)(first + 1) > end || !(*first & QUIC_FIXED))
+	if ((void *)(first + 1) > end)
 		return false;
 	if (*first & QUIC_LONG) {
-		u32 version, type;
+		u32 version;
 
 		if ((void *)(first + QUIC_LONG_CID) > end)
 			return false;
 		__builtin_memcpy(&version, first + 1, sizeof(version));
-		type = QUIC_TYPE(*first);
-		if (version == QUIC_V2)
-			type = (type + 3) & 3;
-		if (!version || type < 2) /* Initial, 0-RTT */
-			return false;
-		if (first[5] < vip->quic_offset + vip->quic_length)
+		if (!version || first[5] < vip->quic_offset + vip->quic_length)
 			return false;
 		id = first + QUIC_LONG_CID;
 	} else {
 		id = first + 1;
+	}
+	if (vip->quic_offset) {
+		if ((void *)(id + 1) > end || QUIC_CONFIG(*id) == QUIC_UNROUTABLE)
+			return false;
 	}
 	id += vip->quic_offset & 15;
 	key->length = vip->quic_length;
@@ -60,6 +59,11 @@ static __always_inline bool choose_quic(struct choice *choice, void *data, void 
 	if (!read_server_id(&key, payload, end, vip))
 		return false;
 	server = quic_servers.lookup(&key);
-	return server && choose(choice, server->backend,
-				server->backend_incarnation & INCARNATION_MASK, BY_QUIC);
+	if (!server || !choose(choice, server->backend,
+			       server->backend_incarnation & INCARNATION_MASK, BY_QUIC))
+		return false;
+	/* What comes later on these ports and has no server id still follows the flow's entry. */
+	if (is_tracking(vip) && has_entry(choice, vip, packet))
+		follow(&choice->found, vip, packet, tick_now());
+	return true;
 }

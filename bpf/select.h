@@ -8,16 +8,19 @@
  * the slot changed since. A mark has its SYN's sequence number, and counts for what continues from
  * there alone: nobody else's SYN moves a flow.
  *
- * A SYN looks for an entry only where one could name another backend than the slot's owner: in slots
- * that have changed, and for VIPs that had other pools.
+ * A SYN looks for an entry or its mark only where one could name another backend than the slot's
+ * owner: in slots that have changed, for VIPs that had other pools, and where the owner is out. Then
+ * others stand in for it, drawn by re-hashing. Whom they are depends on who else is out, so what goes
+ * to one leaves a mark or an entry in every mode, and is found by it from then on: as long as the
+ * owner is out in any slot, and afterwards because the slot then counts as one that has changed.
  *
  * With tracking `transition` this holds with far fewer entries: a slot that never was in transition
  * has no tracked flow, so its packets need no look-up; and all that is seen in a window is tracked,
  * so whoever sends at least once in it stays when it closes. */
 #pragma once
 
-/* Look-ups after an unusable owner; with half of all slots unusable one packet in 500 finds none. */
-#define REHASHES 8
+/* Look-ups after an unusable owner; with half of all slots unusable one packet in 2^33 finds none. */
+#define REHASHES 32
 /* The most that a client may send on a SYN-ACK: its window is not scaled (RFC 7323 section 2.2). */
 #define HANDSHAKE_BYTES 0xffff
 /* An ending flow that speaks again after so many ticks is another one on the same ports. */
@@ -55,20 +58,24 @@ static __always_inline bool is_worth_an_entry(const struct packet *packet)
 	return !packet->is_rst && !packet->is_error;
 }
 
-/* Chooses the backend of the SYN that this packet follows. An error does not have its number. */
+/* Chooses the backend of the SYN that this packet follows, or is again. An error has no number. */
 static __always_inline bool choose_marked(struct choice *choice, const struct packet *packet)
 {
 	const struct found *mark = &choice->mark;
+	u32 ahead;
 
 	if (!find_mark(choice))
 		return false;
-	if (!packet->is_error && packet->sequence - mark->state - 1 > HANDSHAKE_BYTES)
+	ahead = packet->sequence - mark->state;
+	if (packet->is_syn ? ahead : !packet->is_error && ahead - 1 > HANDSHAKE_BYTES)
 		return false;
-	if (!choose(choice, backend_of(mark->owner), incarnation_of(mark->owner), BY_FRESH))
+	choice->continues = true;
+	if (!choose(choice, backend_of(mark->owner), incarnation_of(mark->owner),
+		    packet->is_syn ? BY_SYN : BY_FRESH))
 		return false;
 	choice->generation = 0;
 	choice->had_entry = false; /* it is another flow than that of the entry */
-	choice->track = is_worth_an_entry(packet);
+	choice->track = !packet->is_syn && is_worth_an_entry(packet);
 	return true;
 }
 
@@ -201,17 +208,11 @@ static __always_inline void put_mark(const struct choice *choice, bool is_there,
 		put(line, choice->mark.at, owner, sequence);
 }
 
-/* Leaves a mark of a new flow, so that the packets that follow its SYN find its backend. A SYN that
- * is sent again goes where it went before, also when the slot has moved since. */
+/* Leaves a mark of a new flow, so that what follows its SYN, or the SYN again, finds its backend. */
 static __always_inline void mark(struct choice *choice, const struct packet *packet)
 {
-	const struct found *there = &choice->mark;
 	bool is_there = find_mark(choice);
 
-	if (is_there && there->state == packet->sequence &&
-	    choose(choice, backend_of(there->owner), incarnation_of(there->owner), BY_SYN))
-		choice->is_rehashed = false;
-	STEP();
 	put_mark(choice, is_there, packet->sequence);
 	if (choice->had_entry && find_flow(choice))
 		put_state(&choice->found, choice->found.state | FLOW_CONTESTED);
@@ -243,32 +244,34 @@ static __always_inline bool is_full(const struct vip *vip)
 	return !(vip->flags & (VIP_TRACK_NONE | VIP_TRACK_TRANSITION));
 }
 
-/* True where an entry or a mark may name another backend than the slot's owner. */
-static __always_inline bool is_flagged(const struct choice *choice, const struct vip *vip)
+/* True where an entry or a mark may name another backend than the slot's owner: in a slot that has
+ * changed, for a VIP that had other pools, and where the owner is out and others stand in for it. */
+static __always_inline bool may_be_elsewhere(const struct choice *choice, const struct vip *vip)
 {
-	return choice->fallback & MAY_BE_TRACKED || vip->flags & VIP_MOVED;
+	return choice->fallback & MAY_BE_TRACKED || vip->flags & VIP_MOVED ||
+	       !usable(choice->current, ANY_INCARNATION);
 }
 
-/* Chooses by the connection table and the marks. */
+/* Chooses by the connection table and the marks. A mark counts where there is no entry, or for one
+ * that it contests. */
 static __always_inline bool choose_known(struct choice *choice, const struct vip *vip,
 					 const struct packet *packet)
 {
-	bool is_tcp = packet->kind == KIND_TCP;
+	bool is_tcp = packet->kind == KIND_TCP, look_for_mark;
 
 	if (!is_tracking(vip))
 		return false;
-	choice->look = is_tcp && is_flagged(choice, vip);
+	choice->look = is_tcp && choice->has_table && may_be_elsewhere(choice, vip);
 	if (choice->look || !is_tcp || (is_full(vip) && !packet->is_syn))
 		choice->had_entry = has_entry(choice, vip, packet);
 	STEP();
-	if (choice->had_entry && choice->found.state & FLOW_CONTESTED && !packet->is_syn &&
-	    !packet->is_error && choose_marked(choice, packet))
+	look_for_mark = choice->had_entry ?
+				choice->found.state & FLOW_CONTESTED && !packet->is_error :
+				choice->look;
+	if (look_for_mark && choose_marked(choice, packet))
 		return true;
 	STEP();
-	if (choice->had_entry && choose_tracked(choice, vip, packet))
-		return true;
-	STEP();
-	return choice->look && !packet->is_syn && choose_marked(choice, packet);
+	return choice->had_entry && !choice->continues && choose_tracked(choice, vip, packet);
 }
 
 /* Chooses by the table: the slot's fallback for a flow from before its window, or its owner. */
@@ -307,9 +310,11 @@ static __always_inline int select_backend(struct choice *choice, const struct vi
 		return DROP_NONE;
 
 	in_window = choice->fallback & IN_WINDOW;
+	/* A flow whose entry or mark names a backend that is out has another one for good. */
 	if (!packet->is_syn)
 		choice->track = (is_full(vip) || packet->kind != KIND_TCP || in_window ||
-				 choice->is_rehashed) && is_worth_an_entry(packet);
+				 choice->is_rehashed || choice->had_entry || choice->continues) &&
+				is_worth_an_entry(packet);
 	/* A SYN never makes an entry: a flood must not evict established flows. */
 	else if (in_window || choice->had_entry || choice->is_rehashed)
 		mark(choice, packet);

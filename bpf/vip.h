@@ -146,6 +146,16 @@ static __always_inline struct vip *find_exact(struct wanted_vip *wanted)
 	return vip;
 }
 
+/* Whether an address is one of the host's own. A network VIP leaves these out, or it would take the
+ * host's connections to etcd, and the host could never be told otherwise. */
+static __always_inline bool is_own_address(const struct packet *packet)
+{
+	const u32 *address = packet->destination.address;
+	struct own_key key = { { address[0], address[1], address[2], address[3] } };
+
+	return own_addresses.lookup(&key) != NULL;
+}
+
 static __always_inline struct vip *find_network(const struct packet *packet, u8 protocol, u16 port)
 {
 	const u32 *address = packet->destination.address;
@@ -161,7 +171,30 @@ static __always_inline struct vip *find_network(const struct packet *packet, u8 
 		key.port = 0;
 		vip = prefixes.lookup(&key);
 	}
+	return vip && !is_own_address(packet) ? vip : NULL;
+}
+
+static __always_inline struct vip *find(const struct packet *packet, u8 protocol, u16 port)
+{
+	const u32 *address = packet->destination.address;
+	struct wanted_vip wanted = {
+		.high = (u64)address[1] << 32 | address[0],
+		.low = (u64)address[3] << 32 | address[2],
+		.service = (u32)protocol << 16 | port,
+	};
+	struct vip *vip = find_exact(&wanted);
+
+#if WITH_PREFIXES
+	if (!vip && is_network_address(wanted.high, wanted.low))
+		vip = find_network(packet, protocol, port);
+#endif
 	return vip;
+}
+
+/* The entry of a VIP's address: each has one of protocol ICMP and port 0. */
+static __always_inline struct vip *find_address(const struct packet *packet)
+{
+	return find(packet, packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP, 0);
 }
 
 /* The VIP of a packet with ports, if it is one of one address and this very port. */
@@ -180,23 +213,9 @@ static __always_inline struct vip *find_one(const struct packet *packet)
 
 static __always_inline struct vip *find_vip(const struct packet *packet)
 {
-	const u32 *address = packet->destination.address;
-	u8 protocol = packet->destination.protocol;
-	u16 port = packet->destination.port;
-	struct wanted_vip wanted;
-	struct vip *vip;
-
-	if (packet->kind == KIND_LATER_FRAGMENT || packet->kind == KIND_ICMP) {
-		protocol = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-		port = 0;
-	}
-	wanted.high = (u64)address[1] << 32 | address[0];
-	wanted.low = (u64)address[3] << 32 | address[2];
-	wanted.service = (u32)protocol << 16 | port;
-	vip = find_exact(&wanted);
-#if WITH_PREFIXES
-	if (!vip && is_network_address(wanted.high, wanted.low))
-		vip = find_network(packet, protocol, port);
-#endif
-	return vip;
+	if (packet->kind == KIND_UNREADABLE)
+		return NULL;
+	if (packet->kind == KIND_LATER_FRAGMENT || packet->kind == KIND_ICMP)
+		return find_address(packet);
+	return find(packet, packet->destination.protocol, packet->destination.port);
 }

@@ -25,7 +25,7 @@ from support.documents.roster import VIP4, backend, desired, generations, vip
 from support.packets.frames import CLIENT4, ETHER, ip4, tcp, udp
 from support.packets.kernel import BUILD, LINK, LOOPBACK, Kernel, key_of
 from tidegate.dataplane.kernel import maps
-from tidegate.model.documents import Tracking
+from tidegate.model.document_types import Tracking
 from tidegate.model.generation import Generation
 from tidegate.spec import State
 

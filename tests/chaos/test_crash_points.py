@@ -73,6 +73,29 @@ def _pool_removed() -> Desired:
     return replace(_without(roster, *keys), pools=web)
 
 
+def _exchanged() -> Desired:
+    """Two backends have each other's address, and a third one has another name."""
+    roster = everything()
+    b1, b2, b3 = (roster.backends[BackendKey("web", name)] for name in ("b1", "b2", "b3"))
+    left = _without(roster, b3.key).backends
+    changed = [
+        replace(b1, address=b2.address),
+        replace(b2, address=b1.address),
+        replace(b3, name="b9"),
+    ]
+    return replace(roster, backends=left | {each.key: each for each in changed})
+
+
+def _emptied() -> Desired:
+    """Everybody in the pool api is disabled, and its VIPs have another one."""
+    roster = _with_vips(api=vip("api", "192.0.2.2"), quic=None)
+    gone = {
+        key: replace(each, state="disabled") if key.pool == "api" else each
+        for key, each in roster.backends.items()
+    }
+    return replace(roster, backends=gone)
+
+
 def changes() -> dict[str, Change]:
     """Return every kind of change, from the same roster."""
     server = backend("b5", "203.0.113.5")
@@ -99,6 +122,13 @@ def changes() -> dict[str, Change]:
         ),
         "VIPs are removed": Change(_with_vips(api=None, net=None)),
         "a pool is removed": Change(_pool_removed()),
+        "backends have changed names": Change(_exchanged()),
+        "VIPs have changed names": Change(
+            _with_vips(
+                api=vip("api", "192.0.2.1", 53, "udp"), dns=vip("dns", "192.0.2.2", pool="api")
+            )
+        ),
+        "a pool is emptied, and its VIP leaves": Change(_emptied()),
         "a pool is added": Change(
             replace(
                 _with_vips(api=vip("api", "192.0.2.2", pool="more")),

@@ -12,7 +12,7 @@ from support.packets.both import Both, both_engines
 from support.packets.frames import ETHER, ip4, ip6, tcp, udp
 from support.packets.kernel import BUILD
 from tidegate.model.decision import Decision
-from tidegate.model.documents import Tracking
+from tidegate.model.document_types import Tracking
 from tidegate.model.values import Backend, Desired
 from tidegate.spec import Verdict
 

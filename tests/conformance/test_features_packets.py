@@ -279,6 +279,16 @@ def test_fragments_of_a_datagram_reach_one_backend(both: Both, ip: Packet) -> No
     assert both.send(second).reason == Reason.FRAGMENT
 
 
+def test_later_fragments_count_for_the_vip_of_the_first(both: Both) -> None:
+    """Though they are found by their address, which another VIP has, too."""
+    vips = [vip("a", VIP4, 1), vip("dns", VIP4, 53, "udp"), vip("z", VIP4, 99)]
+    serve(both, desired(vips, [backend("b1")]))
+    first, second, _ = fragments_of(ip4())
+    assert both.send(first).vip == both.send(second).vip
+    counted = {id_: c.packets for id_, c in both.state.vip_counters.items() if c.packets}
+    assert list(counted.values()) == [2]
+
+
 ID = b"\xab\xcd"
 
 
@@ -302,15 +312,14 @@ def quic_roster(state: str = "active") -> object:
 
 ROUTED = {
     "short header": quic_short(),
+    "short header without fixed bit": quic_short(first=0x01),
     "handshake": quic_long(2),
     "handshake of version 2": quic_long(3, version=0x6B3343CF),
-}
-BY_TABLE = {
     "Initial": quic_long(0),
     "0-RTT": quic_long(1),
-    "Initial of version 2": quic_long(1, version=0x6B3343CF),
+}
+BY_TABLE = {
     "an unknown id": quic_short(b"\x99\x99"),
-    "no fixed bit": quic_short(first=0x01),
     "too short": quic_short()[:3],
     "version negotiation": quic_long(2, version=0),
 }

@@ -79,13 +79,15 @@ def test_padding_behind_tags_is_trimmed(serving: Both, ip: Packet, tags: Packet)
 
 @FAMILIES
 def test_a_frame_cut_at_any_byte(serving: Both, ip: Packet) -> None:
-    """Headers missing: not known to be for a VIP, so it passes. Payload missing: a lie, dropped."""
+    """No IP header: not known to be for a VIP, so it passes. Less than it says: a lie, dropped."""
     frame = bytes(ETHER / ip / SYN / (b"x" * 20))
-    headers = len(frame) - 20
+    headers, addresses = len(frame) - 20, 14 + len(bytes(ip))
     for size in range(14, len(frame)):
         result = serving.send(frame[:size])
-        if size < headers:
+        if size < addresses:
             assert result == Result(Verdict.PASS, frame[:size])
+        elif size < headers:
+            assert (result.verdict, result.reason) == (Verdict.DROP, Reason.UNSERVED)
         else:
             assert (result.verdict, result.reason) == (Verdict.DROP, Reason.BAD_LENGTH)
     assert serving.send(frame).verdict == Verdict.TX

@@ -10,7 +10,7 @@ from support.documents.roster import VIP4, VIP6, backend, desired, vip
 from support.packets.both import Both
 from support.packets.frames import ETHER, ip4, ip6
 from tidegate.model.decision import Decision
-from tidegate.model.documents import BackendState
+from tidegate.model.document_types import BackendState
 from tidegate.model.values import Desired, Quic
 from tidegate.spec import Verdict
 
@@ -44,6 +44,18 @@ def long(kind: int, id_: bytes, version: int = V1) -> bytes:
 def datagram(payload: bytes, source: str = "10.77.0.9", *, v6: bool = False) -> bytes:
     ip = ip6("fd77::9") if v6 else ip4(source)
     return bytes(ETHER / ip / UDP(sport=40000, dport=443) / payload)
+
+
+@pytest.mark.parametrize("names", [("b1", "b2"), ("b2", "b1")])
+def test_of_two_that_drain_one_name_has_the_id(both: Both, names: tuple[str, str]) -> None:
+    """The first by name on every host, whichever had it last."""
+    quic = Quic(2)
+    h4, other = vip("h4", VIP4, 443, "udp", quic=quic), backend("b3")
+    for name in names:
+        both.want(desired([h4], [backend(name, quic_server_id=SERVER[:2]), other]))
+    both.want(desired([h4], [other]))
+    result = both.send(datagram(short(connection_id(quic))))
+    assert (result.decision, both.backend(result)) == (Decision.QUIC, "b1")
 
 
 @pytest.mark.parametrize(("length", "offset"), LAYOUTS)
@@ -80,25 +92,71 @@ def test_a_datagram_cut_at_any_byte_is_forwarded(both: Both) -> None:
 
 
 TYPES = {  # RFC 9000 section 17.2, RFC 9369 section 3.2
-    "Initial, version 1": (0, V1, False),
-    "0-RTT, version 1": (1, V1, False),
-    "Handshake, version 1": (2, V1, True),
-    "Retry, version 1": (3, V1, True),
-    "Retry, version 2": (0, V2, True),
-    "Initial, version 2": (1, V2, False),
-    "0-RTT, version 2": (2, V2, False),
-    "Handshake, version 2": (3, V2, True),
+    "Initial, version 1": (0, V1),
+    "0-RTT, version 1": (1, V1),
+    "Handshake, version 1": (2, V1),
+    "Retry, version 1": (3, V1),
+    "Retry, version 2": (0, V2),
+    "Initial, version 2": (1, V2),
+    "0-RTT, version 2": (2, V2),
+    "Handshake, version 2": (3, V2),
+    "of a version to come": (0, 0x1A2A3A4A),
 }
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_the_client_chose_the_id_of_initial_and_0rtt(both: Both, name: str) -> None:
-    """Those go by the table even if their id looks like one of ours."""
-    kind, version, is_routed = TYPES[name]
+def test_whatever_has_a_known_id_goes_by_it(both: Both, name: str) -> None:
+    """An Initial too: from its second on it has an id of the server's (draft section 4)."""
+    kind, version = TYPES[name]
     quic = Quic(2, 1)
     both.want(wanted(quic))
     result = both.send(datagram(long(kind, connection_id(quic), version)))
-    assert (result.decision is Decision.QUIC) == is_routed
+    assert (result.decision, both.backend(result)) == (Decision.QUIC, "b2")
+
+
+def test_version_negotiation_goes_by_the_table(both: Both) -> None:
+    """Version 0: no client sends it."""
+    quic = Quic(2, 1)
+    both.want(wanted(quic))
+    result = both.send(datagram(long(2, connection_id(quic), 0)))
+    assert result.decision == Decision.DATAGRAM
+
+
+@pytest.mark.parametrize("first", [0x00, 0x3F, 0x40, 0x7F])
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_fixed_bit_may_have_any_value(both: Both, first: int, *, is_long: bool) -> None:
+    """It is no invariant (RFC 8999), and endpoints that agree on it grease it (RFC 9287)."""
+    quic = Quic(4, 1)
+    both.want(wanted(quic))
+    payload = long(2, connection_id(quic)) if is_long else short(connection_id(quic))
+    greased = bytes([payload[0] & 0x80 | first]) + payload[1:]
+    assert both.send(datagram(greased)).decision == Decision.QUIC
+
+
+@pytest.mark.parametrize("config", range(8))
+@pytest.mark.parametrize("offset", [1, 3])
+def test_config_bits_of_ones_say_unroutable(both: Both, config: int, offset: int) -> None:
+    """The three bits in front of an id (draft section 3.1): 0b111 is no configuration."""
+    quic = Quic(4, offset)
+    both.want(wanted(quic))
+    id_ = bytes([config << 5 | 9]) + connection_id(quic)[1:]
+    for payload in (short(id_), long(2, id_)):
+        is_routed = both.send(datagram(payload)).decision == Decision.QUIC
+        assert is_routed == (config != 7)
+
+
+def test_a_routed_packet_keeps_the_flows_entry_alive(both: Both) -> None:
+    """So that what cannot be routed on the same ports goes where it went before."""
+    quic = Quic(4, 1)
+    both.want(wanted(quic))
+    unroutable = datagram(short(b"\xff" + bytes(19)))
+    first = both.send(unroutable)
+    assert first.decision == Decision.DATAGRAM
+    for _ in range(4):
+        both.age(40)
+        assert both.send(datagram(short(connection_id(quic)))).decision == Decision.QUIC
+    again = both.send(unroutable)
+    assert (again.decision, again.backend) == (Decision.TRACKED, first.backend)
 
 
 @pytest.mark.parametrize("state", ["active", "drain"])

@@ -11,7 +11,7 @@ from support.packets.frames import ip4, tcp, udp
 from support.packets.kernel import BUILD, Kernel
 from tidegate.agent.journal import line_format, owner, replay
 from tidegate.dataplane.publish import ledger
-from tidegate.model.documents import HashFields
+from tidegate.model.document_types import HashFields
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Desired, SourceRoute
 from tidegate.planner import plan

@@ -11,7 +11,7 @@ from support.packets.both import Both
 from support.packets.frames import ip4, tcp
 from support.packets.kernel import Kernel
 from tidegate.model.decision import Decision
-from tidegate.model.documents import Tracking
+from tidegate.model.document_types import Tracking
 from tidegate.model.values import Desired
 from tidegate.spec import Verdict
 

@@ -16,6 +16,8 @@ from tidegate.model.values import Address
 
 CLIENTS4: Final = ("10.77.0.9", "10.77.0.10", "10.78.0.9", "203.0.113.200")
 CLIENTS6: Final = ("fd77::9", "fd77::a", "fd77:1::9", "fd78::9")
+NO_HOSTS4: Final = ("0.0.0.0", "127.0.0.1", "224.0.0.9", "255.255.255.255")  # noqa: S104
+NO_HOSTS6: Final = ("::", "::1", "ff02::1")
 OTHERS: Final = ("10.99.0.77", "fd99::77")
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 _ETHER: Final = bytes.fromhex("020000000001020000000004")
@@ -78,6 +80,8 @@ class Frames:
             target = Target(ip_address(chance.choice(OTHERS)), target.port, target.protocol)
         is_v4 = target.address.version == 4
         client = ip_address(chance.choice(CLIENTS4 if is_v4 else CLIENTS6))
+        if chance.random() < 0.05:
+            client = ip_address(chance.choice(NO_HOSTS4 if is_v4 else NO_HOSTS6))
         kind = chance.random()
         if kind < 0.2:
             protocol, payload = self._icmp(client, target)

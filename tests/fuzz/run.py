@@ -7,6 +7,8 @@ small, printed, and written as a capture and a file of documents for `tidegate s
 
 Every other session runs a program that can do what its documents use, as the agent builds it, and
 the others one that can do everything.
+
+Histories (`fuzz.history`) instead: ./dev fuzz --history [--packets N] [--seed S].
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Final
 
 from fuzz.documents import AGE, desired, draw, step
 from fuzz.frames import Frames
+from fuzz.history import PACKETS, histories
 from fuzz.session import FIRST_SECOND, Session, Step
 from support.packets.both import Judge
 from support.packets.kernel import BUILD, LINK
@@ -250,12 +253,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="./dev fuzz", description=(__doc__ or "").split("\n\n")[1]
     )
     parser.add_argument("--frames", type=int, default=FRAMES, help="default %(default)s")
+    parser.add_argument("--history", action="store_true", help="run histories: what is promised")
+    parser.add_argument("--packets", type=int, default=PACKETS, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=None, help="default: another each time")
     parser.add_argument(
         "--out", type=Path, default=Path(".dev/fuzz"), help="where a difference is written"
     )
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    if options.history:
+        told = histories(options.packets, seed)
+        sys.stdout.write(f"{told}\n")
+        return 1 if told.broken else 0
     report = fuzz(options.frames, seed)
     sys.stdout.write(f"{report}\n")
     if report.difference is None:

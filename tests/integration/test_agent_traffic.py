@@ -43,6 +43,38 @@ def test_a_status_tells_how_packets_and_backends_fare(bare_lab: Lab) -> None:
         status.wait("quiet", lambda s: s["traffic"]["packets_per_second"] <= 10, 20)
 
 
+def forwarded(lab: Lab) -> int:
+    """Return the packets that the LB host's own stack has forwarded."""
+    names, values = (
+        line.split()
+        for line in lab.node("lb1").run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+        if line.startswith("Ip:")
+    )
+    return int(values[names.index("ForwDatagrams")])
+
+
+def test_a_datagram_to_a_port_of_no_vip_does_not_circle(bare_lab: Lab) -> None:
+    """The host forwards, and its route to the VIP leads to the router, whose route leads back."""
+    control = Control(bare_lab)
+    control.put("pools/web", {})
+    control.put("pools/web/backends/b1", {"address": str(bare_lab.address("b1"))})
+    address = str(bare_lab.vip4())
+    vip = {"address": address, "port": 80, "protocol": "tcp", "pool": "web"}
+    control.put("vips/web", vip)
+    with StatusWatch(bare_lab, "lb1") as status:
+        bare_lab.start_agent("lb1")
+        status.wait("synced", lambda s: s["state"] == "synced", 20)
+        before = forwarded(bare_lab)
+        send = f"for i in $(seq 50); do echo x > /dev/udp/{address}/9999; done"
+        bare_lab.client(1).run(["bash", "-c", send])
+        status.wait("drops", lambda s: (s["traffic"] or {}).get("drops", 0) > 0.5, 20)
+        assert forwarded(bare_lab) == before
+        # Where the document wants them passed they do circle: each is forwarded 31 times.
+        status.wait_applied(control.put("vips/web", {**vip, "unserved": "pass"}).revision)
+        bare_lab.client(1).run(["bash", "-c", send])
+        assert forwarded(bare_lab) - before > 10 * 50
+
+
 def test_an_idle_host_does_not_write(bare_lab: Lab) -> None:
     """Once it is in sync, its status key is as it was, though its agent looks again and again."""
     Control(bare_lab).put("pools/web", {})

@@ -220,7 +220,7 @@ def test_a_host_that_is_not_ready_is_withdrawn_after_its_hold(
         wait(announcing_lab.exabgp.learned, set())
         code, said = announcing_lab.ready("lb1")
         assert (code, said["ready"]) == (503, False)
-        assert "no default route" in said["reason"]
+        assert "no route for IPv4" in said["reason"]
         go_on()
         for gateway in (station.address4(1), station.address6(1)):
             node.run(["ip", f"-{gateway.version}", "route", "add", "default", "via", str(gateway)])

@@ -121,7 +121,7 @@ def test_a_rollout_of_the_release_is_mentioned(etcd: EtcdServer, tmp_path: Path)
 
 def test_another_release_and_a_large_change(etcd: EtcdServer, tmp_path: Path) -> None:
     """More than one transaction holds is written in several, and the command says so."""
-    many = {f"pools/web/backends/b{n}": {"address": f"198.51.100.{n}"} for n in range(1, 200)}
+    many = {f"pools/web/backends/b{n}": {"address": f"203.0.113.{n}"} for n in range(1, 200)}
     code, said = run(etcd, "apply", "-f", files(tmp_path, {**WEB, **many}), "--release", "r2")
     assert code == 0, said
     assert "written in 2 transactions" in said

@@ -35,10 +35,14 @@ pytestmark = pytest.mark.root
 
 
 BEFORE_SWAP = [*Step][: [*Step].index(Step.TABLES_SWAPPED)]
+NOT_HERE = (
+    *(Step.SLOT_CLEARED, Step.POOL_UNPINNED),  # no pool goes in this change
+    *(Step.EMPTIED_TAKEN_OUT, Step.EMPTIED_SWAPPED),  # and none is emptied
+)
 AFTER_SWAP = [
     step
     for step in [*Step][[*Step].index(Step.TABLES_SWAPPED) : [*Step].index(Step.TABLE_UNPINNED)]
-    if step not in (Step.SLOT_CLEARED, Step.POOL_UNPINNED)  # no pool goes in this change
+    if step not in NOT_HERE
 ]
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from support.etcd.server import EtcdServer, Received
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.settings import EtcdSettings
-from tidegate.keyspace.status.document import StatusDocument, decode
+from tidegate.keyspace.status.document import StatusDocument, decode, encode
 from tidegate.keyspace.status.writer import StatusWriter
 
 KEY = "/tidegate/f/status/lb1"
@@ -226,3 +228,123 @@ def test_verdicts_return_with_a_new_lease(etcd: EtcdServer, writer: StatusWriter
     lease = etcd.ctl("lease", "list").split()[-1]
     etcd.ctl("lease", "revoke", lease)
     until(lambda: len(verdicts(etcd)) == 3 and read(etcd) == status(1))
+
+
+def of_host(instance: str, generation: int = 1) -> StatusDocument:
+    return msgspec.structs.replace(status(generation), instance=instance)
+
+
+@contextmanager
+def running(etcd: EtcdServer, **options: Any) -> Iterator[StatusWriter]:
+    """Give a writer of its own, as another agent has it."""
+    chosen = {"backoff_max": 0.3, "fatal_retry": 0.3, "status_ttl": 3} | options
+    made = StatusWriter(EtcdSettings(endpoints=(etcd.endpoint,), **chosen), KEY)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def test_a_second_host_of_a_name_writes_nothing_and_says_so(etcd: EtcdServer) -> None:
+    """Neither status nor verdicts; when the first one goes, the second has the name."""
+    verdict = {"/tidegate/f/health/lb1/web/b1": b"{}"}
+    with running(etcd) as first, running(etcd) as second:
+        first.submit(of_host("boot-a/1"))
+        until(lambda: read(etcd) == of_host("boot-a/1"))
+        second.submit(of_host("boot-b/1"))
+        second.submit_verdicts(verdict)
+        until(lambda: "another host has the name lb1 (instance boot-a/1" in second.problem)
+        assert first.problem == ""
+        first.submit(of_host("boot-a/1", 2))
+        until(lambda: read(etcd) == of_host("boot-a/1", 2))
+        assert etcd.ctl("get", "--keys-only", "--prefix", "/tidegate/f/health/") == ""
+        assert first.stop()
+        until(lambda: read(etcd) == of_host("boot-b/1"))
+        until(lambda: second.problem == "")
+        until(lambda: etcd.ctl("get", "--keys-only", "--prefix", "/tidegate/f/health/") != "")
+
+
+def test_a_restarted_host_has_its_name_at_once(etcd: EtcdServer) -> None:
+    """The lease of the agent that died has a long time to run, and the new one writes its own."""
+    settings = EtcdSettings(endpoints=(etcd.endpoint,), status_ttl=600)
+    dead = Etcd(settings)
+    dead.put(KEY.encode(), encode(of_host("boot-a/1")), dead.grant(600))
+    with running(etcd, status_ttl=600) as again:
+        again.submit(of_host("boot-a/1", 2))
+        assert until(lambda: read(etcd) == of_host("boot-a/1", 2)) < 2.0
+        assert again.problem == ""
+    dead.close()
+
+
+def test_a_rebooted_host_waits_for_its_own_lease_in_silence(etcd: EtcdServer) -> None:
+    """What it was before the reboot goes with its lease, and is no other host."""
+    dead = Etcd(EtcdSettings(endpoints=(etcd.endpoint,)))
+    dead.put(KEY.encode(), encode(of_host("boot-a/1")), dead.grant(2))
+    with running(etcd) as again:
+        again.submit(of_host("boot-b/1"))
+        problems: set[str] = set()
+
+        def is_written() -> bool:
+            problems.add(again.problem)
+            return read(etcd) == of_host("boot-b/1")
+
+        until(is_written)
+        assert problems == {""}
+    dead.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"nonsense", b"\xff", b'{"host": "lb1"}', b"[]"])
+def test_what_is_no_status_holds_no_name(etcd: EtcdServer, left: bytes) -> None:
+    """Somebody's bytes, or the status of an agent from before there were instances."""
+    etcd.ctl("put", KEY, stdin=left) if left else etcd.ctl("put", KEY, "")
+    with running(etcd) as writer:
+        writer.submit(of_host("boot-a/1"))
+        wanted = encode(of_host("boot-a/1"))
+        until(lambda: etcd.ctl("get", "--print-value-only", KEY).encode().strip() == wanted)
+
+
+def test_a_key_that_others_change_is_taken_back_or_left(etcd: EtcdServer) -> None:
+    """A hand that deletes or overwrites it is corrected; another host's is respected."""
+    with running(etcd) as writer:
+        writer.submit(of_host("boot-a/1"))
+        until(lambda: read(etcd) == of_host("boot-a/1"))
+        etcd.ctl("del", KEY)
+        writer.submit(of_host("boot-a/1", 2))
+        until(lambda: read(etcd) == of_host("boot-a/1", 2))
+        etcd.ctl("put", KEY, encode(of_host("boot-c/9")).decode())
+        writer.submit(of_host("boot-a/1", 3))
+        until(lambda: "boot-c/9" in writer.problem)
+        assert read(etcd) == of_host("boot-c/9")
+
+
+def test_auth_switched_on_ends_a_status_that_cannot_follow(etcd: EtcdServer) -> None:
+    """The key goes with its lease, the reason is there, and all comes back with the permission."""
+    with running(etcd) as writer:
+        writer.submit(of_host("boot-a/1"))
+        until(lambda: read(etcd) == of_host("boot-a/1"))
+        etcd.ctl("user", "add", "root:r00t")
+        etcd.ctl("user", "grant-role", "root", "root")
+        etcd.ctl("auth", "enable")
+        root = ("--user", "root:r00t")
+        until(lambda: "set etcd.user and etcd.password_file" in writer.problem)
+        until(lambda: etcd.ctl(*root, "get", "--print-value-only", KEY) == "")
+        writer.submit(of_host("boot-a/1", 2))
+        etcd.ctl(*root, "auth", "disable")
+        until(lambda: read(etcd) == of_host("boot-a/1", 2))
+        until(lambda: writer.problem == "")
+
+
+def test_a_writer_whose_source_hangs_runs_out(etcd: EtcdServer) -> None:
+    """Its keys go with their lease though the writer lives, and return when the source goes on."""
+    hang = ""
+    settings = EtcdSettings(endpoints=(etcd.endpoint,), backoff_max=0.3, status_ttl=3)
+    writer = StatusWriter(settings, KEY, hang=lambda: hang)
+    writer.start()
+    writer.submit(status(1))
+    until(lambda: read(etcd) is not None)
+    hang = "The agent's loop has made no progress for 4 s."
+    until(lambda: read(etcd) is None, timeout=12)
+    hang = ""
+    until(lambda: read(etcd) == status(1))
+    writer.stop()

@@ -19,6 +19,7 @@ from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish import entries, tables, vip_images, vip_places
 from tidegate.dataplane.publish.address_bits import address_bits
 from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.dataplane.publish.steps import Step
 from tidegate.errors import DataplaneError
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIP_ROUTES, VIP_PLACES
@@ -270,6 +271,33 @@ def test_a_flag_whose_verdict_is_taken_back_goes(kernel: maps.Maps, pins: Path) 
     again = Publisher(kernel, pins, 0)
     assert again.adopt().backends[BackendKey("web", "b1")].reachable
     again.close()
+
+
+def test_who_comes_back_does_so_behind_its_new_table(kernel: maps.Maps, pins: Path) -> None:
+    """While a table names it that has nobody look for its stand-ins' flows, it stays out.
+
+    So does its record, in case the agent dies there.
+    """
+    wanted = web(backend("b1"), backend("b2"))
+    seen: list[tuple[Step, int, bool]] = []
+    key = BackendKey("web", "b1")
+
+    def look(step: Step) -> None:
+        if publisher.in_force.number:
+            there = restored_generation(publisher.mirror.records, {})
+            seen.append((step, flags(kernel, first, "b1"), there.backends[key].reachable))
+
+    (first,) = generations(wanted)
+    publisher = Publisher(kernel, pins, 0, reached=look)
+    publisher.publish(first, 0)
+    publisher.flag_unhealthy([key])
+    publisher.publish(plan(wanted, publisher.standing, 1000, {}), 0)
+    before = [each for each in seen if each[0] is not Step.TABLE_FREED]
+    swapped = [step for step, _, _ in before].index(Step.TABLES_SWAPPED)
+    assert {each[1:] for each in before[: swapped + 1]} == {(layout.QUARANTINED, False)}
+    assert before[-1][1:] == (0, True)
+    assert publisher.audit(deep=True) == []
+    publisher.close()
 
 
 def test_a_start_after_a_flag_keeps_the_backend_out(kernel: maps.Maps, pins: Path) -> None:

@@ -124,7 +124,11 @@ def test_health_checks_go_back_too(
     bare_lab: Lab, agent: AgentProcess, control: Control, status: StatusWatch
 ) -> None:
     """What is probed is what the generation in force wants, also after a rollback."""
-    checked = {"health": {"check": {"type": "tcp", "interval": 0.2, "timeout": 0.2}}}
+    check = {"type": "tcp", "interval": 0.2, "timeout": 0.2}
+    checked = {
+        "health": {"check": check},
+        "deregistration_delay": 1,
+    }  # it is probed while it drains
     status.wait_applied(control.put("pools/web", checked).revision)
     wait_for_verdicts(bare_lab, {"b1", "b2", "b3"})
     status.wait_applied(control.delete("pools/web/backends/b3").revision)

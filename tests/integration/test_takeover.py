@@ -183,6 +183,7 @@ def route(host: Host) -> None:
     """Give the interface a gateway that is resolved."""
     with netns.entered(host.name), IPRoute() as link:
         index = link.link_lookup(ifname="lb0")[0]
+        link.link("set", index=index, address="02:00:00:00:00:01")  # of the frames that come
         link.addr("add", index=index, address="10.254.1.1", prefixlen=24)
         link.neigh("add", dst="10.254.1.2", lladdr="02:00:00:00:00:04", ifindex=index, state=0x80)
         link.route("add", dst="default", gateway="10.254.1.2")

@@ -125,7 +125,7 @@ class Keyspace:
         """Delete a backend of the pool whose turn it is."""
         self._turn = (self._turn + 1) % POOLS
         here = self._backends[self._turn]
-        if len(here) <= _PER_POOL // 2:
+        if len(here) <= _PER_POOL * 3 // 4:  # guards look back over minutes
             return None
         key = here[self._random.randrange(len(here))]
         if key in self.wrong:

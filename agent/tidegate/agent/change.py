@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from tidegate.agent.dead_man import DEAD_MAN, Contact, DeadMan
 from tidegate.agent.history import History
 from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.outcome import Applied, Outcome
 from tidegate.agent.reconciler import Reconciler
 from tidegate.agent.refusals import RefusalLog
+from tidegate.agent.rollback_states import State
 from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.dataplane.plane import DataPlane
@@ -47,6 +49,7 @@ class ChangeLifecycle:
         traces: made from what `stages` has.
         has_samples: whether sampled packets of a generation will be reported to the traces.
         clock: wall clock, s.
+        confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; 0: at once.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class ChangeLifecycle:
         traces: ChangeTraces,
         has_samples: Callable[[Generation], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
+        confirm_delay: float = 0.0,
     ) -> None:
         self._publisher = plane.publisher
         self._reconciler = Reconciler(plane, limits, stages, clock)
@@ -68,6 +72,7 @@ class ChangeLifecycle:
         self._has_samples = has_samples
         self._clock = clock
         self._refusals = RefusalLog()
+        self.dead_man = DeadMan(confirm_delay, self.in_force, history.states)
         self._retry_at: float | None = None
         self._retry_seconds = _RETRY_SECONDS
         self.outcome = Outcome(self.in_force.revision)
@@ -163,11 +168,33 @@ class ChangeLifecycle:
         )
         return done
 
+    def take_back(self, to: State, contact: Contact) -> tuple[Applied, ...]:
+        """Go back to these documents as etcd was lost, and hold; return what came into force."""
+        number, now = self.in_force.number, f"to generation {to.last}, as etcd was lost after"
+        outcome = self._reconciler.restore(to.desired, f"{now} generation {number}")
+        if outcome.rejections:
+            log.error("take_back_failed", to=to.last, reason=outcome.rejections[0].reason)
+        else:
+            reason = self.dead_man.took_back(contact)
+            self._reconciler.freeze(DEAD_MAN, reason)
+            log.error("taken_back", to=to.last, generation=self.in_force.number, reason=reason)
+        self._record(outcome.applied)
+        return outcome.applied
+
+    def ends_hold(self, contact: Contact) -> bool:
+        """End the hold after a change was taken back, if it is time; return whether it was."""
+        if not self.dead_man.ends_hold(contact, is_held=self._reconciler.is_frozen_by(DEAD_MAN)):
+            return False
+        self._reconciler.freeze(DEAD_MAN, "")
+        log.warning("thawed", by=DEAD_MAN)
+        return True
+
     def _record(self, applied: tuple[Applied, ...]) -> None:
         """Write what came into force to the history."""
         for each in applied:
             self.applied_at = self._clock()
             self._history.applied(each)
+            self.dead_man.note(each)
             self._stages.mark("journal")
 
     def _schedule_retry(self, *, failed: bool) -> None:

@@ -5,7 +5,7 @@ import re
 import socket
 import tomllib
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,7 +19,7 @@ from tidegate.errors import ConfigError
 from tidegate.event_log import EventLog
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.settings import check as check_etcd
-from tidegate.model.documents import Percent
+from tidegate.model.document_types import Percent
 from tidegate.planner.guards import Limits
 from tidegate.telemetry.export.settings import TelemetrySettings
 from tidegate.telemetry.export.settings import check as check_telemetry
@@ -36,6 +36,10 @@ _OWN_TABLES: Final = (253, 254, 255)
 Name = Annotated[str, Meta(pattern=_NAME)]
 
 
+MacAddress = Annotated[str, Meta(pattern=r"^([0-9a-f][02468ace])(:[0-9a-f]{2}){5}$")]
+"""Of a unicast address, in lower case."""
+
+
 class Encapsulation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Outer sources: a network whose host bits come from the flow hash, or one address."""
 
@@ -44,9 +48,13 @@ class Encapsulation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class GatewayTable(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Next hops for encapsulated packets, where they are not those of the default routes."""
+    """Next hops for encapsulated packets, where they are not those of the routes to the backends.
 
-    ipv4: IPv4Address | None = None
+    Attributes:
+        ipv4: may be an IPv6 address (RFC 8950), such as a link-local one.
+    """
+
+    ipv4: str | None = None  # msgspec has no unions of types that it does not know
     ipv6: IPv6Address | None = None
 
 
@@ -118,12 +126,16 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             must be equal on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
         audit_interval: seconds between full comparisons of the kernel with what it has to hold.
+        confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; without one
+            the host goes back to the VIPs before; 0 never does.
         control_socket: Unix socket on which operators of this host talk to the agent.
         state_dir: folder for what the agent keeps on disk: its journal.
         rollback_depth: generations with documents of their own that `tidegate rollback` can go
             back to.
         probe_tunnel: whether marked connections of this host to a VIP go through the tunnel to the
             backend that the mark names also where no pool has a health check.
+        mac_addresses: beside the interfaces' own, whose frames are taken (docs/network.md).
+        merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw); docs/network.md.
         ready_file: a file that exists while the host is ready; empty for no file.
         ready_when_blind: whether a host stays ready that finds many backends dead which most hosts
             reach; docs/announce.md.
@@ -144,7 +156,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     rollback_depth: Annotated[int, Meta(ge=1, le=100)] = 10
     grace_delay: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     audit_interval: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    confirm_delay: Annotated[float, Meta(ge=0, le=600)] = 10.0
     probe_tunnel: bool = False
+    merging_off: bool = True
+    mac_addresses: Annotated[tuple[MacAddress, ...], Meta(max_length=4)] = ()
     ready_file: str = ""
     ready_when_blind: bool = True
     ready_stale_limit: Annotated[float, Meta(ge=0)] | None = None
@@ -175,9 +190,14 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         guards = self.guards
         return Limits(guards.max_backends_removed_percent, guards.max_vips_removed_percent)
 
+    def macs(self) -> tuple[bytes, ...]:
+        """Return the MAC addresses whose frames are taken beside the interfaces' own."""
+        return tuple(bytes.fromhex(each.replace(":", "")) for each in self.mac_addresses)
+
     def gateways(self) -> Gateways:
         """Return the next hops that the file names."""
-        return Gateways(self.gateway.ipv4, self.gateway.ipv6)
+        ipv4 = self.gateway.ipv4
+        return Gateways(ip_address(ipv4) if ipv4 else None, self.gateway.ipv6)
 
 
 @dataclass(frozen=True)
@@ -242,7 +262,7 @@ def reloaded(path: Path, config: AgentConfig) -> AgentConfig | None:
 
 
 def _decode(kind: type, value: object) -> Any:  # noqa: ANN401 - msgspec's hook has this signature
-    if kind in (IPv4Network, IPv6Network, IPv4Address, IPv6Address) and isinstance(value, str):
+    if kind in (IPv4Network, IPv6Network, IPv6Address) and isinstance(value, str):
         try:
             return kind(value)
         except (AddressValueError, ValueError) as error:
@@ -278,6 +298,10 @@ def _check(path: Path, config: AgentConfig) -> None:
         raise ConfigError(
             f"{path}: pin_dir: the BPF file system refuses names with dots, got {config.pin_dir!r}"
         )
+    try:
+        config.gateways()
+    except ValueError as error:
+        raise ConfigError(f"{path}: gateway.ipv4: {error}") from error
     if config.capacity.events & (config.capacity.events - 1):
         raise ConfigError(
             f"{path}: capacity.events: must be a power of two (bytes; 1048576 is 1 MiB), "

@@ -1,32 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps attachments and link facts up to date, at events and now and then without one."""
 
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
 
-from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import DataplaneError
 from tidegate.event_log import EventLog
 
 log = EventLog(__name__)
 
 _SECONDS: Final = 15.0
+_REST: Final = 20.0
+"""Times the duration of a reading, until the next: where routes change all the time (a host that
+speaks BGP), reading takes no more than a twentieth of the loop's time."""
+
+
+class Links(Protocol):
+    """What is read: the data plane's links."""
+
+    links_outdated: bool
+
+    def follow(self) -> None:
+        """Read them."""
 
 
 class LinkRefresh:
-    """Reads the links when they changed, and every 15 s.
+    """Reads the links when they or the backends changed, and every 15 s.
 
     Args:
         plane: whose links they are; they were just read.
         now: monotonic clock, s.
+        clock: the same clock.
     """
 
-    def __init__(self, plane: DataPlane, now: float) -> None:
+    def __init__(
+        self, plane: Links, now: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._plane = plane
+        self._clock = clock
         self._due = now + _SECONDS
+        self._rested = now
 
     def next_due(self) -> float:
         """Return the monotonic second at which time alone asks for it."""
-        return self._due
+        return min(self._due, self._rested) if self._plane.links_outdated else self._due
 
     def refresh(self, now: float, *, woken: bool) -> None:
         """Read the links if they changed or it is time.
@@ -34,10 +52,15 @@ class LinkRefresh:
         Raises:
             FenceError: another agent has taken over the data plane.
         """
-        if not woken and now < self._due:
+        if woken or self._plane.links_outdated:
+            self._due = min(self._due, max(now, self._rested))
+        if now < self._due:
             return
-        self._due = now + _SECONDS
+        began = self._clock()
         try:
             self._plane.follow()
         except DataplaneError as error:
             log.error("interface", reason=error)
+        ended = self._clock()
+        self._due = ended + _SECONDS
+        self._rested = ended + _REST * (ended - began)

@@ -4,6 +4,7 @@
 Only this loop writes to the data plane, so changes become generations strictly one after another.
 The watch, the status writer, the link watch, the journal and the control socket have threads of
 their own and only leave mail. Each part says when it is due next; the loop sleeps until the first.
+Nothing outside may block it; if anything does, what says that the host is well runs out (`pulse`).
 """
 
 import logging
@@ -11,15 +12,17 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from tidegate import __version__
 from tidegate.agent.config import changes, read, reloaded
+from tidegate.agent.dead_man import Contact
 from tidegate.agent.mailbox import Mail, Mailbox, WakeReason
 from tidegate.agent.operator.orders import Posted
 from tidegate.agent.operator.socket import ControlSocket
 from tidegate.agent.outcome import Applied
 from tidegate.agent.parts import make_parts
+from tidegate.agent.pulse import HangWatch
 from tidegate.agent.readiness import sd_notify
 from tidegate.agent.reporter import Reporter
 from tidegate.errors import AgentError, DataplaneError
@@ -28,8 +31,6 @@ from tidegate.http_server import Answer
 from tidegate.telemetry import log_format
 
 log = EventLog(__name__)
-
-_IDLE_SECONDS: Final = 60.0
 
 
 class Timed(Protocol):
@@ -56,11 +57,13 @@ class Agent:
         self._mailbox = Mailbox()
         self._parts = parts = make_parts(self._config, self._mailbox)
         self._reporter = Reporter(parts, self._config.ready_file)
+        self._hang_watch = HangWatch(parts.pulse, self._reporter.show_hang)
         self._socket: ControlSocket | None = None
         self._ends_at: float | None = None
         self._timed: tuple[Timed, ...] = (
             parts.links,
             parts.changes,
+            parts.changes.dead_man,
             parts.health,
             parts.traffic,
             parts.plane.publisher,
@@ -94,7 +97,9 @@ class Agent:
             adopted=parts.plane.adopted,
             generation=in_force.number,
         )
+        parts.pulse.beat()
         parts.start()
+        self._hang_watch.start()
         try:
             self._socket = ControlSocket(
                 Path(self._config.control_socket),
@@ -106,16 +111,15 @@ class Agent:
         self._report()
 
     def _loop(self) -> None:
-        watchdog = sd_notify.watchdog_interval()
+        pulse = self._parts.pulse
         while True:
-            self._mailbox.wait(min(self._pause(), watchdog or _IDLE_SECONDS))
+            pulse.beat()
+            self._mailbox.wait(min(self._pause(), pulse.interval))
             mail = self._mailbox.collect()
             if WakeReason.STOP in mail.reasons and self._may_end():
                 log.info("stop")
                 return
             self._handle(mail)
-            if watchdog:
-                sd_notify.notify("WATCHDOG=1")
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
                 log.info("stop", drained=True)
                 return
@@ -124,7 +128,7 @@ class Agent:
         """Return the seconds until something is due."""
         now = time.monotonic()
         due = [self._ends_at, *(part.next_due() for part in self._timed)]
-        return max(0.0, min((at for at in due if at is not None), default=now) - now)
+        return max(0.0, min(at for at in due if at is not None) - now)
 
     def _handle(self, mail: Mail) -> None:
         """Make one turn: everything that has arrived, and everything that is due."""
@@ -136,7 +140,7 @@ class Agent:
         answers = self._run_orders(mail)
         if mail.view is not None:
             parts.changes.accept_view(mail.view)
-        is_due = parts.changes.is_due(now)
+        is_due = self._judge_contact() or parts.changes.is_due(now)
         is_health_new = self._apply_health(woken=WakeReason.HEALTH in mail.reasons)
         if is_health_new or answers or mail.view is not None or is_due or is_reload:
             self._note_generations(parts.changes.reconcile().applied)
@@ -148,6 +152,19 @@ class Agent:
         self._report()
         for posted, answer in answers:
             posted.answer.set_result(answer)
+
+    def _judge_contact(self) -> bool:
+        """Take back what etcd did not outlive; return whether a hold has ended."""
+        changes, follower = self._parts.changes, self._parts.follower
+        contact = Contact(
+            is_lost=follower.state.phase in ("reconnecting", "stale"),
+            last=follower.latest_contact,
+            revision=changes.view.snapshot.revision if changes.view else 0,
+        )
+        target = changes.dead_man.judge(contact)
+        if target is not None:
+            self._note_generations(changes.take_back(target, contact))
+        return changes.ends_hold(contact)
 
     def _run_orders(self, mail: Mail) -> list[tuple[Posted, Answer]]:
         """Carry out orders; they are answered when what follows from them is in force."""
@@ -209,6 +226,7 @@ class Agent:
         sd_notify.notify("READY=1")
 
     def _stop(self) -> None:
+        self._hang_watch.stop()
         self._reporter.show_end()
         if self._socket is not None:
             self._socket.close()

@@ -18,6 +18,8 @@ from tidegate.agent.metrics.collect import MetricCollector, Sources
 from tidegate.agent.operator.routes import OperatorRoutes
 from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.plane_start import open_plane
+from tidegate.agent.pulse import Pulse
+from tidegate.agent.readiness import sd_notify
 from tidegate.agent.readiness.announcer import Announcer
 from tidegate.agent.stages import StageRecorder
 from tidegate.agent.sweeps import Sweeps
@@ -25,7 +27,7 @@ from tidegate.agent.telemetry import Telemetry
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.agent.traces.flows import FlowTraces, flow_traces
 from tidegate.agent.traffic_rates import TrafficSampler
-from tidegate.dataplane.links import LinkWatch
+from tidegate.dataplane.network.watch import LinkWatch
 from tidegate.dataplane.plane import DataPlane
 from tidegate.keyspace import paths
 from tidegate.keyspace.follower import Follower
@@ -55,6 +57,7 @@ class Parts:
     auditor: Auditor
     sweeps: Sweeps
     links: LinkRefresh
+    pulse: Pulse
 
     def start(self) -> None:
         """Start all threads."""
@@ -92,7 +95,8 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     """
     # Before the links are first read, so that no change falls between.
     link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
-    stages = StageRecorder()
+    pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
+    stages = StageRecorder(beat=pulse.beat)
     plane = open_plane(plane_settings(config), stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
@@ -107,7 +111,15 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     recorder = Recorder(telemetry.pipeline.resource, telemetry.losses)
     traces = ChangeTraces(stages, telemetry.sink, recorder.observe)
     flows = flow_traces(config, telemetry.sink, in_force, traces)
-    changes = ChangeLifecycle(plane, config.limits(), history, stages, traces, flows.has_samples)
+    changes = ChangeLifecycle(
+        plane,
+        config.limits(),
+        history,
+        stages,
+        traces,
+        flows.has_samples,
+        confirm_delay=config.confirm_delay,
+    )
     follower = Follower(
         config.etcd,
         config.fleet,
@@ -134,12 +146,19 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         flows=flows,
         changes=changes,
         follower=follower,
-        status=StatusWriter(config.etcd, key, on_written=traces.pending.acknowledged),
+        status=StatusWriter(
+            config.etcd,
+            key,
+            lambda _reason: mailbox.wake(WakeReason.ETCD),
+            traces.pending.acknowledged,
+            hang=pulse.hang,
+        ),
         traffic=TrafficSampler(plane.packet_outcomes),
         metrics=metrics,
-        routes=OperatorRoutes(mailbox.post, history.states, metrics.text),
+        routes=OperatorRoutes(mailbox.post, history.states, metrics.text, pulse.hang),
         announcer=Announcer(config.announce, now),
         auditor=Auditor(plane, config.audit_interval, now),
         sweeps=Sweeps(plane.sweeper, now),
         links=LinkRefresh(plane, now),
+        pulse=pulse,
     )

@@ -17,4 +17,6 @@ def plane_settings(config: AgentConfig) -> Settings:
         gateways=config.gateways(),
         grace=config.grace_delay,
         probe_tunnel=config.probe_tunnel,
+        merging_off=config.merging_off,
+        macs=config.macs(),
     )

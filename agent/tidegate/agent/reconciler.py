@@ -17,14 +17,17 @@ from typing import Final
 from tidegate.agent.clock import StepWatch
 from tidegate.agent.outcome import Applied, Outcome
 from tidegate.agent.stages import AGAIN, StageRecorder
+from tidegate.dataplane.kernel.compiler import LONGEST_COMPILATION
 from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.event_log import EventLog
 from tidegate.keyspace.documents.decode import shortened
+from tidegate.keyspace.documents.host_rules import HostAddresses
 from tidegate.keyspace.documents.parse_cache import ParseCache
 from tidegate.keyspace.documents.validate import validate
 from tidegate.model.generation import Generation
 from tidegate.model.values import (
+    Address,
     BackendKey,
     Desired,
     Fitness,
@@ -75,6 +78,8 @@ class Reconciler:
         self._applied: list[Applied] = []
         self._view: View | None = None
         self._limits = limits
+        self._is_guarded = False
+        self._checked_against: frozenset[Address] | None = None
         self._fitness: Mapping[BackendKey, Fitness] | None = None
 
     def accept_view(self, view: View) -> None:
@@ -107,6 +112,10 @@ class Reconciler:
         """Why nothing new is published; empty if it is."""
         return "; ".join(self._freezes.values())
 
+    def is_frozen_by(self, by: str) -> bool:
+        """Return whether one of those who may ask for it has frozen the host."""
+        return by in self._freezes
+
     @property
     def kept(self) -> str:
         """Why the host keeps what it has; empty if it takes what is wanted.
@@ -126,15 +135,24 @@ class Reconciler:
     def next_moment(self) -> int | None:
         """Return the wall-clock second at which time alone asks for a change, or None."""
         moments = [next_moment(self._publisher.in_force)]
+        last = self._last_reconciled
         if self._view is not None:
-            moments.append(guards.next_expiry(self._view.steering.overrides, self._last_reconciled))
+            moments.append(guards.next_expiry(self._view.steering.overrides, last))
+        if self._is_guarded:
+            moments.append(guards.next_relief(self._publisher.in_force, int(last)))
         return min((moment for moment in moments if moment is not None), default=None)
 
     def is_due(self) -> bool:
-        """Return whether that second has come, or the clock was stepped."""
+        """Return whether that second has come, the clock was stepped, or the host has moved."""
         self._follow_clock()
         moment = self.next_moment()
-        return bool(self._stepped) or (moment is not None and moment <= self._clock())
+        is_time = moment is not None and moment <= self._clock()
+        return bool(self._stepped) or is_time or self._has_moved()
+
+    def _has_moved(self) -> bool:
+        """Return whether the host has other addresses than documents were checked against."""
+        own = self._plane.own_addresses.addresses
+        return self._view is not None and own != self._checked_against
 
     def _follow_clock(self) -> None:
         step = self._steps.seconds_stepped()
@@ -202,15 +220,27 @@ class Reconciler:
         if self._view is None:
             return self._last_good, ()
         steering, snapshot = self._view.steering, self._view.snapshot
-        desired, rejections = validate(snapshot, self._last_good, self._parse_cache)
+        desired, rejections = validate(snapshot, self._last_good, self._parse_cache, self._host())
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(desired, release=steering.release, pointer=steering.pointer)
         self._revision = max(steering.revision, snapshot.revision)
         return desired, (*steering.rejections, *rejections)
 
+    def _host(self) -> HostAddresses:
+        """Return the addresses that documents may not have here."""
+        view, build = self._view, self._plane.default_build
+        allowed = view.steering.allowed_addresses if view is not None else ()
+        try:  # an address that came this moment counts: the documents may take it
+            self._plane.own_addresses.follow()
+        except DataplaneError as error:
+            log.error("own_addresses", reason=error)
+        self._checked_against = own = self._plane.own_addresses.addresses
+        return HostAddresses(own, build.source4, build.source6, frozenset(allowed))
+
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
         refused = guards.refusals(desired, in_force, self._limits, self.overrides, now)
+        self._is_guarded = bool(refused)
         self._stages.mark("guard")
         return refused
 
@@ -221,7 +251,8 @@ class Reconciler:
         previous = self._publisher.in_force
         started = time.monotonic()
         try:
-            base = after_step(previous, self._stepped) if self._stepped else previous
+            base = self._publisher.standing
+            base = after_step(base, self._stepped) if self._stepped else base
             generation = plan(desired, base, now, self._fitness)
             diff = difference(previous, generation)
             self._stages.mark("plan")
@@ -231,6 +262,7 @@ class Reconciler:
                 return refused
             planned = time.monotonic()
             # What the new generation needs must be there before it, what the old one needed after.
+            self._stages.expect(LONGEST_COMPILATION)
             self._plane.serve(previous, generation)
             self._stages.mark("program")
             self._publisher.publish(generation, time.monotonic())
@@ -258,7 +290,9 @@ class Reconciler:
             )
             self._came_into_force(applied, started, planned)
         try:
+            self._stages.expect(LONGEST_COMPILATION)
             self._plane.serve(generation)
+            self._stages.expect(0.0)
         except (DataplaneError, CapabilityError) as error:
             reason = f"the generation is in force, but its program does more than it needs: {error}"
             return (_whole("build", reason, desired.revision),)

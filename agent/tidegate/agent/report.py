@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent reports to the fleet: facts in, status document out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tidegate import __version__
@@ -37,6 +37,9 @@ class Facts:
         repairs: what it repaired since the start.
         health: what health checks do not act upon.
         unready: why the host is not ready; empty if it is.
+        needed: families of outer packets that backends in force need.
+        instance: of the host's data plane.
+        unwritten: why etcd does not take the status until a person acts; empty if it does.
     """
 
     config: AgentConfig
@@ -55,6 +58,9 @@ class Facts:
     unready: str
     started: float
     applied: float | None
+    needed: Collection[int] = ()
+    instance: str = ""
+    unwritten: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -67,6 +73,7 @@ def describe(facts: Facts) -> StatusDocument:
     return StatusDocument(
         version=__version__,
         host=facts.config.host,
+        instance=facts.instance,
         track=track,
         release=release,
         release_revision=facts.view.snapshot.revision if facts.view else 0,
@@ -134,7 +141,7 @@ def _state(facts: Facts) -> tuple[State, str]:
         return "stale", facts.etcd.reason
     if facts.view is None:
         return "starting", facts.etcd.reason
-    lacking = _lacking(facts) or _disbelieved(facts.health)
+    lacking = _lacking(facts) or _disbelieved(facts.health) or facts.unwritten
     if lacking:
         return "degraded", lacking
     if facts.frozen:
@@ -160,4 +167,4 @@ def _lacking(facts: Facts) -> str:
         return f"The program is not on {', '.join(detached)}."
     if facts.damages:
         return facts.damages[0].reason
-    return "; ".join(filter(None, (link.missing() for link in facts.links.values())))
+    return "; ".join(filter(None, (link.missing(facts.needed) for link in facts.links.values())))

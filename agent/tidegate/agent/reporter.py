@@ -5,9 +5,11 @@ import time
 
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.parts import Parts
+from tidegate.agent.readiness import sd_notify
 from tidegate.agent.readiness.readiness import Condition, unready
 from tidegate.agent.readiness.signals import ReadySignals
 from tidegate.agent.report import Facts, describe
+from tidegate.dataplane.instance import instance
 
 
 class Reporter:
@@ -21,6 +23,7 @@ class Reporter:
     def __init__(self, parts: Parts, ready_file: str) -> None:
         self._parts = parts
         self._started = time.time()
+        self._instance = instance(parts.plane.publisher.mirror.fds)
         self._signals = ReadySignals(ready_file)
         self.socket_problem = ""
         """Why there is no control socket; empty if there is."""
@@ -32,6 +35,8 @@ class Reporter:
         problems = (
             parts.history.problem,
             self.socket_problem,
+            *parts.plane.problems,
+            parts.traffic.problem,
             *parts.announcer.problems,
             *parts.metrics.problems,
             *parts.telemetry.problems,
@@ -48,6 +53,7 @@ class Reporter:
             etcd=parts.follower.state,
             links=plane.links,
             modes=plane.modes,
+            needed=plane.needed_families,
             traffic=parts.traffic.traffic,
             damages=parts.auditor.damages,
             repairs=parts.auditor.repairs,
@@ -55,12 +61,19 @@ class Reporter:
             applied=changes.applied_at,
             health=parts.health.status(),
             unready=reason,
+            instance=self._instance,
+            unwritten=parts.status.problem,
             warnings=tuple(filter(None, problems)),
         )
         document = describe(facts)
         parts.routes.status = document
         parts.metrics.update(facts, document)
         parts.status.submit(document)
+
+    def show_hang(self, reason: str) -> None:
+        """Show that the loop hangs; on another thread than its own."""
+        sd_notify.notify(f"STATUS={reason}")
+        self._signals.withdraw()
 
     def show_end(self) -> None:
         """Show that the agent has ended."""
@@ -75,6 +88,7 @@ class Reporter:
             interfaces=config.interfaces,
             attached=parts.plane.modes,
             links=parts.plane.links,
+            needed=parts.plane.needed_families,
             damages=parts.auditor.damages,
             generation=generation.number,
             etcd=parts.follower.state,

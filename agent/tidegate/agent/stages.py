@@ -34,6 +34,8 @@ STAGES: Final = {
     Step.PREFIXES_DELETED: "vips",
     Step.ADDRESSES_REMOVED: "vips",
     Step.ROUTES_DELETED: "vips",
+    Step.EMPTIED_TAKEN_OUT: "entries",
+    Step.EMPTIED_SWAPPED: "swap",
     Step.VIPS_FREED: "record",
     Step.IDS_FREED: "record",
     Step.QUIC_DELETED: "record",
@@ -54,10 +56,16 @@ class StageRecorder:
 
     Args:
         clock: nanoseconds since 1970.
+        beat: told of each stage that ends, as progress of the loop, and of what will take long.
     """
 
-    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], int] = time.time_ns,
+        beat: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
         self._clock = clock
+        self._beat = beat
         self._marks: list[Mark] = []
         self._is_recording = False
 
@@ -67,8 +75,13 @@ class StageRecorder:
 
     def mark(self, stage: str) -> None:
         """Record that a stage has ended; outside a change nothing is recorded."""
+        self._beat(0.0)
         if self._is_recording:
             self._marks.append(Mark(stage, self._clock()))
+
+    def expect(self, seconds: float) -> None:
+        """Announce a stage that may take so long, and has no steps in between."""
+        self._beat(seconds)
 
     def reached(self, step: Step) -> None:
         """Record that the publisher has reached a step."""

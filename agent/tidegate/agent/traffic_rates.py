@@ -12,7 +12,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tidegate.event_log import EventLog
 from tidegate.keyspace.status.parts import TrafficStatus
+
+log = EventLog(__name__)
 
 INTERVAL: Final = 5.0
 """Seconds between two samples of the counters."""
@@ -23,8 +26,14 @@ _FEW: Final = 10.0
 _SMALL: Final = 1e-4
 """Two shares that differ by less are reported as one."""
 
+_MERGED_SECONDS: Final = 60.0
+_MERGED: Final = (
+    "frames longer than the link's MTU are dropped: the host merges packets before the program "
+    "sees them (GRO, LRO); turn that off on the interface and its ports (docs/network.md)"
+)
+
 Totals = npt.NDArray[np.uint64]
-"""Shape (VIP ids, 3): packets, drops and misses since the maps were made."""
+"""Shape (VIP ids, 4): packets, drops, misses and merged frames since the maps were made."""
 
 
 class _Sample(NamedTuple):
@@ -38,15 +47,20 @@ def rates(before: Totals, after: Totals, seconds: float) -> TrafficStatus:
     An id that is new counts from 0. One whose counters went back was given to another VIP, and is
     left out this once.
     """
-    rows = min(len(before), len(after))
-    grown = after.astype(np.int64)
-    grown[:rows] -= before[:rows].astype(np.int64)
-    packets, drops, misses = np.clip(grown, 0, None).sum(axis=0).tolist()
+    packets, drops, misses, _ = _grown(before, after)
     return TrafficStatus(
         packets_per_second=round_to(packets / seconds),
         drops=round_to(drops / packets) if packets else 0.0,
         misses=round_to(misses / packets) if packets else 0.0,
     )
+
+
+def _grown(before: Totals, after: Totals) -> list[int]:
+    rows = min(len(before), len(after))
+    grown = after.astype(np.int64)
+    grown[:rows] -= before[:rows].astype(np.int64)
+    found: list[int] = np.clip(grown, 0, None).sum(axis=0).tolist()
+    return found
 
 
 def round_to(value: float) -> float:
@@ -76,6 +90,9 @@ class TrafficSampler:
         self._due = 0.0
         self.traffic: TrafficStatus | None = None
         """What to report; None until two samples were taken."""
+        self._merged_at = -_MERGED_SECONDS
+        self.problem = ""
+        """Which packets are lost though the host could forward them, and what to do."""
 
     def next_due(self) -> float:
         """Return the monotonic second of the next sample."""
@@ -94,4 +111,14 @@ class TrafficSampler:
         if self._last is not None:
             fresh = rates(self._last.totals, sample.totals, now - self._last.at)
             self.traffic = steady(self.traffic, fresh)
+            self._look_for_merged(now, _grown(self._last.totals, sample.totals)[-1])
         self._last = sample
+
+    def _look_for_merged(self, now: float, frames: int) -> None:
+        """Report merged frames until none has come for a while."""
+        if frames:
+            self._merged_at = now
+            if not self.problem:
+                log.warning("merged_frames_dropped", frames=frames)
+        is_recent = now - self._merged_at < _MERGED_SECONDS
+        self.problem = _MERGED if is_recent else ""

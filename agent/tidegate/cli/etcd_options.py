@@ -80,7 +80,7 @@ def _from_file(path: Path) -> "Fleet":
     from tidegate.errors import ConfigError
     from tidegate.keyspace.etcd.settings import EtcdSettings
     from tidegate.keyspace.etcd.store import Fleet
-    from tidegate.model.documents import Name
+    from tidegate.model.document_types import Name
 
     class Part(msgspec.Struct, frozen=True):
         """What an operator's command needs of the file."""

@@ -183,7 +183,8 @@ def _engine(
     from tidegate.spec.simulation import Specification
 
     gateway = options.gateway_mac
-    link = Link(options.interface_mac, gateway, gateway, options.mtu)
+    # A capture is from anywhere, so its frames are for any interface.
+    link = Link(options.interface_mac, gateway, gateway, options.mtu, others=None)
     build = _build(options, generation)
     if options.engine == "spec":
         hz = clock().hz

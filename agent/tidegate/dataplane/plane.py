@@ -29,6 +29,10 @@ from tidegate.dataplane.kernel.pins import (
     pinned_programs,
 )
 from tidegate.dataplane.links import Gateways, Link
+from tidegate.dataplane.network.merge_watch import MergeWatch
+from tidegate.dataplane.network.merging import Stack
+from tidegate.dataplane.network.next_hops import NO_BACKENDS, backends_of
+from tidegate.dataplane.network.own_addresses import OwnAddresses
 from tidegate.dataplane.proof import prove
 from tidegate.dataplane.publish.audit import Difference, Finding, repaired
 from tidegate.dataplane.publish.fence import Fence
@@ -36,7 +40,7 @@ from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.dataplane.sweep import Sweeper
 from tidegate.dataplane.takeover.takeover import Takeover
-from tidegate.dataplane.tunnel.probes import Probes, detach_probes
+from tidegate.dataplane.tunnel.probes import Probes, detach_probes, has_checks
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
 from tidegate.model.features import Feature, features
@@ -57,6 +61,8 @@ class Settings:
         grace: seconds for which a replaced table stays loaded.
         probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
             mark names (bpf/healthcheck.c at the interfaces' tc egress).
+        macs: MAC addresses beside the interfaces' own, whose frames are taken; four at most.
+        merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw).
     """
 
     pins: Path
@@ -66,6 +72,8 @@ class Settings:
     gateways: Gateways
     grace: float
     probe_tunnel: bool = False
+    merging_off: bool = True
+    macs: tuple[bytes, ...] = ()
 
 
 class DataPlane:
@@ -84,12 +92,17 @@ class DataPlane:
                 a foreign program, or the kernel refused.
         """
         self._gateways = settings.gateways
+        self._macs = settings.macs
         self._interfaces = tuple(settings.interfaces)
         self._mode = settings.mode
+        self._merging = MergeWatch(turns_off=settings.merging_off)
         self._links: dict[str, Link] = {}
+        self._backends = NO_BACKENDS
+        self.links_outdated = False
+        """Whether backends have come or gone since the links were read, of no new family."""
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins = settings.pins
-        self._default = settings.build
+        self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
         self._probes: Probes | None = None
@@ -113,6 +126,7 @@ class DataPlane:
         self._takeover = self._opened.enter_context(closing(takeover))
         self.adopted = takeover.adopted
         self._maps = self._opened.enter_context(closing(takeover.maps))
+        self.own_addresses = OwnAddresses(self._maps["own_addresses"])
         publisher = Publisher(
             self._maps,
             self._fence.folder,
@@ -133,7 +147,7 @@ class DataPlane:
 
     def _load_probes(self) -> Probes:
         """Load the probe program with every feature, so no change of documents needs another."""
-        probes = self._opened.enter_context(Probes(self._default, self._maps))
+        probes = self._opened.enter_context(Probes(self.default_build, self._maps))
         (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
         probes.pin_counters(self._pins / _PROBE_COUNTS)
         return probes
@@ -152,7 +166,8 @@ class DataPlane:
             DataplaneError: it disagrees with the specification, or an interface refuses it. In each
                 case the one before stays.
         """
-        if self._probes is None and any(map(_has_checks, generations)):
+        self._note_backends(*generations)
+        if self._probes is None and any(map(has_checks, generations)):
             self._probes = self._load_probes()
             for interface in self.modes:
                 self._take_over_egress(interface)
@@ -183,17 +198,28 @@ class DataPlane:
         if before >= 0:
             self.counter_reader.record_run_time(before)
             os.close(before)
-        names = sorted(each.name for each in build.features)
-        log.info("program", id=bpf.object_id(fresh), features=names)
+        log.info(
+            "program", id=bpf.object_id(fresh), features=sorted(f.name for f in build.features)
+        )
 
     def _build_for(self, *generations: Generation) -> programs.Build:
         """Return the settings of the program that these generations need."""
         seed = generations[-1].hash_seed
         return replace(
-            self._default,
-            hash_seed=seed.encode() if seed else self._default.hash_seed,
+            self.default_build,
+            hash_seed=seed.encode() if seed else self.default_build.hash_seed,
             features=frozenset[Feature]().union(*map(features, generations)),
         )
+
+    def _note_backends(self, *generations: Generation) -> None:
+        """Know where packets go before they do; a family that is new is asked about at once."""
+        before, self._backends = self._backends, backends_of(*generations)
+        self.links_outdated |= self._backends.names.keys() != before.names.keys()
+        if self._backends.needed - before.needed and self.modes:
+            try:
+                self.follow()
+            except DataplaneError:  # the next look at the links reports it; no change waits for it
+                self.links_outdated = True
 
     def _proven(self, build: programs.Build) -> int:
         """Compile, prove and load a program over our maps; return its descriptor."""
@@ -220,15 +246,24 @@ class DataPlane:
         """The interfaces as they were last read."""
         return dict(self._links)
 
+    @property
+    def needed_families(self) -> frozenset[int]:
+        """The families of outer packets that backends in force need."""
+        return self._backends.needed
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What somebody should know of next hops and of merged frames."""
+        hops = (each for link in self._links.values() for each in link.warnings)
+        return (*hops, *self._merging.problems)
+
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
         """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
-
-        The counter_reader also takes note of the program's running time, if that is measured.
 
         Raises:
             DataplaneError: the counters cannot be read.
         """
-        self.counter_reader.record_run_time(self._program)
+        self.counter_reader.record_run_time(self._program)  # if that is measured
         return counters.packet_outcomes(self.counter_reader.vips())
 
     def reload(self, gateways: Gateways, grace: float) -> None:
@@ -247,14 +282,17 @@ class DataPlane:
             FenceError: another agent has taken over the data plane.
         """
         self._fence.check()
+        self.links_outdated = False
+        self.own_addresses.follow()  # before the program is attached, which leaves them out
         for interface in self._interfaces:
             try:
-                link = links.read(interface, self._gateways)
+                link, stack = links.read(interface, self._gateways, self._backends, self._macs)
             except DataplaneError as error:
                 if interface in self.modes:
                     log.warning("link_lost", interface=interface, reason=error)
                     del self.modes[interface]
                     self._links.pop(interface, None)
+                    self._merging.forget(interface)
                     continue
                 if not self.modes and len(self._interfaces) == 1:
                     raise
@@ -265,7 +303,8 @@ class DataPlane:
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
                 log.info("link", **link.log_fields())
-            self._attach(link)
+            self._attach(link, stack)
+            self._merging.look(stack, self.modes[interface])
 
     def _take_over_egress(self, interface: str) -> None:
         """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""
@@ -289,19 +328,19 @@ class DataPlane:
 
     def _differences(self) -> Iterator[Difference]:
         """Find pins and attachments that are not as we left them."""
-        folder = self._fence.folder
         for name, fd in {**self._maps, PROGRAM: self._program}.items():
-            if not (folder / name).exists():
-                finding = Finding("pins", name, "missing")
-                yield Difference(finding, partial(bpf.pin, fd, str(folder / name)))
+            path = self._fence.folder / name
+            if not path.exists():
+                repair = partial(bpf.pin, fd, str(path))
+                yield Difference(Finding("pins", name, "missing"), repair)
         for interface in list(self.modes):
             with suppress(DataplaneError):  # `follow` reports an interface that is away
                 on = programs.attached(interface)
+                fault = "changed" if on else "missing"
                 if on is None or on.program_id != bpf.object_id(self._program):
-                    fault = "changed" if on else "missing"
                     yield Difference(Finding("program", interface, fault), self.follow)
 
-    def _attach(self, link: Link) -> None:
+    def _attach(self, link: Link, stack: Stack) -> None:
         """Attach our program unless it is there. Never replace a foreign one."""
         interface, there = link.interface, link.program
         if there is not None and there.program_id == bpf.object_id(self._program):
@@ -312,9 +351,13 @@ class DataPlane:
                 f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): "
                 f"if it is not needed, detach it with `ip link set dev {interface} xdp off`"
             )
+        if link.refusal:
+            raise DataplaneError(link.refusal)
         mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
         if self._mode == "auto" and there is not None:
             mode = there.mode  # to change it would take the program off for a moment
+        if mode == "generic" and there is None:
+            self._merging.refuse_generic(stack)
         try:
             programs.attach(self._program, interface, mode)
         except DataplaneError as error:
@@ -322,6 +365,7 @@ class DataPlane:
                 raise
             mode = "generic"
             log.warning("xdp_generic", interface=interface, reason=error)
+            self._merging.refuse_generic(stack)
             programs.attach(self._program, interface, mode)
         self.modes[interface] = mode
         log.info("attached", interface=interface, mode=mode)
@@ -331,11 +375,6 @@ class DataPlane:
         if self._program >= 0:
             os.close(self._program)
         self._opened.close()
-
-
-def _has_checks(generation: Generation) -> bool:
-    pools = (placed.pool for placed in generation.pools.values())
-    return any(pool.health is not None and pool.health.check is not None for pool in pools)
 
 
 def remove(pins: Path, interfaces: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
 from tidegate.health.targets import targets
-from tidegate.model.generation import Generation
+from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
@@ -54,6 +54,7 @@ class Checker:
         self._lock = threading.Lock()
         self._rules: Mapping[BackendKey, Rules] = {}
         self._standings: dict[BackendKey, Standing] = {}
+        self._identities: dict[BackendKey, Identity] = {}
         self._passed = self._failed = 0
         self._tally = Tally()
         self.engine: Engine[BackendKey] = Engine(self._take)
@@ -72,10 +73,17 @@ class Checker:
         now = self._clock()
         with self._lock:
             before = self._standings
+            # What is known of a server stays known when its name changes.
+            known = {self._identities[key]: standing for key, standing in before.items()}
+            self._identities = {
+                key: generation.backends[key].identity for key in (*plan.targets, *plan.unprobed)
+            }
             self._standings = {
-                key: _kept(before.get(key), unknown(now)) for key in plan.targets
+                key: _kept(known.get(self._identities[key]), unknown(now)) for key in plan.targets
             } | {
-                key: _kept(before.get(key), Standing("unused", "no-check", reason, now))
+                key: _kept(
+                    known.get(self._identities[key]), Standing("unused", "no-check", reason, now)
+                )
                 for key, reason in plan.unprobed.items()
             }
             self._rules = plan.rules

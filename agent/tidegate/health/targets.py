@@ -17,7 +17,7 @@ from tidegate.health.result import Result
 from tidegate.health.standing import Rules
 from tidegate.health.tcp import Destination
 from tidegate.model.checks import Check, CheckType
-from tidegate.model.documents import Protocol
+from tidegate.model.document_types import Protocol
 from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.values import BackendKey, Vip
 from tidegate.spec.healthcheck import mark_of
@@ -81,7 +81,7 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
     """Return what is to be probed while this generation is in force.
 
     Args:
-        generation: VIPs, pools and backends. Those that drain for good are left out.
+        generation: VIPs, pools and backends, those that leave among them: they have flows.
         allow_exec: whether checks may run programs.
     """
     vips = [placed.vip for _, placed in sorted(generation.vips.items())]
@@ -92,7 +92,7 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
     for key, placed in generation.backends.items():
         pool = generation.pools.get(key.pool)
         health = pool.pool.health if pool else None
-        if health is None or health.check is None or placed.retire_at is not None:
+        if health is None or health.check is None:
             continue
         check = health.check
         if key.pool not in through:

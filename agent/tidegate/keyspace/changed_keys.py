@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from tidegate.model import traceparent
+from tidegate.model.byte_order_mark import without_mark
 from tidegate.model.received_writes import KeyWrite, ReceivedWrites, collect
 from tidegate.model.values import Document
 
@@ -27,7 +28,7 @@ def traceparent_of(value: bytes) -> str:
     if b"traceparent" not in value:  # nearly all: this is asked for each event
         return ""
     try:
-        text = _decoder.decode(value).traceparent
+        text = _decoder.decode(without_mark(value)).traceparent
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return text if traceparent.is_valid(text) else ""

@@ -131,6 +131,14 @@ class Follower:
         contacts += [current.watch.last_contact] if current and current.watch else []
         return min(contacts)
 
+    @property
+    def latest_contact(self) -> float:
+        """Monotonic second at which any watch has last heard from etcd."""
+        current = self._current
+        contacts = [self._watch.last_contact]
+        contacts += [current.watch.last_contact] if current and current.watch else []
+        return max(contacts)
+
     def start(self) -> None:
         """Start following; once."""
         self._watch.start()

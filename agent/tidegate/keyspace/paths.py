@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tidegate.errors import ConfigError
-from tidegate.model.documents import Name
+from tidegate.model.document_types import Name
 
 NAME_PATTERN: Final[str] = msgspec.json.schema(Name)["pattern"]
 """The rule for a name in a key is the one for a name in a document."""

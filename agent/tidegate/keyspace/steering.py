@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from tidegate.keyspace.documents.addresses import parse_address
 from tidegate.keyspace.documents.decode import decode
 from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.documents.timestamps import parse_timestamp
@@ -36,7 +37,7 @@ from tidegate.keyspace.paths import (
     track_key,
 )
 from tidegate.model.steering import FleetDocument, HostDocument, OverrideDocument, TrackDocument
-from tidegate.model.values import Override, Snapshot, Steering
+from tidegate.model.values import Address, Override, Snapshot, Steering
 
 S = TypeVar("S", bound=Struct)
 
@@ -118,6 +119,7 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
     fleet = work.read(FLEET_KEY, FleetDocument, last.fleet)
     tracks = _tracks(snapshot, work, last)
     overrides = _overrides(work, last)
+    allowed = _allowed_addresses(work, local, host)
     track = (host.track if host else None) or local.track or DEFAULT_TRACK
     document = work.read(track_key(track), TrackDocument, last.tracks.get(track))
     if document is not None:
@@ -133,6 +135,7 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         freeze=_freeze(local.host, host, fleet),
         overrides=tuple(overrides[name] for name in sorted(overrides)),
         rejections=work.rejections.ordered(),
+        allowed_addresses=allowed,
     )
     return steering, accepted
 
@@ -162,6 +165,19 @@ def _overrides(work: _Work, last: Accepted) -> dict[str, Override]:
         elif name in last.overrides:
             found[name] = last.overrides[name]
     return found
+
+
+def _allowed_addresses(
+    work: _Work, local: LocalHost, host: HostDocument | None
+) -> tuple[Address, ...]:
+    """Return the host's own addresses that VIPs may have, and refuse what is no address."""
+    parsed = [parse_address(text) for text in host.allowed_addresses] if host else []
+    for reason in parsed:
+        if isinstance(reason, str):
+            work.rejections.add(
+                host_key(local.host), "allowed_addresses", f"an address {reason}", "schema"
+            )
+    return tuple(address for address in parsed if not isinstance(address, str))
 
 
 def _without_key(work: _Work, local: LocalHost, track: str, last: Accepted) -> tuple[str, str]:

@@ -50,6 +50,11 @@ _ROUTER: Final = {
     "ipv4/fib_multipath_hash_policy": "1",
     "ipv6/fib_multipath_hash_policy": "1",
 }
+_LB: Final = {
+    # As hosts with Docker, FRR or Kubernetes have it: what the balancer lets pass would circle.
+    "ipv4/ip_forward": "1",
+    "ipv6/conf/all/forwarding": "1",
+}
 _BACKEND: Final = {
     # A server may bind a VIP in the moment before it is on the loopback.
     "ipv4/ip_nonlocal_bind": "1",
@@ -119,8 +124,7 @@ def _station(spec: LabSpec, station: Station) -> None:
     namespace = spec.namespace(station.name)
     with netns.entered(namespace):
         checksums_in_software(NIC)
-        if station.role is Role.BACKEND:
-            netns.sysctl(_BACKEND)
+        netns.sysctl({Role.LB: _LB, Role.BACKEND: _BACKEND}.get(station.role, {}))
     with netlink(namespace) as handle:
         _loopback(handle)
         index = handle.link_lookup(ifname=NIC)[0]

@@ -30,6 +30,9 @@ MAX_NETWORK_VIPS: Final = 256
 """VIPs that are networks. Their map has four times as many entries: each has one for ICMP too, and
 old and new ones stand side by side while a generation is published."""
 
+MAX_OWN_ADDRESSES: Final = 65536
+"""Addresses of the host's interfaces, which VIPs that are networks leave out."""
+
 MAX_ROUTES: Final = 8192
 """Source routes and denied prefixes of all VIPs; their map has twice as many, for the same reason.
 """

@@ -59,6 +59,12 @@ class Reason(IntEnum):
     """An ICMP error with an MTU below what the protocol allows."""
     ECHO_LIMIT = 12
     """A ping, and too many were answered already."""
+    BAD_SOURCE = 13
+    """A ping from an address that is no unicast host's (RFC 1122 section 3.2.2)."""
+    UNSERVED = 14
+    """For a VIP's address, and for no VIP: another port, another protocol, or unreadable."""
+    MERGED = 15
+    """Longer than the link carries: the host has merged packets (GRO, LRO)."""
 
 
 class EventKind(IntEnum):

@@ -5,42 +5,28 @@
 written here and nowhere else. Unknown fields are refused.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from tidegate.model.checks import Health
+from tidegate.model.document_types import (
+    SERVER_ID_PATTERN,
+    BackendState,
+    Encapsulation,
+    HashFields,
+    LongSeconds,
+    Name,
+    Percent,
+    Port,
+    Protocol,
+    Rate,
+    Seconds,
+    Time,
+    Tracking,
+    Unserved,
+)
 from tidegate.model.traceparent import Traceparent
-
-Port = Annotated[int, Meta(ge=1, le=65535)]
-Seconds = Annotated[int, Meta(ge=0, le=3600, extra_json_schema={"unit": "s"})]
-LongSeconds = Annotated[int, Meta(ge=0, le=86_400, extra_json_schema={"unit": "s"})]
-Rate = Annotated[int, Meta(ge=1, le=100_000_000, extra_json_schema={"unit": "1/s"})]
-Name = Annotated[
-    str,
-    Meta(
-        title="name",
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
-        description="A name: 1 to 63 letters, digits, dots, underscores and hyphens.",
-    ),
-]
-TIME_PATTERN: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$"
-Time = Annotated[
-    str,
-    Meta(
-        title="time",
-        pattern=TIME_PATTERN,
-        description="Time in UTC as RFC 3339 writes it.",
-        extra_json_schema={"format": "date-time"},
-    ),
-]
-Percent = Annotated[int, Meta(ge=0, le=100, extra_json_schema={"unit": "%"})]
-SERVER_ID_PATTERN: Final = r"^([0-9a-fA-F]{2}){1,15}$"
-BackendState = Literal["active", "drain", "quarantine", "disabled"]
-Protocol = Literal["tcp", "udp"]
-Tracking = Literal["full", "transition", "none"]
-HashFields = Literal["5-tuple", "source", "source+port"]
-Encapsulation = Literal["ipip", "gue"]
 
 
 class SynLimitDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,6 +107,19 @@ class VipDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             examples=["sorry"],
         ),
     ] = None
+    unserved: Annotated[
+        Unserved,
+        Meta(
+            description=(
+                "What becomes of packets to the address that no VIP takes, ICMP aside. drop: "
+                "dropped and counted. reject: TCP is reset, all else told that the port is "
+                "unreachable, as often as pings are answered. pass: the host's stack gets them; "
+                "where it forwards, they circle until their TTL ends. Of VIPs with one address "
+                "the strictest counts, in this order."
+            ),
+            examples=["drop"],
+        ),
+    ] = "drop"
     tracking: Annotated[
         Tracking,
         Meta(

@@ -27,6 +27,7 @@ class Feature(Enum):
     CLAMP = "MSS on SYN"
     SYN_LIMIT = "SYNs per source prefix"
     EVENTS = "events of sampled flows"
+    REJECT = "answers to what no VIP takes"
 
 
 ALL_FEATURES: Final = frozenset(Feature)
@@ -44,6 +45,7 @@ _USES: Final[tuple[tuple[Feature, Callable[[Vip], bool]], ...]] = (
     (Feature.CLAMP, lambda vip: vip.mss_clamp is not None),
     (Feature.SYN_LIMIT, lambda vip: vip.syn_limit is not None),
     (Feature.EVENTS, lambda vip: vip.flow_sampling > 0),
+    (Feature.REJECT, lambda vip: vip.unserved == "reject"),
 )
 
 

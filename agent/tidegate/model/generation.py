@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.model.values import FIT, Backend, BackendKey, Fitness, Pool, Vip
+from tidegate.model.values import FIT, Backend, BackendKey, Endpoint, Fitness, Pool, Vip
 
 Slots: TypeAlias = npt.NDArray[np.uint32]
 WindowIndex: TypeAlias = npt.NDArray[np.uint8]
@@ -83,18 +83,29 @@ class PlacedVip:
         return sorry if sorry is not None and pool in self.unserved else pool
 
 
+class Level(NamedTuple):
+    """How many backends of a pool served, by their documents, until there were fewer."""
+
+    until: int
+    """Wall-clock second."""
+    serving: int
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedPool:
     """A pool with its id, which is its slot of the outer map, and its table.
 
     Attributes:
         digest: hash of the current table by backend names.
+        levels: those that were higher than all after them, oldest first; guards look back to them.
+            They are no part of what a packet meets, so they make no generation.
     """
 
     identity: Identity
     pool: Pool
     table: Table
     digest: bytes
+    levels: tuple[Level, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +129,14 @@ class PlacedBackend:
 
 
 class Freed(NamedTuple):
-    """A freed id: the incarnation of its last use, and the wall-clock second of its freeing."""
+    """A freed id: the incarnation of its last use, and the wall-clock second of its freeing.
+
+    A VIP's has the endpoint, which gets the identity back if it returns while the id rests.
+    """
 
     incarnation: int
     at: int
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,21 @@ class Generation:
     release: str = ""
     pointer: str = ""
     parts: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def server_ids(self) -> dict[tuple[str, bytes], PlacedBackend]:
+        """Who has each QUIC server id of a pool.
+
+        A backend that drains yields to one that has a key; of two that drain one that is reachable
+        comes first, and then the first by name: no host knows better than the others.
+        """
+        having = [each for each in self.backends.values() if each.backend.quic_server_id]
+        having.sort(key=lambda p: (p.retire_at is not None, not p.reachable, p.backend.key))
+        found: dict[tuple[str, bytes], PlacedBackend] = {}
+        for placed in having:
+            backend = placed.backend
+            found.setdefault((backend.pool, backend.quic_server_id), placed)
+        return found
 
     @property
     def on_sorry_pool(self) -> tuple[str, ...]:

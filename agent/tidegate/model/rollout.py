@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from tidegate.model.documents import Name, Time
+from tidegate.model.document_types import Name, Time
 from tidegate.model.steering import Reason
 from tidegate.model.traceparent import Traceparent
 

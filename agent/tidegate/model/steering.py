@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tidegate.model.documents import Name, Time
+from tidegate.model.document_types import Name, Time
 from tidegate.model.traceparent import Traceparent
 
 Guard = Literal["vips", "removal", "disruption"]
@@ -47,7 +47,7 @@ class TrackDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Steering of one host: its track, and whether it is frozen."""
+    """Steering of one host: its track, whether it is frozen, and what its addresses are for."""
 
     track: Annotated[
         Name | None,
@@ -70,6 +70,17 @@ class HostDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=["replacing its switch"],
         ),
     ] = ""
+    allowed_addresses: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=64,
+            description=(
+                "Addresses of the host itself that VIPs may have all the same; its own "
+                "connections from there are taken by the VIP."
+            ),
+            examples=[["192.0.2.1"]],
+        ),
+    ] = ()
     traceparent: Traceparent = None
 
 

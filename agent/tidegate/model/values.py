@@ -7,16 +7,29 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, NamedTuple, TypeAlias
 
 from tidegate.model.checks import Health
-from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
+from tidegate.model.document_types import (
+    BackendState,
+    Encapsulation,
+    HashFields,
+    Protocol,
+    Tracking,
+    Unserved,
+)
 from tidegate.model.received_writes import NO_WRITES, ReceivedWrites
 from tidegate.model.steering import Guard
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
+Endpoint: TypeAlias = tuple[Network, int, Protocol]
+"""What clients connect to: addresses, port (0: any), protocol. It is a VIP's identity."""
 
 
 class BackendKey(NamedTuple):
-    """What an id belongs to: a backend's name within its pool."""
+    """A backend's name within its pool.
+
+    One that has left while its name went to another server is called by its address, `@192.0.2.1`,
+    which no key can name.
+    """
 
     pool: str
     name: str
@@ -61,6 +74,7 @@ class Vip:
         source_routes: sorted.
         deny: client networks that are refused, sorted.
         flow_sampling: flows of 65536 whose events are reported.
+        unserved: what becomes of packets to its address that no VIP takes.
         sorry_pool: serves in place of a pool in which no backend takes new flows; may be None.
     """
 
@@ -82,6 +96,12 @@ class Vip:
     deny: tuple[Network, ...] = ()
     flow_sampling: int = 0
     sorry_pool: str | None = None
+    unserved: Unserved = "drop"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What clients connect to."""
+        return self.network, self.port, self.protocol
 
     @property
     def address(self) -> Address:
@@ -151,7 +171,7 @@ class Backend:
 
     @property
     def key(self) -> BackendKey:
-        """The identity that its id belongs to."""
+        """Its name within its pool."""
         return BackendKey(self.pool, self.name)
 
 
@@ -253,6 +273,7 @@ class Steering:
         freeze: why nothing may change; empty if it may.
         overrides: by name, with those that have expired: which apply depends on the clock.
         rejections: documents that are refused; keys are relative to the fleet.
+        allowed_addresses: of the host itself that VIPs may have all the same.
     """
 
     revision: int
@@ -262,6 +283,7 @@ class Steering:
     freeze: str = ""
     overrides: tuple[Override, ...] = ()
     rejections: tuple[Rejection, ...] = ()
+    allowed_addresses: tuple[Address, ...] = ()
 
 
 class View(NamedTuple):

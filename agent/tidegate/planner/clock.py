@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adjust a generation to a step of the wall clock, so that no packet is treated differently.
 
-Windows, deregistration delays and cooldowns of freed ids are lengths of time that began on this
-host. They are kept as wall-clock moments, which outlive the agent, so a clock that is set right by
-an hour would end them all at once, and with them the flows of draining backends. These moments move
-with the clock. Moments that documents name (slow starts, deadlines, expiries) do not: they are what
-every host has to agree on.
+Windows, deregistration delays, cooldowns of freed ids, and the times to which guards look back are
+lengths of time that began on this host. They are kept as wall-clock moments, which outlive the
+agent, so a clock that is set right by an hour would end them all at once, and with them the flows
+of draining backends. These moments move with the clock. Moments that documents name (slow starts,
+deadlines, expiries) do not: they are what every host has to agree on.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tidegate.model.generation import Freed, FreedIds, Generation, PlacedPool, Window
+from tidegate.model.generation import Freed, FreedIds, Generation, Level, PlacedPool, Window
 from tidegate.model.values import BackendKey
 
 
 def after_step(generation: Generation, seconds: int, last: Generation | None = None) -> Generation:
     """Return the generation with its own moments shifted by a step of the clock.
 
-    It has the next number if it has any windows or draining backends, for their tables and records
-    have to be written anew.
+    It has the next number if it has any windows, draining backends or levels of pools, for their
+    tables and records have to be written anew.
 
     Args:
         generation: what is in force.
@@ -41,6 +41,7 @@ def after_step(generation: Generation, seconds: int, last: Generation | None = N
     }
     freed, old = generation.freed, was.freed
     same = pools == generation.pools and backends == generation.backends
+    same &= all(placed.levels == pools[name].levels for name, placed in generation.pools.items())
     return replace(
         generation,
         number=generation.number if same else number,
@@ -56,10 +57,12 @@ def after_step(generation: Generation, seconds: int, last: Generation | None = N
 
 def _pool(placed: PlacedPool, seconds: int, number: int) -> PlacedPool:
     closed, *windows = placed.table.windows
+    levels = tuple(Level(each.until + seconds, each.serving) for each in placed.levels)
     if not windows:
-        return placed
+        return replace(placed, levels=levels) if levels else placed
     moved = (closed, *(Window(each.opened, each.closes_at + seconds) for each in windows))
-    return replace(placed, table=replace(placed.table, generation=number, windows=moved))
+    table = replace(placed.table, generation=number, windows=moved)
+    return replace(placed, table=table, levels=levels)
 
 
 def _is_table_of(was: Generation, pool: str, placed: PlacedPool) -> bool:

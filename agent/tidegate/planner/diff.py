@@ -84,6 +84,7 @@ def difference(before: Generation, after: Generation) -> Diff:
     ]
     moves = {name: _move(before, after, name) for name in changed}
     gone = before.backends.keys() - after.backends.keys()
+    living = {placed.identity for placed in after.backends.values()} if gone else set()
     return Diff(
         vips=_names(before.vips, after.vips),
         pools=_names(
@@ -91,7 +92,11 @@ def difference(before: Generation, after: Generation) -> Diff:
             {name: placed.pool for name, placed in after.pools.items()},
         ),
         backends=_names(_with_a_key(before), _with_a_key(after)),
-        retired=tuple(str(key) for key in sorted(gone) if before.backends[key].retire_at),
+        retired=tuple(
+            str(key)
+            for key in sorted(gone)
+            if before.backends[key].retire_at and before.backends[key].identity not in living
+        ),
         moves={name: move for name, move in moves.items() if move.moved},
     )
 
@@ -115,18 +120,15 @@ def _names(before: Mapping[_Name, object], after: Mapping[_Name, object]) -> Nam
 
 def _move(before: Generation, after: Generation, pool: str) -> Move:
     was, now = before.pools[pool], after.pools[pool]
-    old = {key: p for key, p in before.backends.items() if key.pool == pool}
-    new = {key: p for key, p in after.backends.items() if key.pool == pool}
-    reweighted = {
-        new[key].identity.id
-        for key in old.keys() & new.keys()
-        if old[key].weight != new[key].weight
-    }
+    old = {p.identity.id: (k, p.weight) for k, p in before.backends.items() if k.pool == pool}
+    new = {p.identity.id: (k, p.weight) for k, p in after.backends.items() if k.pool == pool}
+    # Another name has another permutation, so all turns of a renamed backend are at other times.
+    reweighted = {id_ for id_ in old.keys() & new.keys() if old[id_] != new[id_]}
     tables = was.table.current, now.table.current
     moved, minimum, bound = maglev.disruption(*tables, reweighted)
     if not was.digest:
         bound = TABLE_SIZE  # not built for its backends, as after a crash: it may move to anything
     elif moved > bound:
-        names = {p.identity.id: key.name for key, p in (old | new).items()}
+        names = {id_: key.name for id_, (key, _) in (old | new).items()}
         bound = min(TABLE_SIZE, bound + maglev.exchangeable(*tables, names))
     return Move(moved, minimum, bound)

@@ -16,7 +16,7 @@ host has the same weights at the same moments, also one that starts in the middl
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from tidegate.model.documents import BackendState
+from tidegate.model.document_types import BackendState
 from tidegate.model.values import FIT, Backend, Fitness, Pool
 
 UNREACHABLE: Final[tuple[BackendState, ...]] = ("quarantine", "disabled")

@@ -8,7 +8,7 @@ allocate the same ones; nothing else may depend on it.
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,19 +24,21 @@ from tidegate.model.generation import (
     FreedIds,
     Generation,
     Identity,
+    Level,
     PlacedBackend,
     PlacedPool,
     PlacedVip,
     Slots,
 )
-from tidegate.model.values import FIT, BackendKey, Desired, Fitness, Pool, Vip
+from tidegate.model.values import BackendKey, Desired, Endpoint, Fitness, Vip
+from tidegate.planner import levels
+from tidegate.planner.backends import place_backends
 from tidegate.planner.digest import backend_hashes, generation_digest, table_digest
-from tidegate.planner.effective import Effect, effect, next_change
+from tidegate.planner.effective import Effect, next_change
 from tidegate.planner.ids import Allocator, allocators
+from tidegate.planner.inheritance import VipIdentities
 from tidegate.planner.transition import first_table, next_table
-
-_Placed = TypeVar("_Placed", PlacedVip, PlacedPool, PlacedBackend)
-_Name = TypeVar("_Name", str, BackendKey)
+from tidegate.planner.vips import place_vips
 
 
 class _Owner(NamedTuple):
@@ -73,14 +75,19 @@ def plan(
     _check_capacity(desired.vips.values())
     number = previous.number + 1
     ids = allocators(previous, now)
-    backends = _place_backends(desired, previous, now, fitness, ids.backends)
+    backends = place_backends(desired, previous, now, fitness, ids.backends)
     touched = _touched(previous.backends, backends)
-    pools = _place_pools(desired.pools, backends, previous, number, now, touched, ids.pools)
-    vips = _place_vips(desired.vips, backends, previous, ids.vips)
+    came_from = _levels(desired, previous, now, touched)
+    pools = _place_pools(desired, backends, previous, number, now, touched, ids.pools, came_from)
+    vips = place_vips(
+        desired.vips, backends, previous, VipIdentities(desired.vips, previous, ids.vips, now)
+    )
     freed = FreedIds(
-        _freed(previous.freed.vips, previous.vips, vips, now),
-        _freed(previous.freed.pools, previous.pools, pools, now),
-        _freed(previous.freed.backends, previous.backends, backends, now),
+        _freed(previous.freed.vips, _endpoints(previous), _identities(vips.values()), now),
+        _freed(previous.freed.pools, _plain(previous.pools), _identities(pools.values()), now),
+        _freed(
+            previous.freed.backends, _plain(previous.backends), _identities(backends.values()), now
+        ),
     )
     last = (previous.vips, previous.pools, previous.backends, previous.hash_seed)
     same = (vips, pools, backends, desired.hash_seed) == last
@@ -134,70 +141,37 @@ def next_moment(generation: Generation) -> int | None:
     return min(moments, default=None)
 
 
-def _place_backends(
-    desired: Desired,
-    previous: Generation,
-    now: int,
-    fitness: Mapping[BackendKey, Fitness] | None,
-    allocator: Allocator,
-) -> dict[BackendKey, PlacedBackend]:
-    before = previous.backends
-    placed: dict[BackendKey, PlacedBackend] = {}
-    for key in sorted(desired.backends):
-        backend, old = desired.backends[key], before.get(key)
-        last = FIT if old is None else old.fitness
-        fit = last if fitness is None else fitness.get(key, FIT)
-        does = effect(backend, desired.pools.get(key.pool), now, fit)
-        if old is not None and old.backend is backend and _stays(old, does, fit):
-            placed[key] = old  # as nearly all are: one comparison, and no copy
-            continue
-        identity = allocator.allocate() if old is None else old.identity
-        placed[key] = PlacedBackend(identity, backend, *does, fitness=fit)
-    for key in before.keys() - desired.backends.keys():
-        leaving = _leaving(before[key], previous.pools.get(key.pool), now)
-        if leaving is not None:
-            placed[key] = leaving
-    return placed
-
-
-def _stays(placed: PlacedBackend, does: Effect, fitness: Fitness) -> bool:
-    return (
-        placed.retire_at is None
-        and placed.fitness == fitness
-        and placed.weight == does.weight
-        and placed.reachable == does.reachable
-    )
-
-
-def _leaving(placed: PlacedBackend, pool: PlacedPool | None, now: int) -> PlacedBackend | None:
-    """Return a backend whose key was deleted: it drains until its delay ends; None after that."""
-    backend = placed.backend
-    retire_at = placed.retire_at
-    if retire_at is None:
-        delay = pool.pool.deregistration_delay if pool else 0
-        if delay == 0 or not placed.reachable:
-            return None
-        backend, retire_at = replace(backend, state="drain"), now + delay
-    if retire_at <= now:
-        return None
-    does = effect(backend, None, now, placed.fitness)
-    return PlacedBackend(placed.identity, backend, *does, retire_at, placed.fitness)
+def _levels(
+    desired: Desired, previous: Generation, now: int, touched: Collection[str]
+) -> dict[str, tuple[Level, ...]]:
+    """Return the levels that pools came down from, of those of which a backend changed."""
+    had = (placed.backend for placed in previous.backends.values() if placed.retire_at is None)
+    was = levels.serving(had, desired, touched, now)
+    is_now = levels.serving(desired.backends.values(), desired, touched, now)
+    return {
+        name: levels.after_change(previous.pools[name], was[name], is_now[name], now)
+        for name in touched
+        if name in previous.pools
+    }
 
 
 def _place_pools(
-    wanted: Mapping[str, Pool],
+    desired: Desired,
     backends: Mapping[BackendKey, PlacedBackend],
     previous: Generation,
     number: int,
     now: int,
     touched: Collection[str],
     allocator: Allocator,
+    came_from: Mapping[str, tuple[Level, ...]],
 ) -> dict[str, PlacedPool]:
+    wanted = desired.pools
     before = previous.pools
     examined = {*touched, *(wanted.keys() - before.keys())}
     examined |= {name for name, old in before.items() if not old.digest}
     serving, was_serving = _serving(backends, examined), _serving(previous.backends, examined)
     living = {placed.identity.id for placed in backends.values()}
+    out = _out(backends, previous.backends)
     placed: dict[str, PlacedPool] = {}
     for name in sorted(wanted):
         old = before.get(name)
@@ -212,10 +186,22 @@ def _place_pools(
         else:
             identity = old.identity
             seconds = wanted[name].transition_window
-            table = next_table(old.table, current, number, now, seconds, living)
-        fresh = PlacedPool(identity, wanted[name], table, digest)
-        placed[name] = old if old == fresh and old is not None else fresh
+            table = next_table(old.table, current, number, now, seconds, living, out[name])
+        before_it = () if old is None else old.levels
+        fresh = PlacedPool(identity, wanted[name], table, digest, came_from.get(name, before_it))
+        is_old = old == fresh and fresh.levels == before_it
+        placed[name] = old if is_old and old is not None else fresh
     return placed
+
+
+def _out(*placed: Mapping[BackendKey, PlacedBackend]) -> defaultdict[str, set[int]]:
+    """Return the ids of backends that are out in any of these, by pool."""
+    out: defaultdict[str, set[int]] = defaultdict(set)
+    for backends in placed:
+        for key, backend in backends.items():
+            if not backend.reachable:
+                out[key.pool].add(backend.identity.id)
+    return out
 
 
 def _touched(
@@ -251,71 +237,33 @@ def current_table(pool: str, backends: Mapping[BackendKey, PlacedBackend]) -> Sl
     return _current(_serving(backends, (pool,))[pool])
 
 
-def _place_vips(
-    wanted: Mapping[str, Vip],
-    backends: Mapping[BackendKey, PlacedBackend],
-    previous: Generation,
-    allocator: Allocator,
-) -> dict[str, PlacedVip]:
-    before = previous.vips
-    serving = {key.pool for key, backend in backends.items() if backend.weight > 0}
-    placed: dict[str, PlacedVip] = {}
-    for name in sorted(wanted):
-        vip = wanted[name]
-        old, unserved = before.get(name), _unserved(vip, serving)
-        if old is None:
-            identity = allocator.allocate()
-        elif old.vip is vip and old.unserved == unserved:
-            placed[name] = old
-            continue
-        elif _service(old.vip) == _service(vip):
-            identity = old.identity
-        else:
-            # Entries of its flows to the old address must not catch flows to the new one.
-            identity = Identity(old.identity.id, old.identity.incarnation + 1)
-        placed[name] = PlacedVip(identity, vip, unserved, _has_moved(old, identity, vip, unserved))
-    return placed
-
-
-def _has_moved(
-    old: PlacedVip | None, identity: Identity, vip: Vip, unserved: tuple[str, ...]
-) -> bool:
-    """Return whether a VIP has had other pools since it has its identity."""
-    if old is None or old.identity != identity:
-        return False
-    return old.moved or (*_led(old.vip), old.unserved) != (*_led(vip), unserved)
-
-
-def _led(vip: Vip) -> tuple[object, ...]:
-    """Return what says to which pools a VIP's clients are led."""
-    return vip.pool, vip.source_routes, vip.deny, vip.sorry_pool
-
-
-def _unserved(vip: Vip, serving: Container[str]) -> tuple[str, ...]:
-    """Return the pools of a VIP that its sorry pool replaces; none if that does not serve itself.
-
-    This follows from the backends' weights alone, so it is the same on all hosts.
-    """
-    if vip.sorry_pool is None or vip.sorry_pool not in serving:
-        return ()
-    return tuple(sorted({pool for pool in vip.own_pools if pool not in serving}))
-
-
-def _service(vip: Vip) -> tuple[object, ...]:
-    return vip.network, vip.port, vip.protocol
-
-
 def _freed(
     freed: Mapping[int, Freed],
-    before: Mapping[_Name, _Placed],
-    after: Mapping[_Name, _Placed],
+    before: Mapping[Identity, Endpoint | None],
+    used: Collection[Identity],
     now: int,
 ) -> dict[int, Freed]:
     """Return the freed ids: those freed by this step, and those freed before and not reused."""
-    used = {placed.identity.id for placed in after.values()}
-    gone = {before[name].identity for name in before.keys() - after.keys()}
-    resting = {id_: last for id_, last in freed.items() if id_ not in used}
-    return resting | {identity.id: Freed(identity.incarnation, now) for identity in gone}
+    ids = {identity.id for identity in used}
+    found = {id_: last for id_, last in freed.items() if id_ not in ids}
+    for identity, endpoint in before.items():
+        if identity.id not in ids:
+            found[identity.id] = Freed(identity.incarnation, now, endpoint)
+    return found
+
+
+def _identities(placed: Iterable[PlacedVip | PlacedPool | PlacedBackend]) -> set[Identity]:
+    return {each.identity for each in placed}
+
+
+def _plain(
+    placed: Mapping[str, PlacedPool] | Mapping[BackendKey, PlacedBackend],
+) -> dict[Identity, Endpoint | None]:
+    return dict.fromkeys(_identities(placed.values()))
+
+
+def _endpoints(previous: Generation) -> dict[Identity, Endpoint | None]:
+    return {placed.identity: placed.vip.endpoint for placed in previous.vips.values()}
 
 
 def confirm(found: Generation) -> Generation:

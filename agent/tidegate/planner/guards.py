@@ -9,18 +9,29 @@ operators.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.steering import Guard
-from tidegate.model.values import FIT, Backend, Desired, Fitness, Override, Rejection, Vip
+from tidegate.model.values import (
+    FIT,
+    Address,
+    Backend,
+    Desired,
+    Fitness,
+    Override,
+    Rejection,
+)
+from tidegate.planner import levels
 from tidegate.planner.diff import Diff
 from tidegate.planner.effective import effect
 
 _STAYS = "the last generation stays in force"
 _NAMED = 3
+_FEW = 2
+"""Backends that may go within a window, one after the other, whatever the share."""
 _LONGEST_NAME = 63
 
 
@@ -76,6 +87,11 @@ def next_expiry(overrides: Iterable[Override], after: float) -> int | None:
     return min((o.expires_at for o in overrides if o.expires_at > after), default=None)
 
 
+def next_relief(previous: Generation, after: int) -> int | None:
+    """Return the first second at which a change that was refused may be allowed, or None."""
+    return levels.next_moment(previous.pools.values(), after)
+
+
 class _Refused(NamedTuple):
     guard: Guard
     pool: str | None
@@ -84,12 +100,12 @@ class _Refused(NamedTuple):
 
 
 def _vips(desired: Desired, previous: Generation, limits: Limits) -> _Refused | None:
-    had = {_service(placed.vip) for placed in previous.vips.values()}
-    wanted = {_service(vip) for vip in desired.vips.values()}
+    had = {placed.vip.endpoint for placed in previous.vips.values()}
+    wanted = {vip.endpoint for vip in desired.vips.values()}
     gone, percent = had - wanted, limits.vips_removed
     if not _too_many(len(gone), len(had), len(wanted), percent):
         return None
-    names = [name for name, placed in previous.vips.items() if _service(placed.vip) in gone]
+    names = [name for name, placed in previous.vips.items() if placed.vip.endpoint in gone]
     what = f"{_share(len(gone), len(had))} VIPs in force would vanish at once ({_some(names)})"
     return _Refused("vips", None, "vips", what + _above(len(wanted), percent))
 
@@ -99,25 +115,31 @@ def _pools(
 ) -> Iterable[_Refused | None]:
     had: Counter[str] = Counter()
     gone: defaultdict[str, list[str]] = defaultdict(list)
+    addresses = _addresses(desired, previous)
     for key, placed in previous.backends.items():
         if placed.weight > 0:
             had[key.pool] += 1
-            if _leaves(placed, desired, now):
+            if _leaves(placed, desired, addresses, now):
                 gone[key.pool].append(key.name)
     used = {pool for vip in desired.vips.values() for pool in vip.pools}
-    for pool in sorted(used & gone.keys()):
-        names, left, document = (
-            gone[pool],
-            _serving(pool, desired, previous, now),
-            desired.pools.get(pool),
-        )
+    guarded = sorted(used & gone.keys())
+    lately = _lately(desired, previous, guarded, now) if guarded else {}
+    for pool in guarded:
+        names, left = gone[pool], _serving(pool, desired, previous, now)
+        document = desired.pools.get(pool)
         own = document.max_removed_percent if document else None
         percent = limits.backends_removed if own is None else own
+        most, are_left = lately.get(pool, (0, 0))
         if _too_many(len(names), had[pool], left, percent):
             of = _share(len(names), had[pool])
             what = f"{of} serving backends would leave service at once ({_some(names)})"
-            key_ = f"pools/{pool}/backends"
-            yield _Refused("removal", pool, key_, what + _above(left, percent))
+        elif _too_many(most - are_left, most, are_left, percent, free=_FEW):
+            of, left = f"{most - are_left} of {most}", are_left
+            within = f"within {levels.WINDOW_SECONDS} s (now {_some(names)})"
+            what = f"{of} serving backends would have left service {within}"
+        else:
+            continue
+        yield _Refused("removal", pool, f"pools/{pool}/backends", what + _above(left, percent))
     yield from _moved_vips(desired, previous, had, now)
     yield from _lost_resorts(desired, previous, had, now)
 
@@ -153,10 +175,43 @@ def _lost_resorts(
             yield _Refused("removal", wanted.pool, f"vips/{name}", what)
 
 
-def _leaves(placed: PlacedBackend, desired: Desired, now: int) -> bool:
-    """Say whether its document takes it out of service; changes by time alone do not count."""
-    wanted = desired.backends.get(placed.backend.key)
-    if wanted is placed.backend or wanted == placed.backend:
+def _lately(
+    desired: Desired, previous: Generation, pools: Collection[str], now: int
+) -> dict[str, tuple[int, int]]:
+    """Return the most that served in the window that ends now, and how many would be left.
+
+    Both by documents alone: what health does is no removal.
+    """
+    here = (placed.backend for placed in previous.backends.values() if placed.retire_at is None)
+    was = levels.serving(here, desired, pools, now)
+    left = levels.serving(desired.backends.values(), desired, pools, now)
+    return {
+        pool: (levels.peak(previous.pools[pool], was[pool], now), left[pool])
+        for pool in pools
+        if pool in previous.pools
+    }
+
+
+def _addresses(desired: Desired, previous: Generation) -> Mapping[tuple[str, Address], Backend]:
+    """Return the wanted backends by address, in pools of which a name has gone."""
+    pools = {key.pool for key in previous.backends.keys() - desired.backends.keys()}
+    there = (backend for key, backend in desired.backends.items() if key.pool in pools)
+    return {(backend.pool, backend.address): backend for backend in there}
+
+
+def _leaves(
+    placed: PlacedBackend,
+    desired: Desired,
+    addresses: Mapping[tuple[str, Address], Backend],
+    now: int,
+) -> bool:
+    """Say whether documents take a server out of service, under whatever name.
+
+    Changes by time alone do not count.
+    """
+    backend = placed.backend
+    wanted = desired.backends.get(backend.key) or addresses.get((backend.pool, backend.address))
+    if wanted is backend or wanted == backend:
         return False
     return wanted is None or not _weight(wanted, placed.fitness, desired, now)
 
@@ -175,9 +230,9 @@ def _weight(backend: Backend, fitness: Fitness, desired: Desired, now: int) -> i
     return effect(backend, desired.pools.get(backend.pool), now, fitness).weight
 
 
-def _too_many(gone: int, had: int, left: int, percent: int) -> bool:
-    """Say whether a change takes too many: one may go if others stay, all need an override."""
-    if gone == 0 or (gone == 1 and left):
+def _too_many(gone: int, had: int, left: int, percent: int, *, free: int = 1) -> bool:
+    """Say whether too many go: `free` of them may if others stay, all need an override."""
+    if gone == 0 or (gone <= free and left):
         return False
     return left == 0 or gone * 100 > percent * had
 
@@ -193,10 +248,6 @@ def _share(gone: int, had: int) -> str:
 def _some(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:_NAMED]) + (", …" if len(ordered) > _NAMED else "")
-
-
-def _service(vip: Vip) -> tuple[object, ...]:
-    return vip.network, vip.port, vip.protocol
 
 
 def _standing(

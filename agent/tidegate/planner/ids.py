@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocate ids: a name keeps its id while it exists, and a freed id has a cooldown before reuse."""
+"""Allocate ids: a freed id has a cooldown before reuse. `inheritance` says who keeps which."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar

@@ -6,6 +6,11 @@ Its window closes a set time after its last change; then the fallback becomes th
 The mark that the slot may have tracked flows is set with the window and never taken off: flows that
 were tracked in it may live for as long as they like.
 
+A slot whose owner was out, by health or a document, counts as changed, also if the same owner is in
+again before any table did without it: others stood in for it, and flows that began there or went
+there have marks and entries, for which nobody would look in a slot that never changed. It may have
+tracked flows even where windows are of no length.
+
 The table has room for 255 windows. Under a storm of changes the oldest ones are merged: the merged
 window opens with the earlier and closes with the later of the two. Both directions are safe. A
 later close keeps untracked flows with their old owner for longer. An earlier opening lets an older
@@ -28,7 +33,13 @@ def first_table(current: Slots, generation: int) -> Table:
 
 
 def next_table(
-    before: Table, current: Slots, generation: int, now: int, seconds: int, living: Collection[int]
+    before: Table,
+    current: Slots,
+    generation: int,
+    now: int,
+    seconds: int,
+    living: Collection[int],
+    out: Collection[int] = (),
 ) -> Table:
     """Return the table that follows `before` when its current owners become `current`.
 
@@ -39,13 +50,16 @@ def next_table(
         now: wall clock, s.
         seconds: length of a window after a slot's last change.
         living: ids that have a backend; a fallback owner without one is replaced by the current.
+        out: ids of backends that are out, or were while `before` was in force.
 
     Returns:
         The next table, or `before` itself if nothing differs.
     """
-    if current is before.current and len(before.windows) == 1:
+    if current is before.current and len(before.windows) == 1 and not out:
         return before  # no slot has a fallback, so nothing can differ
     changed = current != before.current
+    was_out = np.isin(before.current, np.fromiter(out, np.uint32, len(out)))
+    changed |= was_out
     is_open = np.array([w.closes_at > now for w in before.windows], bool)
     in_window = is_open[before.window]
 
@@ -71,7 +85,7 @@ def next_table(
     fallback = np.where(in_window & known[fallback], fallback, current)
 
     merged, places = _merged(list(windows))
-    tracked = before.tracked | in_window
+    tracked = before.tracked | in_window | was_out
     table = Table(generation, current, fallback, places[window], tracked, tuple(merged))
     return before if _same(before, table) else _frozen(table)
 

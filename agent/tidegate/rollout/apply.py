@@ -14,6 +14,7 @@ import msgspec
 
 from tidegate.keyspace.etcd.transaction import MAX_WRITES, Write
 from tidegate.keyspace.paths import SETTINGS_KEY, releases_key
+from tidegate.model.byte_order_mark import without_mark
 from tidegate.model.values import Document
 from tidegate.rollout.fleet import HostStatus, Seen
 
@@ -74,7 +75,7 @@ def _is_same(current: bytes, wanted: bytes) -> bool:
 
 def _content(value: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
-        found = msgspec.json.decode(value)
+        found = msgspec.json.decode(without_mark(value))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return value
     if isinstance(found, dict):
@@ -85,7 +86,9 @@ def _content(value: bytes) -> Any:  # noqa: ANN401 - any JSON
 def traced(wanted: Mapping[str, bytes], traceparent: str) -> dict[str, bytes]:
     """Return valid documents with this trace context in place of their own."""
     return {
-        key: msgspec.json.encode({**msgspec.json.decode(value), _TRACEPARENT: traceparent})
+        key: msgspec.json.encode(
+            {**msgspec.json.decode(without_mark(value)), _TRACEPARENT: traceparent}
+        )
         for key, value in wanted.items()
     }
 

@@ -12,6 +12,7 @@ import msgspec
 
 from tidegate.keyspace.etcd.transaction import Write
 from tidegate.keyspace.paths import host_key
+from tidegate.model.byte_order_mark import without_mark
 from tidegate.model.rollout import MovedHost, RolloutDocument
 from tidegate.rollout.fleet import SeenHost
 
@@ -22,7 +23,9 @@ def with_track(
     original: bytes | None, track: str | None, traceparent: str | None = None
 ) -> bytes | None:
     """Return a host's document with another track and all else as it was; None for no document."""
-    fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
+    fields: dict[str, Any] = (
+        msgspec.json.decode(without_mark(original)) if original is not None else {}
+    )
     fields.pop("track", None)
     fields.pop(_TRACEPARENT, None)
     if track is not None:
@@ -32,7 +35,9 @@ def with_track(
 
 def pointing(original: bytes | None, document: RolloutDocument) -> bytes:
     """Return a track's document with the rollout's release and all else as it was."""
-    fields: dict[str, Any] = msgspec.json.decode(original) if original is not None else {}
+    fields: dict[str, Any] = (
+        msgspec.json.decode(without_mark(original)) if original is not None else {}
+    )
     fields.pop(_TRACEPARENT, None)
     trace = _trace(document.traceparent)
     return msgspec.json.encode({**fields, "release": document.release, **trace})
@@ -70,6 +75,6 @@ def moving_write(document: RolloutDocument, moved: MovedHost, expected: int) -> 
 def edit_put_back(moved: MovedHost, current: bytes) -> bytes | None:
     """Return an edited document with its edits, and the track that the host had before."""
     original = original_of(moved)
-    before = msgspec.json.decode(original) if original is not None else {}
+    before = msgspec.json.decode(without_mark(original)) if original is not None else {}
     value = with_track(current, before.get("track"))
     return None if value == b"{}" and original is None else value

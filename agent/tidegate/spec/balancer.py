@@ -15,7 +15,7 @@ from tidegate.spec.hash import flow_hash, fragment_key, slot_of, tracking_key
 from tidegate.spec.lines import state_of
 from tidegate.spec.packet import ETHERNET, Kind, Packet, parse
 from tidegate.spec.quic import server_id
-from tidegate.spec.select import Choice, Subject, select, track, usable
+from tidegate.spec.select import Choice, Subject, keep_alive, select, track, usable
 from tidegate.spec.state import ICMP, ICMPV6, Service, State, VipEntry
 
 NOON: Final = 1 << 40
@@ -69,19 +69,43 @@ def process(state: State, frame: bytes, interface: int, now: int = NOON) -> Resu
 
 
 def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
-    packet = parse(frame)
-    vip = find_vip(state, packet) if packet else None
-    if packet is None or vip is None:
+    link, packet = state.links.get(interface), parse(frame)
+    if packet is None or (link is not None and not link.takes(frame[:6])):
         return Result(Verdict.PASS, frame)
+    vip = find_vip(state, packet)
+    if vip is None:
+        return _unserved(state, packet, frame, now)
     if packet.is_cut or packet.length < packet.l4 + packet.headers:
         return _drop_of_flow(state, _subject(state, vip, packet, now), frame, Reason.BAD_LENGTH)
-    if packet.kind is not Kind.ICMP:
-        return _forward(state, vip, packet, frame, interface, now)
+    if packet.kind is Kind.ICMP:
+        return _handle_icmp(state, vip, packet, frame, interface, now)
+    return _forward(state, vip, packet, frame, interface, now)
+
+
+def _handle_icmp(
+    state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
+) -> Result:
     if answer.is_echo_request(packet, frame):
         return _answer_ping(state, vip, packet, frame, now)
     if not icmp_error.is_error(packet, frame):
         return Result(Verdict.PASS, frame)  # neighbour discovery, above all
     return _forward_error(state, vip, packet, frame, interface, now)
+
+
+def _unserved(state: State, packet: Packet, frame: bytes, now: int) -> Result:
+    """Decide on a packet that no VIP takes; one for a VIP's address is ours to answer for.
+
+    It would circle where the host forwards: the route to the address leads back to us. What is for
+    an address of this host's own is the host's all the same.
+    """
+    address = find_address(state, packet)
+    if address is None or address.unserved == "pass" or packet.destination in state.own:
+        return Result(Verdict.PASS, frame)
+    if address.unserved == "reject" and answer.may_be_answered(packet):
+        rejection = answer.rejection(packet, frame)
+        if rejection and state.answers.take(answer.RATE, now, state.settings.clock):
+            return _answered(state, address, rejection)
+    return _drop(state, address, frame, Reason.UNSERVED)
 
 
 def _forward_error(
@@ -105,17 +129,29 @@ def _subject(state: State, vip: VipEntry, packet: Packet, now: int) -> Subject:
 def find_vip(state: State, packet: Packet) -> VipEntry | None:
     """Find the VIP of a packet: address and port, any port, then networks, the longest first.
 
-    ICMP and later fragments have no ports: they are looked up as protocol ICMP and port 0, where
-    every VIP address has an entry.
+    ICMP and later fragments have no ports: they belong to the address. Networks leave out the
+    addresses of this host's own interfaces.
     """
-    port, protocol = int.from_bytes(packet.port), packet.protocol
+    if packet.kind is Kind.UNREADABLE:
+        return None
     if packet.kind in (Kind.ICMP, Kind.LATER_FRAGMENT):
-        port, protocol = 0, ICMPV6 if packet.is_v6 else ICMP
+        return find_address(state, packet)
+    return _find(state, packet, int.from_bytes(packet.port), packet.protocol)
+
+
+def find_address(state: State, packet: Packet) -> VipEntry | None:
+    """Find the entry of a VIP's address: every one has an entry of protocol ICMP and port 0."""
+    return _find(state, packet, 0, ICMPV6 if packet.is_v6 else ICMP)
+
+
+def _find(state: State, packet: Packet, port: int, protocol: int) -> VipEntry | None:
     ports = (port, 0) if port else (0,)
     for each in ports:
         entry = state.vips.get(Service(packet.destination, each, protocol))
         if entry:
             return entry
+    if packet.destination in state.own:
+        return None
     address = unpacked(packet.destination)
     for each in ports:
         for network, service, entry in state.networks:
@@ -153,6 +189,8 @@ def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now:
         return Result(Verdict.PASS, frame)  # the host may want to answer itself
     if packet.is_first_fragment:
         return _drop(state, vip, frame, Reason.FRAGMENT)
+    if not answer.may_be_answered(packet):
+        return _drop(state, vip, frame, Reason.BAD_SOURCE)
     if not state.answers.take(answer.RATE, now, state.settings.clock):
         return _drop(state, vip, frame, Reason.ECHO_LIMIT)
     return _answered(state, vip, answer.echo_reply(packet, frame))
@@ -168,8 +206,11 @@ def _forward(
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
     if isinstance(tunnel, Reason):
         return _drop_of_flow(state, about, frame, tunnel, choice)
+    if packet.length > tunnel.link.mtu and not packet.is_error:
+        # No sender of it would learn anything from an answer but to send ever smaller ones.
+        return _drop_of_flow(state, about, frame, Reason.MERGED, choice)
     if packet.length > tunnel.limit:
-        may_answer = not packet.is_error and state.answers.take(
+        may_answer = answer.may_be_answered(packet) and state.answers.take(
             answer.RATE, now, state.settings.clock
         )
         error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
@@ -201,6 +242,7 @@ def _decide(state: State, about: Subject, frame: bytes) -> Choice | Reason:
         backend, incarnation = state.quic_servers.get((pool, id_ or b""), (0, 0))
         entry = usable(state, backend, incarnation & 0xFF)
         if id_ and entry:
+            keep_alive(state, about)
             return Choice(backend, entry, Decision.QUIC, 0)
     return select(state, about, pool)
 
@@ -227,13 +269,14 @@ def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
     entry = usable(state, first.backend, first.incarnation)
     if entry is None or clock.age(first.tick, now) > clock.limit(_REASSEMBLY_SECONDS):
         return Reason.FRAGMENT
-    return Choice(first.backend, entry, Decision.FRAGMENT, 0)
+    return Choice(first.backend, entry, Decision.FRAGMENT, 0, vip=first.vip)
 
 
 def _count(state: State, about: Subject, choice: Choice, out: bytes) -> Result:
     packet, vip = about.packet, about.vip
     decision = Decision.ERROR if packet.is_error else choice.decision
-    counters = state.counters(vip.identity.id)
+    vip_id = choice.vip or vip.identity.id
+    counters = state.counters(vip_id)
     counters.packets += 1
     counters.bytes += packet.length
     counters.decisions[decision] += 1
@@ -245,7 +288,7 @@ def _count(state: State, about: Subject, choice: Choice, out: bytes) -> Result:
     return Result(
         Verdict.TX,
         out,
-        vip=vip.identity.id,
+        vip=vip_id,
         backend=choice.backend,
         slot=slot_of(about.hash_, len(table.current)) if table else None,
         generation=choice.generation or None,

@@ -18,5 +18,9 @@ def checksum(data: bytes) -> int:
 
 
 def updated(before: int, old: int, new: int) -> int:
-    """Return the checksum after one aligned word has changed."""
+    """Return the checksum after one aligned word has changed.
+
+    Of data that is all zero afterwards it would be 0xFFFF, and 0 is returned (RFC 1624 section 5):
+    no header with addresses is, and `answer` takes care of the echo reply that may be.
+    """
     return ~fold((~before & 0xFFFF) + (~old & 0xFFFF) + new) & 0xFFFF

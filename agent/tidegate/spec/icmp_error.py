@@ -23,13 +23,17 @@ def is_error(packet: Packet, frame: bytes) -> bool:
 
 
 def mtu_is_absurd(packet: Packet, frame: bytes) -> bool:
-    """Return whether its MTU is one that no link may have, such as 0 (obsolete, RFC 1191)."""
+    """Return whether its MTU is one that no link may have.
+
+    In IPv4 0 is none: a router older than RFC 1191 does not say it (section 5), and hosts know what
+    to do then. In IPv6 nothing below 1280 is believed (RFC 8201 section 4).
+    """
     message = frame[packet.l3 + packet.l4 :]
     if packet.is_v6:
         return message[0] == _PACKET_TOO_BIG and int.from_bytes(message[4:8]) < _LEAST_MTU6
     return (
         message[:2] == bytes([_UNREACHABLE, _FRAGMENTATION_NEEDED])
-        and int.from_bytes(message[6:8]) < _LEAST_MTU4
+        and 0 < int.from_bytes(message[6:8]) < _LEAST_MTU4
     )
 
 

@@ -21,6 +21,7 @@ class Kind(Enum):
     UDP = "UDP"
     ICMP = "ICMP or ICMPv6"
     LATER_FRAGMENT = "not the first fragment of a datagram"
+    UNREADABLE = "neither of these, cut off, or behind too many headers"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Packet:
 
 
 def parse(frame: bytes) -> Packet | None:
-    """Read a frame. None: truncated, too many headers, or nothing that a VIP could be for."""
+    """Read a frame. None: it has no whole IP header, so nobody knows whom it is for."""
     if len(frame) < ETHERNET:
         return None
     at = ETHERNET
@@ -73,7 +74,7 @@ def parse(frame: bytes) -> Packet | None:
         ethertype = frame[at + 2 : at + 4]
         at += 4
     packet = parse_ip(frame[at:], ethertype, at)
-    if packet is None or packet.kind is Kind.LATER_FRAGMENT:
+    if packet is None or packet.kind in (Kind.LATER_FRAGMENT, Kind.UNREADABLE):
         return packet
     return _parse_transport(packet, frame[at + packet.l4 :])
 
@@ -128,14 +129,14 @@ def _parse6(ip: bytes, l3: int) -> Packet | None:
     return _skip_extensions(packet, ip)
 
 
-def _skip_extensions(packet: Packet, ip: bytes) -> Packet | None:
+def _skip_extensions(packet: Packet, ip: bytes) -> Packet:
     for _ in range(_EXTENSIONS):
         following = packet.protocol
         if following not in (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION):
             break
         header = ip[packet.l4 : packet.l4 + 8]
         if len(header) < 8:  # noqa: PLR2004 - the least that an extension header has
-            return None
+            return replace(packet, kind=Kind.UNREADABLE)
         if following == _FRAGMENT:
             packet = replace(packet, fragment_id=header[4:8])
             offset = int.from_bytes(header[2:4])
@@ -155,14 +156,12 @@ def _skip_extensions(packet: Packet, ip: bytes) -> Packet | None:
     return packet
 
 
-def _parse_transport(packet: Packet, segment: bytes) -> Packet | None:
+def _parse_transport(packet: Packet, segment: bytes) -> Packet:
     icmp = _ICMPV6 if packet.is_v6 else _ICMP
     kinds = {_TCP: (Kind.TCP, 20), _UDP: (Kind.UDP, 8), icmp: (Kind.ICMP, 8)}
-    if packet.protocol not in kinds:
-        return None
-    kind, size = kinds[packet.protocol]
-    if len(segment) < size:
-        return None
+    kind, size = kinds.get(packet.protocol, (Kind.UNREADABLE, 0))
+    if kind is Kind.UNREADABLE or len(segment) < size:
+        return replace(packet, kind=Kind.UNREADABLE)
     packet = replace(packet, kind=kind, headers=size)
     if kind is Kind.ICMP:
         return packet

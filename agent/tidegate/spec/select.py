@@ -13,7 +13,7 @@ from tidegate.spec.lines import CONTESTED, ENDING, Entry, state_of
 from tidegate.spec.packet import Kind, Packet
 from tidegate.spec.state import BackendEntry, State, VipEntry
 
-REHASHES: Final = 8
+REHASHES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Choice:
     Attributes:
         generation: of the table that chose it; 0 if none did.
         rehashed: what the slot's owner was, if it was passed over: `quarantined` or `gone`.
+        vip: id of the VIP that a later fragment is of; 0: the packet names its VIP itself.
         had_entry: the connection table named a backend for this flow, usable or not.
     """
 
@@ -33,6 +34,7 @@ class Choice:
     track: bool = False
     rehashed: str = ""
     had_entry: bool = False
+    vip: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,47 +66,50 @@ def usable(state: State, backend: int, incarnation: int | None) -> BackendEntry 
     return entry if incarnation is None or incarnation == entry.incarnation & 0xFF else None
 
 
-def select(  # noqa: PLR0911 - one for each source of a choice
-    state: State, about: Subject, pool: int
-) -> Choice | Reason:
+def select(state: State, about: Subject, pool: int) -> Choice | Reason:
     """Choose by connection table, marks and Maglev table, in this order."""
-    packet, vip = about.packet, about.vip
-    tracking, is_tcp = vip.vip.tracking, packet.kind is Kind.TCP
-    is_read_first = tracking == "full" or (tracking == "transition" and not is_tcp)
-    found = None
-    if is_read_first and not packet.is_syn:
-        found = _entry(state, about)
-        tracked = _tracked(state, about, found, pool)
-        if tracked:
-            return tracked
-
+    packet, tracking = about.packet, about.vip.vip.tracking
+    is_tcp = packet.kind is Kind.TCP
     table = state.tables.get(pool)
+    slot = 0 if table is None else slot_of(about.hash_, len(table.current))
+    looks = is_tcp and table is not None and _may_be_elsewhere(state, about, table, slot)
+    found = mark = None
+    if tracking != "none":
+        is_read = looks or not is_tcp or (tracking == "full" and not packet.is_syn)
+        found = _entry(state, about) if is_read else None
+        mark = _followed_mark(state, about, found, looks=looks)
+    known = _known(state, about, found, mark, pool)
+    if known:
+        return known
     if table is None:
         return Reason.NO_TABLE
-    slot = slot_of(about.hash_, len(table.current))
-    # Elsewhere an entry could only name the owner of the slot, which is where the packet goes.
-    is_flagged = tracking != "none" and is_tcp and (bool(table.tracked[slot]) or vip.moved)
-    if is_flagged and (packet.is_syn or not is_read_first):
-        found = _entry(state, about)
-        tracked = _tracked(state, about, found, pool)
-        if tracked:
-            return tracked
 
     in_window = tracking != "none" and bool(table.window[slot])
-    if is_flagged and not packet.is_syn:
-        before = _from_before(state, about, table, slot, in_window=in_window)
-        if before:
-            had_entry = found is not None and before.decision is not Decision.FRESH
-            return replace(before, track=_is_worth(packet), had_entry=had_entry)
-    choice = _current(state, table, slot, about)
-    if isinstance(choice, Reason):
+    choice: Choice | Reason | None = None
+    if in_window and is_tcp and not packet.is_syn:
+        choice = _fallback(state, table, slot)
+    if choice is None:
+        choice = _current(state, table, slot, about)
+    if isinstance(choice, Reason) or tracking == "none":
         return choice
     choice = replace(choice, had_entry=found is not None)
     if packet.is_syn:
         is_to_find = in_window or choice.had_entry or bool(choice.rehashed)
-        return _mark(state, about, choice) if is_to_find and tracking != "none" else choice
-    is_tracked = tracking == "full" or not is_tcp or in_window or bool(choice.rehashed)
-    return replace(choice, track=is_tracked and tracking != "none" and _is_worth(packet))
+        return _mark(state, about, choice) if is_to_find else choice
+    # A flow whose entry or mark names a backend that is out has another one for good.
+    is_moved = choice.had_entry or mark is not None or bool(choice.rehashed)
+    is_tracked = tracking == "full" or not is_tcp or in_window or is_moved
+    return replace(choice, track=is_tracked and _is_worth(packet))
+
+
+def _may_be_elsewhere(state: State, about: Subject, table: Table, slot: int) -> bool:
+    """Return whether an entry or a mark may name another backend than the slot's owner.
+
+    In a slot that has changed, for a VIP that had other pools, and where the owner is out and
+    others stand in for it.
+    """
+    is_out = usable(state, int(table.current[slot]), None) is None
+    return bool(table.tracked[slot]) or about.vip.moved or is_out
 
 
 def _is_worth(packet: Packet) -> bool:
@@ -124,58 +129,62 @@ def _entry(state: State, about: Subject) -> Entry | None:
     return entry
 
 
-def _tracked(state: State, about: Subject, found: Entry | None, pool: int) -> Choice | None:
-    """Choose the backend of the flow's entry, or of the mark that is to take the entry's place."""
+def keep_alive(state: State, about: Subject) -> None:
+    """Note in the flow's entry, if it has one, that a packet went another way than by it.
+
+    What comes later on these ports and has no server id still follows the entry.
+    """
+    if about.vip.vip.tracking != "none" and _entry(state, about) is not None:
+        tick = state.settings.clock.tick(about.now)
+        follow(state.flows, about.key, about.vip.identity.id, about.packet, tick)
+
+
+def _followed_mark(
+    state: State, about: Subject, found: Entry | None, *, looks: bool
+) -> Entry | None:
+    """Return the mark of the SYN that this packet follows, or is again.
+
+    A mark counts where there is no entry, or for one that it contests. A packet follows if its
+    sequence number is in the window that a SYN-ACK, whose window is never scaled, gave the client.
+    An error does not have the client's number.
+    """
+    packet = about.packet
+    is_contested = found is not None and found.flags & CONTESTED and not packet.is_error
+    if not is_contested and (found is not None or not looks):
+        return None
+    place = state.syns.find(about.key)
+    if place is None:
+        return None
+    mark = state.syns.entries[place]
+    ahead = (packet.sequence - mark.state) & 0xFFFFFFFF
+    follows = ahead == 0 if packet.is_syn else packet.is_error or 0 < ahead <= HANDSHAKE_BYTES + 1
+    return mark if follows else None
+
+
+def _known(
+    state: State, about: Subject, found: Entry | None, mark: Entry | None, pool: int
+) -> Choice | None:
+    """Choose the backend of the mark that the packet follows, or else of the flow's entry."""
+    packet, clock = about.packet, state.settings.clock
+    if mark is not None:
+        entry = usable(state, mark.backend, mark.incarnation)
+        decision = Decision.SYN if packet.is_syn else Decision.FRESH
+        is_tracked = not packet.is_syn and _is_worth(packet)
+        return Choice(mark.backend, entry, decision, 0, track=is_tracked) if entry else None
     if found is None:
         return None
-    packet, clock = about.packet, state.settings.clock
     entry = usable(state, found.backend, found.incarnation)
-    if packet.is_syn:
-        is_kept = entry is not None and keeps_backend(
-            found, about.vip, entry, pool, about.now, clock
-        )
-        if entry is None or not is_kept:
-            return None
-        return Choice(found.backend, entry, Decision.TRACKED, 0, had_entry=True)
-    if found.flags & CONTESTED and not packet.is_error:
-        fresh = _marked(state, about)
-        if fresh:
-            return replace(fresh, track=_is_worth(packet))
     if entry is None:
         return None
-    if not packet.is_error:
+    if packet.is_syn and not keeps_backend(found, about.vip, entry, pool, about.now, clock):
+        return None
+    if not packet.is_syn and not packet.is_error:
         follow(state.flows, about.key, about.vip.identity.id, packet, clock.tick(about.now))
     return Choice(found.backend, entry, Decision.TRACKED, 0, had_entry=True)
 
 
-def _mark_of(state: State, about: Subject) -> Entry | None:
-    place = state.syns.find(about.key)
-    return None if place is None else state.syns.entries[place]
-
-
-def _marked(state: State, about: Subject) -> Choice | None:
-    """Choose the backend of the SYN that this packet follows.
-
-    It does if its sequence number is in the window that a SYN-ACK, whose window is never scaled,
-    gave the client. An error does not have the client's number.
-    """
-    mark = _mark_of(state, about)
-    if mark is None:
-        return None
-    ahead = (about.packet.sequence - mark.state - 1) & 0xFFFFFFFF
-    if not about.packet.is_error and ahead > HANDSHAKE_BYTES:
-        return None
-    entry = usable(state, mark.backend, mark.incarnation)
-    return Choice(mark.backend, entry, Decision.FRESH, 0) if entry else None
-
-
-def _from_before(
-    state: State, about: Subject, table: Table, slot: int, *, in_window: bool
-) -> Choice | None:
-    """Choose for an untracked flow in a slot that changed: where its SYN went, or the fallback."""
-    fresh = _marked(state, about)
-    if fresh or not in_window:
-        return fresh
+def _fallback(state: State, table: Table, slot: int) -> Choice | None:
+    """Choose the owner from before the slot's window, for a flow from before it."""
     owner = int(table.fallback[slot])
     entry = usable(state, owner, None)
     return Choice(owner, entry, Decision.FALLBACK, table.generation) if entry else None
@@ -205,20 +214,13 @@ def _current(state: State, table: Table, slot: int, about: Subject) -> Choice | 
 
 
 def _mark(state: State, about: Subject, choice: Choice) -> Choice:
-    """Leave a mark of a new flow, so that the packets that follow its SYN find its backend.
-
-    A SYN that is sent again goes where it went before, also when the slot has moved since.
-    """
-    syns, sequence = state.syns, about.packet.sequence
+    """Leave a mark of a new flow, by which what follows its SYN, or the SYN again, is found."""
+    syns = state.syns
     place = syns.find(about.key)
-    if place is not None and syns.entries[place].state == sequence:
-        mark = syns.entries[place]
-        entry = usable(state, mark.backend, mark.incarnation)
-        if entry:
-            choice = replace(choice, backend=mark.backend, entry=entry, rehashed="")
     if place is None:
         place = syns.mark_place(about.key)
-    syns.put(place, about.key, choice.entry.incarnation, choice.backend, sequence)
+    entry, sequence = choice.entry, about.packet.sequence
+    syns.put(place, about.key, entry.incarnation, choice.backend, sequence)
     if choice.had_entry:
         _contest(state, about)
     return choice

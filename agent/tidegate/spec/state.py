@@ -3,12 +3,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from tidegate.model.address import packed, unpacked
 from tidegate.model.decision import Decision, EventKind, Reason
+from tidegate.model.document_types import UNSERVED, Unserved
 from tidegate.model.generation import Generation, Identity, PlacedVip, Table
 from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.ticks import Clock
@@ -45,6 +47,7 @@ class VipEntry(NamedTuple):
         vip: its options; of an address entry, defaults.
         echo: whether pings are answered; address entries alone have it.
         routes: client networks, the longest first.
+        unserved: of an address: what becomes of packets that no VIP takes.
         moved: its flows may have entries of other pools.
         idle: seconds of silence after which a UDP flow is forgotten; 0: never.
         tcp_idle: the same, after which a SYN begins a new TCP flow.
@@ -58,6 +61,7 @@ class VipEntry(NamedTuple):
     echo: bool = False
     routes: tuple[Route, ...] = ()
     moved: bool = False
+    unserved: Unserved = "drop"
     idle: int = 0
     tcp_idle: int = 0
 
@@ -103,12 +107,23 @@ class Event(NamedTuple):
 
 
 class Link(NamedTuple):
-    """An interface; a gateway without MAC is None."""
+    """An interface; a gateway without MAC is None.
+
+    Attributes:
+        others: addresses beside its own whose frames are ours, five at most; None: any.
+    """
 
     mac: bytes
     gateway4: bytes | None
     gateway6: bytes | None
     mtu: int
+    others: tuple[bytes, ...] | None = ()
+
+    def takes(self, destination: bytes) -> bool:
+        """Return whether a frame is ours: none to a group is, or to everybody."""
+        if destination[0] & 1:
+            return False
+        return self.others is None or destination in (self.mac, *self.others)
 
 
 @dataclass
@@ -148,15 +163,18 @@ class State:
     """All maps. Flows, SYNs, fragments, limits and counters change with packets.
 
     Attributes:
+        own: addresses of this host's interfaces, which networks leave out.
         syns: marks of new flows whose handshake is not complete.
         events: as written to the ring buffer, oldest first.
         events_lost: events above the limit. Here the ring buffer is never full.
+        counted: of each VIP id, the last VIP that had it, so that one that comes back goes on.
     """
 
     settings: Settings
     links: Mapping[int, Link]
     vips: Mapping[Service, VipEntry] = field(default_factory=dict)
     networks: tuple[tuple[Network, Service, VipEntry], ...] = ()
+    own: AbstractSet[bytes] = frozenset()
     tables: Mapping[int, Table] = field(default_factory=dict)
     backends: Mapping[int, BackendEntry] = field(default_factory=dict)
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
@@ -171,6 +189,7 @@ class State:
     events_lost: int = 0
     event_limit: Bucket = field(default_factory=Bucket)
     flood_limits: dict[int, Bucket] = field(default_factory=dict)
+    counted: dict[int, Identity] = field(default_factory=dict)
     flows: Lines = field(init=False)
     syns: Lines = field(init=False)
     fragments: Lines = field(init=False)
@@ -216,12 +235,11 @@ class State:
 
     def _forget_counters(self, generation: Generation) -> None:
         """Drop the counters of ids that get a new owner."""
-        vips = {entry.identity for entry in self.vips.values()}
-        vips |= {entry.identity for _, _, entry in self.networks}
         backends = {(id_, entry.incarnation) for id_, entry in self.backends.items()}
         for placed in generation.vips.values():
-            if placed.identity not in vips:
+            if self.counted.get(placed.identity.id, placed.identity) != placed.identity:
                 self.vip_counters.pop(placed.identity.id, None)
+            self.counted[placed.identity.id] = placed.identity
         for backend in generation.backends.values():
             if backend.identity not in backends:
                 self.backend_packets.pop(backend.identity.id, None)
@@ -229,9 +247,7 @@ class State:
 
     def _install_backends(self, generation: Generation, pools: Mapping[str, int]) -> None:
         backends: dict[int, BackendEntry] = {}
-        servers: dict[tuple[int, bytes], tuple[int, int]] = {}
-        draining = sorted(generation.backends.values(), key=lambda p: p.retire_at is None)
-        for placed in draining:  # a backend that has a key takes a server id from one that drains
+        for placed in generation.backends.values():
             backend, identity = placed.backend, placed.identity
             before = self.backends.get(identity.id)
             gue_port, mtu = (before.gue_port, before.mtu) if before else (0, 0)
@@ -248,10 +264,12 @@ class State:
                 mtu,
                 pools.get(backend.pool, 0),
             )
-            if backend.quic_server_id and backend.pool in pools:
-                servers[pools[backend.pool], backend.quic_server_id] = identity
         self.backends = backends
-        self.quic_servers = servers
+        self.quic_servers = {
+            (pools[pool], server_id): placed.identity
+            for (pool, server_id), placed in generation.server_ids.items()
+            if pool in pools
+        }
 
 
 def _service(vip: Vip) -> Service:
@@ -272,7 +290,16 @@ def _address_entry(entries: list[VipEntry], network: Network) -> VipEntry:
     first = min(entries, key=lambda entry: entry.identity.id)
     plain = Vip("", network, 0, "tcp", "")
     echo = any(entry.vip.echo for entry in entries)
-    return VipEntry(first.identity, first.pool, first.tag, first.salt, plain, echo)
+    strictest = min((entry.vip.unserved for entry in entries), key=UNSERVED.index)
+    return VipEntry(
+        first.identity,
+        first.pool,
+        first.tag,
+        first.salt,
+        plain,
+        echo,
+        unserved=strictest,
+    )
 
 
 def _address_entries(exact: Mapping[Service, VipEntry]) -> dict[Service, VipEntry]:

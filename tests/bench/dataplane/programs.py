@@ -25,7 +25,7 @@ LARGE_LINES: Final = 1 << 20
 _PROG_ARRAY: Final = 3
 _TABLE: Final = 1 << 16
 """Entries that a hash has room for."""
-_KNOBS: Final = "<QQQIIHHBBBxxxxx"
+_KNOBS: Final = "<8sQQQIIHHBBBxxxxx"
 
 
 class Kind(StrEnum):
@@ -73,6 +73,7 @@ class Part(IntEnum):
 class Knobs:
     """What a wrapper has to know: `struct knobs` of wrapper.c, where each field is described."""
 
+    mac: bytes = bytes(8)
     length: int = 0
     type: int = 0
     state: int = 0
@@ -87,12 +88,15 @@ class Knobs:
     def of(self, frame: bytes, state: int, *, is_empty: bool = False) -> Self:
         """Return the same for a frame, with the generator in this state."""
         kind = int.from_bytes(frame[12:14])
-        return replace(self, length=len(frame), type=kind, state=state, is_empty=is_empty)
+        return replace(
+            self, mac=frame[:8], length=len(frame), type=kind, state=state, is_empty=is_empty
+        )
 
     def pack(self) -> bytes:
         """Return the element of the map `settings`."""
         return struct.pack(
             _KNOBS,
+            self.mac,
             self.state,
             self.first,
             self.flows,

@@ -13,7 +13,7 @@ from bench.dataplane.programs import PADDING, Kind, Knobs
 from support.documents.roster import VIP4, backend, desired, vip
 from support.packets.frames import CLIENT4, ETHER, ip4, ip6, tcp, udp
 from tidegate.model.decision import Decision
-from tidegate.model.documents import Tracking
+from tidegate.model.document_types import Tracking
 from tidegate.model.values import Desired
 from tidegate.spec import Verdict
 

@@ -5,7 +5,7 @@
  * WITH_HEAD   takes off the outer header of the repetition before, by one adjust_head in any case:
  *             also around a program that puts none on, so that both runs have the same work here
  * WITH_TAIL   bytes of padding that the program cut off, put on again by one adjust_tail
- * WITH_TYPE   writes the EtherType, where the outer header was
+ * WITH_TYPE   writes the destination's MAC address and the EtherType, where the outer header was
  * WITH_FLOWS  writes source, destination and ports of another flow of many (IPv4 only)
  *
  * Addresses and ports are written as the words that a program may read them by: a read that crosses
@@ -22,6 +22,7 @@
 
 /* Drawn in programs.py too. */
 struct knobs {
+	u64 mac; /* first eight bytes of the frame: the destination's, and two of the source's */
 	u64 state; /* of the generator: a count, or what the last random number was made from */
 	u64 first; /* flow */
 	u64 flows;
@@ -108,6 +109,7 @@ int wrapper(struct xdp_md *ctx)
 	end = (void *)(long)ctx->data_end;
 	if ((void *)(eth + 1) > end)
 		return XDP_ABORTED;
+	*(u64 *)eth->h_dest = knobs->mac;
 	eth->h_proto = bpf_htons(knobs->type);
 #if WITH_FLOWS
 	if (!write_flow(knobs, eth, end))

@@ -25,6 +25,7 @@ from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.links import Gateways
 from tidegate.dataplane.publish.steps import Step
 from tidegate.http_server import Answer
+from tidegate.lab import netns
 from tidegate.model.received_writes import NO_WRITES, ReceivedWrites
 from tidegate.model.values import Steering, View
 from tidegate.planner.guards import Limits
@@ -50,7 +51,11 @@ class Spans:
 
 @dataclass
 class LifecycleHost:
-    """A real lifecycle over a real data plane without interfaces, with its history and traces."""
+    """A real lifecycle over a real data plane without interfaces, with its history and traces.
+
+    It is in a network namespace of its own, whose addresses are not those of this machine: VIPs may
+    have any address.
+    """
 
     folder: Path
     pins: Path = field(default_factory=lambda: Path(f"/sys/fs/bpf/tgtest-{secrets.token_hex(4)}"))
@@ -79,7 +84,9 @@ class LifecycleHost:
         self._config = config
         self._stages = StageRecorder()
         self._is_closed = False
-        self.plane = plane.DataPlane(settings, self._reached)
+        netns.create(self.pins.name)
+        with netns.entered(self.pins.name):
+            self.plane = plane.DataPlane(settings, self._reached)
         self.history = History(config, self.plane.publisher.in_force, lambda: None)
         self.traces = ChangeTraces(self._stages, self.spans, self.seconds.__setitem__)
         self.changes = ChangeLifecycle(
@@ -113,13 +120,15 @@ class LifecycleHost:
 
     def reconcile(self) -> list[str]:
         """Make one change; return what it refused, as sentences."""
-        outcome = self.changes.reconcile()
+        with netns.entered(self.pins.name):
+            outcome = self.changes.reconcile()
         self.applied += outcome.applied
         return [rejection.reason for rejection in outcome.rejections]
 
     def order(self, order: Order) -> Answer:
         """Carry out an operator's order; return its answer."""
-        done = self.changes.carry_out(order)
+        with netns.entered(self.pins.name):
+            done = self.changes.carry_out(order)
         self.applied += done.applied
         return done.answer
 
@@ -135,4 +144,5 @@ class LifecycleHost:
         if not self._is_closed:
             self.history.close()
         self.plane.close()
+        netns.remove(self.pins.name)
         shutil.rmtree(self.pins)

@@ -4,7 +4,7 @@
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tidegate.model.documents import BackendState, Protocol
+from tidegate.model.document_types import BackendState, Protocol
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Backend, BackendKey, Desired, Pool, Vip
 from tidegate.planner import plan

@@ -7,6 +7,7 @@ fresh agent's kernel holds, and no client has noticed anything.
 
 import json
 import random
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from tidegate.lab.traffic import Traffic
 
 HOST = "lb1"
 FRESH = "lbfresh"
-"""Host name of the agent that is started for comparison; `lb` has the lab remove its pins."""
+"""Begins the names of hosts whose agents are started for comparison; `lb` has the lab remove their
+pins. Each has a name of its own: a restored store may know the one before as alive."""
 MEMBERS = ("ctl", "ctl2", "ctl3")
 LIMIT = 15.0
 """Seconds from the end of a fault to the last document being in force."""
@@ -185,17 +187,18 @@ class ClusterLab:
 
     def compare(self, status: dict[str, Any]) -> None:
         """Require that a fresh agent makes the same of the same keys."""
-        fresh = self._start_fresh()
+        name = f"{FRESH}{secrets.token_hex(3)}"
+        fresh = self._start_fresh(name)
         try:
             other = self.wait(
                 "the same revision",
                 lambda s: s is not None and is_in_force(s, status["generation_revision"]),
                 30,
-                FRESH,
+                name,
             )
             assert other["digest"] == status["digest"]
             ours = kernel_contents.read(self.lab.spec.pin_dir(HOST))
-            theirs = kernel_contents.read(self.lab.spec.pin_dir(FRESH))
+            theirs = kernel_contents.read(self.lab.spec.pin_dir(name))
             assert ours.vips == theirs.vips
             assert ours.backends == theirs.backends
             assert ours.tables == theirs.tables
@@ -205,13 +208,13 @@ class ClusterLab:
             remove = [sys.executable, "-m", "tidegate.cli.main", "agent", "remove", "-c"]
             fresh.node.run([*remove, str(fresh.config)])
 
-    def _start_fresh(self) -> AgentProcess:
+    def _start_fresh(self, name: str) -> AgentProcess:
         """Start an agent without a past, on the control node, where no VIP's packets come by."""
         ours = config_path(self.lab.spec, HOST)
-        folder = self.lab.folder(FRESH)
+        folder = self.lab.folder(name)
         folder.mkdir(exist_ok=True)
         config = folder / "agent.toml"
-        config.write_text(ours.read_text().replace(HOST, FRESH))
+        config.write_text(ours.read_text().replace(HOST, name))
         return AgentProcess.start(self.lab.node(CONTROL), config, folder / "agent.log")
 
     def ask_clients(self) -> None:

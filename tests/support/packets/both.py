@@ -9,11 +9,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from support.packets.kernel import BUILD, LOOPBACK, Kernel, age, assert_equal, spec_state
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.programs import Build
+from tidegate.dataplane.network import own_addresses
+from tidegate.model.address import packed
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan
@@ -104,6 +107,12 @@ class Both:
             self.kernel.clear(table)
         self.state.flows.entries.clear()
         self.state.syns.entries.clear()
+
+    def own(self, *addresses: str) -> None:
+        """Make these the addresses of the host's own interfaces."""
+        found = [ip_address(address) for address in addresses]
+        own_addresses.write(self.kernel.maps["own_addresses"], found)
+        self.state.own = frozenset(map(packed, found))
 
     def link(self, link: Link) -> None:
         """Set what both know of the interface."""

@@ -59,3 +59,12 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(joined) == flow_names._MOST_GONE + 1
     assert Identity(4, 1) not in joined
     assert joined[Identity(1, 2)] == "now"
+
+
+def test_a_rename_takes_no_backend_away() -> None:
+    """Its identity has another name from then on."""
+    made = generations([backend("b1"), backend("b2")], [backend("c1", "10.1.0.1"), backend("b2")])
+    naming = following(made).naming
+    assert naming.left == {}
+    identity = made[0].backends[BackendKey("web", "b1")].identity
+    assert naming.backends[identity] == BackendKey("web", "c1")

@@ -4,7 +4,7 @@
 import os
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ NOTHING = Generation(0, 0, "", {}, {}, {})
 NOW = 1_700_000_000.0
 HOP, MAC = IPv4Address("192.0.2.1"), b"\2\0\0\0\0\1"
 WIRED = Link("eth0", 2, MAC, 1500, HOP, None, MAC, None, Attachment("native", 7))
+UNROUTED = replace(WIRED, gateway4=None, gateway4_mac=None)
+SIX = replace(UNROUTED, gateway6=IPv6Address("fe80::1"), gateway6_mac=MAC)
 GOOD = Condition(
     interfaces=("eth0",),
     attached={"eth0"},
@@ -35,6 +37,7 @@ GOOD = Condition(
     damages=(),
     generation=3,
     etcd=WatchState("connected", "", NOW - 900),
+    needed={4},
 )
 ALONE = WatchState("stale", "nobody answers", NOW - 60)
 NET: Network = IPv4Network("10.99.0.1/32")
@@ -45,11 +48,20 @@ def but(**changes: Any) -> Condition:
     return replace(GOOD, **changes)
 
 
+def other(link: Link) -> Link:
+    return replace(link, interface="eth1")
+
+
 @pytest.mark.parametrize(
     "condition",
     [
         GOOD,
         but(etcd=ALONE),
+        but(needed=()),
+        but(links={"eth0": UNROUTED}, needed=()),
+        but(links={"eth0": replace(WIRED, gateway4=IPv6Address("fe80::1"))}),
+        but(links={"eth0": SIX}, needed={6}),
+        but(links={"eth0": replace(WIRED, faults=((6, "broken"),))}),
         but(etcd=ALONE, stale_limit=61.0),
         but(etcd=WatchState("reconnecting", "a moment ago", NOW - 99), stale_limit=1.0),
     ],
@@ -67,7 +79,15 @@ def test_a_host_that_forwards_rightly_is_ready(condition: Condition) -> None:
         (but(attached=set()), "The program is not on eth0"),
         (but(interfaces=("eth0", "eth1")), "The program is not on eth1"),
         (but(damages=(Rejection("", "", "slot 7 differs", "verify", 1),)), "slot 7 differs"),
-        (but(links={"eth0": replace(WIRED, gateway4=None, gateway4_mac=None)}), "no default"),
+        (but(links={"eth0": UNROUTED}), r"eth0: no route for IPv4.* name ipv4 of .gateway"),
+        (but(links={"eth0": SIX}), "no route for IPv4"),
+        (but(needed={6}), "eth0: no route for IPv6"),
+        (but(needed={4, 6}), "eth0: no route for IPv6"),
+        (but(links={"eth0": WIRED, "eth1": other(SIX)}), "^eth1: no route for IPv4"),
+        (but(links={"eth0": replace(WIRED, gateway4_mac=None)}), "192.0.2.1 is not.* ARP on eth0"),
+        (but(links={"eth0": replace(SIX, gateway6_mac=None)}, needed={6}), "neighbour discovery"),
+        (but(links={"eth0": replace(WIRED, faults=((4, "one backend only"),))}), "one backend"),
+        (but(links={"eth0": replace(WIRED, is_up=False)}), "eth0 has no carrier"),
         (but(etcd=ALONE, stale_limit=59.0), "ready_stale_limit .59 s.: nobody answers"),
         (but(etcd=WatchState("fatal", "no user", NOW - 9), stale_limit=0.0), "no user"),
         (but(stands_back=True), "ready_when_blind is false"),

@@ -13,8 +13,8 @@ from tidegate.keyspace.status.parts import BackendsStatus, TrafficStatus
 from tidegate.model.values import Fitness
 
 
-def totals(*rows: tuple[int, int, int]) -> np.ndarray:
-    return np.array(rows, np.uint64)
+def totals(*rows: tuple[int, int, int], merged: int = 0) -> np.ndarray:
+    return np.array([(*row, merged) for row in rows], np.uint64)
 
 
 def reported(packets: float, drops: float = 0.0, misses: float = 0.0) -> TrafficStatus:
@@ -51,6 +51,18 @@ def test_an_id_that_is_new_or_was_given_away_does_no_harm() -> None:
 def test_noise_is_not_reported(old: TrafficStatus, new: TrafficStatus, is_news: bool) -> None:
     """What is reported stays the same object of the same text until it is not true any more."""
     assert steady(old, new) == (new if is_news else old)
+
+
+def test_merged_frames_are_a_problem_while_they_come(caplog: pytest.LogCaptureFixture) -> None:
+    """Reported once in the log, and in the status until none has come for a minute."""
+    frames = [0, 7, 9, 9, 9]
+    sampler = TrafficSampler(lambda: totals((100, 0, 0), merged=frames.pop(0)))
+    problems = []
+    for now in (10.0, 20.0, 30.0, 85.0, 95.0):
+        sampler.sample(now)
+        problems.append(bool(sampler.problem))
+    assert problems == [False, True, True, True, False]
+    assert caplog.text.count("merged_frames_dropped") == 1
 
 
 def test_samples_are_no_closer_than_the_interval() -> None:

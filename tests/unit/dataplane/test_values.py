@@ -28,6 +28,7 @@ from tidegate.model.generation import (
     NOTHING,
     Generation,
     Identity,
+    Level,
     PlacedBackend,
     PlacedPool,
     PlacedVip,
@@ -44,6 +45,7 @@ from tidegate.model.values import (
     Vip,
 )
 from tidegate.planner import plan
+from tidegate.planner.levels import MOST
 from tidegate.planner.transition import first_table
 
 LONG = "n" * 63
@@ -63,6 +65,7 @@ def every_option() -> Desired:
         hash="source",
         udp_idle_timeout=30,
         tcp_idle_timeout=1800,
+        unserved="reject",
         insert_limit=1000,
         syn_limit=SynLimit(10, 16, 48),
         mss_clamp=1400,
@@ -169,7 +172,7 @@ def test_the_ledger_tells_that_a_vip_has_moved() -> None:
     assert ledger.contents(records).vips == {"web4": moved}
     place = Place(Kind.VIP, moved.identity.id)
     record = records[place]
-    assert msgspec.to_builtins(record)[-2:] == [4500, True]
+    assert msgspec.to_builtins(record)[-3:] == [4500, True, "drop"]
     older = msgspec.convert(msgspec.to_builtins(record)[:-2], ledger.Record)
     assert ledger.contents({**records, place: older}).vips == {"web4": placed.vips["web4"]}
 
@@ -242,6 +245,7 @@ def test_the_longest_records_fit() -> None:
         100,
         Health(mode="external", check=check, most_per_minute=1000, hold_down=3600),
     )
+    levels = tuple(Level(2**40 + each, MAX_BACKENDS) for each in range(MOST))
     key = BackendKey(LONG, LONG)
     server = Backend(
         LONG, LONG, ip_address(longest), 65535, "quarantine", b"\xff" * 15, 2**40, 2**40
@@ -251,7 +255,7 @@ def test_the_longest_records_fit() -> None:
         revision=2**63 - 1,
         digest="",
         vips={LONG: PlacedVip(Identity(MAX_VIPS - 1, big), worst, unserved, moved=True)},
-        pools={LONG: PlacedPool(Identity(MAX_POOLS - 1, big), pool, table, b"")},
+        pools={LONG: PlacedPool(Identity(MAX_POOLS - 1, big), pool, table, b"", levels)},
         backends={
             key: PlacedBackend(Identity(MAX_BACKENDS - 1, big), server, 65535, False, 2**40)  # noqa: FBT003 - reachable
         },

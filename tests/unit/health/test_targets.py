@@ -93,16 +93,21 @@ def test_programs_are_run_only_where_the_agent_allows_it() -> None:
     assert set(wanted(what, allow_exec=True).targets) == {B1}
 
 
-def test_pools_without_a_check_and_gone_backends_get_no_probes() -> None:
+def test_pools_without_a_check_get_no_probes() -> None:
     """Nothing is probed for nobody's sake."""
     assert wanted(web(backend("b1"))) == Plan({}, {}, {})
     external = {"health": Health(mode="external")}
     assert wanted(web(backend("b1"), **external)) == Plan({}, {}, {})
+
+
+def test_a_backend_that_leaves_is_probed_until_it_is_gone() -> None:
+    """It has flows for as long as it drains, and they must leave it if it fails."""
     check = checked(type="tcp")
     before = plan(web(backend("b1"), backend("b2"), **check), NOTHING, 1000)
     after = plan(web(backend("b1"), **check), before, 1001)
-    assert B2 in after.backends
-    assert set(targets(after, allow_exec=False).targets) == {B1}
+    assert set(targets(after, allow_exec=False).targets) == {B1, B2}
+    retired = plan(web(backend("b1"), **check), after, 1301)
+    assert set(targets(retired, allow_exec=False).targets) == {B1}
 
 
 def test_failed_backends_are_still_probed() -> None:

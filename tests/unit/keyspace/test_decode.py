@@ -16,13 +16,8 @@ from tidegate.keyspace.documents.addresses import (
 )
 from tidegate.keyspace.documents.decode import MAX_BYTES, Fault, decode
 from tidegate.keyspace.paths import is_name
-from tidegate.model.documents import (
-    BackendDocument,
-    Name,
-    PoolDocument,
-    SettingsDocument,
-    VipDocument,
-)
+from tidegate.model.document_types import Name
+from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 
 VIP = {"address": "192.0.2.1", "port": 443, "protocol": "tcp", "pool": "web"}
 
@@ -47,7 +42,9 @@ def test_a_good_document_is_decoded() -> None:
     [
         (b'{"address":', "", "not valid JSON", "decode"),
         (b"", "", "not valid JSON", "decode"),
-        (b"\xef\xbb\xbf{}", "", "not valid JSON", "decode"),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", "", "not valid JSON", "decode"),
+        (b"{\xef\xbb\xbf}", "", "not valid JSON", "decode"),
+        ("{}".encode("utf-16"), "", "not UTF-8", "decode"),
         (b'{"address": "\xff"}', "", "not UTF-8: byte 0xff at position 13", "decode"),
         (b"[" * 50_000, "", "nested too deeply", "decode"),
         (b" " * (MAX_BYTES + 1), "", "65537 bytes; the limit is 65536", "decode"),
@@ -213,3 +210,10 @@ def test_names_in_keys_and_in_documents_follow_one_rule(text: str) -> None:
     except msgspec.ValidationError:
         in_document = False
     assert is_name(text) == in_document
+
+
+@pytest.mark.parametrize("text", ['{"address": "198.51.100.1"}', "{}", "[]", "{", ""])
+def test_a_byte_order_mark_is_left_out(text: str) -> None:
+    """Wherever a document comes from, it is what it is without the mark."""
+    plain = text.encode()
+    assert decode(b"\xef\xbb\xbf" + plain, BackendDocument) == decode(plain, BackendDocument)

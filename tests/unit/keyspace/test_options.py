@@ -43,6 +43,7 @@ def test_every_option_of_a_vip_arrives() -> None:
         "hash": "source",
         "udp_idle_timeout": 30,
         "tcp_idle_timeout": 1800,
+        "unserved": "reject",
         "insert_limit": 1000,
         "syn_limit": {"rate": 10, "prefix4": 16},
         "mss_clamp": 1400,
@@ -63,7 +64,7 @@ def test_every_option_of_a_vip_arrives() -> None:
             SourceRoute(ip_network("198.51.100.0/24"), "canary"),
         ),
         (ip_network("203.0.113.0/30"), ip_network("203.0.113.7/32")),
-        *(64, "canary"),
+        *(64, "canary", "reject"),
     )
 
 
@@ -139,8 +140,8 @@ def test_a_deleted_pool_stays_while_a_source_route_uses_it() -> None:
 def servers(**ids: str) -> Contents:
     """Return backends of one pool with these QUIC server ids."""
     return {"pools/web": {}} | {
-        f"pools/web/backends/{name}": {"address": "198.51.100.1", "quic_server_id": server_id}
-        for name, server_id in ids.items()
+        f"pools/web/backends/{name}": {"address": f"198.51.100.{n}", "quic_server_id": server_id}
+        for n, (name, server_id) in enumerate(ids.items(), 1)
     }
 
 

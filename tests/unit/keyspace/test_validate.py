@@ -6,6 +6,7 @@ import random
 import time
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,12 +69,20 @@ def test_a_deleted_key_is_not_kept() -> None:
 
 def test_keys_of_another_shape_are_refused() -> None:
     """A key that Tidegate does not know is refused, whatever it holds."""
-    strange = ("", "vips", "vips/", "vips/a/b", "vip/a", "pools/web/backends", "pools/web/x/a")
+    strange = ("vips", "vips/", "vips/a/b", "vip/a", "pools/web/backends", "pools/web/x/a")
     names = ("vips/-a", "pools/a_", "pools/web/backends/" + "x" * 64, "pools/a b/backends/c")
     validation = check(WEB | dict.fromkeys(strange + names, b"{}"))
     assert refused(validation) == sorted((key, "", "schema") for key in strange + names)
     assert all("a name is 1 to 63" in r.reason for r in validation.rejections if r.key in names)
     assert set(validation.desired.vips) == {"shop"}
+
+
+@pytest.mark.parametrize("key", ["", "vips/", "pools/", "pools//backends/a", "pools/web/backends/"])
+def test_a_key_without_a_name_is_named_all_the_same(key: str) -> None:
+    """Its refusal says which key it is; that of the bare prefix would be empty."""
+    (rejection,) = check(WEB | {key: b"{}"}).rejections
+    assert rejection.key == (key or "(no name)")
+    assert "name" in rejection.reason
 
 
 def test_a_vip_needs_a_pool_that_exists() -> None:

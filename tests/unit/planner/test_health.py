@@ -70,10 +70,3 @@ def test_health_does_not_revive_a_drained_or_disabled_backend() -> None:
     generation = plan(what, NOTHING, 1000, fit)
     found = {k.name: (p.weight, p.reachable) for k, p in generation.backends.items()}
     assert found == {"b1": (0, True), "b2": (0, False)}
-
-
-def test_one_that_is_out_and_loses_its_key_is_gone_at_once() -> None:
-    """It has no flows to drain."""
-    what = web(backend("b1"), backend("b2"))
-    out = plan(what, plan(what, NOTHING, 1000, {}), 1001, OUT)
-    assert B1 not in plan(web(backend("b2")), out, 1002, {}).backends

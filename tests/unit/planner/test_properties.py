@@ -91,36 +91,48 @@ def replay(history: list[Step]) -> Iterator[tuple[int, Generation, Generation]]:
 
 
 def identities(generation: Generation) -> dict[tuple[str, object], Identity]:
-    """Return the ids of every kind, by kind and name."""
+    """Return the ids of every kind, by kind and what they stand for."""
     return {
-        **{("vip", name): p.identity for name, p in generation.vips.items()},
+        **{("vip", p.vip.endpoint): p.identity for p in generation.vips.values()},
         **{("pool", name): p.identity for name, p in generation.pools.items()},
-        **{("backend", key): p.identity for key, p in generation.backends.items()},
+        **{
+            ("backend", (key.pool, p.backend.address)): p.identity
+            for key, p in generation.backends.items()
+        },
     }
 
 
 @settings(max_examples=25, deadline=None)
 @given(histories(12))
 def test_ids_over_any_history(history: list[Step]) -> None:
-    """A name keeps its id while it is there; a freed id rests, and then has a new incarnation."""
+    """Endpoints and addresses keep theirs; a freed id rests, and then has a new incarnation."""
     resting: dict[tuple[str, int], Freed] = {}
+    ends: dict[Identity, object] = {}
     for now, before, after in replay(history):
         old, new = identities(before), identities(after)
-        for (kind, name), identity in new.items():
-            if (kind, name) in old:
-                assert identity.id == old[kind, name].id
-                assert kind == "vip" or identity == old[kind, name]
+        moved = {p.identity for p in before.backends.values()}
+        for (kind, what), identity in new.items():
+            if (kind, what) in old:
+                assert identity == old[kind, what]
+            elif kind == "backend" and identity in moved:
+                continue  # a server that moved to an address that nobody had
             else:
                 last = resting.pop((kind, identity.id), None)
-                assert last is None or now >= last.at + ID_COOLDOWN_SECONDS
-                assert identity.incarnation == (last.incarnation + 1 if last else 1)
+                if last is not None and now < last.at + ID_COOLDOWN_SECONDS:
+                    assert kind == "vip"
+                    assert (identity.incarnation, what) == (last.incarnation, ends[identity])
+                else:
+                    assert identity.incarnation == (last.incarnation + 1 if last else 1)
         for kind in ("vip", "pool", "backend"):
             ids = [identity.id for (k, _), identity in new.items() if k == kind]
             assert len(ids) == len(set(ids))
             assert 0 not in ids
-        for kind, name in old.keys() - new.keys():
-            identity = old[kind, name]
-            resting[kind, identity.id] = Freed(identity.incarnation, now)
+        used = {(kind, identity) for (kind, _), identity in new.items()}
+        for (kind, what), identity in old.items():
+            if (kind, identity) not in used:
+                resting[kind, identity.id] = Freed(identity.incarnation, now)
+                if kind == "vip":
+                    ends[identity] = what
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,6 +6,10 @@ Each pool says whose finding counts. In `fleet` it is the opinion that all hosts
 Then the pool's limits apply. A backend without any finding is fit, but one that was out stays out
 until there is a finding that counts: an agent that has just started has none, nor has a fleet whose
 verdicts expired with their leases while etcd was away.
+
+A backend whose key was deleted is checked for as long as it drains, and taken out like others. It
+is no member that a panic or a broken checker would need: one that is out comes back only when it is
+found healthy, also where nobody checks any more, since its pool or its check has gone.
 """
 
 from collections import defaultdict
@@ -84,9 +88,8 @@ def judge(
         now: wall clock, s.
     """
     by_pool: defaultdict[str, list[BackendKey]] = defaultdict(list)
-    for key, placed in generation.backends.items():
-        if placed.retire_at is None:
-            by_pool[key.pool].append(key)
+    for key in generation.backends:
+        by_pool[key.pool].append(key)
     local = _own(own)
     found: dict[BackendKey, Effective] = {}
     interval = 0.0
@@ -101,8 +104,9 @@ def judge(
         if health.check is not None:
             interval = max(interval, health.check.interval)
     probed = {key: e for key, e in found.items() if key in own}
+    left = _left(generation, found)
     if is_checker_broken(probed, _SPREAD * interval):
-        return Judgement(_fit(found), is_checker_broken=True, found=found)
+        return Judgement(_fit(found) | left, is_checker_broken=True, found=found)
     judgement = _limited(generation, checked, by_pool, found, now)
     undecided = {
         key: generation.backends[key].fitness
@@ -113,7 +117,18 @@ def judge(
         and not _is_unused(own.get(key))
         and generation.backends[key].fitness.is_out
     }
-    return replace(judgement, fitness={**undecided, **judgement.fitness}, found=found)
+    return replace(judgement, fitness={**undecided, **judgement.fitness, **left}, found=found)
+
+
+def _left(
+    generation: Generation, found: Mapping[BackendKey, Effective]
+) -> dict[BackendKey, Fitness]:
+    """Return the fitness of those that leave and were out before: only health brings them back."""
+    return {
+        key: Fitness(is_out=key not in found or found[key].state == "unhealthy")
+        for key, placed in generation.backends.items()
+        if placed.retire_at is not None and placed.fitness.is_out
+    }
 
 
 def _limited(
@@ -135,7 +150,7 @@ def _limited(
         out = set(ejection.out)
         if ejection.panic:
             panics.append(name)
-        else:  # a dead backend that drains is taken out as well: its flows are better off elsewhere
+        else:  # a dead one that drains is taken out as well: its flows are better off elsewhere
             others = set(by_pool[name]) - set(members)
             out |= {k for k in others if k in found and found[k].state == "unhealthy"}
         fitness |= {key: Fitness(is_out=True) for key in out}
@@ -175,8 +190,9 @@ def _is_unused(standing: Standing | None) -> bool:
 
 
 def _may_serve(generation: Generation, key: BackendKey) -> bool:
-    backend = generation.backends[key].backend
-    return backend.state == "active" and backend.weight > 0
+    placed = generation.backends[key]
+    is_active = placed.backend.state == "active" and placed.backend.weight > 0
+    return is_active and placed.retire_at is None
 
 
 def _own(standings: Mapping[BackendKey, Standing]) -> dict[BackendKey, Effective]:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from tidegate.agent.journal.replay import Rebuilt, Standing, rebuild
 from tidegate.model.address import packed
 from tidegate.model.decision import Decision, Reason
-from tidegate.model.documents import Protocol
+from tidegate.model.document_types import Protocol
 from tidegate.model.generation import Generation
 from tidegate.model.tag import PROTOCOLS
 from tidegate.model.values import Address, BackendKey

@@ -16,6 +16,7 @@ agent that dies in between starts frozen, on what was in force.
 from http import HTTPStatus
 from typing import Final, Literal, NamedTuple
 
+from tidegate.agent.dead_man import DEAD_MAN
 from tidegate.agent.operator.orders import Freeze, Order, Rollback, Signature, Thaw, refused
 from tidegate.agent.outcome import Applied
 from tidegate.agent.reconciler import Reconciler
@@ -109,7 +110,8 @@ class Operator:
         return Done(self._standing(), noted="freeze")
 
     def _thaw(self) -> Done:
-        was = self._publisher.hold
+        was = self._publisher.hold or self._reconciler.is_frozen_by(DEAD_MAN)
+        self._reconciler.freeze(DEAD_MAN, "")
         self._hold("")
         return Done(self._standing(was_frozen=bool(was)), noted="thaw" if was else "")
 

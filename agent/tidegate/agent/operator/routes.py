@@ -51,6 +51,7 @@ class OperatorRoutes:
         post: hands an order to the loop; False if too many wait there.
         states: what can be rolled back to; read only.
         metrics: makes Prometheus' text.
+        hang: why what the loop has left is out of date; empty if it is not.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class OperatorRoutes:
         post: Callable[[Posted], bool],
         states: RollbackStates,
         metrics: Callable[[], bytes],
+        hang: Callable[[], str] = lambda: "",
     ) -> None:
         self._post = post
         self._states_known = states
         self._text = metrics
+        self._hang = hang
         self.status: StatusDocument | None = None
 
     def routes(self) -> Routes:
@@ -77,15 +80,26 @@ class OperatorRoutes:
         }
 
     def _status(self, _: Request) -> Answer:
-        if self.status is None:
+        status = self._current()
+        if status is None:
             return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
-        return Answer(HTTPStatus.OK, encode(self.status) + b"\n")
+        return Answer(HTTPStatus.OK, encode(status) + b"\n")
 
     def _ready(self, _: Request) -> Answer:
-        if self.status is None:
+        status = self._current()
+        if status is None:
             return refused("the agent is starting", HTTPStatus.SERVICE_UNAVAILABLE)
-        code = HTTPStatus.OK if self.status.ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return Answer(code, {"ready": self.status.ready, "reason": self.status.ready_reason})
+        code = HTTPStatus.OK if status.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return Answer(code, {"ready": status.ready, "reason": status.ready_reason})
+
+    def _current(self) -> StatusDocument | None:
+        """Return the status from the last turn of the loop, which may be the last one for ever."""
+        hang = self._hang()
+        if self.status is None or not hang:
+            return self.status
+        return msgspec.structs.replace(
+            self.status, state="degraded", reason=hang, ready=False, ready_reason=hang
+        )
 
     def _metrics(self, _: Request) -> Answer:
         try:

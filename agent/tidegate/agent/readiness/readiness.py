@@ -23,6 +23,7 @@ class Condition:
         attached: those that have the program.
         damages: what the audit found and could not repair.
         generation: number of the one in force.
+        needed: families of outer packets that its serving backends need: 4, 6.
         stale_limit: seconds without etcd after which a host is not ready; None for never.
         is_stopping: the agent was asked to end.
         stands_back: its health checks find dead what others reach, most hosts do reach it, and the
@@ -35,6 +36,7 @@ class Condition:
     damages: Sequence[Rejection]
     generation: int
     etcd: WatchState
+    needed: Collection[int] = ()
     stale_limit: float | None = None
     is_stopping: bool = False
     stands_back: bool = False
@@ -56,7 +58,7 @@ def unready(condition: Condition, now: float) -> str:
         return f"The program is not on {', '.join(detached)}."
     if condition.damages:
         return condition.damages[0].reason
-    lacking = [link.missing() for link in condition.links.values()]
+    lacking = [link.missing(condition.needed) for link in condition.links.values()]
     return "; ".join(filter(None, lacking)) or _stale(condition, now) or _blind(condition)
 
 

@@ -5,6 +5,10 @@ import os
 import socket
 import time
 from contextlib import suppress
+from typing import Final
+
+_PATIENCE: Final = 1.0
+"""Seconds for which a manager whose queue is full is waited for."""
 
 
 def notify(*assignments: str) -> None:
@@ -14,8 +18,9 @@ def notify(*assignments: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    # A manager that went away must not take the agent with it.
+    # A manager that went away, or that does not read, must not take the agent with it.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(_PATIENCE)
         channel.connect(address)
         channel.sendall("\n".join(assignments).encode())
 

@@ -24,6 +24,11 @@ class ReadySignals:
         self.problem = ""
         """Why the file cannot be written; empty if it can."""
 
+    def withdraw(self) -> None:
+        """Take the file away, on another thread than the loop's; its next turn shows all again."""
+        self._shown = None
+        self._write("The agent hangs.", 0)
+
     def show(self, unready: str, generation: int) -> None:
         """Show it, unless it is shown already; try a file again that could not be written."""
         before, self._shown = self._shown, (unready, generation)

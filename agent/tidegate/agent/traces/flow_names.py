@@ -38,12 +38,9 @@ class FlowNames:
         """Add the names of a generation that came into force."""
         self._vips = _joined(self._vips, _vips(generation))
         self._backends = _joined(self._backends, _backends(generation))
-        for key, placed in previous.backends.items():
-            now = generation.backends.get(key)
-            if now is placed:
-                continue
-            is_there = now is not None and now.reachable and now.identity == placed.identity
-            if placed.reachable and not is_there:
+        there = {p.identity for p in generation.backends.values() if p.reachable}
+        for placed in previous.backends.values():
+            if placed.reachable and placed.identity not in there:
                 self._left.pop(placed.identity, None)
                 self._left[placed.identity] = generation.number
         while len(self._left) > _MOST_GONE:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.errors import DataplaneError
-from tidegate.model.decision import Decision
+from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Generation, Identity
 
 BATCH_BYTES: Final = 1 << 19
@@ -93,13 +93,15 @@ def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def packet_outcomes(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """Return the outcomes of each VIP id's packets: shape (ids, 3).
+    """Return the outcomes of each VIP id's packets: shape (ids, 4).
 
-    All packets, those that were dropped, and TCP packets without a SYN that no table of flows knew.
+    All packets, those that were dropped, TCP packets without a SYN that no table of flows knew, and
+    frames that the host had merged, which are dropped too.
     """
     drops, decisions = vips["drops"].sum(axis=1), vips["decisions"]
     misses = decisions[:, Decision.FALLBACK] + decisions[:, Decision.CURRENT]
-    return np.stack((vips["packets"] + vips["answered"] + drops, drops, misses), axis=1)
+    packets, merged = vips["packets"] + vips["answered"] + drops, vips["drops"][:, Reason.MERGED]
+    return np.stack((packets, drops, misses, merged), axis=1)
 
 
 def per_cpu_packets(fds: Mapping[str, int]) -> npt.NDArray[np.uint64]:
@@ -125,9 +127,11 @@ def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) 
         ("vip_counts", layout.VIP_COUNTERS, before.vips, after.vips),
         ("backend_counts", layout.BACKEND_COUNTERS, before.backends, after.backends),
     )
+    # A VIP that comes back within its id's cooldown goes on where it was.
+    returning = {Identity(id_, rest.incarnation) for id_, rest in before.freed.vips.items()}
     for name, dtype, old, new in pairs:
         zeros = bytes(dtype.itemsize * maps.cpu_count())
-        known = {each.identity for each in old.values()}
+        known = {each.identity for each in old.values()} | returning
         for identity in _reused(known, (each.identity for each in new.values())):
             bpf.map_update(fds[name], identity.id.to_bytes(4, "little"), zeros)
 

@@ -65,12 +65,14 @@ LINE: Final = np.dtype(
         ("spare", "<u4"),
     ]
 )
+OWN_KEY: Final = np.dtype([("address", "V16")])
 ROUTE_KEY: Final = np.dtype([("length", "<u4"), ("vip", "<u4"), ("source", "V16")])
 ROUTE: Final = np.dtype([("pool", "<u4"), ("flags", "<u4")])
 QUIC_KEY: Final = np.dtype([("pool", "<u4"), ("length", "u1"), ("id", "V15")])
 QUIC_SERVER: Final = np.dtype([("backend", "<u4"), ("backend_incarnation", "<u4")])
 BUCKET: Final = np.dtype([("tokens", "<u8"), ("at", "<u8")])
 LIMIT_KEY: Final = np.dtype([("vip", "<u4"), ("prefix", "V16")])
+OWN_MACS: Final = 6
 LINK: Final = np.dtype(
     [
         ("to4", "V12"),
@@ -78,7 +80,9 @@ LINK: Final = np.dtype(
         ("mtu", "<u4"),
         ("has_gateway4", "u1"),
         ("has_gateway6", "u1"),
-        ("zero", "<u2"),
+        ("takes_any", "u1"),
+        ("zero", "u1"),
+        ("own", "<u8", (OWN_MACS,)),
     ]
 )
 VIP_COUNTERS: Final = np.dtype(
@@ -141,6 +145,8 @@ VIP_LONG_WAY: Final = 1 << 7
 VIP_MOVED: Final = 1 << 8
 VIP_SYN_LONG_WAY: Final = 1 << 9
 VIP_SAMPLED: Final = 1 << 10
+ADDRESS_PASSES: Final = 1 << 11
+ADDRESS_REJECTS: Final = 1 << 12
 
 ROUTE_DENY: Final = 1
 QUARANTINED: Final = 1
@@ -158,6 +164,7 @@ _LAYOUTS: Final = {
     "vip_image": (ID, ID),
     "vip_addresses": (ID, ADDRESS_BITS),
     "prefixes": (PREFIX_KEY, VIP),
+    "own_addresses": (OWN_KEY, ID),
     "routes": (ROUTE_KEY, ROUTE),
     "backends": (ID, BACKEND),
     "flows": (ID, LINE),

@@ -23,6 +23,7 @@ from tidegate.model.constants import (
     MAX_BACKENDS,
     MAX_INTERFACE_INDEX,
     MAX_NETWORK_VIPS,
+    MAX_OWN_ADDRESSES,
     MAX_POOLS,
     MAX_ROUTES,
     MAX_VIPS,
@@ -94,6 +95,9 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "vip_image": Shape(bpf.ARRAY, u32, u32, 1),
         "vip_addresses": Shape(bpf.ARRAY, u32, layout.ADDRESS_BITS.itemsize, 1),
         "prefixes": _trie(layout.PREFIX_KEY, layout.VIP, 4 * MAX_NETWORK_VIPS),
+        "own_addresses": Shape(
+            bpf.HASH, layout.OWN_KEY.itemsize, u32, MAX_OWN_ADDRESSES, bpf.F_NO_PREALLOC
+        ),
         "routes": _trie(layout.ROUTE_KEY, layout.ROUTE, 2 * MAX_ROUTES),
         "outer": Shape(bpf.ARRAY_OF_MAPS, u32, u32, MAX_POOLS),
         "backends": Shape(bpf.ARRAY, u32, layout.BACKEND.itemsize, MAX_BACKENDS),

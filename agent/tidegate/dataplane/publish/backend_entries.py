@@ -6,9 +6,13 @@ endpoint, where no packet looks, and then selected: an update of an array's elem
 and a packet that reads in its middle must not see half an address.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.publish.mirror import Mirror
+from tidegate.dataplane.publish.steps import Reached, Step
 from tidegate.model.address import packed
 from tidegate.model.generation import Generation, PlacedBackend, PlacedPool
 from tidegate.model.values import Pool
@@ -28,6 +32,23 @@ def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
         if ((old := before.backends.get(key)) is not placed and old != placed)
         or key.pool in other_pools
     ]
+
+
+def write(
+    mirror: Mirror, generation: Generation, changed: Sequence[PlacedBackend], reached: Reached
+) -> None:
+    """Write the entries of these backends."""
+    ids = np.array([placed.identity.id for placed in changed], np.uint32)
+    for placed in changed:
+        pool = generation.pools.get(placed.backend.pool)
+        stage(mirror.entries[placed.identity.id], placed, pool)
+    mirror.write_entries(ids)
+    reached(Step.ENTRIES_STAGED)
+    # Every address is in place; now select it. A packet sees the old one or the new one.
+    for placed in changed:
+        select(mirror.entries[placed.identity.id], placed)
+    mirror.write_entries(ids)
+    reached(Step.ENTRIES_SELECTED)
 
 
 def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tidegate.dataplane.kernel import layout
 from tidegate.model.address import mapped_length, packed
+from tidegate.model.document_types import UNSERVED
 from tidegate.model.generation import Generation, PlacedVip
 from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.values import Network, Vip
@@ -27,6 +28,7 @@ _TRACKING: Final = {
     "transition": layout.VIP_TRACK_TRANSITION,
     "none": layout.VIP_TRACK_NONE,
 }
+_UNSERVED: Final = {"drop": 0, "reject": layout.ADDRESS_REJECTS, "pass": layout.ADDRESS_PASSES}
 _HASH: Final = {
     "5-tuple": 0,
     "source": layout.VIP_HASH_SOURCE,
@@ -64,12 +66,10 @@ def routes(generation: Generation) -> Contents:
 
 
 def quic_servers(generation: Generation) -> Contents:
-    """Return map `quic_servers`: backends by pool and server id; a draining one yields."""
+    """Return map `quic_servers`: backends by pool and server id."""
     found: Contents = {}
-    having = [p for p in generation.backends.values() if p.backend.quic_server_id]
-    for placed in sorted(having, key=lambda p: p.retire_at is None):
-        server_id = placed.backend.quic_server_id
-        pool = generation.pools.get(placed.backend.pool)
+    for (name, server_id), placed in generation.server_ids.items():
+        pool = generation.pools.get(name)
         if pool is not None:
             key = _one((pool.identity.id, len(server_id), server_id), layout.QUIC_KEY)
             found[key] = _one(tuple(placed.identity), layout.QUIC_SERVER)
@@ -159,6 +159,7 @@ def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
         layout.VIP_LONG_WAY
         | (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0)
         | (layout.VIP_PREFIX if first.vip.is_network else 0)
+        | _UNSERVED[min((placed.vip.unserved for placed in there), key=UNSERVED.index)]
     )
     entry["tag"] = vip_tag(first.vip)
     entry["salt"] = flow_salt(first.identity)

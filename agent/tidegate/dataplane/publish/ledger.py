@@ -10,22 +10,29 @@ record names the pools of its source routes by id, as a hundred names would not 
 recorded before their VIPs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from enum import IntEnum
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-import msgspec
-
+from tidegate.dataplane.publish.ledger_records import (
+    BackendRecord,
+    FreedRecord,
+    Kind,
+    MetaRecord,
+    Place,
+    PoolRecord,
+    Record,
+    VipRecord,
+)
 from tidegate.model.address import packed_network, unpacked_network
-from tidegate.model.checks import Health
-from tidegate.model.documents import BackendState, Encapsulation, HashFields, Protocol, Tracking
 from tidegate.model.generation import (
     NOTHING,
     Freed,
     FreedIds,
     Generation,
     Identity,
+    Level,
     PlacedBackend,
     PlacedPool,
     PlacedVip,
@@ -42,117 +49,20 @@ from tidegate.model.values import (
 )
 from tidegate.planner.effective import effect
 
-
-class Kind(IntEnum):
-    """What an id names."""
-
-    META = 0
-    VIP = 1
-    POOL = 2
-    BACKEND = 3
-
-    # An enum hashes its name, in Python; places are looked up thousands of times for a change.
-    __hash__ = int.__hash__
-
-
-class _Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Fields are appended, never reordered: an older agent's records must stay readable."""
-
-
-class MetaRecord(_Record, frozen=True, array_like=True, tag="meta"):
-    """The last generation whose publishing was completed."""
-
-    number: int
-    revision: int
-    hash_seed: str | None = None
-    release: str = ""
-    pointer: str = ""
-    attempt: int = 0
-    """The last generation whose publishing was begun: its number is spent, complete or not."""
-    hold: str = ""
-    """Why an operator of this host has frozen it."""
-
-
-class VipRecord(_Record, frozen=True, array_like=True, tag="vip"):
-    """A VIP in force. `address` may have a prefix length; routes and `unserved` have pools' ids."""
-
-    incarnation: int
-    name: str
-    address: str
-    port: int
-    protocol: Protocol
-    pool: str
-    tracking: Tracking = "full"
-    hash: HashFields = "5-tuple"
-    udp_idle_timeout: int = 60
-    insert_limit: int = 100_000
-    syn_limit: tuple[int, int, int] | None = None
-    mss_clamp: int | None = None
-    echo: bool = True
-    quic: tuple[int, int] | None = None
-    source_routes: tuple[tuple[bytes, int], ...] = ()
-    deny: tuple[bytes, ...] = ()
-    flow_sampling: int = 0
-    sorry_pool: str | None = None
-    unserved: tuple[int, ...] = ()
-    tcp_idle_timeout: int = 4500
-    moved: bool = False
-
-
-class PoolRecord(_Record, frozen=True, array_like=True, tag="pool"):
-    """A pool in force."""
-
-    incarnation: int
-    name: str
-    deregistration_delay: int
-    transition_window: int
-    encapsulation: Encapsulation = "ipip"
-    gue_port: int = 6080
-    mtu: int | None = None
-    slow_start: int = 0
-    slow_start_steps: int = 8
-    max_removed_percent: int | None = None
-    health: Health | None = None
-
-
-class BackendRecord(_Record, frozen=True, array_like=True, tag="backend"):
-    """A backend in force or draining.
-
-    `effective_weight` and `reachable` are None in records from before slow start.
-    """
-
-    incarnation: int
-    pool: str
-    name: str
-    address: str
-    weight: int
-    state: BackendState
-    retire_at: int | None
-    quic_server_id: bytes = b""
-    starts_at: int | None = None
-    drain_deadline: int | None = None
-    effective_weight: int | None = None
-    reachable: bool | None = None
-    is_out: bool = False
-    joins_at: int | None = None
-
-
-class FreedRecord(_Record, frozen=True, array_like=True, tag="freed"):
-    """A freed id, which is not reused before its cooldown has passed."""
-
-    incarnation: int
-    at: int
-
-
-Record: TypeAlias = MetaRecord | VipRecord | PoolRecord | BackendRecord | FreedRecord
-
-
-class Place(NamedTuple):
-    """Key of the ledger."""
-
-    kind: Kind
-    id: int
-
+__all__ = [
+    "BackendRecord",
+    "Contents",
+    "FreedRecord",
+    "Kind",
+    "MetaRecord",
+    "Place",
+    "PoolRecord",
+    "Record",
+    "VipRecord",
+    "contents",
+    "of_backends",
+    "records",
+]
 
 _NO_RECORDS: Final[Mapping[Place, Record]] = {}
 
@@ -183,7 +93,7 @@ def records(
             result[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
     for kind, freed in _freed(generation).items():
         for id_, rest in freed.items():
-            result[Place(kind, id_)] = FreedRecord(rest.incarnation, rest.at)
+            result[Place(kind, id_)] = _freed_record(rest)
     return result
 
 
@@ -208,6 +118,20 @@ def _freed(generation: Generation) -> dict[Kind, Mapping[int, Freed]]:
     return {Kind.VIP: freed.vips, Kind.POOL: freed.pools, Kind.BACKEND: freed.backends}
 
 
+def _freed_record(rest: Freed) -> FreedRecord:
+    if rest.endpoint is None:
+        return FreedRecord(rest.incarnation, rest.at)
+    network, port, protocol = rest.endpoint
+    return FreedRecord(rest.incarnation, rest.at, (str(network), port, protocol))
+
+
+def _freed_id(record: FreedRecord) -> Freed:
+    if record.endpoint is None:
+        return Freed(record.incarnation, record.at)
+    network, port, protocol = record.endpoint
+    return Freed(record.incarnation, record.at, (ip_network(network), port, protocol))
+
+
 def _pool_record(placed: PlacedPool) -> PoolRecord:
     pool = placed.pool
     return PoolRecord(
@@ -222,6 +146,7 @@ def _pool_record(placed: PlacedPool) -> PoolRecord:
         slow_start_steps=pool.slow_start_steps,
         max_removed_percent=pool.max_removed_percent,
         health=pool.health,
+        levels=tuple((each.until, each.serving) for each in placed.levels),
     )
 
 
@@ -250,6 +175,7 @@ def _vip_record(placed: PlacedVip, pool_ids: Mapping[str, int]) -> VipRecord:
         unserved=tuple(pool_ids[pool] for pool in placed.unserved),
         tcp_idle_timeout=vip.tcp_idle_timeout,
         moved=placed.moved,
+        unserved_packets=vip.unserved,
     )
 
 
@@ -272,6 +198,7 @@ def _vip(record: VipRecord, pool_names: Mapping[int, str]) -> Vip | None:
         hash=record.hash,
         udp_idle_timeout=record.udp_idle_timeout,
         tcp_idle_timeout=record.tcp_idle_timeout,
+        unserved=record.unserved_packets,
         insert_limit=record.insert_limit,
         syn_limit=SynLimit(*record.syn_limit) if record.syn_limit else None,
         mss_clamp=record.mss_clamp,
@@ -354,15 +281,22 @@ class Contents(NamedTuple):
     meta: MetaRecord
     vips: Mapping[str, PlacedVip]
     pools: Mapping[str, tuple[Identity, Pool]]
+    levels: Mapping[str, tuple[Level, ...]]
     backends: Mapping[BackendKey, PlacedBackend]
     freed: FreedIds
 
 
 def contents(found: Mapping[Place, Record]) -> Contents:
-    """Return the values that a ledger's records stand for."""
+    """Return the values that a ledger's records stand for.
+
+    A crash between two records may leave one name in both: the new one of the first, and the second
+    has another by now or is gone. The second is called by its address or endpoint, by which the
+    next plan knows it.
+    """
     meta = MetaRecord(0, 0)
     vips: dict[str, PlacedVip] = {}
     pools: dict[str, tuple[Identity, Pool]] = {}
+    levels: dict[str, tuple[Level, ...]] = {}
     backends: dict[BackendKey, PlacedBackend] = {}
     freed: dict[Kind, dict[int, Freed]] = {kind: {} for kind in Kind}
     pool_names = {p.id: r.name for p, r in found.items() if isinstance(r, PoolRecord)}
@@ -375,13 +309,25 @@ def contents(found: Mapping[Place, Record]) -> Contents:
                 if vip is not None:
                     unserved = sorted(pool_names[id_] for id_ in record.unserved)
                     identity = Identity(place.id, record.incarnation)
+                    vip = _apart(vip, vips)
                     vips[vip.name] = PlacedVip(identity, vip, tuple(unserved), record.moved)
             case PoolRecord():
                 pools[record.name] = _placed_pool(place.id, record)
+                levels[record.name] = tuple(Level(*each) for each in record.levels)
             case BackendRecord():
-                backend = _placed_backend(place.id, record)
-                backends[backend.backend.key] = backend
-            case FreedRecord(incarnation, at):
-                freed[place.kind][place.id] = Freed(incarnation, at)
+                placed = _placed_backend(place.id, record)
+                if placed.backend.key in backends:
+                    backend = replace(placed.backend, name=f"@{placed.backend.address}")
+                    placed = replace(placed, backend=backend)
+                backends[placed.backend.key] = placed
+            case FreedRecord():
+                freed[place.kind][place.id] = _freed_id(record)
     resting = FreedIds(freed[Kind.VIP], freed[Kind.POOL], freed[Kind.BACKEND])
-    return Contents(meta, vips, pools, backends, resting)
+    return Contents(meta, vips, pools, levels, backends, resting)
+
+
+def _apart(vip: Vip, others: Container[str]) -> Vip:
+    """Return a VIP under a name that no other has."""
+    if vip.name not in others:
+        return vip
+    return replace(vip, name=f"@{vip.network}:{vip.port}/{vip.protocol}")

@@ -7,7 +7,7 @@ its middle: then `load` reads everything again.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -148,6 +148,13 @@ class Mirror:
         fds = np.array([table.fd for table in new.values()], np.uint32)
         bpf.map_update_batch(self.fds["outer"], slots.tobytes(), fds.tobytes(), len(slots))
         self.images.is_settled = self.images.is_settled or bool(new)
+
+    def drop_unused(self, filled: Iterable[Loaded]) -> None:
+        """Drop those of these tables that did not come into force, unless they are dropped."""
+        used = {table.fd for table in self.tables.values()}
+        for table in filled:
+            if table.fd not in used and table.pin.exists():
+                table.drop()
 
     def settle(self) -> None:
         """Wait for an RCU grace period, so that no packet reads the image that is not in force."""

@@ -6,18 +6,20 @@
     2. new inner tables, filled and read back; nothing reads them yet
     3. the outer map's slots, all in one call, which returns after an RCU grace period
     4. source routes, address bits, VIP entries, networks; then what is gone of these, in the
-       opposite order
+       opposite order; then the tables of pools that are empty now, and that VIPs have just left
     5. what is gone becomes free; the generation is complete; old tables go after the grace delay
 
 Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
-still in force may lead to it (5 last). Ids of VIPs are freed before those of pools, because a VIP's
+still in force may lead to it (5 last). A pool that VIPs leave, as it has nobody left, keeps table
+and entries until then (`emptied`). Ids of VIPs are freed before those of pools, because a VIP's
 record names its pools. The order within step 4 is argued in `vip_change`. The flag that quarantines
 a backend is in its entry, so it takes effect in step 1, before any table is rebuilt
-(`flag_unhealthy`: even earlier). A crash leaves a VIP on its old or new table. The next start reads
-the kernel, plans from what it finds, and thereby finishes or discards the rest: a backend with an
-entry and no slot is as good as one that was just added. The number is written first, so that no two
-attempts ever have the same one.
+(`flag_unhealthy`: even earlier). One that comes back may have to wait until behind step 3
+(`backend_changes`). A crash leaves a VIP on its old or new table. The next start reads the kernel,
+plans from what it finds, and thereby finishes or discards the rest: a backend with an entry and no
+slot is as good as one that was just added. The number is written first, so that no two attempts
+ever have the same one.
 
 Before all of this each VIP is given its place; where one finds none, nothing is written. When the
 kernel refuses something up to step 2, all is rolled back, and the last generation is in force
@@ -32,26 +34,27 @@ first generation after a start is compared in full, though it may have the numbe
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
-import numpy as np
 
 from tidegate.dataplane.kernel import counters
-from tidegate.dataplane.publish import backend_entries, ledger, tables
+from tidegate.dataplane.publish import backend_changes, backend_entries, emptied, ledger, tables
 from tidegate.dataplane.publish.audit import Finding, audit
 from tidegate.dataplane.publish.desired import NOTHING_DESIRED, DesiredMaps, desired_maps, meta
 from tidegate.dataplane.publish.early_quarantine import EarlyQuarantine
 from tidegate.dataplane.publish.fence import check_number
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
 from tidegate.dataplane.publish.mirror import Loaded, Mirror
+from tidegate.dataplane.publish.replaced_tables import ReplacedTables
 from tidegate.dataplane.publish.restore import restored_generation
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.dataplane.publish.vip_change import put_in_force
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
-from tidegate.model.generation import NOTHING, Generation, PlacedBackend
+from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
@@ -62,13 +65,6 @@ _REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
 """How a refusal by the kernel arrives."""
 
 _Records = dict[Place, ledger.Record]
-
-
-class _Retired(NamedTuple):
-    """An old table that stays until the grace delay has passed."""
-
-    until: float
-    table: Loaded
 
 
 class Publisher:
@@ -95,8 +91,10 @@ class Publisher:
         self.grace = grace
         self.reached = reached
         self._fence = fence
-        self._retired: list[_Retired] = []
+        self._retired = ReplacedTables()
         self._early = EarlyQuarantine(self.mirror)
+        self._abandoned: frozenset[str] = frozenset()
+        self._waiting: list[PlacedBackend] = []
         self._desired = NOTHING_DESIRED
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as is known."""
@@ -104,6 +102,17 @@ class Publisher:
         self.in_force: Generation = NOTHING
         self.hold = ""
         """Why an operator has frozen this host; kept beside the tables (`keep_hold`)."""
+
+    @property
+    def standing(self) -> Generation:
+        """The generation in force as packets meet it: without backends that are flagged beyond it.
+
+        What is planned over it knows where others stood in for them. With such flags it has the
+        next number: even what is equal to it has not been published yet.
+        """
+        if not self._early:
+            return self.in_force
+        return replace(self._early.applied_to(self.in_force), number=self.in_force.number + 1)
 
     def adopt(self) -> Generation:
         """Read what the kernel holds, so that publishing continues from there.
@@ -147,16 +156,21 @@ class Publisher:
         self.mirror.images.check_room(wanted.maps["vips"])
         filled: dict[int, Loaded] = {}
         before = dict(self.mirror.records)
+        returning = backend_changes.returning(self.standing, generation)
         try:
-            self._prepare(wanted, filled)
+            self._prepare(wanted, filled, returning)
         except _REFUSALS as error:
             rest = self._undo(before, filled)
             raise _failure(generation, error, rest) from error
         try:
-            self._swap(filled, now)
+            late = self._swap_most(generation.pools, filled, now)
+            if returning:
+                backend_changes.write(self.mirror, wanted, returning, self.reached)
             put_in_force(self.mirror, wanted, self.reached)
+            self._empty(generation, late, now)
             self._retire(wanted)
         except _REFUSALS as error:
+            self.mirror.drop_unused(filled.values())
             self._reread()
             rest = "each VIP is on its old or its new table"
             raise _failure(generation, error, rest) from error
@@ -226,16 +240,11 @@ class Publisher:
 
     def next_due(self) -> float | None:
         """Return the monotonic second at which the next replaced table may be freed."""
-        return min((r.until for r in self._retired), default=None)
+        return self._retired.next_due()
 
     def reap(self, now: float) -> None:
         """Free the tables whose grace delay has passed by this monotonic second."""
-        for retired in [r for r in self._retired if r.until <= now]:
-            retired.table.pin.unlink(missing_ok=True)
-            self.reached(Step.TABLE_UNPINNED)
-            os.close(retired.table.fd)
-            self._retired.remove(retired)
-            self.reached(Step.TABLE_FREED)
+        self._retired.free(now, self.reached)
 
     def close(self) -> None:
         """Close descriptors. What is pinned stays, and replaced tables lose their pins."""
@@ -263,9 +272,11 @@ class Publisher:
             return
         self._is_unread = False
 
-    def _prepare(self, wanted: DesiredMaps, filled: dict[int, Loaded]) -> None:
+    def _prepare(
+        self, wanted: DesiredMaps, filled: dict[int, Loaded], returning: list[PlacedBackend]
+    ) -> None:
         """Do steps 1 and 2: write what no table and no VIP in force leads to."""
-        generation = wanted.generation
+        generation, certain = wanted.generation, self.is_certain
         taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
         self.mirror.record({_META: taken})
         # Before a record names the next owner of an id, so that it happens once, or to no effect.
@@ -273,8 +284,11 @@ class Publisher:
         self.reached(Step.NUMBER_TAKEN)
         differing = backend_entries.changed(self.in_force, generation)
         differing += self._early.placed_in(generation)
-        changed = differing if self.is_certain else list(generation.backends.values())
-        self._write_backends(wanted, changed)
+        changed = differing if certain else list(generation.backends.values())
+        later = {placed.identity for placed in returning}
+        self._abandoned = emptied.abandoned(self.in_force, generation, is_certain=certain)
+        at_once, self._waiting = emptied.split(changed, self._abandoned)
+        backend_changes.write(self.mirror, wanted, at_once, self.reached, later)
         self._fill_tables(generation, filled)
 
     def _undo(self, records: _Records, filled: Mapping[int, Loaded]) -> str:
@@ -288,7 +302,7 @@ class Publisher:
         try:
             mirror.load(strict=False)
             wanted = desired_maps(last)
-            self._write_backends(wanted, list(last.backends.values()))
+            backend_changes.write(mirror, wanted, list(last.backends.values()), self.reached)
             mirror.record(records)
             mirror.forget_others(records)
             mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
@@ -297,25 +311,6 @@ class Publisher:
             self._reread()
             return f"each VIP is on its old table, but not all is rolled back ({error})"
         return f"generation {last.number} stays in force"
-
-    def _write_backends(self, wanted: DesiredMaps, changed: list[PlacedBackend]) -> None:
-        mirror = self.mirror
-        living = (ledger.PoolRecord, ledger.BackendRecord)
-        mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, living)})
-        self.reached(Step.LEDGER_WRITTEN)
-        ids = np.array([placed.identity.id for placed in changed], np.uint32)
-        for placed in changed:
-            pool = wanted.generation.pools.get(placed.backend.pool)
-            backend_entries.stage(mirror.entries[placed.identity.id], placed, pool)
-        mirror.write_entries(ids)
-        self.reached(Step.ENTRIES_STAGED)
-        # Every address is in place; now select it. A packet sees the old one or the new one.
-        for placed in changed:
-            backend_entries.select(mirror.entries[placed.identity.id], placed)
-        mirror.write_entries(ids)
-        self.reached(Step.ENTRIES_SELECTED)
-        mirror.put("quic_servers", wanted.maps["quic_servers"])
-        self.reached(Step.QUIC_WRITTEN)
 
     def _fill_tables(self, generation: Generation, filled: dict[int, Loaded]) -> None:
         """Make the tables that differ; each is in `filled` from its first moment on."""
@@ -329,6 +324,24 @@ class Publisher:
             self.reached(Step.TABLE_FILLED)
             tables.pin(filled[pool_id].fd, pin)
             self.reached(Step.TABLE_PINNED)
+
+    def _swap_most(
+        self, pools: Mapping[str, PlacedPool], filled: Mapping[int, Loaded], now: float
+    ) -> dict[int, Loaded]:
+        """Do step 3; return the tables that wait for VIPs."""
+        waiting = {pools[name].identity.id for name in self._abandoned}
+        self._swap({id_: table for id_, table in filled.items() if id_ not in waiting}, now)
+        self.reached(Step.TABLES_SWAPPED)
+        return {id_: table for id_, table in filled.items() if id_ in waiting}
+
+    def _empty(self, generation: Generation, late: Mapping[int, Loaded], now: float) -> None:
+        """Take out what VIPs have just left, if they have left anything."""
+        if not self._waiting and not late:
+            return
+        backend_entries.write(self.mirror, generation, self._waiting, self.reached)
+        self.reached(Step.EMPTIED_TAKEN_OUT)
+        self._swap(late, now)
+        self.reached(Step.EMPTIED_SWAPPED)
 
     def _swap(self, new: Mapping[int, Loaded], now: float) -> None:
         mirror = self.mirror
@@ -344,12 +357,11 @@ class Publisher:
             raise
         for pool_id, table in new.items():
             self._replaced(pool_id, table, now)
-        self.reached(Step.TABLES_SWAPPED)
 
     def _replaced(self, pool_id: int, table: Loaded, now: float) -> None:
         old = self.mirror.tables.get(pool_id)
         if old is not None:
-            self._retired.append(_Retired(now + self.grace, old))
+            self._retired.keep(old, now + self.grace)
         self.mirror.tables[pool_id] = table
 
     def _note_origin(self, generation: Generation) -> None:

@@ -31,7 +31,8 @@ def restored_generation(
     free_pools, free_vips = dict(found.freed.pools), dict(found.freed.vips)
     for name, (identity, pool) in found.pools.items():
         if identity.id in in_force:
-            pools[name] = PlacedPool(identity, pool, in_force[identity.id], b"")
+            table, levels = in_force[identity.id], found.levels[name]
+            pools[name] = PlacedPool(identity, pool, table, b"", levels)
         else:
             free_pools[identity.id] = Freed(identity.incarnation - 1, 0)
     vips = {n: p for n, p in found.vips.items() if pools.keys() >= {*p.vip.pools}}

@@ -31,6 +31,8 @@ class Step(Enum):
     PREFIXES_DELETED = "networks that are gone are deleted"
     ADDRESSES_REMOVED = "only address bits of VIPs in force are set"
     ROUTES_DELETED = "source routes that are gone are deleted"
+    EMPTIED_TAKEN_OUT = "backends that nobody is led to any more are taken out"
+    EMPTIED_SWAPPED = "the outer map points to the tables that are empty now"
     VIPS_FREED = "ids of VIPs that are gone are recorded as freed"
     IDS_FREED = "ids of pools and backends that are gone are recorded as freed"
     QUIC_DELETED = "server ids that are gone are deleted"

@@ -26,6 +26,7 @@ from tidegate.dataplane.tunnel.tunnel import CountedProgram, create_map, named, 
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.decision import Reason
 from tidegate.model.features import ALL_FEATURES
+from tidegate.model.generation import Generation
 
 _EGRESS: Final = 0xFFFFFFF3
 """The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
@@ -153,3 +154,9 @@ def _refusals(interface: str, what: str) -> Iterator[None]:
             f"({os.strerror(error.code)}); it needs a kernel with CONFIG_NET_SCH_INGRESS and "
             "CONFIG_NET_CLS_BPF"
         ) from error
+
+
+def has_checks(generation: Generation) -> bool:
+    """Return whether the backends of any pool are checked."""
+    pools = (placed.pool for placed in generation.pools.values())
+    return any(pool.health is not None and pool.health.check is not None for pool in pools)

@@ -64,6 +64,7 @@ def build_vip(name: str, document: VipDocument) -> Vip | list[Fault]:
         pool=document.pool,
         tracking=document.tracking,
         hash=document.hash,
+        unserved=document.unserved,
         udp_idle_timeout=document.udp_idle_timeout,
         tcp_idle_timeout=document.tcp_idle_timeout,
         insert_limit=document.insert_limit,

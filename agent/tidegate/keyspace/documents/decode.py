@@ -14,13 +14,17 @@ from msgspec import Struct, inspect
 
 from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
 from tidegate.model import traceparent
-from tidegate.model.documents import SERVER_ID_PATTERN, TIME_PATTERN
+from tidegate.model.byte_order_mark import without_mark
+from tidegate.model.document_types import SERVER_ID_PATTERN, TIME_PATTERN
 from tidegate.model.values import Stage
 
 S = TypeVar("S", bound=Struct)
 
 MAX_BYTES: Final = 64 * 1024
 """Longest document. etcd itself takes 1.5 MiB; a document of ours has a few hundred bytes."""
+
+UNNAMED: Final = "(no name)"
+"""Shown for a key that is its prefix and nothing else."""
 
 _SHOWN: Final = 60
 _LONGEST_KEY: Final = 200
@@ -38,6 +42,7 @@ class Fault(NamedTuple):
 def decode(value: bytes, kind: type[S]) -> S | list[Fault]:
     """Decode a document, or say everything that is wrong with it. Never raises on what it reads."""
     decoder, names = _prepared(kind)
+    value = without_mark(value)
     if len(value) > MAX_BYTES:
         reason = f"the document has {len(value)} bytes; the limit is {MAX_BYTES}"
         return [Fault("", reason, "decode")]
@@ -72,6 +77,11 @@ def shown(value: object) -> str:
 def shortened(text: str, limit: int = _LONGEST_KEY) -> str:
     """Return a text, or its beginning and an ellipsis; what others write can be very long."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def key_shown(key: str) -> str:
+    """Return a key for a message: shortened, and never empty."""
+    return shortened(key) or UNNAMED
 
 
 @cache

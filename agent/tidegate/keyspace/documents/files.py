@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tidegate.errors import ConfigError
-from tidegate.keyspace.documents.decode import shortened
+from tidegate.keyspace.documents.decode import key_shown
 from tidegate.keyspace.documents.json_yaml import (
     Entry,
     TextError,
@@ -34,6 +34,7 @@ from tidegate.keyspace.documents.json_yaml import (
 )
 from tidegate.keyspace.documents.validate import validate
 from tidegate.keyspace.paths import SETTINGS_KEY
+from tidegate.model.byte_order_mark import without_mark
 from tidegate.model.values import EMPTY, Desired, Document, Rejection, Snapshot, Stage
 
 _YAML: Final = (".yaml", ".yml")
@@ -104,9 +105,9 @@ class Documents:
         return Checked(desired, tuple(sorted(faults, key=lambda fault: fault[:4])))
 
     def _placed(self, rejection: Rejection) -> Fault:
-        # A very long key is shortened in its rejection.
+        # A very long key is shortened in its rejection, and one without a name has one there.
         place = self.places.get(rejection.key) or next(
-            place for key, place in self.places.items() if shortened(key) == rejection.key
+            place for key, place in self.places.items() if key_shown(key) == rejection.key
         )
         return Fault(*place, rejection.key, rejection.field, rejection.reason, rejection.stage)
 
@@ -185,7 +186,7 @@ def _read_file(found: Documents, file: str, data: bytes) -> None:
 
 def _read_one(found: Documents, file: str, key: str, data: bytes) -> None:
     """Read a file that is one document, whose key is its path."""
-    line, value = 1, data
+    line, value = 1, without_mark(data)
     try:
         text = _text(data)
         if _is_yaml(file, text):

@@ -6,19 +6,15 @@ agent reads all keys of its release at each change, and nearly all are unchanged
 documents are in `validate`.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tidegate.keyspace.documents.build import build_backend, build_pool, build_vip
 from tidegate.keyspace.documents.decode import Fault, decode
 from tidegate.keyspace.paths import NAME_RULE, SETTINGS_KEY, is_name
-from tidegate.model.documents import (
-    BackendDocument,
-    PoolDocument,
-    SettingsDocument,
-    VipDocument,
-)
-from tidegate.model.values import Backend, BackendKey, Document, Pool, Vip
+from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
+from tidegate.model.values import Address, Backend, BackendKey, Document, Pool, Vip
 
 Kind: TypeAlias = Literal["settings", "vip", "pool", "backend", "unknown"]
 
@@ -49,6 +45,8 @@ class ParseCache:
         vips: by name, in any order; so are the others.
         refused: keys that are refused for themselves, by key.
         hash_seed: that of `settings`; None if it has none or is refused.
+        addresses: how many backends of a pool have an address.
+        shared: those that more than one has.
     """
 
     def __init__(self) -> None:
@@ -58,6 +56,8 @@ class ParseCache:
         self.backends: dict[BackendKey, Backend] = {}
         self.refused: dict[str, ParsedKey] = {}
         self.hash_seed: str | None = None
+        self.addresses: Counter[tuple[str, Address]] = Counter()
+        self.shared: set[tuple[str, Address]] = set()
 
     def update(self, documents: Mapping[str, Document]) -> None:
         """Parse what is new or changed among these documents, and forget all others."""
@@ -67,8 +67,8 @@ class ParseCache:
             if known is None:
                 self._add(key, parse_key(key, document))
             elif known.document is not document:
+                self._forget(key, known)
                 if known.document.value != document.value:
-                    self._forget(key, known)
                     known = parse_key(key, document)
                 self._add(key, known._replace(document=document))
         if len(parsed) > len(documents):
@@ -81,6 +81,7 @@ class ParseCache:
         match parsed.found:
             case Backend() as backend:
                 self.backends[parsed.owner] = backend
+                self._count(backend, 1)
             case Vip() as vip:
                 self.vips[parsed.name] = vip
             case Pool() as pool:
@@ -92,8 +93,9 @@ class ParseCache:
 
     def _forget(self, key: str, parsed: ParsedKey) -> None:
         match parsed.found:
-            case Backend():
+            case Backend() as backend:
                 del self.backends[parsed.owner]
+                self._count(backend, -1)
             case Vip():
                 del self.vips[parsed.name]
             case Pool():
@@ -102,6 +104,16 @@ class ParseCache:
                 self.hash_seed = None
             case _:
                 del self.refused[key]
+
+    def _count(self, backend: Backend, by: int) -> None:
+        place = backend.pool, backend.address
+        self.addresses[place] += by
+        if self.addresses[place] > 1:
+            self.shared.add(place)
+        else:
+            self.shared.discard(place)
+        if not self.addresses[place]:
+            del self.addresses[place]
 
 
 def parse_key(key: str, document: Document) -> ParsedKey:
@@ -119,6 +131,8 @@ def parse_key(key: str, document: Document) -> ParsedKey:
             return ParsedKey(document, "backend", name, owner, _backend(owner, value))
         case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
             reason = f"a part of the key is not a name: {NAME_RULE}"
+        case [""]:
+            reason = f"the key has no name behind the release's prefix; {_SHAPES}"
         case _:
             reason = f"the key is not one of Tidegate's; {_SHAPES}"
     return ParsedKey(document, "unknown", "", _NO_OWNER, [Fault("", reason, "schema")])

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from tidegate.keyspace.documents.decode import Fault, shortened
+from tidegate.keyspace.documents.decode import Fault, key_shown
 from tidegate.model.values import Rejection, Snapshot, Stage
 
 
@@ -18,7 +18,7 @@ class Rejections:
         """Refuse a key; the revision is that of its document, or the snapshot's without one."""
         document = self._snapshot.documents.get(key)
         revision = self._snapshot.revision if document is None else document.mod_revision
-        self._found.append(Rejection(shortened(key), field, reason, stage, revision))
+        self._found.append(Rejection(key_shown(key), field, reason, stage, revision))
 
     def add_all(self, key: str, faults: Iterable[Fault]) -> None:
         """Refuse a key for every fault of its document."""

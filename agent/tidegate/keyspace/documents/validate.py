@@ -11,29 +11,35 @@ The rules of one key are in `parse_cache`; those between documents are here:
   written first (lowest mod revision, then name) before the others, so every host decides the same
   from the same keys. Values that are kept from before get what is left. Networks that overlap are
   no conflict: packets go to an address before a port before a network, the longest first.
-* A QUIC server id belongs to one backend of its pool, by the same rule.
+* An address belongs to one backend of its pool, by the same rule, and so does a QUIC server id.
+* Addresses that are not for documents to have on this host are refused (`host_rules`).
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 from tidegate.keyspace.documents.decode import shown
+from tidegate.keyspace.documents.host_rules import (
+    ANYWHERE,
+    HostAddresses,
+    backend_fault,
+    vip_fault,
+)
 from tidegate.keyspace.documents.parse_cache import ParseCache, ParsedKey
 from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
-from tidegate.model.documents import Protocol
 from tidegate.model.values import (
+    Address,
     Backend,
     BackendKey,
     Desired,
-    Network,
+    Endpoint,
     Pool,
     Rejection,
     Snapshot,
     Vip,
 )
-
-Endpoint: TypeAlias = tuple[Network, int, Protocol]
 
 _K = TypeVar("_K", str, BackendKey)
 _V = TypeVar("_V", Vip, Pool, Backend)
@@ -56,17 +62,25 @@ class _Work:
     backends: dict[BackendKey, Backend]
     vips: dict[str, Vip]
     rejections: Rejections
+    host: HostAddresses
     kept: dict[str, Vip] = field(default_factory=dict)
     hash_seed: str | None = None
+    has_last_backends: bool = False
 
 
-def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = None) -> Validation:
+def validate(
+    snapshot: Snapshot,
+    last_good: Desired,
+    cache: ParseCache | None = None,
+    host: HostAddresses = ANYWHERE,
+) -> Validation:
     """Check every document and every reference, in one pass that finds all faults.
 
     Args:
         snapshot: keys relative to the release.
         last_good: the `desired` of the last validation, or EMPTY.
         cache: of the last validation; makes this one faster, and changes nothing else.
+        host: where the documents are to be in force.
     """
     cache = cache or ParseCache()
     cache.update(snapshot.documents)
@@ -77,14 +91,18 @@ def validate(snapshot: Snapshot, last_good: Desired, cache: ParseCache | None = 
         backends=dict(cache.backends),
         vips=dict(cache.vips),
         rejections=Rejections(snapshot),
+        host=host,
         hash_seed=cache.hash_seed,
     )
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
+    _leave_own_addresses(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
     _require_backends_pools(work)
+    _require_backends_addresses(work)
+    _share_addresses(work, cache)
     _share_server_ids(work)
     desired = Desired(
         revision=snapshot.revision,
@@ -107,12 +125,21 @@ def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
     name, owner, last = parsed.name, parsed.owner, work.last
     if parsed.kind == "backend" and owner in last.backends:
         work.backends[owner] = last.backends[owner]
+        work.has_last_backends = True
     elif parsed.kind == "vip" and name in last.vips:
         work.kept[name] = last.vips[name]
     elif parsed.kind == "pool" and name in last.pools:
         work.pools[name] = last.pools[name]
     elif parsed.kind == "settings":
         work.hash_seed = last.hash_seed
+
+
+def _leave_own_addresses(work: _Work) -> None:
+    """Refuse VIPs that have an address of this host itself."""
+    for name, vip in list(work.vips.items()):
+        fault = vip_fault(vip, work.host)
+        if fault:
+            _demote(work, name, "address", f"address {fault}")
 
 
 def _require_pools(work: _Work) -> None:
@@ -165,7 +192,7 @@ def _share_endpoints(work: _Work) -> None:
 
     def rank(name: str) -> tuple[bool, int, str]:
         last = work.last.vips.get(name)
-        in_force = last is not None and _endpoint(last) == _endpoint(wanted[name])
+        in_force = last is not None and last.endpoint == wanted[name].endpoint
         return not in_force, documents[vip_key(name)].create_revision, name
 
     losers = True
@@ -174,16 +201,12 @@ def _share_endpoints(work: _Work) -> None:
         owners: dict[Endpoint, str] = {}
         losers = False
         for name in sorted(wanted, key=rank):
-            owner = owners.setdefault(_endpoint(wanted[name]), name)
+            owner = owners.setdefault(wanted[name].endpoint, name)
             if owner != name:
                 losers = True
                 reason = f"the VIP {owner} has this address, port and protocol; change one of them"
                 _demote(work, name, "address", reason)
     work.vips.update(work.kept)
-
-
-def _endpoint(vip: Vip) -> Endpoint:
-    return vip.network, vip.port, vip.protocol
 
 
 def _keep_used_pools(work: _Work) -> None:
@@ -215,27 +238,63 @@ def _require_backends_pools(work: _Work) -> None:
         work.rejections.add(backend_key(*owner), "", reason, "reference")
 
 
+def _share_addresses(work: _Work, cache: ParseCache) -> None:
+    """Give each address of a pool to one backend, by the rule for addresses of VIPs.
+
+    One server with two names would have two shares and two ids, and taking one name out would leave
+    the other in. That an address has one name is what its flows' identity rests on.
+    """
+    if cache.shared or work.has_last_backends:  # else all are as they were parsed, and differ
+        _share(work, "address", lambda backend: (backend.pool, backend.address))
+
+
+def _require_backends_addresses(work: _Work) -> None:
+    """Refuse backends whose address is a VIP's, or not for a backend on this host."""
+    at: dict[Address, list[Vip]] = {}
+    for vip in work.vips.values():
+        if not vip.is_network:
+            at.setdefault(vip.address, []).append(vip)
+    for owner, backend in list(work.backends.items()):
+        fault = backend_fault(backend.address, at.get(backend.address, ()), work.host)
+        if not fault:
+            continue
+        work.rejections.add(backend_key(*owner), "address", f"address {fault}", "reference")
+        if owner in work.last.backends:
+            work.backends[owner] = work.last.backends[owner]
+            work.has_last_backends = True
+        else:
+            del work.backends[owner]
+
+
 def _share_server_ids(work: _Work) -> None:
-    """Give each QUIC server id of a pool to one backend, by the rule for addresses of VIPs."""
+    """Give each QUIC server id of a pool to one backend, by the same rule."""
+    _share(
+        work,
+        "quic_server_id",
+        lambda backend: (backend.pool, backend.quic_server_id) if backend.quic_server_id else None,
+    )
+
+
+def _share(work: _Work, name: str, of: Callable[[Backend], Hashable | None]) -> None:
+    """Refuse backends that want what another one has; None is nothing to have."""
     documents = work.snapshot.documents
 
     def rank(owner: BackendKey) -> tuple[bool, int, BackendKey]:
         last, wanted = work.last.backends.get(owner), work.backends[owner]
-        in_force = last is not None and last.quic_server_id == wanted.quic_server_id
+        in_force = last is not None and of(last) == of(wanted)
         return not in_force, documents[backend_key(*owner)].create_revision, owner
 
     losers = True
     while losers:
-        having = [owner for owner, backend in work.backends.items() if backend.quic_server_id]
-        owners: dict[tuple[str, bytes], BackendKey] = {}
+        having = [owner for owner, backend in work.backends.items() if of(backend) is not None]
+        owners: dict[Hashable, BackendKey] = {}
         losers = False
         for owner in sorted(having, key=rank):
-            server_id = work.backends[owner].quic_server_id
-            first = owners.setdefault((owner.pool, server_id), owner)
+            first = owners.setdefault(of(work.backends[owner]), owner)
             if first != owner:
                 losers = True
-                reason = f"quic_server_id is that of the backend {first.name}; choose another one"
-                work.rejections.add(backend_key(*owner), "quic_server_id", reason, "reference")
+                reason = f"{name} is that of the backend {first.name}; choose another one"
+                work.rejections.add(backend_key(*owner), name, reason, "reference")
                 last = work.last.backends.get(owner)
                 if last is None or last == work.backends[owner]:
                     del work.backends[owner]

@@ -104,9 +104,27 @@ class Etcd:
         request = self.messages.PutRequest(key=key, value=value, lease=lease)
         self._unary(f"write {key.decode()}", lambda client: client.kvstub.Put, request)
 
-    def replace(self, values: Mapping[str, bytes | None], lease: int) -> None:
-        """Write keys under a lease, or delete them (None), whatever they are; one transaction."""
+    def replace(
+        self, values: Mapping[str, bytes | None], lease: int, held: str, revision: int
+    ) -> int | None:
+        """Write keys under a lease, or delete them (None), in one transaction.
+
+        Args:
+            values: by key, whatever is there.
+            lease: they live under it.
+            held: a key that must be as it was left, or nothing is written.
+            revision: its modification revision; 0 if it must not exist.
+
+        Returns:
+            The revision of the writes, or None if the key is not so.
+        """
         messages = self.messages
+        compare = messages.Compare(
+            key=held.encode(),
+            target=messages.Compare.MOD,
+            result=messages.Compare.EQUAL,
+            mod_revision=revision,
+        )
         operations = [
             messages.RequestOp(request_delete_range=messages.DeleteRangeRequest(key=key.encode()))
             if value is None
@@ -115,9 +133,10 @@ class Etcd:
             )
             for key, value in values.items()
         ]
-        request = messages.TxnRequest(success=operations)
+        request = messages.TxnRequest(compare=[compare], success=operations)
         named = ", ".join([*values][:3])
-        self._unary(f"write {named}", lambda client: client.kvstub.Txn, request)
+        answer = self._unary(f"write {named}", lambda client: client.kvstub.Txn, request)
+        return int(answer.header.revision) if answer.succeeded else None
 
     def commit(self, writes: Sequence[Write]) -> Message:
         """Make all writes if every key is as expected; else read the keys. One transaction."""

@@ -23,7 +23,7 @@ from tidegate.keyspace.status.parts import (
     TrafficStatus,
     Usage,
 )
-from tidegate.model.documents import Name, Time
+from tidegate.model.document_types import Name, Time
 from tidegate.model.values import Rejection
 
 State = Literal["starting", "synced", "degraded", "frozen", "stale"]
@@ -34,6 +34,16 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     version: Annotated[str, Meta(description="Version of the agent.", examples=["0.1.0"])]
     host: Annotated[Name, Meta(description="Name of the host.", examples=["lb1"])]
+    instance: Annotated[
+        str,
+        Meta(
+            description=(
+                "Boot id of the host and number of its data plane: it stays when the agent "
+                "restarts, and no other host has it, so two hosts of one name are told apart."
+            ),
+            examples=["0f2c9a52-6d0e-4c7b-9a55-0a3f7f1f5b0e/412"],
+        ),
+    ] = ""
     track: Annotated[
         Name, Meta(description="Track that the host follows.", examples=["stable"])
     ] = "stable"
@@ -104,7 +114,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         str,
         Meta(
             description="Why it is not ready; empty if it is.",
-            examples=["", "eth0: the gateway's MAC address is not resolved yet"],
+            examples=["", "eth0 has no carrier, and IPv4 backends need it"],
         ),
     ] = ""
     freeze: Annotated[

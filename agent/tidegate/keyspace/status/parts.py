@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tidegate.model.documents import Name, Time
+from tidegate.model.document_types import Name, Time
 from tidegate.model.steering import Guard
 
 Count = Annotated[int, Meta(ge=0, extra_json_schema={"unit": "1"})]

@@ -65,9 +65,11 @@ def votes(
 def _signed(key: str) -> tuple[str, BackendKey] | None:
     """Return whose verdict a key is, and on what; None if it is not a verdict's key."""
     parts = key.split("/")
-    if len(parts) != _PARTS or not all(map(is_name, parts)):
+    if len(parts) != _PARTS or not all(map(is_name, parts[:2])):
         return None
     host, pool, backend = parts
+    if not (is_name(backend) or backend.startswith("@")):  # one that lost its name and leaves
+        return None
     return host, BackendKey(pool, backend)
 
 

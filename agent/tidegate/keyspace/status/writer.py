@@ -3,8 +3,9 @@
 
 `submit` and `submit_verdicts` never block and never fail; only what was given last counts. The
 lease makes the keys disappear when the host dies. If the lease was lost (etcd did not answer for
-longer than its time, or was wiped), all is written again under a new one. The content is decided
-elsewhere.
+longer than its time, or was wiped), all is written again under a new one. A lease is not renewed
+while etcd refuses what is new: a status that cannot follow its host must go, not lie. Nor is it
+while whoever submits hangs. Whose name it is, is decided in `claim`; the content elsewhere.
 """
 
 import threading
@@ -18,6 +19,7 @@ from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.retry import until_done
 from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status.claim import Claim
 from tidegate.keyspace.status.document import StatusDocument, encode
 
 log = EventLog(__name__)
@@ -27,6 +29,9 @@ _MIN_INTERVAL: Final = 0.25
 
 _BATCH: Final = 100
 """Keys in one transaction; etcd takes 128 operations."""
+
+_LOOKS: Final = 10
+"""So often in the time of a lease it is looked whether whoever hangs goes on."""
 
 _GONE_AGAIN: Final = frozenset({Remedy.RETRY, Remedy.LOGIN})
 
@@ -40,6 +45,7 @@ class StatusWriter:
         key: str,
         on_error: Callable[[str], None] = lambda _reason: None,
         on_written: Callable[[StatusDocument], None] = lambda _status: None,
+        hang: Callable[[], str] = lambda: "",
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -49,6 +55,7 @@ class StatusWriter:
             on_error: gets the reason when writing fails, and an empty text when it works again; on
                 the writer's thread.
             on_written: gets each status that etcd has taken, on the writer's thread.
+            hang: why nothing is renewed, as whoever submits does not go on; empty if it does.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -57,8 +64,12 @@ class StatusWriter:
         self._key = key
         self._on_error = on_error
         self._on_written = on_written
+        self._hang = hang
         self._status: StatusDocument | None = None
         self._etcd = Etcd(settings)
+        self._claim = Claim(self._etcd, key, settings.status_ttl)
+        self._is_claimed = False
+        self._refusal = ""
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._latest: dict[str, bytes] = {}
@@ -67,6 +78,11 @@ class StatusWriter:
         self._renew_at = 0.0
         self._error = ""
         self._thread = threading.Thread(target=self._run, name="tidegate-status", daemon=True)
+
+    @property
+    def problem(self) -> str:
+        """Why the status cannot be written until a person acts; empty if it can. For any thread."""
+        return self._claim.duplicate or self._refusal
 
     def start(self) -> None:
         """Start the thread; once."""
@@ -108,6 +124,7 @@ class StatusWriter:
                 self._keep()
             except CallFailed as failure:
                 reason, pause = failure.reason, self._settings.fatal_retry
+                self._refusal = "" if self._stop.is_set() else reason
             except Exception as error:
                 log.exception("status_writer_crashed")
                 reason, pause = f"an error in the agent: {error}", self._settings.fatal_retry
@@ -124,6 +141,11 @@ class StatusWriter:
             self._await_work()
             if self._stop.is_set():
                 return
+            hang = self._hang()
+            if hang:
+                self._report(hang)
+                self._stop.wait(self._settings.status_ttl / _LOOKS)
+                continue
             until_done(
                 self._step,
                 self._etcd,
@@ -132,6 +154,7 @@ class StatusWriter:
                 lambda failure: self._report(failure.reason),
                 again=_GONE_AGAIN,
             )
+            self._refusal = ""
             self._report("")
             self._stop.wait(_MIN_INTERVAL)
 
@@ -146,19 +169,23 @@ class StatusWriter:
                 self._changed.wait(max(due, 0.0) if self._latest else None)
 
     def _step(self) -> None:
-        """Renew or replace the lease if that is due; write what is new."""
+        """Replace the lease if it is lost, write what is new, and then renew it if that is due."""
         with self._changed:
             latest, status = dict(self._latest), self._status
         is_new = latest.get(self._key) != self._written.get(self._key)
         try:
-            if self._lease and time.monotonic() >= self._renew_at:
-                self._etcd.keep_alive(self._lease)
-                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
             if not self._lease:
                 self._lease = self._etcd.grant(self._settings.status_ttl)
                 self._renew_at = time.monotonic() + self._settings.status_ttl / 3
-                self._written = {}
+                self._is_claimed = False
+            if not self._is_claimed:
+                self._claim.look(status.instance if status else "")
+                self._is_claimed, self._written = True, {}
             self._write(latest)
+            if time.monotonic() >= self._renew_at:
+                self._claim.verify()
+                self._etcd.keep_alive(self._lease)
+                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
         except CallFailed as failure:
             if failure.remedy is not Remedy.RELIST:
                 raise
@@ -180,9 +207,10 @@ class StatusWriter:
             key: value for key, value in latest.items() if written.get(key) != value
         }
         changes |= dict.fromkeys(written.keys() - latest.keys())
-        rest = iter(changes.items())
+        # The status first: it is what holds the name.
+        rest = iter(sorted(changes.items(), key=lambda change: change[0] != self._key))
         while batch := dict(islice(rest, _BATCH)):
-            self._etcd.replace(batch, self._lease)
+            self._claim.write(batch, self._lease)
             for key, value in batch.items():
                 if value is None:
                     written.pop(key, None)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes backends' records, entries and server ids, and says which of them have to wait.
+
+A backend that is out and comes back while a table in force still names it waits for the new table:
+others stand in for it until then, and the new table is the first that has packets look for flows
+that began with them. So does its record, in case the agent dies in between.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from tidegate.dataplane.publish import backend_entries, ledger
+from tidegate.dataplane.publish.desired import DesiredMaps
+from tidegate.dataplane.publish.ledger import Kind, Place
+from tidegate.dataplane.publish.mirror import Mirror
+from tidegate.dataplane.publish.steps import Reached, Step
+from tidegate.model.generation import Generation, Identity, PlacedBackend
+
+_LIVING = (ledger.PoolRecord, ledger.BackendRecord)
+
+
+def returning(standing: Generation, generation: Generation) -> list[PlacedBackend]:
+    """Return backends that are out, are to be in again, and that a table in force names.
+
+    Args:
+        standing: what is in force, as packets meet it.
+        generation: what follows.
+    """
+    named: list[PlacedBackend] = []
+    for key, last in standing.backends.items():
+        placed, pool = generation.backends.get(key), standing.pools.get(key.pool)
+        if last.reachable or placed is None or not placed.reachable or pool is None:
+            continue
+        if placed.identity == last.identity and placed.identity.id in pool.table.current:
+            named.append(placed)
+    return named
+
+
+def write(
+    mirror: Mirror,
+    wanted: DesiredMaps,
+    changed: list[PlacedBackend],
+    reached: Reached,
+    later: Collection[Identity] = (),
+) -> None:
+    """Write records, then entries, then server ids.
+
+    Args:
+        mirror: the kernel's content.
+        wanted: what it shall hold.
+        changed: backends whose entries are written.
+        reached: called after each step.
+        later: backends that wait.
+    """
+    left = {Place(Kind.BACKEND, identity.id) for identity in later}
+    living = {p: r for p, r in wanted.records.items() if isinstance(r, _LIVING)}
+    mirror.record({place: record for place, record in living.items() if place not in left})
+    reached(Step.LEDGER_WRITTEN)
+    ready = [placed for placed in changed if placed.identity not in later]
+    ids = np.array([placed.identity.id for placed in ready], np.uint32)
+    for placed in ready:
+        pool = wanted.generation.pools.get(placed.backend.pool)
+        backend_entries.stage(mirror.entries[placed.identity.id], placed, pool)
+    mirror.write_entries(ids)
+    reached(Step.ENTRIES_STAGED)
+    # Every address is in place; now select it. A packet sees the old one or the new one.
+    for placed in ready:
+        backend_entries.select(mirror.entries[placed.identity.id], placed)
+    mirror.write_entries(ids)
+    reached(Step.ENTRIES_SELECTED)
+    mirror.put("quic_servers", wanted.maps["quic_servers"])
+    reached(Step.QUIC_WRITTEN)
