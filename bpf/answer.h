@@ -2,11 +2,12 @@
 /* What the balancer sends itself, from a VIP's address: replies to pings, "packet too big", and, where
  * a VIP asks for it, rejections of what no VIP takes.
  *
- * An answer goes back to the MAC address that the packet came from. All answers of a CPU share one
- * limit, so that nobody can use the balancer as a reflector. */
+ * An answer goes back to the MAC address that the packet came from. Each kind of answer has a limit of
+ * its own on each CPU: nobody can use the balancer as a reflector, and a flood of pings keeps nobody from
+ * learning that its packets are too big. */
 #pragma once
 
-#define ANSWER_RATE 10000 /* per second and CPU */
+#define ANSWER_RATE 10000 /* per second and CPU, of each kind */
 #define ANSWER_TTL 64
 #define ICMP_QUOTE 64 /* bytes of the IP packet that a v4 error quotes: its header, and 8 at least */
 #define ICMP6_QUOTE 1232 /* fills 1280 bytes, as RFC 4443 section 2.4 (c) wants */
@@ -29,10 +30,11 @@ static __always_inline bool may_be_answered(const struct packet *packet)
 	return source[0] || source[1] || source[2] || bpf_ntohl(source[3]) > 1;
 }
 
-static __always_inline bool may_answer(void)
+enum answer { ANSWER_PING, ANSWER_TOO_BIG, ANSWER_REJECTION };
+
+static __always_inline bool may_answer(u32 answer)
 {
-	u32 zero = 0;
-	struct bucket *bucket = answer_limits.lookup(&zero);
+	struct bucket *bucket = answer_limits.lookup(&answer);
 
 	return bucket && take(bucket, ANSWER_RATE, bpf_jiffies64());
 }
@@ -288,8 +290,8 @@ static __always_inline bool reject(struct xdp_md *ctx, const struct packet *pack
 	    !may_be_answered(packet))
 		return false;
 	if (packet->kind == KIND_TCP)
-		return packet->length >= packet->l4 + packet->headers && may_answer() &&
+		return packet->length >= packet->l4 + packet->headers && may_answer(ANSWER_REJECTION) &&
 		       answer_reset(ctx, packet);
-	return may_answer() && answer_unreachable(ctx, packet);
+	return may_answer(ANSWER_REJECTION) && answer_unreachable(ctx, packet);
 }
 #endif

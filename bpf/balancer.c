@@ -107,7 +107,7 @@ static __always_inline int handle_icmp(struct xdp_md *ctx, struct vip **vip, str
 			return DROP_FRAGMENT;
 		if (!may_be_answered(packet))
 			return DROP_BAD_SOURCE;
-		if (!may_answer())
+		if (!may_answer(ANSWER_PING))
 			return DROP_ECHO_LIMIT;
 		return answer_echo(data, end, packet) ? ANSWERED : DROP_BAD_LENGTH;
 	}
@@ -154,7 +154,7 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 	if (packet->length > link->mtu && !packet->is_error)
 		return DROP_MERGED;
 	if (packet->length > fit->limit) {
-		if (!may_be_answered(packet) || !may_answer())
+		if (!may_be_answered(packet) || !may_answer(ANSWER_TOO_BIG))
 			return DROP_TOO_BIG;
 		if (!(packet->is_v6 ? answer_too_big6(ctx, packet, fit->limit) :
 				      answer_too_big4(ctx, packet, fit->limit)))

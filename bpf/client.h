@@ -29,8 +29,7 @@ static __always_inline u32 leading_bits(u32 word, int bits)
 	return bits >= 32 ? word : word & bpf_htonl(0xffffffffU << (32 - bits));
 }
 
-/* False if the client's prefix has sent its share of SYNs. The buckets are shared by the CPUs
- * without a lock: a race lets a SYN too many through, or one too few. */
+/* False if the client's prefix has sent its share of SYNs. */
 static __always_inline bool syn_is_within_limit(const struct vip *vip, const struct packet *packet)
 {
 	int bits = packet->is_v6 ? vip->syn_prefix6 : 96 + vip->syn_prefix4;
@@ -42,10 +41,10 @@ static __always_inline bool syn_is_within_limit(const struct vip *vip, const str
 		key.prefix[i] = leading_bits(packet->source[i], bits - 32 * i);
 	bucket = syn_limits.lookup(&key);
 	if (!bucket) {
-		struct bucket fresh = { .tokens = (u64)(vip->syn_rate - 1) * TOKEN, .at = now };
+		struct bucket fresh = { .spent = (now << FRACTION) - SECOND + SECOND / vip->syn_rate };
 
 		syn_limits.update(&key, &fresh);
 		return true;
 	}
-	return take(bucket, vip->syn_rate, now);
+	return take_shared(bucket, vip->syn_rate, now);
 }

@@ -7,9 +7,20 @@
 
 #define TICK_MASK 0xffff
 
+#define TICKS_AHEAD 2 /* that a CPU may be behind another: more than any is */
+
 static __always_inline u32 tick_now(void)
 {
 	return (bpf_jiffies64() >> TICK_SHIFT) & TICK_MASK;
+}
+
+/* The ticks that have passed from one moment to another. What another CPU wrote in a tick that had not
+ * begun when this one read its clock is new, and not three days old. */
+static __always_inline u32 passed(u32 then, u32 now)
+{
+	u32 age = (now - then) & TICK_MASK;
+
+	return age > TICK_MASK - TICKS_AHEAD ? 0 : age;
 }
 
 /* The age in ticks above which more than so many seconds have passed. */

@@ -147,10 +147,10 @@ struct quic_server {
 	u32 backend_incarnation;
 };
 
-/* A limit: tokens are refilled by the time since, up to one second's worth. */
+/* A limit (limit.h). */
 struct bucket {
-	u64 tokens; /* in 1/2^20 */
-	u64 at; /* jiffies */
+	u64 spent; /* moment up to which its tokens are spent, in 1/2^24 of a jiffy */
+	u64 unused;
 };
 
 struct limit_key {

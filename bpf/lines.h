@@ -85,7 +85,7 @@ static __always_inline u32 vip_of(u32 state)
 
 static __always_inline u32 age_of(u32 state, u32 tick)
 {
-	return (tick - (state >> TICK_IN_STATE)) & TICK_MASK;
+	return passed(state >> TICK_IN_STATE, tick);
 }
 
 static __always_inline bool find_in_line(struct found *found, const struct line *line, u32 number,

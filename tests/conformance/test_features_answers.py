@@ -18,7 +18,8 @@ from tidegate.dataplane.kernel import maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import Reason
 from tidegate.spec import Result, Verdict
-from tidegate.spec.answer import RATE
+from tidegate.spec.answer import RATE, Answer
+from tidegate.spec.limit import FRACTION
 
 pytestmark = pytest.mark.root
 
@@ -70,10 +71,11 @@ def test_a_ping_on_a_vlan_is_answered_on_it(both: Both) -> None:
     assert out[ICMP].type == 0
 
 
-def spend(kernel: Kernel) -> None:
-    """Use up the answers that are left; more come with the next jiffy."""
-    bucket = struct.pack("<QQ", 0, kernel.now()) * maps.cpu_count()
-    bpf.map_update(kernel.maps["answer_limits"], bytes(4), bucket)
+def spend(kernel: Kernel, kind: Answer) -> None:
+    """Use up the answers of a kind that are left; more come with the next jiffy."""
+    bucket = struct.pack("<QQ", kernel.now() << FRACTION, 0) * maps.cpu_count()
+    key = kind.to_bytes(4, "little")
+    bpf.map_update(kernel.maps["answer_limits"], key, bucket)
 
 
 def test_pings_have_a_limit(alone: Kernel) -> None:
@@ -82,7 +84,7 @@ def test_pings_have_a_limit(alone: Kernel) -> None:
     assert {alone.run(ping)[0] for _ in range(RATE)} == {Verdict.TX}
     verdicts = []
     for _ in range(20):
-        spend(alone)
+        spend(alone, Answer.PING)
         verdicts.append(alone.run(ping)[0])
     dropped = verdicts.count(Verdict.DROP)
     assert dropped > 0
@@ -91,6 +93,17 @@ def test_pings_have_a_limit(alone: Kernel) -> None:
     assert counters.answered == RATE + 20 - dropped
     alone.refill()
     assert alone.run(ping)[0] is Verdict.TX
+
+
+def test_pings_take_nothing_from_packets_too_big(alone: Kernel) -> None:
+    """However many pings come, who sends too much is told so: each kind has its own limit."""
+    ping, large = bytes(ETHER / ip4() / ICMP()), tcp("A", data="x" * 1460)
+    for _ in range(3):
+        for _ in range(RATE):
+            alone.run(ping)
+        verdict, out = alone.run(large)
+        assert verdict is Verdict.TX
+        assert Ether(out)[ICMP].code == 4
 
 
 ROADS = {
@@ -124,11 +137,11 @@ def test_what_fits_is_sent_and_one_byte_more_is_not(both: Both, ip: Packet, name
 
 
 def test_a_packet_too_big_is_dropped_beyond_the_limit(alone: Kernel) -> None:
-    """All answers of a CPU share one limit, so that nobody makes a reflector of us."""
+    """A limit for each CPU, so that nobody makes a reflector of us."""
     big = tcp("A", data="x" * 1460)
     verdicts = []
     for _ in range(20):
-        spend(alone)
+        spend(alone, Answer.TOO_BIG)
         verdicts.append(alone.run(big)[0])
     (counters,) = alone.vip_counters().values()
     assert counters.drops == {Reason.TOO_BIG: verdicts.count(Verdict.DROP)}

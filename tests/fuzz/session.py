@@ -23,7 +23,7 @@ from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Vip
 from tidegate.planner import plan
 from tidegate.spec import Link, Result
-from tidegate.spec.limit import TOKEN, Bucket
+from tidegate.spec.limit import Bucket
 from tidegate.spec.simulation import counters, differences, tables
 
 FIRST_SECOND: Final = 1000
@@ -116,18 +116,19 @@ class Session:
         state, fds, now = self._state, self._kernel.maps, self._kernel.now()
         turn = self._sent // _REFILL_FRAMES % 2
         for identity, vip in ((p.identity, p.vip) for p in self._generation.vips.values()):
-            fill = Bucket((turn if vip.insert_limit == 1 else vip.insert_limit) * TOKEN, now)
+            limit, clock = vip.insert_limit, state.settings.clock
+            fill = Bucket.holding(turn if limit == 1 else limit, limit, now, clock)
             state.insert_limits[identity.id] = fill
-            values = np.array([(fill.tokens, now)] * maps.cpu_count(), layout.BUCKET)
+            values = np.array([(fill.spent, 0)] * maps.cpu_count(), layout.BUCKET)
             key = identity.id.to_bytes(4, sys.byteorder)
             bpf.map_update(fds["insert_limits"], key, values.tobytes())
             for id_, prefix in list(state.syn_limits):
                 if id_ != identity.id or vip.syn_limit is None:
                     continue
                 rate = vip.syn_limit.rate
-                fill = Bucket((turn if rate == 1 else rate) * TOKEN, now)
+                fill = Bucket.holding(turn if rate == 1 else rate, rate, now, clock)
                 state.syn_limits[id_, prefix] = fill
-                value = np.array((fill.tokens, now), layout.BUCKET)
+                value = np.array((fill.spent, 0), layout.BUCKET)
                 bpf.map_update(fds["syn_limits"], key + prefix, value.tobytes())
 
     def send(self, frame: bytes) -> tuple[Result, str | None]:

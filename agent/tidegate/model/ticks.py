@@ -14,6 +14,20 @@ TICKS: Final = 1 << 16
 """After so many ticks, three days at least, the count begins again."""
 
 
+AHEAD: Final = 2
+"""Ticks that a CPU may be behind another: more than any is."""
+
+
+def passed(then: int, now: int) -> int:
+    """Return the ticks from one moment to another.
+
+    What another CPU wrote in a tick that had not begun when this one read its clock is new, and not
+    three days old.
+    """
+    age = (now - then) % TICKS
+    return 0 if age >= TICKS - AHEAD else age
+
+
 @dataclass(frozen=True)
 class Clock:
     """The clock of a kernel.
@@ -40,7 +54,7 @@ class Clock:
 
     def age(self, tick: int, jiffies: int) -> int:
         """Return the ticks that have passed since a tick."""
-        return (self.tick(jiffies) - tick) % TICKS
+        return passed(tick, self.tick(jiffies))
 
     def limit(self, seconds: int) -> int:
         """Return the age in ticks above which more than so many seconds have passed."""

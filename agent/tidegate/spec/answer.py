@@ -2,6 +2,7 @@
 """What the balancer sends itself, from a VIP's address: replies to pings, "packet too big"."""
 
 import struct
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -10,7 +11,7 @@ from tidegate.spec.checksum import checksum, updated
 from tidegate.spec.packet import Kind, Packet
 
 RATE: Final = 10_000
-"""Answers per second and CPU, of all kinds."""
+"""Answers per second and CPU, of each kind."""
 _TTL: Final = 64
 _QUOTE4: Final = 64
 """Bytes of the IP packet that a v4 error quotes: its header, and 8 more at the least."""
@@ -24,6 +25,14 @@ _NO_HOSTS6: Final = (IPv6Address("::"), IPv6Address("::1"))
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 _ECHO, _ECHO_REPLY = 8, 0
 _ECHO6, _ECHO_REPLY6 = 128, 129
+
+
+class Answer(IntEnum):
+    """A kind of answer, each of which has a limit of its own."""
+
+    PING = 0
+    TOO_BIG = 1
+    REJECTION = 2
 
 
 def may_be_answered(packet: Packet) -> bool:

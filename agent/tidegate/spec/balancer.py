@@ -8,6 +8,7 @@ from typing import Final
 from tidegate.model.address import unpacked
 from tidegate.model.decision import Decision, Reason
 from tidegate.spec import answer, events, icmp_error
+from tidegate.spec.answer import Answer
 from tidegate.spec.clamp import clamp_mss
 from tidegate.spec.client import pool_for, syn_is_within_limit
 from tidegate.spec.encapsulate import encapsulate, tunnel_to
@@ -103,7 +104,7 @@ def _unserved(state: State, packet: Packet, frame: bytes, now: int) -> Result:
         return Result(Verdict.PASS, frame)
     if address.unserved == "reject" and answer.may_be_answered(packet):
         rejection = answer.rejection(packet, frame)
-        if rejection and state.answers.take(answer.RATE, now, state.settings.clock):
+        if rejection and state.may_answer(Answer.REJECTION, now):
             return _answered(state, address, rejection)
     return _drop(state, address, frame, Reason.UNSERVED)
 
@@ -191,7 +192,7 @@ def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now:
         return _drop(state, vip, frame, Reason.FRAGMENT)
     if not answer.may_be_answered(packet):
         return _drop(state, vip, frame, Reason.BAD_SOURCE)
-    if not state.answers.take(answer.RATE, now, state.settings.clock):
+    if not state.may_answer(Answer.PING, now):
         return _drop(state, vip, frame, Reason.ECHO_LIMIT)
     return _answered(state, vip, answer.echo_reply(packet, frame))
 
@@ -210,9 +211,7 @@ def _forward(
         # No sender of it would learn anything from an answer but to send ever smaller ones.
         return _drop_of_flow(state, about, frame, Reason.MERGED, choice)
     if packet.length > tunnel.limit:
-        may_answer = answer.may_be_answered(packet) and state.answers.take(
-            answer.RATE, now, state.settings.clock
-        )
+        may_answer = answer.may_be_answered(packet) and state.may_answer(Answer.TOO_BIG, now)
         error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
         if error is None:
             return _drop_of_flow(state, about, frame, Reason.TOO_BIG, choice)

@@ -2,7 +2,7 @@
 """What depends on who the client is: denied, routed to another pool, or sending too many SYNs."""
 
 from tidegate.model.address import unpacked
-from tidegate.spec.limit import TOKEN, Bucket
+from tidegate.spec.limit import Bucket
 from tidegate.spec.packet import Packet
 from tidegate.spec.state import State, VipEntry
 
@@ -26,6 +26,7 @@ def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int)
     prefix = (int.from_bytes(packet.source) & mask).to_bytes(16)
     key = entry.identity.id, prefix
     if key not in state.syn_limits:
-        state.syn_limits[key] = Bucket((limit.rate - 1) * TOKEN, now)
+        clock = state.settings.clock
+        state.syn_limits[key] = Bucket.holding(limit.rate - 1, limit.rate, now, clock)
         return True
     return state.syn_limits[key].take(limit.rate, now, state.settings.clock)

@@ -14,7 +14,7 @@ know the ports, and to guess 16 bits of the number; a forged RST takes as much t
 
 from typing import Final
 
-from tidegate.model.ticks import TICKS, Clock
+from tidegate.model.ticks import Clock, passed
 from tidegate.spec.lines import COPIED, ENDING, SPOKE, Entry, Lines, state_of
 from tidegate.spec.packet import Packet
 from tidegate.spec.state import BackendEntry, VipEntry
@@ -35,7 +35,7 @@ def follow(flows: Lines, key: int, vip: int, packet: Packet, tick: int) -> None:
         flags |= ENDING
     elif not flags & ENDING:
         flags |= SPOKE
-    elif (tick - entry.tick) % TICKS >= _SILENCE_TICKS:
+    elif passed(entry.tick, tick) >= _SILENCE_TICKS:
         flags = flags & ~ENDING | SPOKE
     flows.entries[place] = entry._replace(state=state_of(tick, vip, flags))
 

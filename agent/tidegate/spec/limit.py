@@ -1,30 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token buckets: limits for floods. A bucket holds one second's worth at most."""
+"""Token buckets: limits for floods. A bucket holds one second's worth at most.
+
+A bucket is one number, the moment up to which its tokens are spent (the generic cell rate
+algorithm, ITU-T I.371): a token is worth 1 / rate of a second, and one can be taken if that much
+lies between that moment and now. CPUs that share a bucket then need one addition alone.
+"""
 
 from dataclasses import dataclass
 from typing import Final
 
 from tidegate.model.ticks import Clock
 
-TOKEN: Final = 1 << 20
+FRACTION: Final = 24
+"""Bits of a jiffy in a bucket's moment."""
 
 
 @dataclass
 class Bucket:
-    """Tokens in 1/2^20, and when they were last refilled (jiffies)."""
+    """A bucket, full if it is older than a second.
 
-    tokens: int = 0
-    at: int = 0
+    Attributes:
+        spent: moment up to which its tokens are spent, in 1/2^24 of a jiffy.
+    """
+
+    spent: int = 0
+
+    @classmethod
+    def holding(cls, tokens: int, rate: int, now: int, clock: Clock) -> "Bucket":
+        """Return a bucket with so many tokens at a moment (jiffies)."""
+        second = clock.hz << FRACTION
+        return cls((now << FRACTION) - second + (rate - tokens) * (second // rate))
 
     def take(self, rate: int, now: int, clock: Clock) -> bool:
-        """Take one token if there is one; `rate` is in tokens per second."""
-        passed = now - self.at
-        full = rate * TOKEN
-        refill = full if passed >= clock.hz else full * passed // clock.hz
-        if refill:
-            self.tokens = min(full, self.tokens + refill)
-            self.at = now
-        if self.tokens < TOKEN:
+        """Take one token if there is one; `rate` is in tokens per second, `now` in jiffies."""
+        second, moment = clock.hz << FRACTION, now << FRACTION
+        token = second // rate
+        self.spent = max(self.spent, moment - second)
+        if moment - self.spent < token:
             return False
-        self.tokens -= TOKEN
+        self.spent += token
         return True

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tidegate.model.ticks import TICKS
+from tidegate.model.ticks import TICKS, passed
 
 LINE_ENTRIES: Final = 5
 FINGERPRINT: Final = (1 << 40) - 1
@@ -132,7 +132,7 @@ class Lines:
 
 def _claim(entry: Entry, tick: int) -> int:
     """Return how readily an entry makes room; 0: not at all."""
-    quiet = (tick - entry.tick) % TICKS
+    quiet = passed(entry.tick, tick)
     if entry.flags & ENDING:
         return 2 * TICKS + quiet
     if not entry.flags & SPOKE:

@@ -15,6 +15,7 @@ from tidegate.model.generation import Generation, Identity, PlacedVip, Table
 from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.ticks import Clock
 from tidegate.model.values import Address, Network, Vip
+from tidegate.spec.answer import RATE, Answer
 from tidegate.spec.limit import Bucket
 from tidegate.spec.lines import Lines
 
@@ -180,7 +181,7 @@ class State:
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
     syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
     insert_limits: dict[int, Bucket] = field(default_factory=dict)
-    answers: Bucket = field(default_factory=Bucket)
+    answers: dict[Answer, Bucket] = field(default_factory=dict)
     vip_counters: dict[int, VipCounters] = field(default_factory=dict)
     backend_packets: Counter[int] = field(default_factory=Counter)
     backend_bytes: Counter[int] = field(default_factory=Counter)
@@ -202,6 +203,11 @@ class State:
     def counters(self, vip: int) -> VipCounters:
         """Return the counters of a VIP id."""
         return self.vip_counters.setdefault(vip, VipCounters())
+
+    def may_answer(self, kind: Answer, now: int) -> bool:
+        """Take one from the limit on answers of a kind."""
+        bucket = self.answers.setdefault(kind, Bucket())
+        return bucket.take(RATE, now, self.settings.clock)
 
     def install(self, generation: Generation) -> None:
         """Put a generation in force; keep flows, SYNs, and the counters of ids that keep owners."""

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from support.packets.kernel import BUILD, LOOPBACK, Kernel, age, assert_equal, spec_state
-from tidegate.dataplane.kernel import layout, maps
-from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.programs import Build
 from tidegate.dataplane.network import own_addresses
 from tidegate.model.address import packed
@@ -21,7 +19,6 @@ from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired
 from tidegate.planner import plan
 from tidegate.spec import Link, Result, State, Verdict, process
-from tidegate.spec.limit import Bucket
 from tidegate.spec.simulation import tables
 
 Judge = Callable[[State, bytes, int, int], Result]
@@ -96,10 +93,9 @@ class Both:
         age(self.state, seconds)
 
     def refill_answers(self) -> None:
-        """Let a second pass for the limit on answers."""
-        empty = bytes(layout.BUCKET.itemsize * maps.cpu_count())
-        bpf.map_update(self.kernel.maps["answer_limits"], bytes(4), empty)
-        self.state.answers = Bucket()
+        """Let a second pass for the limits on answers."""
+        self.kernel.refill()
+        self.state.answers.clear()
 
     def forget(self) -> None:
         """Empty the connection table and the SYN table, as on a host that takes over."""

@@ -31,6 +31,7 @@ from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.generation import Generation
 from tidegate.model.ticks import TICKS
 from tidegate.spec import Link, State, Verdict
+from tidegate.spec.answer import Answer
 from tidegate.spec.balancer import find_vip
 from tidegate.spec.hash import flow_hash, tracking_key
 from tidegate.spec.lines import Entry
@@ -197,9 +198,10 @@ class Kernel:
         return {name: self.entries(name) for name in self._lines}
 
     def refill(self) -> None:
-        """Refill the limit on answers."""
+        """Refill the limits on answers."""
         size = layout.BUCKET.itemsize * maps.cpu_count()
-        bpf.map_update(self.maps["answer_limits"], bytes(4), bytes(size))
+        for kind in Answer:
+            bpf.map_update(self.maps["answer_limits"], kind.to_bytes(4, "little"), bytes(size))
 
     def clear(self, table: str) -> None:
         """Delete every entry of a table that packets write."""

@@ -21,12 +21,10 @@ import numpy.typing as npt
 from tidegate.dataplane.kernel.lines import Lines, Occupied, occupied
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIPS
 from tidegate.model.generation import Generation
-from tidegate.model.ticks import TICKS, Clock
+from tidegate.model.ticks import AHEAD, TICKS, Clock
 from tidegate.model.values import Vip
 from tidegate.spec.lines import COPIED, ENDING
 
-_AHEAD: Final = 2
-"""Ticks by which a packet may have written a later one than that at which reading began."""
 NONE: Final = -1
 
 
@@ -58,9 +56,9 @@ def decoded(part: Occupied, tick: int) -> Flows:
     """Return entries as flows at this tick."""
     halves = part.owners.view(np.uint32)[::2]
     ticks = part.states.view(np.uint16)[1::2]
-    age = np.uint16((tick + _AHEAD) % TICKS) - ticks
-    np.maximum(age, _AHEAD, out=age)
-    age -= np.uint16(_AHEAD)
+    age = np.uint16((tick + AHEAD) % TICKS) - ticks
+    np.maximum(age, AHEAD, out=age)
+    age -= np.uint16(AHEAD)
     return Flows(
         part.owners,
         part.states >> np.uint32(4) & np.uint32(MAX_VIPS - 1),

@@ -29,6 +29,7 @@ from tidegate.model.constants import (
     MAX_VIPS,
     VIP_PLACES,
 )
+from tidegate.spec.answer import Answer
 
 LEDGER_VALUE_BYTES: Final = 256
 WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
@@ -108,7 +109,7 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         ),
         "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
         "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
-        "answer_limits": Shape(percpu, u32, bucket, 1),
+        "answer_limits": Shape(percpu, u32, bucket, len(Answer)),
         "links": Shape(bpf.ARRAY, u32, layout.LINK.itemsize, MAX_INTERFACE_INDEX),
         "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
         "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
