@@ -77,7 +77,7 @@ static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, str
 		return DROP_FRAGMENT;
 #endif
 	choice->pool = pool_for(vip, packet);
-	if (!choice->pool)
+	if (!choice->pool || (packet->is_error && is_denied(vip->id, packet->sender)))
 		return DROP_DENIED;
 #if WITH_SYN_LIMIT
 	if (packet->is_syn && vip->syn_rate && !syn_is_within_limit(vip, packet))
@@ -97,6 +97,7 @@ static __always_inline int handle_icmp(struct xdp_md *ctx, struct vip **vip, str
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct icmphdr *icmp = l4_of(data, packet);
+	struct vip *flow_of;
 
 	if ((void *)(icmp + 1) > end)
 		return NOT_OURS;
@@ -113,12 +114,17 @@ static __always_inline int handle_icmp(struct xdp_md *ctx, struct vip **vip, str
 	}
 	if (!(packet->is_v6 ? is_error6(icmp) : is_error4(icmp)))
 		return NOT_OURS; /* neighbour discovery, above all */
+	if (is_too_long_for_error(packet))
+		return DROP_BAD_LENGTH;
 	if (mtu_is_absurd(icmp, packet->is_v6))
 		return DROP_ICMP_MTU;
 	if (!adopt_quoted_flow(packet, data, end))
 		return DROP_ICMP_UNKNOWN;
-	*vip = find_vip(packet);
-	return *vip ? DROP_NONE : DROP_ICMP_UNKNOWN;
+	flow_of = find_vip(packet);
+	if (!flow_of)
+		return DROP_ICMP_UNKNOWN;
+	*vip = flow_of;
+	return may_forward_error(flow_of) ? DROP_NONE : DROP_ICMP_LIMIT;
 }
 
 static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct scratch *scratch,
@@ -154,7 +160,8 @@ static __always_inline int forward(struct xdp_md *ctx, struct vip *vip, struct s
 	if (packet->length > link->mtu && !packet->is_error)
 		return DROP_MERGED;
 	if (packet->length > fit->limit) {
-		if (!may_be_answered(packet) || !may_answer(ANSWER_TOO_BIG))
+		/* Only who asked for no fragments is told (RFC 792); to make them is beyond XDP. */
+		if (packet->allows_fragments || !may_be_answered(packet) || !may_answer(ANSWER_TOO_BIG))
 			return DROP_TOO_BIG;
 		if (!(packet->is_v6 ? answer_too_big6(ctx, packet, fit->limit) :
 				      answer_too_big4(ctx, packet, fit->limit)))
@@ -254,15 +261,18 @@ static __always_inline int handle(struct xdp_md *ctx)
 
 	if (packet->is_cut || packet->length < packet->l4 + packet->headers) {
 		outcome = DROP_BAD_LENGTH;
-#if WITH_EVENTS
-		scratch->choice.hash = flow_hash(packet, vip); /* is the flow sampled? */
-#endif
+	} else if (packet->is_v6 && is_mapped(packet->source)) {
+		outcome = DROP_BAD_SOURCE;
 	} else if (packet->kind == KIND_ICMP) {
 		outcome = handle_icmp(ctx, &vip, packet);
 	}
 	STEP();
 	if (outcome == NOT_OURS)
 		return XDP_PASS;
+#if WITH_EVENTS
+	if (outcome > DROP_NONE)
+		scratch->choice.hash = flow_hash(packet, vip); /* is the flow sampled? */
+#endif
 #if WITH_PREFIXES
 	/* It comes from one of two maps; the verifier would check all that follows for each. */
 	if (vip) {
@@ -277,6 +287,10 @@ static __always_inline int handle(struct xdp_md *ctx)
 		return XDP_DROP; /* ids are within the map; the verifier does not know */
 	if (vip && outcome == DROP_NONE)
 		outcome = forward(ctx, vip, scratch, counters);
+	/* It has no port: the first fragment may have been for one that no VIP takes, and passed. */
+	if (outcome == DROP_FRAGMENT && packet->kind == KIND_LATER_FRAGMENT && vip &&
+	    vip->flags & ADDRESS_PASSES)
+		return XDP_PASS;
 #if WITH_EVENTS
 	STEP();
 	if (vip && outcome >= DROP_NONE)

@@ -33,7 +33,8 @@ enum {
 	DROP_BAD_SOURCE = 13,
 	DROP_UNSERVED = 14,
 	DROP_MERGED = 15,
-	REASONS = 16,
+	DROP_ICMP_LIMIT = 16,
+	REASONS = 17,
 };
 
 enum {

@@ -46,5 +46,5 @@ static __always_inline int follow_fragment(struct choice *choice, const struct p
 	if (!choose(choice, backend_of(found->owner), incarnation_of(found->owner), BY_FRAGMENT))
 		return DROP_FRAGMENT;
 	choice->vip = vip_of(found->state);
-	return DROP_NONE;
+	return is_denied(choice->vip, packet->source) ? DROP_DENIED : DROP_NONE;
 }

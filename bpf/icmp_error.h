@@ -9,6 +9,10 @@
 #define V4_LEAST_MTU 68 /* RFC 791 */
 #define V6_LEAST_MTU 1280 /* RFC 8200 section 5 */
 #define QUOTED_PORTS 4
+/* The longest that a router sends (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 c). */
+#define V4_LONGEST_ERROR 576
+#define V6_LONGEST_ERROR 1280
+#define ERROR_RATE 1000 /* per second, VIP and CPU */
 
 static __always_inline bool is_error4(const struct icmphdr *icmp)
 {
@@ -31,6 +35,20 @@ static __always_inline bool mtu_is_absurd(const struct icmphdr *icmp, bool is_v6
 		return icmp->type == ICMPV6_PKT_TOOBIG && rest < V6_LEAST_MTU;
 	return icmp->type == ICMP_DEST_UNREACH && icmp->code == ICMP_FRAG_NEEDED &&
 	       (rest & 0xffff) && (rest & 0xffff) < V4_LEAST_MTU;
+}
+
+static __always_inline bool is_too_long_for_error(const struct packet *packet)
+{
+	return packet->length > (packet->is_v6 ? V6_LONGEST_ERROR : V4_LONGEST_ERROR);
+}
+
+/* Anybody can send errors that quote a flow: what the backends get of them has a limit. */
+static __always_inline bool may_forward_error(const struct vip *vip)
+{
+	u32 id = vip->id;
+	struct bucket *bucket = error_limits.lookup(&id);
+
+	return bucket && take(bucket, ERROR_RATE, bpf_jiffies64());
 }
 
 /* Reads the quoted packet into `quoted`: addresses, protocol, and where its ports are. */
@@ -66,6 +84,7 @@ static __always_inline bool adopt_quoted_flow(struct packet *packet, void *data,
 	for (int i = 0; i < 4; i++) {
 		if (quoted.source[i] != packet->destination.address[i])
 			return false;
+		packet->sender[i] = packet->source[i];
 		packet->source[i] = quoted.destination.address[i];
 	}
 	packet->destination.port = ports[0];

@@ -19,7 +19,8 @@ BPF_TABLE("array", u32, struct line, fragments, 1);
 BPF_TABLE("hash", struct quic_key, struct quic_server, quic_servers, 1);
 BPF_TABLE("lru_hash", struct limit_key, struct bucket, syn_limits, 1);
 BPF_TABLE("percpu_array", u32, struct bucket, insert_limits, 1);
-BPF_TABLE("percpu_array", u32, struct bucket, answer_limits, 1);
+BPF_TABLE("percpu_array", u32, struct bucket, answer_limits, 1); /* by kind of answer */
+BPF_TABLE("percpu_array", u32, struct bucket, error_limits, 1); /* of ICMP errors, by VIP id */
 BPF_TABLE("array", u32, struct link, links, 1); /* by interface index */
 BPF_TABLE("percpu_array", u32, struct vip_counters, vip_counts, 1);
 BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);

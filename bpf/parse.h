@@ -39,6 +39,7 @@ struct extension {
 
 struct packet {
 	u32 source[4];
+	u32 sender[4]; /* of an ICMP error: its source is that of the flow */
 	struct vip_key destination; /* with the port as it is in the packet */
 	u32 length; /* bytes of the IP packet, from its own header */
 	u32 fragment_id;
@@ -54,12 +55,19 @@ struct packet {
 	bool is_ip; /* it has an IP header, so addresses and length are known */
 	bool is_v6;
 	bool is_first_fragment;
+	bool allows_fragments; /* IPv4 without DF */
 	bool is_cut; /* the frame ends before the IP packet does */
 	bool is_syn; /* SYN without ACK */
 	bool is_rst;
 	bool is_fin;
 	bool is_error; /* an ICMP error; addresses and ports are those of the flow it quotes */
 };
+
+/* True of ::ffff:a.b.c.d, which no IPv6 packet has (RFC 4291 section 2.5.5.2; RFC 4038 section 4.2). */
+static __always_inline bool is_mapped(const u32 *address)
+{
+	return !address[0] && !address[1] && address[2] == MAPPED_PREFIX;
+}
 
 /* The transport header. The mask states for the verifier a bound that parsing has ensured. */
 #define L4_MASK 0x3fff
@@ -123,6 +131,7 @@ static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct 
 			packet->kind = KIND_LATER_FRAGMENT;
 		else
 			packet->is_first_fragment = ip->frag_off & IP_FRAGMENT_BITS;
+		packet->allows_fragments = !(ip->frag_off & IP_DF);
 		packet->l4 = ip->ihl * 4;
 		packet->is_ip = true;
 		return true;
@@ -135,6 +144,9 @@ static __always_inline bool parse_l3(void *l3, void *end, u16 ethertype, struct 
 			return false;
 		__builtin_memcpy(packet->source, &ip->saddr, 16);
 		__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
+		/* Our maps have IPv4 addresses in this form: it would be taken for an IPv4 VIP. */
+		if (is_mapped(packet->destination.address))
+			return false;
 		packet->destination.protocol = ip->nexthdr;
 		packet->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;

@@ -41,6 +41,8 @@ static __always_inline bool parse_plain(struct plain *plain, void *data, void *e
 			return false;
 		__builtin_memcpy(packet->source, &ip->saddr, 16);
 		__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
+		if (is_mapped(packet->destination.address) || is_mapped(packet->source))
+			return false;
 		packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 		length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		protocol = ip->nexthdr;

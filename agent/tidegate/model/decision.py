@@ -36,7 +36,8 @@ class Reason(IntEnum):
     NONE = 0
     """Not dropped."""
     BAD_LENGTH = 1
-    """The IP length is longer than the frame, or shorter than the headers."""
+    """The IP length is longer than the frame, shorter than the headers, or longer than an ICMP
+    error is (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 c)."""
     FRAGMENT = 2
     """A later fragment whose first one was not seen, or has expired."""
     NO_TABLE = 3
@@ -46,7 +47,8 @@ class Reason(IntEnum):
     NO_GATEWAY = 5
     """The gateway's MAC address for the outer family is not known."""
     TOO_BIG = 6
-    """The packet does not fit after encapsulation, and too many were answered already."""
+    """The packet does not fit after encapsulation, and gets no answer: it does not have DF, or too
+    many were answered already."""
     NO_HEADROOM = 7
     """The driver left no room for the outer header."""
     DENIED = 8
@@ -60,11 +62,14 @@ class Reason(IntEnum):
     ECHO_LIMIT = 12
     """A ping, and too many were answered already."""
     BAD_SOURCE = 13
-    """A ping from an address that is no unicast host's (RFC 1122 section 3.2.2)."""
+    """A ping from an address that is no unicast host's (RFC 1122 section 3.2.2), or IPv6 from a
+    mapped IPv4 address (RFC 4291 section 2.5.5.2)."""
     UNSERVED = 14
     """For a VIP's address, and for no VIP: another port, another protocol, or unreadable."""
     MERGED = 15
     """Longer than the link carries: the host has merged packets (GRO, LRO)."""
+    ICMP_LIMIT = 16
+    """An ICMP error, and too many for the VIP's flows were forwarded already."""
 
 
 class EventKind(IntEnum):

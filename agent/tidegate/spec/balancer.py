@@ -10,11 +10,12 @@ from tidegate.model.decision import Decision, Reason
 from tidegate.spec import answer, events, icmp_error
 from tidegate.spec.answer import Answer
 from tidegate.spec.clamp import clamp_mss
-from tidegate.spec.client import pool_for, syn_is_within_limit
+from tidegate.spec.client import is_denied, pool_for, syn_is_within_limit
 from tidegate.spec.encapsulate import encapsulate, tunnel_to
 from tidegate.spec.hash import flow_hash, fragment_key, slot_of, tracking_key
+from tidegate.spec.limit import Bucket
 from tidegate.spec.lines import state_of
-from tidegate.spec.packet import ETHERNET, Kind, Packet, parse
+from tidegate.spec.packet import ETHERNET, Kind, Packet, is_mapped, parse
 from tidegate.spec.quic import server_id
 from tidegate.spec.select import Choice, Subject, keep_alive, select, track, usable
 from tidegate.spec.state import ICMP, ICMPV6, Service, State, VipEntry
@@ -78,6 +79,8 @@ def _handle(state: State, frame: bytes, interface: int, now: int) -> Result:
         return _unserved(state, packet, frame, now)
     if packet.is_cut or packet.length < packet.l4 + packet.headers:
         return _drop_of_flow(state, _subject(state, vip, packet, now), frame, Reason.BAD_LENGTH)
+    if packet.is_v6 and is_mapped(packet.source):
+        return _drop_of_flow(state, _subject(state, vip, packet, now), frame, Reason.BAD_SOURCE)
     if packet.kind is Kind.ICMP:
         return _handle_icmp(state, vip, packet, frame, interface, now)
     return _forward(state, vip, packet, frame, interface, now)
@@ -112,12 +115,17 @@ def _unserved(state: State, packet: Packet, frame: bytes, now: int) -> Result:
 def _forward_error(
     state: State, vip: VipEntry, packet: Packet, frame: bytes, interface: int, now: int
 ) -> Result:
+    if icmp_error.is_too_long(packet):
+        return _drop(state, vip, frame, Reason.BAD_LENGTH)
     if icmp_error.mtu_is_absurd(packet, frame):
         return _drop(state, vip, frame, Reason.ICMP_MTU)
     quoted = icmp_error.quoted_flow(packet, frame)
     owner = find_vip(state, quoted) if quoted else None
     if quoted is None or owner is None:
         return _drop(state, vip, frame, Reason.ICMP_UNKNOWN)
+    limit = state.error_limits.setdefault(owner.identity.id, Bucket())
+    if not limit.take(icmp_error.RATE, now, state.settings.clock):
+        return _drop_of_flow(state, _subject(state, owner, quoted, now), frame, Reason.ICMP_LIMIT)
     return _forward(state, owner, quoted, frame, interface, now)
 
 
@@ -203,7 +211,7 @@ def _forward(
     about = _subject(state, vip, packet, now)
     choice = _decide(state, about, frame)
     if isinstance(choice, Reason):
-        return _drop_of_flow(state, about, frame, choice)
+        return _refuse(state, about, frame, choice)
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
     if isinstance(tunnel, Reason):
         return _drop_of_flow(state, about, frame, tunnel, choice)
@@ -211,8 +219,7 @@ def _forward(
         # No sender of it would learn anything from an answer but to send ever smaller ones.
         return _drop_of_flow(state, about, frame, Reason.MERGED, choice)
     if packet.length > tunnel.limit:
-        may_answer = answer.may_be_answered(packet) and state.may_answer(Answer.TOO_BIG, now)
-        error = answer.too_big(packet, frame, tunnel.limit) if may_answer else None
+        error = _too_big(state, packet, frame, tunnel.limit, now)
         if error is None:
             return _drop_of_flow(state, about, frame, Reason.TOO_BIG, choice)
         return _answered(state, vip, error)
@@ -227,12 +234,34 @@ def _forward(
     return _count(state, about, choice, out)
 
 
+def _refuse(state: State, about: Subject, frame: bytes, reason: Reason) -> Result:
+    """Drop what has no backend.
+
+    A later fragment has no port: where the address passes what no VIP takes, its first fragment may
+    have passed too, so it does.
+    """
+    if reason is Reason.FRAGMENT and about.vip.unserved == "pass":
+        return Result(Verdict.PASS, frame)
+    return _drop_of_flow(state, about, frame, reason)
+
+
+def _too_big(state: State, packet: Packet, frame: bytes, limit: int, now: int) -> bytes | None:
+    """Return the answer to a packet that does not fit; None if none is due or there were too many.
+
+    Only who asked for no fragments is told (RFC 792); to make them is beyond XDP.
+    """
+    is_due = not packet.allows_fragments and answer.may_be_answered(packet)
+    if not is_due or not state.may_answer(Answer.TOO_BIG, now):
+        return None
+    return answer.too_big(packet, frame, limit)
+
+
 def _decide(state: State, about: Subject, frame: bytes) -> Choice | Reason:
     packet, vip, now = about.packet, about.vip, about.now
     if packet.kind is Kind.LATER_FRAGMENT:
         return _follow_fragment(state, packet, now)
     pool = pool_for(vip, packet)
-    if pool is None:
+    if pool is None or (packet.is_error and is_denied(vip, packet.sender)):
         return Reason.DENIED
     if packet.is_syn and not syn_is_within_limit(state, vip, packet, now):
         return Reason.SYN_LIMIT
@@ -268,6 +297,9 @@ def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
     entry = usable(state, first.backend, first.incarnation)
     if entry is None or clock.age(first.tick, now) > clock.limit(_REASSEMBLY_SECONDS):
         return Reason.FRAGMENT
+    vip = state.service(first.vip)
+    if vip is not None and is_denied(vip, packet.source):
+        return Reason.DENIED
     return Choice(first.backend, entry, Decision.FRAGMENT, 0, vip=first.vip)
 
 

@@ -16,6 +16,14 @@ def pool_for(entry: VipEntry, packet: Packet) -> int | None:
     return entry.pool
 
 
+def is_denied(entry: VipEntry, address: bytes) -> bool:
+    """Return whether a VIP denies an address."""
+    client = unpacked(address)
+    routes = (r for r in entry.routes if r.network.version == client.version)
+    found = next((route for route in routes if client in route.network), None)
+    return found is not None and found.pool is None
+
+
 def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int) -> bool:
     """Take a SYN from the share of the client's prefix; return False if it is used up."""
     limit = entry.vip.syn_limit

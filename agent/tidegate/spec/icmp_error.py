@@ -12,6 +12,10 @@ _LEAST_MTU4: Final = 68
 """RFC 791."""
 _LEAST_MTU6: Final = 1280
 """RFC 8200 section 5."""
+_LONGEST4, _LONGEST6 = 576, 1280
+"""Bytes of a router's longest error (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 c)."""
+RATE: Final = 1000
+"""Errors that are forwarded per second, VIP and CPU: anybody can send some that quote a flow."""
 _UNREACHABLE, _FRAGMENTATION_NEEDED, _PACKET_TOO_BIG = 3, 4, 2
 _QUOTED: Final = {6: Kind.TCP, 17: Kind.UDP}
 
@@ -37,6 +41,11 @@ def mtu_is_absurd(packet: Packet, frame: bytes) -> bool:
     )
 
 
+def is_too_long(packet: Packet) -> bool:
+    """Return whether it is longer than any router's."""
+    return packet.length > (_LONGEST6 if packet.is_v6 else _LONGEST4)
+
+
 def quoted_flow(packet: Packet, frame: bytes) -> Packet | None:
     """Return the packet as one of the flow that it quotes, source and destination swapped.
 
@@ -53,6 +62,7 @@ def quoted_flow(packet: Packet, frame: bytes) -> Packet | None:
     return replace(
         packet,
         source=quoted.destination,
+        sender=packet.source,
         port=ports[0:2],
         source_port=ports[2:4],
         protocol=quoted.protocol,

@@ -12,6 +12,7 @@ _VLAN_TAGS: Final = 2
 _EXTENSIONS: Final = 4
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
 class Kind(Enum):
@@ -34,6 +35,8 @@ class Packet:
         headers: bytes of the transport header, without options.
         length: bytes of the IP packet as its header says.
         is_cut: the frame ends before the IP packet does.
+        allows_fragments: IPv4 without DF.
+        sender: of an ICMP error.
         sequence: number of the first byte of a TCP segment.
         is_error: an ICMP error; addresses and ports are those of the flow that it quotes.
     """
@@ -48,6 +51,8 @@ class Packet:
     is_v6: bool
     is_cut: bool
     fragment_id: bytes
+    allows_fragments: bool = False
+    sender: bytes = b""
     kind: Kind | None = None
     headers: int = 0
     source_port: bytes = b"\0\0"
@@ -105,13 +110,24 @@ def _parse4(ip: bytes, l3: int) -> Packet | None:
         is_v6=False,
         is_cut=length > len(ip),
         fragment_id=ip[4:6] + b"\0\0",
+        allows_fragments=not fragment & 0x4000,
         kind=Kind.LATER_FRAGMENT if later else None,
         is_first_fragment=not later and bool(fragment & 0x2000),
     )
 
 
+def is_mapped(address: bytes) -> bool:
+    """Return whether it is ::ffff:a.b.c.d, which no IPv6 packet has (RFC 4291 section 2.5.5.2).
+
+    The maps have IPv4 addresses in this form, so such a packet would be taken for one of IPv4.
+    """
+    return address[:12] == _MAPPED
+
+
 def _parse6(ip: bytes, l3: int) -> Packet | None:
     if len(ip) < 40 or ip[0] >> 4 != 6:  # noqa: PLR2004 - RFC 8200
+        return None
+    if is_mapped(ip[24:40]):
         return None
     length = int.from_bytes(ip[4:6]) + 40
     packet = Packet(

@@ -181,6 +181,7 @@ class State:
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
     syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
     insert_limits: dict[int, Bucket] = field(default_factory=dict)
+    error_limits: dict[int, Bucket] = field(default_factory=dict)
     answers: dict[Answer, Bucket] = field(default_factory=dict)
     vip_counters: dict[int, VipCounters] = field(default_factory=dict)
     backend_packets: Counter[int] = field(default_factory=Counter)
@@ -208,6 +209,12 @@ class State:
         """Take one from the limit on answers of a kind."""
         bucket = self.answers.setdefault(kind, Bucket())
         return bucket.take(RATE, now, self.settings.clock)
+
+    def service(self, vip: int) -> VipEntry | None:
+        """Return the entry of a VIP id, not that of its address."""
+        entries = (*self.vips.items(), *((service, entry) for _, service, entry in self.networks))
+        there = (e for s, e in entries if e.identity.id == vip and s.protocol not in (ICMP, ICMPV6))
+        return next(there, None)
 
     def install(self, generation: Generation) -> None:
         """Put a generation in force; keep flows, SYNs, and the counters of ids that keep owners."""

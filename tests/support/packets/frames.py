@@ -14,8 +14,9 @@ CLIENT4, CLIENT6 = "10.77.0.9", "fd77::9"
 
 
 def ip4(source: str = CLIENT4, to: str = VIP4, **fields: Any) -> IP:
-    """Return an IPv4 header."""
-    return IP(src=source, dst=to, **fields)
+    """Return an IPv4 header, of a host that wants no fragments if nothing else is said."""
+    wanted = fields if fields.keys() & {"flags", "frag"} else {"flags": "DF", **fields}
+    return IP(src=source, dst=to, **wanted)
 
 
 def ip6(source: str = CLIENT6, to: str = VIP6, **fields: Any) -> IPv6:

@@ -174,6 +174,7 @@ _LAYOUTS: Final = {
     "syn_limits": (LIMIT_KEY, BUCKET),
     "insert_limits": (ID, BUCKET),
     "answer_limits": (ID, BUCKET),
+    "error_limits": (ID, BUCKET),
     "links": (ID, LINK),
     "vip_counts": (ID, VIP_COUNTERS),
     "backend_counts": (ID, BACKEND_COUNTERS),

@@ -110,6 +110,7 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
         "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "answer_limits": Shape(percpu, u32, bucket, len(Answer)),
+        "error_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "links": Shape(bpf.ARRAY, u32, layout.LINK.itemsize, MAX_INTERFACE_INDEX),
         "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
         "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
