@@ -147,6 +147,14 @@ struct quic_server {
 	u32 backend_incarnation;
 };
 
+#define STAND_INS 16
+
+/* Who takes the flows of a pool's slots whose owners are out, where re-hashing finds nobody. Fewer
+ * backends are listed again and again. */
+struct stand_ins {
+	u32 ids[STAND_INS];
+};
+
 /* A limit (limit.h). */
 struct bucket {
 	u64 spent; /* moment up to which its tokens are spent, in 1/2^24 of a jiffy */

@@ -19,8 +19,9 @@
  * so whoever sends at least once in it stays when it closes. */
 #pragma once
 
-/* Look-ups after an unusable owner; with half of all slots unusable one packet in 2^33 finds none. */
-#define REHASHES 32
+/* Look-ups after an unusable owner; with half of all slots unusable one packet in 2^16 finds none. */
+#define REHASHES 16
+#define STAND_IN_SHIFT 60 /* the upper bits of a hash draw one of STAND_INS */
 /* The most that a client may send on a SYN-ACK: its window is not scaled (RFC 7323 section 2.2). */
 #define HANDSHAKE_BYTES 0xffff
 /* An ending flow that speaks again after so many ticks is another one on the same ports. */
@@ -155,6 +156,26 @@ static __always_inline struct table *find_table(const struct choice *choice)
 	return blob ? bpf_map_lookup_elem(blob, &first) : NULL;
 }
 
+/* Who stands in where re-hashing finds nobody: the agent lists backends that serve before it takes others
+ * out. An element of the map may be written anew under the reader, so the pool has to be right. */
+static __always_inline bool choose_stand_in(struct choice *choice, u64 hash, u8 decision)
+{
+	u32 pool = choice->pool, chosen = 0;
+	struct stand_ins *there = stand_ins.lookup(&pool);
+
+	if (!there)
+		return false;
+	for (u32 i = 0; i < STAND_INS; i++) {
+		u32 id = there->ids[((hash >> STAND_IN_SHIFT) + i) & (STAND_INS - 1)];
+		struct backend *backend = usable(id, ANY_INCARNATION);
+
+		if (!chosen && backend && backend->pool == pool)
+			chosen = id;
+	}
+	STEP();
+	return choose(choice, chosen, ANY_INCARNATION, decision);
+}
+
 /* The owner is unusable: try the owners of slots drawn from the same hash, the same on each host. */
 static __always_inline bool choose_rehashed(struct choice *choice, u8 decision)
 {
@@ -174,7 +195,7 @@ static __always_inline bool choose_rehashed(struct choice *choice, u8 decision)
 		if (slot && choose(choice, slot->current, ANY_INCARNATION, decision))
 			return true;
 	}
-	return false;
+	return choose_stand_in(choice, hash, decision);
 }
 
 /* The place for a new mark: an empty one, else one drawn by lot. */

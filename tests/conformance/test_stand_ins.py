@@ -136,3 +136,21 @@ def test_an_entry_of_a_failed_backend_is_replaced(both: Both, tracking: Tracking
     assert "b1" not in there.values()
     publish(both, roster(tracking, drains="b1"))
     assert homes(both, "A", seq=10) == there
+
+
+@pytest.mark.parametrize("left", [1, 2, 20])
+def test_who_serves_is_found_among_many(both: Both, tracking: Tracking, left: int) -> None:
+    """Of 200 backends nearly all fail at once: no new flow is dropped at any moment."""
+    names = [f"b{n}" for n in range(200)]
+    servers = [backend(name, f"10.1.1.{n}") for n, name in enumerate(names)]
+    wanted = desired([vip("web", VIP4, tracking=tracking)], servers)
+    publish(both, wanted)
+    serving = set(names[:left])
+    flag(both, *names[left:])
+    there = homes(both, "S")
+    assert set(there.values()) <= serving
+    assert homes(both, "A", seq=8) == there
+    publish(both, wanted, *names[left:])
+    assert homes(both, "A", seq=9) == there
+    publish(both, wanted)
+    assert None not in homes(both, "S", range(30000, 30060)).values()

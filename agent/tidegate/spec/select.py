@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend a packet goes to."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,7 +15,9 @@ from tidegate.spec.lines import CONTESTED, ENDING, Entry, state_of
 from tidegate.spec.packet import Kind, Packet
 from tidegate.spec.state import BackendEntry, State, VipEntry
 
-REHASHES: Final = 32
+REHASHES: Final = 16
+_STAND_INS: Final = 16
+_STAND_IN_SHIFT: Final = 60
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def select(state: State, about: Subject, pool: int) -> Choice | Reason:
     if in_window and is_tcp and not packet.is_syn:
         choice = _fallback(state, table, slot)
     if choice is None:
-        choice = _current(state, table, slot, about)
+        choice = _current(state, table, slot, about, pool)
     if isinstance(choice, Reason) or tracking == "none":
         return choice
     choice = replace(choice, had_entry=found is not None)
@@ -196,8 +200,11 @@ def _decision(packet: Packet) -> Decision:
     return Decision.SYN if packet.is_syn else Decision.CURRENT
 
 
-def _current(state: State, table: Table, slot: int, about: Subject) -> Choice | Reason:
-    """Choose the slot's current owner or, if that is unusable, the owner of a re-hashed slot."""
+def _current(state: State, table: Table, slot: int, about: Subject, pool: int) -> Choice | Reason:
+    """Choose the slot's current owner or, if that is unusable, the owner of a re-hashed slot.
+
+    If these are all unusable, one of the pool's stand-ins: they serve, if anybody does.
+    """
     decision, hash_ = _decision(about.packet), about.hash_
     owner = int(table.current[slot])
     entry = usable(state, owner, None)
@@ -210,7 +217,18 @@ def _current(state: State, table: Table, slot: int, about: Subject) -> Choice | 
         entry = usable(state, owner, None)
         if entry:
             return Choice(owner, entry, decision, table.generation, rehashed=passed_over)
+    for owner in _in_turn(state.stand_ins.get(pool, ()), hash_):
+        entry = usable(state, owner, None)
+        if entry and entry.pool == pool:
+            return Choice(owner, entry, decision, table.generation, rehashed=passed_over)
     return Reason.NO_BACKEND
+
+
+def _in_turn(ids: Sequence[int], hash_: int) -> Sequence[int]:
+    """Return ids from the one on that a hash draws; fewer than 16 are listed again and again."""
+    listed = [*itertools.islice(itertools.cycle(ids), _STAND_INS)]
+    first = hash_ >> _STAND_IN_SHIFT
+    return [*listed[first:], *listed[:first]]
 
 
 def _mark(state: State, about: Subject, choice: Choice) -> Choice:

@@ -2,11 +2,12 @@
 """The maps of the data plane as plain values."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
+from zlib import crc32
 
 from tidegate.model.address import packed, unpacked
 from tidegate.model.decision import Decision, EventKind, Reason
@@ -14,12 +15,13 @@ from tidegate.model.document_types import UNSERVED, Unserved
 from tidegate.model.generation import Generation, Identity, PlacedVip, Table
 from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.ticks import Clock
-from tidegate.model.values import Address, Network, Vip
+from tidegate.model.values import Address, BackendKey, Network, Vip
 from tidegate.spec.answer import RATE, Answer
 from tidegate.spec.limit import Bucket
 from tidegate.spec.lines import Lines
 
 ICMP, ICMPV6 = 1, 58
+_STAND_INS = 16
 
 
 class Service(NamedTuple):
@@ -166,6 +168,7 @@ class State:
     Attributes:
         own: addresses of this host's interfaces, which networks leave out.
         syns: marks of new flows whose handshake is not complete.
+        stand_ins: by pool, serving backends for slots whose owner is out.
         events: as written to the ring buffer, oldest first.
         events_lost: events above the limit. Here the ring buffer is never full.
         counted: of each VIP id, the last VIP that had it, so that one that comes back goes on.
@@ -179,6 +182,7 @@ class State:
     tables: Mapping[int, Table] = field(default_factory=dict)
     backends: Mapping[int, BackendEntry] = field(default_factory=dict)
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
+    stand_ins: Mapping[int, Sequence[int]] = field(default_factory=dict)
     syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
     insert_limits: dict[int, Bucket] = field(default_factory=dict)
     error_limits: dict[int, Bucket] = field(default_factory=dict)
@@ -278,11 +282,23 @@ class State:
                 pools.get(backend.pool, 0),
             )
         self.backends = backends
+        self.stand_ins = {id_: _stand_ins(generation, name) for name, id_ in pools.items()}
         self.quic_servers = {
             (pools[pool], server_id): placed.identity
             for (pool, server_id), placed in generation.server_ids.items()
             if pool in pools
         }
+
+
+def _stand_ins(generation: Generation, pool: str) -> list[int]:
+    """Return ids of a pool's backends that take new flows, at most 16, drawn by their names."""
+    names = [
+        key.name
+        for key, placed in generation.backends.items()
+        if key.pool == pool and placed.reachable and placed.weight > 0
+    ]
+    first = sorted(names, key=lambda name: (crc32(name.encode()), name))[:_STAND_INS]
+    return [generation.backends[BackendKey(pool, name)].identity.id for name in first]
 
 
 def _service(vip: Vip) -> Service:

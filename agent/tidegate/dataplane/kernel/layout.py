@@ -69,6 +69,8 @@ OWN_KEY: Final = np.dtype([("address", "V16")])
 ROUTE_KEY: Final = np.dtype([("length", "<u4"), ("vip", "<u4"), ("source", "V16")])
 ROUTE: Final = np.dtype([("pool", "<u4"), ("flags", "<u4")])
 QUIC_KEY: Final = np.dtype([("pool", "<u4"), ("length", "u1"), ("id", "V15")])
+STAND_INS: Final = 16
+STAND_IN_LIST: Final = np.dtype([("ids", "<u4", (STAND_INS,))])
 QUIC_SERVER: Final = np.dtype([("backend", "<u4"), ("backend_incarnation", "<u4")])
 BUCKET: Final = np.dtype([("spent", "<u8"), ("unused", "<u8")])
 LIMIT_KEY: Final = np.dtype([("vip", "<u4"), ("prefix", "V16")])
@@ -171,6 +173,7 @@ _LAYOUTS: Final = {
     "syns": (ID, LINE),
     "fragments": (ID, LINE),
     "quic_servers": (QUIC_KEY, QUIC_SERVER),
+    "stand_ins": (ID, STAND_IN_LIST),
     "syn_limits": (LIMIT_KEY, BUCKET),
     "insert_limits": (ID, BUCKET),
     "answer_limits": (ID, BUCKET),

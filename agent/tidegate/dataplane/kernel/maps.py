@@ -107,6 +107,7 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "quic_servers": Shape(
             bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
         ),
+        "stand_ins": Shape(bpf.HASH, u32, layout.STAND_IN_LIST.itemsize, MAX_POOLS),
         "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
         "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "answer_limits": Shape(percpu, u32, bucket, len(Answer)),

@@ -215,6 +215,8 @@ def _named(name: str, key: bytes) -> str:
         case "routes":
             route = np.frombuffer(key, layout.ROUTE_KEY)[0]
             return f"VIP id {route['vip']} client {_network(route, 'source')}"
+        case "stand_ins":
+            return f"stand-ins of pool id {int.from_bytes(key, 'little')}"
         case "quic_servers":
             server = np.frombuffer(key, layout.QUIC_KEY)[0]
             wanted = server["id"].tobytes()[: int(server["length"])].hex()

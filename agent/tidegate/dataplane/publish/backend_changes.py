@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from tidegate.dataplane.publish import backend_entries, ledger
+from tidegate.dataplane.publish import backend_entries, ledger, stand_ins
 from tidegate.dataplane.publish.desired import DesiredMaps
 from tidegate.dataplane.publish.ledger import Kind, Place
 from tidegate.dataplane.publish.mirror import Mirror
@@ -44,7 +44,7 @@ def write(
     reached: Reached,
     later: Collection[Identity] = (),
 ) -> None:
-    """Write records, then entries, then server ids.
+    """Write records, who stands in, entries, and server ids, in this order.
 
     Args:
         mirror: the kernel's content.
@@ -57,6 +57,9 @@ def write(
     living = {p: r for p, r in wanted.records.items() if isinstance(r, _LIVING)}
     mirror.record({place: record for place, record in living.items() if place not in left})
     reached(Step.LEDGER_WRITTEN)
+    changing = mirror.differing("stand_ins", wanted.maps["stand_ins"])
+    mirror.put("stand_ins", stand_ins.meanwhile(wanted.generation, changing, mirror.entries))
+    reached(Step.STAND_INS_WRITTEN)
     ready = [placed for placed in changed if placed.identity not in later]
     ids = np.array([placed.identity.id for placed in ready], np.uint32)
     for placed in ready:

@@ -13,6 +13,7 @@ from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.publish import entries, ledger
 from tidegate.dataplane.publish.address_bits import address_bits
 from tidegate.dataplane.publish.ledger import MetaRecord, Place
+from tidegate.dataplane.publish.stand_ins import stand_ins
 from tidegate.model.generation import NOTHING, Generation
 
 
@@ -46,8 +47,11 @@ def desired_maps(generation: Generation, last: DesiredMaps = NOTHING_DESIRED) ->
             "vips": entries.vips(generation),
             "prefixes": entries.prefixes(generation),
         }
-    servers = entries.quic_servers(generation)
-    return DesiredMaps(generation, records, {**of_vips, "quic_servers": servers}, addresses)
+    of_pools = {
+        "quic_servers": entries.quic_servers(generation),
+        "stand_ins": stand_ins(generation, last.generation, last.maps.get("stand_ins")),
+    }
+    return DesiredMaps(generation, records, {**of_vips, **of_pools}, addresses)
 
 
 def meta(generation: Generation, hold: str) -> MetaRecord:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from tidegate.dataplane.kernel import layout
-from tidegate.dataplane.publish import ledger
+from tidegate.dataplane.publish import ledger, stand_ins
 from tidegate.dataplane.publish.mirror import Mirror
 from tidegate.model.generation import Generation, PlacedBackend
 from tidegate.model.values import BackendKey, Fitness
@@ -49,10 +49,16 @@ class EarlyQuarantine:
         if fresh:
             self._placed |= fresh
             self._mirror.record(ledger.of_backends(fresh.values()))
+            self._put_stand_ins(in_force, {key.pool for key in fresh})
             ids = np.array([placed.identity.id for placed in fresh.values()], np.uint32)
             self._mirror.entries["flags"][ids] = layout.QUARANTINED
             self._mirror.write_entries(ids)
         return len(fresh)
+
+    def _put_stand_ins(self, in_force: Generation, pools: set[str]) -> None:
+        """Have those stand in who serve on, before others are flagged."""
+        left = self.applied_to(in_force)
+        self._mirror.put("stand_ins", stand_ins.of_pools(left, pools, left.backends.values()))
 
     def applied_to(self, generation: Generation) -> Generation:
         """Return a generation as the kernel has it with these flags."""

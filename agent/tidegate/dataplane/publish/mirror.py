@@ -21,7 +21,7 @@ from tidegate.dataplane.publish.vip_images import VipImages
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Slots
 
-FOLLOWING: Final = ("prefixes", "routes", "quic_servers")
+FOLLOWING: Final = ("prefixes", "routes", "quic_servers", "stand_ins")
 """Keyed maps whose content follows from a generation alone."""
 
 KEYED: Final = (*FOLLOWING, *ledger_bytes.MAPS)
@@ -82,6 +82,12 @@ class Mirror:
         found = tables.adopt(self.pins, self.fds["outer"])
         self.tables = {pool_id: Loaded(*table) for pool_id, table in found.items()}
 
+    def close_tables(self) -> None:
+        """Close the descriptors of the tables in force; their pins stay."""
+        for table in self.tables.values():
+            os.close(table.fd)
+        self.tables.clear()
+
     def read_entries(self) -> np.ndarray:
         """Read the kernel's entry of every backend id."""
         return maps.read_array(self.fds["backends"], layout.BACKEND, MAX_BACKENDS)
@@ -120,10 +126,15 @@ class Mirror:
         self.entries[gone] = np.zeros((), layout.BACKEND)
         self.write_entries(gone.astype(np.uint32))
 
+    def differing(self, name: str, wanted: entries.Contents) -> entries.Contents:
+        """Return the elements of a keyed map that are new or changed."""
+        written = self.written[name]
+        return {key: value for key, value in wanted.items() if written.get(key) != value}
+
     def put(self, name: str, wanted: entries.Contents) -> None:
         """Write the elements of a keyed map that are new or changed."""
         written, fd = self.written[name], self.fds[name]
-        changed = {key: value for key, value in wanted.items() if written.get(key) != value}
+        changed = self.differing(name, wanted)
         if name in _TRIES:  # kernels before 5.13 have no batches of tries
             for key, value in changed.items():
                 bpf.map_update(fd, key, value)
@@ -136,6 +147,11 @@ class Mirror:
         """Delete the elements of a keyed map that are not wanted."""
         for key in self.written[name].keys() - wanted.keys():
             self.delete(name, key)
+
+    def replace(self, name: str, wanted: entries.Contents) -> None:
+        """Make a keyed map hold what is wanted, and nothing else."""
+        self.put(name, wanted)
+        self.drop_others(name, wanted)
 
     def delete(self, name: str, key: bytes) -> None:
         """Delete an element of a keyed map."""

@@ -7,19 +7,17 @@
     3. the outer map's slots, all in one call, which returns after an RCU grace period
     4. source routes, address bits, VIP entries, networks; then what is gone of these, in the
        opposite order; then the tables of pools that are empty now, and that VIPs have just left
-    5. what is gone becomes free; the generation is complete; old tables go after the grace delay
+    5. stand-ins; what is gone becomes free; the generation is complete; old tables go after a while
 
 Why this order. A table must not name a backend without an entry (1 before 3), a VIP must not point
 to a slot without a table (3 before 4), and a backend's entry must stay while a table or VIP that is
-still in force may lead to it (5 last). A pool that VIPs leave, as it has nobody left, keeps table
-and entries until then (`emptied`). Ids of VIPs are freed before those of pools, because a VIP's
-record names its pools. The order within step 4 is argued in `vip_change`. The flag that quarantines
-a backend is in its entry, so it takes effect in step 1, before any table is rebuilt
-(`flag_unhealthy`: even earlier). One that comes back may have to wait until behind step 3
-(`backend_changes`). A crash leaves a VIP on its old or new table. The next start reads the kernel,
-plans from what it finds, and thereby finishes or discards the rest: a backend with an entry and no
-slot is as good as one that was just added. The number is written first, so that no two attempts
-ever have the same one.
+still in force may lead to it (5 last, and `emptied`). Ids of VIPs are freed before those of pools,
+because a VIP's record names its pools. The order within step 4 is argued in `vip_change`. The flag
+that quarantines a backend is in its entry, so it takes effect in step 1 (`flag_unhealthy`: even
+earlier). One that comes back may have to wait until behind step 3 (`backend_changes`). A crash
+leaves a VIP on its old or new table. The next start reads the kernel, plans from what it finds, and
+so finishes or discards the rest: a backend with an entry and no slot is as good as one that was
+just added. The number is written first, so that no two attempts ever have the same one.
 
 Before all of this each VIP is given its place; where one finds none, nothing is written. When the
 kernel refuses something up to step 2, all is rolled back, and the last generation is in force
@@ -32,7 +30,6 @@ difference is written. A crash may have come between a ledger record and what it
 first generation after a start is compared in full, though it may have the number that was found.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -249,9 +246,7 @@ class Publisher:
     def close(self) -> None:
         """Close descriptors. What is pinned stays, and replaced tables lose their pins."""
         self.reap(float("inf"))
-        for table in self.mirror.tables.values():
-            os.close(table.fd)
-        self.mirror.tables.clear()
+        self.mirror.close_tables()
 
     def _restored(self) -> Generation:
         """Return the generation that is in force according to the mirror."""
@@ -305,7 +300,8 @@ class Publisher:
             backend_changes.write(mirror, wanted, list(last.backends.values()), self.reached)
             mirror.record(records)
             mirror.forget_others(records)
-            mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
+            for name in ("quic_servers", "stand_ins"):
+                mirror.replace(name, wanted.maps[name])
             mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
         except _REFUSALS as error:
             self._reread()
@@ -380,8 +376,10 @@ class Publisher:
         self.reached(Step.VIPS_FREED)
         mirror.record(records)
         self.reached(Step.IDS_FREED)
-        mirror.drop_others("quic_servers", wanted.maps["quic_servers"])
+        mirror.replace("quic_servers", wanted.maps["quic_servers"])
         self.reached(Step.QUIC_DELETED)
+        mirror.replace("stand_ins", wanted.maps["stand_ins"])
+        self.reached(Step.STAND_INS_COMPLETE)
         mirror.clear_entries([placed.identity.id for placed in generation.backends.values()])
         self.reached(Step.ENTRIES_CLEARED)
         kept = {placed.identity.id for placed in generation.pools.values()}

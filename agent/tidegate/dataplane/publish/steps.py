@@ -15,6 +15,7 @@ class Step(Enum):
 
     NUMBER_TAKEN = "the generation's number is spent"
     LEDGER_WRITTEN = "pools and backends are recorded"
+    STAND_INS_WRITTEN = "stand-ins are those who serve before and after"
     ENTRIES_STAGED = "backends' entries are written, changed addresses where no packet looks"
     ENTRIES_SELECTED = "changed addresses are selected"
     QUIC_WRITTEN = "QUIC server ids are written"
@@ -36,6 +37,7 @@ class Step(Enum):
     VIPS_FREED = "ids of VIPs that are gone are recorded as freed"
     IDS_FREED = "ids of pools and backends that are gone are recorded as freed"
     QUIC_DELETED = "server ids that are gone are deleted"
+    STAND_INS_COMPLETE = "stand-ins are those of the generation"
     ENTRIES_CLEARED = "entries of backends that are gone are empty"
     SLOT_CLEARED = "the outer map has no table of a pool that is gone"
     POOL_UNPINNED = "a pool that is gone has no pinned table"

@@ -33,8 +33,9 @@ def fill(mirror: Mirror, generation: Generation, names: Collection[str]) -> None
     wanted = desired_maps(generation)
     if "backends" in names:
         _fill_backends(mirror, generation)
-    if "quic_servers" in names:
-        mirror.put("quic_servers", wanted.maps["quic_servers"])
+    for name in ("quic_servers", "stand_ins"):
+        if name in names:
+            mirror.put(name, wanted.maps[name])
     if not _OF_VIPS.isdisjoint(names):
         vip_change.put_in_force(mirror, wanted, unwatched)
 
