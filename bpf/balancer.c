@@ -211,28 +211,32 @@ static __always_inline void count(struct vip_counters *counters, const struct pa
 	}
 }
 
+/* Counts what is for an address and for no flow of its VIPs, and was answered or dropped. */
+static __always_inline int end_at_address(u32 id, int outcome)
+{
+	struct address_counters *counters = address_counts.lookup(&id);
+	u32 reason = outcome;
+
+	if (counters && outcome == ANSWERED)
+		counters->answered++;
+	else if (counters && reason < REASONS)
+		counters->drops[reason]++;
+	return outcome == ANSWERED ? XDP_TX : XDP_DROP;
+}
+
 /* What no VIP takes, and is for a VIP's address, is ours to answer for: it would circle where the host
  * forwards, since the route to the address leads back to us. */
 static __always_inline int answer_for_address(struct xdp_md *ctx, const struct packet *packet)
 {
 	struct vip *address = find_address(packet);
-	struct vip_counters *counters;
-	u32 id;
 
 	if (!address || address->flags & ADDRESS_PASSES || is_own_address(packet))
 		return XDP_PASS;
-	id = address->id;
-	counters = vip_counts.lookup(&id);
-	if (!counters)
-		return XDP_DROP; /* ids are within the map; the verifier does not know */
 #if WITH_REJECT
-	if (address->flags & ADDRESS_REJECTS && reject(ctx, packet)) {
-		counters->answered++;
-		return XDP_TX;
-	}
+	if (address->flags & ADDRESS_REJECTS && reject(ctx, packet))
+		return end_at_address(address->id, ANSWERED);
 #endif
-	counters->drops[DROP_UNSERVED]++;
-	return XDP_DROP;
+	return end_at_address(address->id, DROP_UNSERVED);
 }
 
 /* The long way. */
@@ -296,6 +300,14 @@ static __always_inline int handle(struct xdp_md *ctx)
 	if (vip && outcome >= DROP_NONE)
 		report(packet, &scratch->choice, vip, outcome);
 #endif
+	if (scratch->choice.vip) { /* a later fragment was found by its address alone */
+		id = scratch->choice.vip;
+		counters = vip_counts.lookup(&id);
+		if (!counters)
+			return XDP_DROP;
+	} else if (vip && vip->flags & ADDRESS_ENTRY) {
+		return end_at_address(id, outcome);
+	}
 	if (outcome == ANSWERED) {
 		counters->answered++;
 		return XDP_TX;
@@ -306,12 +318,6 @@ static __always_inline int handle(struct xdp_md *ctx)
 		if (reason < REASONS)
 			counters->drops[reason]++;
 		return XDP_DROP;
-	}
-	if (scratch->choice.vip) { /* a later fragment was found by its address alone */
-		id = scratch->choice.vip;
-		counters = vip_counts.lookup(&id);
-		if (!counters)
-			return XDP_DROP;
 	}
 	count(counters, packet, &scratch->choice);
 	return XDP_TX;

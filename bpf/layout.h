@@ -44,6 +44,7 @@ struct own_key {
 #define VIP_SAMPLED (1 << 10) /* reports events of some flows */
 #define ADDRESS_PASSES (1 << 11) /* what no VIP takes passes (on entries of protocol ICMP) */
 #define ADDRESS_REJECTS (1 << 12) /* or is answered */
+#define ADDRESS_ENTRY (1 << 13) /* an address and no service (all entries of protocol ICMP) */
 
 struct vip {
 	u32 id;
@@ -192,7 +193,13 @@ struct vip_counters {
 	u64 rehashed_gone; /* the slot has no owner, or none that exists */
 	u64 tracked; /* entries written to the connection table */
 	u64 untracked; /* entries not written, since the limit was reached */
-	u64 answered; /* pings, and packets too big */
+	u64 answered; /* packets too big */
+	u64 drops[REASONS];
+};
+
+/* Of an address that VIPs have: what is for none of their flows. Its id is the lowest of theirs. */
+struct address_counters {
+	u64 answered; /* pings, and rejections */
 	u64 drops[REASONS];
 };
 

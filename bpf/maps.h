@@ -24,6 +24,7 @@ BPF_TABLE("percpu_array", u32, struct bucket, answer_limits, 1); /* by kind of a
 BPF_TABLE("percpu_array", u32, struct bucket, error_limits, 1); /* of ICMP errors, by VIP id */
 BPF_TABLE("array", u32, struct link, links, 1); /* by interface index */
 BPF_TABLE("percpu_array", u32, struct vip_counters, vip_counts, 1);
+BPF_TABLE("percpu_array", u32, struct address_counters, address_counts, 1);
 BPF_TABLE("percpu_array", u32, struct backend_counters, backend_counts, 1);
 BPF_TABLE("percpu_array", u32, u64, verdict_counts, 1);
 #if WITH_EVENTS

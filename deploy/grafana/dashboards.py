@@ -51,6 +51,13 @@ DASHBOARDS: Final = {
             "{{instance}} {{cpu_logical_number}}",
         ),
         Panel(
+            "Drops at addresses, for no VIP",
+            "pps",
+            "sum by (tidegate_address, tidegate_drop_reason) "
+            f"(rate(tidegate_address_drops_total{{{_HOST}}}[5m]))",
+            "{{tidegate_address}} {{tidegate_drop_reason}}",
+        ),
+        Panel(
             "Fill of maps",
             "percentunit",
             # Of the table of flows live ones count: what has ended keeps its place until needed.

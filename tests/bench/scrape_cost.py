@@ -82,6 +82,7 @@ def fill(fds: maps.Maps) -> None:
     random = np.random.default_rng(1)
     for name, dtype, ids in (
         ("vip_counts", layout.VIP_COUNTERS, VIPS + 1),
+        ("address_counts", layout.ADDRESS_COUNTERS, VIPS + 1),
         ("backend_counts", layout.BACKEND_COUNTERS, BACKENDS + 1),
     ):
         shape = (ids, maps.cpu_count(), dtype.itemsize // 8)

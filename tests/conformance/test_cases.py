@@ -296,8 +296,14 @@ def test_every_drop_has_a_reason_that_is_counted(both: Both, reason: Reason) -> 
     both.install(generations(ROSTER4)[-1])
     for frame in DROPS[reason]:
         assert both.send(frame).reason == reason
-    drops = sum((each.drops for each in both.state.vip_counters.values()), Counter())
-    assert drops == {reason: len(DROPS[reason])}
+    assert _all_drops(both) == {reason: len(DROPS[reason])}
+
+
+def _all_drops(both: Both) -> Counter[Reason]:
+    """Return the drops of all VIPs and addresses by reason."""
+    state = both.state
+    each = (*state.vip_counters.values(), *state.address_counters.values())
+    return sum((counters.drops for counters in each), Counter())
 
 
 def test_no_backend(both: Both) -> None:

@@ -88,7 +88,7 @@ def test_pings_have_a_limit(alone: Kernel) -> None:
         verdicts.append(alone.run(ping)[0])
     dropped = verdicts.count(Verdict.DROP)
     assert dropped > 0
-    (counters,) = alone.vip_counters().values()
+    (counters,) = alone.address_counters().values()
     assert counters.drops == {Reason.ECHO_LIMIT: dropped}
     assert counters.answered == RATE + 20 - dropped
     alone.refill()

@@ -3,6 +3,8 @@
 
 import os
 import struct
+from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -153,7 +155,7 @@ def ping_with_every_checksum(kernel: Kernel) -> None:
         wanted = reply[:2] + ones_complement(reply).to_bytes(2) + reply[4:]
         verdict, out = kernel.run(head[:16] + (30).to_bytes(2) + head[18:] + request)
         if verdict is Verdict.DROP:  # the limit on answers was reached on a fast machine
-            assert sum(c.drops[Reason.ECHO_LIMIT] for c in kernel.vip_counters().values())
+            assert sum(c.drops[Reason.ECHO_LIMIT] for c in kernel.address_counters().values())
             kernel.refill()
             verdict, out = kernel.run(head[:16] + (30).to_bytes(2) + head[18:] + request)
         assert (verdict, out[34:44]) == (Verdict.TX, wanted)
@@ -287,6 +289,35 @@ def test_later_fragments_count_for_the_vip_of_the_first(both: Both) -> None:
     assert both.send(first).vip == both.send(second).vip
     counted = {id_: c.packets for id_, c in both.state.vip_counters.items() if c.packets}
     assert list(counted.values()) == [2]
+    assert not both.state.address_counters
+
+
+def test_what_is_of_no_flow_counts_for_the_address(both: Both) -> None:
+    """Whichever of its VIPs came first has no drops and no answers by it; two addresses are two."""
+    vips = [vip("a", VIP4, 80), vip("b", VIP4, 443), vip("c", "192.0.2.77", 80)]
+    serve(both, desired(vips, [backend("b1")]))
+    ping, strange = ETHER / ip4() / ICMP(), ETHER / ip4() / ICMP(type=3, code=1) / (b"x" * 40)
+    orphan = ETHER / ip4(frag=100) / (b"x" * 40)
+    other = tcp("S", ip4(to="192.0.2.77"), dport=81)
+    results = [both.send(bytes(frame)) for frame in (ping, strange, orphan, other)]
+    assert [result.vip for result in results] == [None] * 4
+    assert not both.state.vip_counters
+    first, second = both.state.address_counters.values()
+    assert (first.answered, first.drops) == (1, {Reason.ICMP_UNKNOWN: 1, Reason.FRAGMENT: 1})
+    assert (second.answered, second.drops) == (0, {Reason.UNSERVED: 1})
+
+
+def test_a_denied_later_fragment_counts_for_its_vip(both: Both) -> None:
+    """The first one said whose it is, though it passed before the client was denied."""
+    vips = [vip("a", VIP4, 1), vip("dns", VIP4, 53, "udp")]
+    both.want(desired(vips, [backend("b1")]))
+    first, second, _ = fragments_of(ip4())
+    owner = both.send(first).vip
+    denied = [vips[0], replace(vips[1], deny=(ip_network("10.77.0.0/24"),))]
+    both.want(desired(denied, [backend("b1")]))
+    result = both.send(second)
+    assert (result.reason, result.vip) == (Reason.DENIED, owner)
+    assert both.state.vip_counters[owner].drops == {Reason.DENIED: 1}
 
 
 ID = b"\xab\xcd"

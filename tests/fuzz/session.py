@@ -161,6 +161,7 @@ class Session:
                 **kernel.tables(),
                 "verdicts": kernel.verdicts(),
                 "vips": kernel.vip_counters(),
+                "addresses": kernel.address_counters(),
                 "backends": kernel.backend_counters(),
             }
             there = {**tables(state), **counters(state)}

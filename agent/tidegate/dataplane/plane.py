@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tidegate.dataplane import links
 from tidegate.dataplane.inspect.counter_reader import CounterReader
-from tidegate.dataplane.kernel import counters, programs
+from tidegate.dataplane.kernel import programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import (
     NEXT_PROGRAM,
@@ -264,7 +264,7 @@ class DataPlane:
             DataplaneError: the counters cannot be read.
         """
         self.counter_reader.record_run_time(self._program)  # if that is measured
-        return counters.packet_outcomes(self.counter_reader.vips())
+        return self.counter_reader.outcomes()
 
     def reload(self, gateways: Gateways, grace: float) -> None:
         """Apply settings that may change while it runs."""

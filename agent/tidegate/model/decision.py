@@ -5,6 +5,7 @@ These enums are the only list: `bpf/enums.h` is generated from them and a test k
 """
 
 from enum import IntEnum
+from typing import Final
 
 
 class Decision(IntEnum):
@@ -70,6 +71,23 @@ class Reason(IntEnum):
     """Longer than the link carries: the host has merged packets (GRO, LRO)."""
     ICMP_LIMIT = 16
     """An ICMP error, and too many for the VIP's flows were forwarded already."""
+
+
+FOR_ADDRESSES: Final = frozenset(
+    {
+        Reason.BAD_LENGTH,
+        Reason.FRAGMENT,
+        Reason.ICMP_UNKNOWN,
+        Reason.ICMP_MTU,
+        Reason.ECHO_LIMIT,
+        Reason.BAD_SOURCE,
+        Reason.UNSERVED,
+    }
+)
+"""Reasons for dropping what is for a VIP's address and for no flow of its VIPs."""
+
+FOR_VIPS: Final = frozenset(Reason) - FOR_ADDRESSES | {Reason.BAD_LENGTH, Reason.BAD_SOURCE}
+"""Reasons for dropping a packet of a VIP's flow, and NONE."""
 
 
 class EventKind(IntEnum):

@@ -39,7 +39,7 @@ class Result:
 
     Attributes:
         reason: why it was dropped; NONE if it was not.
-        vip: id of the VIP that it was for.
+        vip: id of the VIP that it was for; None if it was for none, or for an address alone.
         backend: id of the backend that it went to.
         decision: what named the backend; None for what was not forwarded.
     """
@@ -173,8 +173,8 @@ def _find(state: State, packet: Packet, port: int, protocol: int) -> VipEntry | 
 
 
 def _drop(state: State, vip: VipEntry, frame: bytes, reason: Reason) -> Result:
-    state.counters(vip.identity.id).drops[reason] += 1
-    return Result(Verdict.DROP, frame, reason, vip.identity.id)
+    state.ends(vip).drops[reason] += 1
+    return Result(Verdict.DROP, frame, reason, _service_id(vip))
 
 
 def _drop_of_flow(
@@ -185,12 +185,19 @@ def _drop_of_flow(
     choice: Choice | None = None,
 ) -> Result:
     events.report_dropped(state, about, reason, choice)
+    if choice is not None and choice.vip:  # a later fragment: found by its address alone
+        state.counters(choice.vip).drops[reason] += 1
+        return Result(Verdict.DROP, frame, reason, choice.vip)
     return _drop(state, about.vip, frame, reason)
 
 
 def _answered(state: State, vip: VipEntry, frame: bytes) -> Result:
-    state.counters(vip.identity.id).answered += 1
-    return Result(Verdict.TX, frame, vip=vip.identity.id)
+    state.ends(vip).answered += 1
+    return Result(Verdict.TX, frame, vip=_service_id(vip))
+
+
+def _service_id(vip: VipEntry) -> int | None:
+    return None if vip.is_address else vip.identity.id
 
 
 def _answer_ping(state: State, vip: VipEntry, packet: Packet, frame: bytes, now: int) -> Result:
@@ -210,7 +217,7 @@ def _forward(
 ) -> Result:
     about = _subject(state, vip, packet, now)
     choice = _decide(state, about, frame)
-    if isinstance(choice, Reason):
+    if isinstance(choice, Reason) or choice.refused:
         return _refuse(state, about, frame, choice)
     tunnel = tunnel_to(choice.entry, state.links.get(interface))
     if isinstance(tunnel, Reason):
@@ -234,15 +241,17 @@ def _forward(
     return _count(state, about, choice, out)
 
 
-def _refuse(state: State, about: Subject, frame: bytes, reason: Reason) -> Result:
-    """Drop what has no backend.
+def _refuse(state: State, about: Subject, frame: bytes, choice: Choice | Reason) -> Result:
+    """Drop what has no backend, or may not go there.
 
     A later fragment has no port: where the address passes what no VIP takes, its first fragment may
     have passed too, so it does.
     """
-    if reason is Reason.FRAGMENT and about.vip.unserved == "pass":
+    if not isinstance(choice, Reason):
+        return _drop_of_flow(state, about, frame, choice.refused, choice)
+    if choice is Reason.FRAGMENT and about.vip.unserved == "pass":
         return Result(Verdict.PASS, frame)
-    return _drop_of_flow(state, about, frame, reason)
+    return _drop_of_flow(state, about, frame, choice)
 
 
 def _too_big(state: State, packet: Packet, frame: bytes, limit: int, now: int) -> bytes | None:
@@ -298,9 +307,9 @@ def _follow_fragment(state: State, packet: Packet, now: int) -> Choice | Reason:
     if entry is None or clock.age(first.tick, now) > clock.limit(_REASSEMBLY_SECONDS):
         return Reason.FRAGMENT
     vip = state.service(first.vip)
-    if vip is not None and is_denied(vip, packet.source):
-        return Reason.DENIED
-    return Choice(first.backend, entry, Decision.FRAGMENT, 0, vip=first.vip)
+    is_refused = vip is not None and is_denied(vip, packet.source)
+    refused = Reason.DENIED if is_refused else Reason.NONE
+    return Choice(first.backend, entry, Decision.FRAGMENT, 0, vip=first.vip, refused=refused)
 
 
 def _count(state: State, about: Subject, choice: Choice, out: bytes) -> Result:

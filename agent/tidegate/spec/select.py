@@ -28,6 +28,7 @@ class Choice:
         generation: of the table that chose it; 0 if none did.
         rehashed: what the slot's owner was, if it was passed over: `quarantined` or `gone`.
         vip: id of the VIP that a later fragment is of; 0: the packet names its VIP itself.
+        refused: why the packet is dropped all the same.
         had_entry: the connection table named a backend for this flow, usable or not.
     """
 
@@ -39,6 +40,7 @@ class Choice:
     rehashed: str = ""
     had_entry: bool = False
     vip: int = 0
+    refused: Reason = Reason.NONE
 
 
 @dataclass(frozen=True)

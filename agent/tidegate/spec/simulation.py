@@ -96,7 +96,7 @@ class Specification:
             backend=None if result.backend is None else self._names.backends[result.backend],
             slot=result.slot,
             decision=result.decision,
-            generation=None if result.vip is None else self._names.number,
+            generation=None if result.verdict is Verdict.PASS else self._names.number,
         )
 
 
@@ -113,6 +113,7 @@ def counters(state: State) -> Contents:
     """Return the counters."""
     return {
         "vips": state.vip_counters,
+        "addresses": state.address_counters,
         "backends": {
             id_: (packets, state.backend_bytes[id_])
             for id_, packets in state.backend_packets.items()

@@ -52,6 +52,7 @@ class VipEntry(NamedTuple):
         routes: client networks, the longest first.
         unserved: of an address: what becomes of packets that no VIP takes.
         moved: its flows may have entries of other pools.
+        is_address: it is of an address and not of a service.
         idle: seconds of silence after which a UDP flow is forgotten; 0: never.
         tcp_idle: the same, after which a SYN begins a new TCP flow.
     """
@@ -67,6 +68,7 @@ class VipEntry(NamedTuple):
     unserved: Unserved = "drop"
     idle: int = 0
     tcp_idle: int = 0
+    is_address: bool = False
 
 
 class BackendEntry(NamedTuple):
@@ -144,6 +146,14 @@ class VipCounters:
     drops: Counter[Reason] = field(default_factory=Counter)
 
 
+@dataclass
+class AddressCounters:
+    """The counters of a VIP's address: of what is for none of its flows."""
+
+    answered: int = 0
+    drops: Counter[Reason] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The build constants of a program.
@@ -188,6 +198,7 @@ class State:
     error_limits: dict[int, Bucket] = field(default_factory=dict)
     answers: dict[Answer, Bucket] = field(default_factory=dict)
     vip_counters: dict[int, VipCounters] = field(default_factory=dict)
+    address_counters: dict[int, AddressCounters] = field(default_factory=dict)
     backend_packets: Counter[int] = field(default_factory=Counter)
     backend_bytes: Counter[int] = field(default_factory=Counter)
     verdicts: Counter[int] = field(default_factory=Counter)
@@ -208,6 +219,13 @@ class State:
     def counters(self, vip: int) -> VipCounters:
         """Return the counters of a VIP id."""
         return self.vip_counters.setdefault(vip, VipCounters())
+
+    def ends(self, entry: VipEntry) -> VipCounters | AddressCounters:
+        """Return where it is counted that a packet for a service or an address ended here."""
+        id_ = entry.identity.id
+        if not entry.is_address:
+            return self.counters(id_)
+        return self.address_counters.setdefault(id_, AddressCounters())
 
     def may_answer(self, kind: Answer, now: int) -> bool:
         """Take one from the limit on answers of a kind."""
@@ -256,6 +274,7 @@ class State:
         for placed in generation.vips.values():
             if self.counted.get(placed.identity.id, placed.identity) != placed.identity:
                 self.vip_counters.pop(placed.identity.id, None)
+                self.address_counters.pop(placed.identity.id, None)
             self.counted[placed.identity.id] = placed.identity
         for backend in generation.backends.values():
             if backend.identity not in backends:
@@ -328,6 +347,7 @@ def _address_entry(entries: list[VipEntry], network: Network) -> VipEntry:
         plain,
         echo,
         unserved=strictest,
+        is_address=True,
     )
 
 

@@ -28,6 +28,7 @@ from tidegate.dataplane.kernel.lines import MappedLines
 from tidegate.dataplane.kernel.memory import array_memory
 from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
+from tidegate.model.decision import FOR_ADDRESSES, FOR_VIPS
 from tidegate.model.generation import Generation
 from tidegate.model.ticks import TICKS
 from tidegate.spec import Link, State, Verdict
@@ -37,7 +38,7 @@ from tidegate.spec.hash import flow_hash, tracking_key
 from tidegate.spec.lines import Entry
 from tidegate.spec.packet import parse
 from tidegate.spec.simulation import tables
-from tidegate.spec.state import VipCounters
+from tidegate.spec.state import AddressCounters, VipCounters
 
 LOOPBACK = 1
 LINK = Link(b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x04", b"\x02\0\0\0\0\x06", 1500)
@@ -224,6 +225,11 @@ class Kernel:
         fd = self.maps["vip_counts"]
         return map_values.vip_counters(map_values.per_cpu(fd, layout.VIP_COUNTERS, IDS))
 
+    def address_counters(self) -> dict[int, AddressCounters]:
+        """Return what is counted for each address, by the lowest id of its VIPs."""
+        fd = self.maps["address_counts"]
+        return map_values.address_counters(map_values.per_cpu(fd, layout.ADDRESS_COUNTERS, IDS))
+
     def backend_counters(self) -> dict[int, tuple[int, int]]:
         """Return packets and bytes of each backend id."""
         fd = self.maps["backend_counts"]
@@ -236,6 +242,9 @@ def assert_equal(kernel: Kernel, state: State) -> None:
     assert kernel.tables() == tables(state)
     assert kernel.verdicts() == state.verdicts
     assert kernel.vip_counters() == state.vip_counters
+    assert kernel.address_counters() == state.address_counters
+    assert all(each.drops.keys() <= FOR_VIPS for each in state.vip_counters.values())
+    assert all(each.drops.keys() <= FOR_ADDRESSES for each in state.address_counters.values())
     assert kernel.backend_counters() == {
         backend: (packets, state.backend_bytes[backend])
         for backend, packets in state.backend_packets.items()

@@ -17,6 +17,7 @@ from tidegate.model.values import BackendKey, Quic, SourceRoute, SynLimit, Vip
 
 ICMP, ICMPV6, TCP, UDP = 1, 58, 6, 17
 LONG = layout.VIP_LONG_WAY
+ADDRESS = LONG | layout.ADDRESS_ENTRY
 CANARY = SourceRoute(ip_network("198.51.100.0/24"), "canary")
 
 
@@ -117,7 +118,7 @@ def test_a_vip_that_had_another_pool_says_so() -> None:
     placed = generations(desired([first], servers), desired([second], servers))[-1]
     found = entries.vips(placed)
     assert entry(found[_key("192.0.2.1", 80, TCP)])["flags"] == layout.VIP_MOVED
-    assert entry(found[_key("192.0.2.1", 0, ICMP)])["flags"] == layout.VIP_ECHO | LONG
+    assert entry(found[_key("192.0.2.1", 0, ICMP)])["flags"] == layout.VIP_ECHO | ADDRESS
 
 
 def test_each_address_has_one_entry_for_icmp() -> None:
@@ -133,10 +134,10 @@ def test_each_address_has_one_entry_for_icmp() -> None:
     first = entry(found[_key("192.0.2.1", 0, ICMP)])
     assert (first["id"], first["incarnation"]) == placed.vips["a"].identity
     assert first["pool"] == placed.pools["web"].identity.id
-    assert (first["flags"], first["salt"]) == (layout.VIP_ECHO | LONG, flow_salt(Identity(1, 1)))
+    assert (first["flags"], first["salt"]) == (layout.VIP_ECHO | ADDRESS, flow_salt(Identity(1, 1)))
     assert (first["idle"], first["tcp_idle"]) == (0, 0)
     second = entry(found[_key("2001:db8::1", 0, ICMPV6)])
-    assert (second["id"], second["flags"]) == (placed.vips["c"].identity.id, LONG)
+    assert (second["id"], second["flags"]) == (placed.vips["c"].identity.id, ADDRESS)
 
 
 def test_networks_are_in_the_other_map() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane.inspect.counter_reader import Census, CounterSample
-from tidegate.model.decision import Decision, Reason
+from tidegate.model.decision import FOR_ADDRESSES, FOR_VIPS, Decision, Reason
 from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 from tidegate.telemetry.metrics.points import Points, Series
@@ -21,7 +21,10 @@ from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.registry import Attribute
 
 _DECISIONS: Final = tuple(each.name.lower() for each in Decision)
-_DROPS: Final = tuple(each.name.lower() for each in Reason if each is not Reason.NONE)
+_VIP_REASONS: Final = sorted(FOR_VIPS - {Reason.NONE})
+_ADDRESS_REASONS: Final = sorted(FOR_ADDRESSES)
+_VIP_DROPS: Final = tuple(each.name.lower() for each in _VIP_REASONS)
+_ADDRESS_DROPS: Final = tuple(each.name.lower() for each in _ADDRESS_REASONS)
 _VERDICTS: Final = ("aborted", "drop", "pass", "tx")
 
 _Ids: TypeAlias = npt.NDArray[np.intp]
@@ -58,7 +61,9 @@ class PacketPoints:
     def __init__(self, began: int, clock: Callable[[], int]) -> None:
         self._began = began
         self._vip_owners, self._backend_owners = _Owners(began, clock), _Owners(began, clock)
+        self._address_owners = _Owners(began, clock)
         self._vips: Mapping[str, Identity] = {}
+        self._addresses: Mapping[str, Identity] = {}
         self._backends: _Backends = {}
         self._cpus: list[int] = []
         self._name_vips()
@@ -73,7 +78,9 @@ class PacketPoints:
         decisions = vips["decisions"]
         flows = decisions[:, Decision.SYN] + decisions[:, Decision.DATAGRAM]
         rehashes = (vips["rehashed_quarantined"], vips["rehashed_gone"])
-        drops = vips["drops"][:, 1:]
+        drops = vips["drops"][:, _VIP_REASONS]
+        addresses = counted.totals.addresses[self._address_ids]
+        lost = addresses["drops"][:, _ADDRESS_REASONS]
         return [
             Points(names.VIP_PACKETS, self._by_vip, vips["packets"].tolist()),
             Points(names.VIP_IO, self._by_vip, vips["bytes"].tolist()),
@@ -81,6 +88,8 @@ class PacketPoints:
             Points(names.VIP_ANSWERS, self._by_vip, vips["answered"].tolist()),
             Points(names.VIP_DECISIONS, self._by_decision, decisions.ravel().tolist()),
             Points(names.VIP_DROPS, self._by_drop, drops.ravel().tolist()),
+            Points(names.ADDRESS_ANSWERS, self._by_address, addresses["answered"].tolist()),
+            Points(names.ADDRESS_DROPS, self._by_address_drop, lost.ravel().tolist()),
             Points(names.VIP_REHASHES, self._by_rehash, _rows(*rehashes)),
             Points(names.VIP_INSERTS, self._by_insert, _rows(vips["tracked"], vips["untracked"])),
             Points(names.BACKEND_PACKETS, self._by_backend, backends["packets"].tolist()),
@@ -106,6 +115,7 @@ class PacketPoints:
         vips = {name: placed.identity for name, placed in sorted(generation.vips.items())}
         if vips != self._vips:
             self._vips = vips
+            self._addresses = _addresses(generation)
             self._name_vips()
         backends = {key: each.identity for key, each in generation.backends.items()}
         if backends != self._backends:
@@ -123,9 +133,20 @@ class PacketPoints:
 
         self._by_vip = Series((attributes.VIP,), [(name,) for name in self._vips], began)
         self._by_decision = by(attributes.DECISION, _DECISIONS)
-        self._by_drop = by(attributes.DROP_REASON, _DROPS)
+        self._by_drop = by(attributes.DROP_REASON, _VIP_DROPS)
         self._by_rehash = by(attributes.REHASH_CAUSE, ("quarantined", "gone"))
+        self._name_addresses()
         self._by_insert = by(attributes.INSERT_OUTCOME, ("written", "refused"))
+
+    def _name_addresses(self) -> None:
+        uses = list(self._addresses.values())
+        self._address_ids: _Ids = np.array([use.id for use in uses], np.intp)
+        began = self._address_owners.since(uses)
+        rows = [(address, word) for address in self._addresses for word in _ADDRESS_DROPS]
+        starts = [at for at in began for _ in _ADDRESS_DROPS]
+        each = [(address,) for address in self._addresses]
+        self._by_address = Series((attributes.ADDRESS,), each, began)
+        self._by_address_drop = Series((attributes.ADDRESS, attributes.DROP_REASON), rows, starts)
 
     def _name_backends(self) -> None:
         uses = list(self._backends.values())
@@ -155,6 +176,16 @@ def _of(
 ) -> list[int]:
     """Return what was counted for the names of now, 0 for one that is not what it was then."""
     return [int(counts[use.id]) if then.get(name) == use else 0 for name, use in now.items()]
+
+
+def _addresses(generation: Generation) -> dict[str, Identity]:
+    """Return the addresses of VIPs, each with the lowest identity there, as it is counted by."""
+    found: dict[str, Identity] = {}
+    for placed in sorted(generation.vips.values(), key=lambda placed: placed.identity.id):
+        network = placed.vip.network
+        single = network.prefixlen == network.max_prefixlen
+        found.setdefault(str(network.network_address if single else network), placed.identity)
+    return dict(sorted(found.items()))
 
 
 def _rows(*columns: npt.NDArray[np.uint64]) -> list[int]:

@@ -106,9 +106,9 @@ class CounterReader:
             }
             self._opened = undo.pop_all()
 
-    def vips(self) -> npt.NDArray[np.void]:
-        """Read the counters of the VIPs in force, by id, for the loop; raise DataplaneError."""
-        return counters.vip_totals(self._fds, self._publisher.in_force)
+    def outcomes(self) -> npt.NDArray[np.uint64]:
+        """Read `counters.packet_outcomes` in force, for the loop; raise DataplaneError."""
+        return counters.packet_outcomes(*counters.vip_totals(self._fds, self._publisher.in_force))
 
     def read(self) -> CounterSample:
         """Read all counters, of one moment as far as packets allow.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.model.decision import Decision, Reason
-from tidegate.spec.state import VipCounters
+from tidegate.spec.state import AddressCounters, VipCounters
 
 _SUMS = (
     "packets",
@@ -40,6 +40,17 @@ def vip_counters(counts: npt.NDArray[np.void]) -> dict[int, VipCounters]:
             drops=_counter(Reason, counts[vip]["drops"]),
         )
         for vip in np.flatnonzero(words.any(axis=1))
+    }
+
+
+def address_counters(counts: npt.NDArray[np.void]) -> dict[int, AddressCounters]:
+    """Return counters of each address that has any, from `address_counts` (shape: ids, CPUs)."""
+    words = np.ascontiguousarray(counts).view(np.uint64).reshape(len(counts), -1)
+    return {
+        int(id_): AddressCounters(
+            int(counts[id_]["answered"].sum()), _counter(Reason, counts[id_]["drops"])
+        )
+        for id_ in np.flatnonzero(words.any(axis=1))
     }
 
 

@@ -144,19 +144,24 @@ class Kernel:
     def _vip_counts(self) -> npt.NDArray[np.void]:
         return map_values.per_cpu(self._maps["vip_counts"], layout.VIP_COUNTERS, self._vips)
 
+    def _address_counts(self) -> npt.NDArray[np.void]:
+        fd = self._maps["address_counts"]
+        return map_values.per_cpu(fd, layout.ADDRESS_COUNTERS, self._vips)
+
     def _backend_counts(self) -> npt.NDArray[np.void]:
         fd = self._maps["backend_counts"]
         return map_values.per_cpu(fd, layout.BACKEND_COUNTERS, self._backends)
 
     def _take_counters(self) -> None:
         self._last_vips = self._vip_counts()
+        self._last_addresses = self._address_counts()
         self._last_backends = self._backend_counts()
 
     def _outcome_by_counters(self, verdict: Verdict, frame: bytes) -> Outcome:
         vips, self._last_vips = self._last_vips, self._vip_counts()
         vip = _changed(vips, self._last_vips)
-        if vip is None:  # none of the counters in force: nothing is known but the verdict
-            return Outcome(verdict, frame, generation=self._names.number)
+        if vip is None:
+            return self._at_address(Outcome(verdict, frame, generation=self._names.number))
         old, new = vips[vip], self._last_vips[vip]
         outcome = Outcome(verdict, frame, vip=self._names.vips[vip], generation=self._names.number)
         if verdict is Verdict.DROP:
@@ -170,6 +175,15 @@ class Kernel:
             decision=None if decision is None else Decision(decision),
         )
 
+    def _at_address(self, outcome: Outcome) -> Outcome:
+        """Add the reason of what was for a VIP's address, and for no VIP."""
+        before, self._last_addresses = self._last_addresses, self._address_counts()
+        id_ = _changed(before, self._last_addresses)
+        if id_ is None or outcome.verdict is not Verdict.DROP:
+            return outcome
+        reason = _risen(before[id_]["drops"], self._last_addresses[id_]["drops"])
+        return replace(outcome, reason=Reason(reason or 0))
+
     def tables(self) -> Contents:
         """Read the tables that packets write, as the specification's values."""
         return {name: lines.entries() for name, lines in self._lines.items()}
@@ -179,6 +193,7 @@ class Kernel:
         self._take_counters()
         return {
             "vips": map_values.vip_counters(self._last_vips),
+            "addresses": map_values.address_counters(self._last_addresses),
             "backends": map_values.backend_counters(self._last_backends),
             "verdicts": map_values.verdicts(self._maps["verdict_counts"]),
         }

@@ -36,10 +36,12 @@ class Totals(NamedTuple):
 
     Attributes:
         vips: `layout.VIP_COUNTERS`.
+        addresses: `layout.ADDRESS_COUNTERS`, by the lowest id of an address's VIPs.
         backends: `layout.BACKEND_COUNTERS`.
     """
 
     vips: npt.NDArray[np.void]
+    addresses: npt.NDArray[np.void]
     backends: npt.NDArray[np.void]
 
 
@@ -51,17 +53,23 @@ def read(fds: Mapping[str, int], generation: Generation) -> Totals:
     """
     try:
         return Totals(
-            vip_totals(fds, generation),
+            *vip_totals(fds, generation),
             _sums(fds["backend_counts"], layout.BACKEND_COUNTERS, _ids(generation.backends)),
         )
     except OSError as error:
         raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
 
 
-def vip_totals(fds: Mapping[str, int], generation: Generation) -> npt.NDArray[np.void]:
-    """Read the counters of a generation's VIPs alone, by id; raise as `read`."""
+def vip_totals(
+    fds: Mapping[str, int], generation: Generation
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Read the counters of a generation's VIPs and of their addresses alone; raise as `read`."""
+    count = _ids(generation.vips)
     try:
-        return _sums(fds["vip_counts"], layout.VIP_COUNTERS, _ids(generation.vips))
+        return (
+            _sums(fds["vip_counts"], layout.VIP_COUNTERS, count),
+            _sums(fds["address_counts"], layout.ADDRESS_COUNTERS, count),
+        )
     except OSError as error:
         raise DataplaneError(f"cannot read the counters: {error.strerror}") from error
 
@@ -92,15 +100,19 @@ def summed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return sums
 
 
-def packet_outcomes(vips: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """Return the outcomes of each VIP id's packets: shape (ids, 4).
+def packet_outcomes(
+    vips: npt.NDArray[np.void], addresses: npt.NDArray[np.void]
+) -> npt.NDArray[np.uint64]:
+    """Return the outcomes of packets by id, of a VIP and the address that it stands for.
 
-    All packets, those that were dropped, TCP packets without a SYN that no table of flows knew, and
-    frames that the host had merged, which are dropped too.
+    Shape (ids, 4): all packets, those that were dropped, TCP packets without a SYN that no table of
+    flows knew, and frames that the host had merged, which are dropped too.
     """
-    drops, decisions = vips["drops"].sum(axis=1), vips["decisions"]
+    drops = vips["drops"].sum(axis=1) + addresses["drops"].sum(axis=1)
+    decisions = vips["decisions"]
     misses = decisions[:, Decision.FALLBACK] + decisions[:, Decision.CURRENT]
-    packets, merged = vips["packets"] + vips["answered"] + drops, vips["drops"][:, Reason.MERGED]
+    packets = vips["packets"] + vips["answered"] + addresses["answered"] + drops
+    merged = vips["drops"][:, Reason.MERGED]
     return np.stack((packets, drops, misses, merged), axis=1)
 
 
@@ -125,6 +137,7 @@ def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) 
     """
     pairs = (
         ("vip_counts", layout.VIP_COUNTERS, before.vips, after.vips),
+        ("address_counts", layout.ADDRESS_COUNTERS, before.vips, after.vips),
         ("backend_counts", layout.BACKEND_COUNTERS, before.backends, after.backends),
     )
     # A VIP that comes back within its id's cooldown goes on where it was.

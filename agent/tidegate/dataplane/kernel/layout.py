@@ -100,6 +100,7 @@ VIP_COUNTERS: Final = np.dtype(
         ("drops", "<u8", (len(Reason),)),
     ]
 )
+ADDRESS_COUNTERS: Final = np.dtype([("answered", "<u8"), ("drops", "<u8", (len(Reason),))])
 BACKEND_COUNTERS: Final = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 VERDICTS: Final = np.dtype("<u8")
 EVENT: Final = np.dtype(
@@ -149,6 +150,7 @@ VIP_SYN_LONG_WAY: Final = 1 << 9
 VIP_SAMPLED: Final = 1 << 10
 ADDRESS_PASSES: Final = 1 << 11
 ADDRESS_REJECTS: Final = 1 << 12
+ADDRESS_ENTRY: Final = 1 << 13
 
 ROUTE_DENY: Final = 1
 QUARANTINED: Final = 1
@@ -180,6 +182,7 @@ _LAYOUTS: Final = {
     "error_limits": (ID, BUCKET),
     "links": (ID, LINK),
     "vip_counts": (ID, VIP_COUNTERS),
+    "address_counts": (ID, ADDRESS_COUNTERS),
     "backend_counts": (ID, BACKEND_COUNTERS),
     "verdict_counts": (ID, VERDICTS),
     "event_space": (ID, EVENT),

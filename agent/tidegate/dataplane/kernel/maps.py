@@ -114,6 +114,7 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
         "error_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "links": Shape(bpf.ARRAY, u32, layout.LINK.itemsize, MAX_INTERFACE_INDEX),
         "vip_counts": Shape(percpu, u32, layout.VIP_COUNTERS.itemsize, MAX_VIPS),
+        "address_counts": Shape(percpu, u32, layout.ADDRESS_COUNTERS.itemsize, MAX_VIPS),
         "backend_counts": Shape(percpu, u32, layout.BACKEND_COUNTERS.itemsize, MAX_BACKENDS),
         "verdict_counts": Shape(percpu, u32, layout.VERDICTS.itemsize, VERDICTS),
         "events": Shape(bpf.RINGBUF, 0, 0, capacity.events),

@@ -157,6 +157,7 @@ def _address_entry(generation: Generation, there: list[PlacedVip]) -> bytes:
     entry["pool"] = generation.pools[first.serving(first.vip.pool)].identity.id
     entry["flags"] = (
         layout.VIP_LONG_WAY
+        | layout.ADDRESS_ENTRY
         | (layout.VIP_ECHO if any(placed.vip.echo for placed in there) else 0)
         | (layout.VIP_PREFIX if first.vip.is_network else 0)
         | _UNSERVED[min((placed.vip.unserved for placed in there), key=UNSERVED.index)]

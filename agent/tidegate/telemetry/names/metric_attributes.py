@@ -10,6 +10,9 @@ from typing import Final
 from tidegate.telemetry.registry import Attribute
 
 VIP: Final = Attribute("tidegate.vip", "string", "Name of the VIP.", "web")
+ADDRESS: Final = Attribute(
+    "tidegate.address", "string", "Address or network of VIPs.", "192.0.2.10"
+)
 POOL: Final = Attribute("tidegate.pool", "string", "Name of the pool.", "web")
 BACKEND: Final = Attribute("tidegate.backend", "string", "Name of the backend in its pool.", "b1")
 DECISION: Final = Attribute(

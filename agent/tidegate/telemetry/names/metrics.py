@@ -7,33 +7,7 @@ points there are.
 
 from typing import Final
 
-from tidegate.telemetry.names.metric_attributes import (
-    BACKEND,
-    CPU,
-    DECISION,
-    DIGEST,
-    DROP_REASON,
-    EVENT_OUTCOME,
-    FLOW_LOSS,
-    HEALTH_STATE,
-    HOST_STATE,
-    INSERT_OUTCOME,
-    INTERFACE,
-    KIND,
-    LOSS,
-    MAP,
-    POOL,
-    PROBE_OUTCOME,
-    REFUSAL_STAGE,
-    REHASH_CAUSE,
-    RELEASE,
-    SIGNAL,
-    STAGE,
-    TRACK,
-    VERDICT,
-    VERSION,
-    VIP,
-)
+from tidegate.telemetry.names import metric_attributes as by
 from tidegate.telemetry.registry import Instrument
 
 # Packets.
@@ -43,14 +17,14 @@ VIP_PACKETS: Final = Instrument(
     kind="counter",
     unit="{packet}",
     description="Packets that were forwarded to a backend.",
-    attributes=(VIP,),
+    attributes=(by.VIP,),
 )
 VIP_IO: Final = Instrument(
     name="tidegate.vip.io",
     kind="counter",
     unit="By",
     description="Bytes of the IP packets that were forwarded, before encapsulation.",
-    attributes=(VIP,),
+    attributes=(by.VIP,),
 )
 VIP_NEW_FLOWS: Final = Instrument(
     name="tidegate.vip.flows.new",
@@ -58,7 +32,7 @@ VIP_NEW_FLOWS: Final = Instrument(
     unit="{flow}",
     description="SYNs, and datagrams without an entry in the connection table; a repeated SYN "
     "counts again.",
-    attributes=(VIP,),
+    attributes=(by.VIP,),
 )
 VIP_DECISIONS: Final = Instrument(
     name="tidegate.vip.decisions",
@@ -66,7 +40,7 @@ VIP_DECISIONS: Final = Instrument(
     unit="{packet}",
     description="Forwarded packets by what named the backend: `tracked` are hits of the "
     "connection table, `fallback` is the owner before the window.",
-    attributes=(VIP, DECISION),
+    attributes=(by.VIP, by.DECISION),
 )
 VIP_REHASHES: Final = Instrument(
     name="tidegate.vip.rehashes",
@@ -74,29 +48,44 @@ VIP_REHASHES: Final = Instrument(
     unit="{packet}",
     description="Packets that went to another backend than the slot's owner, which could not be "
     "used.",
-    attributes=(VIP, REHASH_CAUSE),
+    attributes=(by.VIP, by.REHASH_CAUSE),
 )
 VIP_INSERTS: Final = Instrument(
     name="tidegate.vip.inserts",
     kind="counter",
     unit="{entry}",
     description="Entries that were to be written to the connection table.",
-    attributes=(VIP, INSERT_OUTCOME),
+    attributes=(by.VIP, by.INSERT_OUTCOME),
 )
 VIP_ANSWERS: Final = Instrument(
     name="tidegate.vip.answers",
     kind="counter",
     unit="{packet}",
-    description="Packets that the load balancer answered itself: pings, and those too big for the "
-    "path.",
-    attributes=(VIP,),
+    description="Packets of the VIP's flows that the load balancer answered itself: those too big "
+    "for the path.",
+    attributes=(by.VIP,),
+)
+ADDRESS_ANSWERS: Final = Instrument(
+    name="tidegate.address.answers",
+    kind="counter",
+    unit="{packet}",
+    description="Pings of a VIP's address that were answered, and rejections of what no VIP takes.",
+    attributes=(by.ADDRESS,),
+)
+ADDRESS_DROPS: Final = Instrument(
+    name="tidegate.address.drops",
+    kind="counter",
+    unit="{packet}",
+    description="Packets for a VIP's address, and for none of its VIPs' flows, that were dropped: "
+    "other ports and protocols (`unserved`), pings and ICMP errors, fragments without a first one.",
+    attributes=(by.ADDRESS, by.DROP_REASON),
 )
 VIP_DROPS: Final = Instrument(
     name="tidegate.vip.drops",
     kind="counter",
     unit="{packet}",
     description="Packets for the VIP that were dropped.",
-    attributes=(VIP, DROP_REASON),
+    attributes=(by.VIP, by.DROP_REASON),
 )
 VIP_LIVE_FLOWS: Final = Instrument(
     name="tidegate.vip.flows.live",
@@ -104,28 +93,28 @@ VIP_LIVE_FLOWS: Final = Instrument(
     unit="{flow}",
     description="Live flows: entries of the connection table whose client has not ended them, that "
     "spoke within the VIP's idle timeout and whose backend is reached, as of the last count.",
-    attributes=(VIP,),
+    attributes=(by.VIP,),
 )
 BACKEND_PACKETS: Final = Instrument(
     name="tidegate.backend.packets",
     kind="counter",
     unit="{packet}",
     description="Packets that were sent to the backend.",
-    attributes=(POOL, BACKEND),
+    attributes=(by.POOL, by.BACKEND),
 )
 BACKEND_IO: Final = Instrument(
     name="tidegate.backend.io",
     kind="counter",
     unit="By",
     description="Bytes of the IP packets that were sent to the backend, before encapsulation.",
-    attributes=(POOL, BACKEND),
+    attributes=(by.POOL, by.BACKEND),
 )
 BACKEND_LIVE_FLOWS: Final = Instrument(
     name="tidegate.backend.flows.live",
     kind="gauge",
     unit="{flow}",
     description="Live flows, as in tidegate.vip.flows.live, by the backend that they go to.",
-    attributes=(POOL, BACKEND),
+    attributes=(by.POOL, by.BACKEND),
 )
 
 # The data plane.
@@ -136,7 +125,7 @@ PROGRAM_PACKETS: Final = Instrument(
     unit="{packet}",
     description="Packets that a CPU ran the program for, for VIPs or not: how the NIC's "
     "receive queues are spread over CPUs.",
-    attributes=(CPU, VERDICT),
+    attributes=(by.CPU, by.VERDICT),
 )
 PROGRAM_TIME: Final = Instrument(
     name="tidegate.program.time",
@@ -155,49 +144,49 @@ RX_QUEUES: Final = Instrument(
     kind="gauge",
     unit="{queue}",
     description="Receive queues of the interface: as many CPUs can have packets.",
-    attributes=(INTERFACE,),
+    attributes=(by.INTERFACE,),
 )
 ATTACHED: Final = Instrument(
     name="tidegate.interface.attached",
     kind="gauge",
     unit="{program}",
     description="1 if the program is on the interface, else 0.",
-    attributes=(INTERFACE,),
+    attributes=(by.INTERFACE,),
 )
 MAP_ENTRIES: Final = Instrument(
     name="tidegate.map.entries",
     kind="gauge",
     unit="{entry}",
     description="Entries of a kernel map; those that packets write, as of the last count.",
-    attributes=(MAP,),
+    attributes=(by.MAP,),
 )
 MAP_LIMIT: Final = Instrument(
     name="tidegate.map.limit",
     kind="gauge",
     unit="{entry}",
     description="Entries that a kernel map is made for.",
-    attributes=(MAP,),
+    attributes=(by.MAP,),
 )
 IDS: Final = Instrument(
     name="tidegate.ids.used",
     kind="gauge",
     unit="{id}",
     description="Ids that the generation in force uses.",
-    attributes=(KIND,),
+    attributes=(by.KIND,),
 )
 ID_LIMIT: Final = Instrument(
     name="tidegate.ids.limit",
     kind="gauge",
     unit="{id}",
     description="Ids that there are.",
-    attributes=(KIND,),
+    attributes=(by.KIND,),
 )
 EVENTS: Final = Instrument(
     name="tidegate.events",
     kind="counter",
     unit="{event}",
     description="Events of sampled flows, by what became of them in the kernel.",
-    attributes=(EVENT_OUTCOME,),
+    attributes=(by.EVENT_OUTCOME,),
 )
 REPAIRS: Final = Instrument(
     name="tidegate.audit.repairs",
@@ -219,7 +208,7 @@ GENERATION_INFO: Final = Instrument(
     kind="gauge",
     unit="{info}",
     description="1, with what the generation in force is made of.",
-    attributes=(DIGEST, RELEASE, TRACK, VERSION),
+    attributes=(by.DIGEST, by.RELEASE, by.TRACK, by.VERSION),
 )
 REVISION: Final = Instrument(
     name="tidegate.revision",
@@ -232,14 +221,14 @@ STATE: Final = Instrument(
     kind="gauge",
     unit="{state}",
     description="1 for the state that the host is in, 0 for the others.",
-    attributes=(HOST_STATE,),
+    attributes=(by.HOST_STATE,),
 )
 STATE_TIME: Final = Instrument(
     name="tidegate.state.time",
     kind="counter",
     unit="s",
     description="Time that the host has spent in each state since its agent started.",
-    attributes=(HOST_STATE,),
+    attributes=(by.HOST_STATE,),
 )
 READY: Final = Instrument(
     name="tidegate.ready",
@@ -258,21 +247,21 @@ REFUSALS: Final = Instrument(
     kind="gauge",
     unit="{refusal}",
     description="Documents and generations that are refused now.",
-    attributes=(REFUSAL_STAGE,),
+    attributes=(by.REFUSAL_STAGE,),
 )
 STAGE_DURATION: Final = Instrument(
     name="tidegate.change.duration",
     kind="histogram",
     unit="s",
     description="Time that a stage of a change took, from etcd's event to the kernel.",
-    attributes=(STAGE,),
+    attributes=(by.STAGE,),
 )
 TELEMETRY_DROPS: Final = Instrument(
     name="tidegate.telemetry.dropped",
     kind="counter",
     unit="{item}",
     description="Spans, points and log records that did not arrive.",
-    attributes=(SIGNAL, LOSS),
+    attributes=(by.SIGNAL, by.LOSS),
 )
 METRICS_TIME: Final = Instrument(
     name="tidegate.metrics.time",
@@ -300,7 +289,7 @@ FLOW_DROPS: Final = Instrument(
     kind="counter",
     unit="{event}",
     description="Events that the agent has read and that are in no span.",
-    attributes=(FLOW_LOSS,),
+    attributes=(by.FLOW_LOSS,),
 )
 FLOW_REFUSED: Final = Instrument(
     name="tidegate.flow.refused",
@@ -322,7 +311,7 @@ POOL_BACKENDS: Final = Instrument(
     kind="gauge",
     unit="{backend}",
     description="Backends by what this host's checks find.",
-    attributes=(POOL, HEALTH_STATE),
+    attributes=(by.POOL, by.HEALTH_STATE),
 )
 BACKEND_STATE_AGE: Final = Instrument(
     name="tidegate.backend.state.age",
@@ -330,14 +319,14 @@ BACKEND_STATE_AGE: Final = Instrument(
     unit="s",
     description="Time since this host's checks changed their mind of the backend; of checked ones "
     "only.",
-    attributes=(POOL, BACKEND),
+    attributes=(by.POOL, by.BACKEND),
 )
 BACKEND_HEALTHY: Final = Instrument(
     name="tidegate.backend.healthy",
     kind="gauge",
     unit="{backend}",
     description="1 if this host's checks find the backend healthy, else 0; of checked ones only.",
-    attributes=(POOL, BACKEND),
+    attributes=(by.POOL, by.BACKEND),
 )
 BLIND: Final = Instrument(
     name="tidegate.health.blind",
@@ -364,28 +353,28 @@ PANIC: Final = Instrument(
     unit="{pool}",
     description="1 if too few backends are healthy, so that the pool keeps all; else 0. Of pools "
     "with health.",
-    attributes=(POOL,),
+    attributes=(by.POOL,),
 )
 ON_SORRY_POOL: Final = Instrument(
     name="tidegate.vip.on_sorry_pool",
     kind="gauge",
     unit="{vip}",
     description="1 if the VIP is served by its sorry pool, else 0. Of VIPs that have one.",
-    attributes=(VIP,),
+    attributes=(by.VIP,),
 )
 PROBES: Final = Instrument(
     name="tidegate.health.probes",
     kind="counter",
     unit="{probe}",
     description="Health checks by how they ended.",
-    attributes=(POOL, PROBE_OUTCOME),
+    attributes=(by.POOL, by.PROBE_OUTCOME),
 )
 PROBE_DURATION: Final = Instrument(
     name="tidegate.health.probe.duration",
     kind="histogram",
     unit="s",
     description="Time that a health check took.",
-    attributes=(POOL,),
+    attributes=(by.POOL,),
 )
 
 INSTRUMENTS: Final = tuple(
