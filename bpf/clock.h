@@ -23,6 +23,23 @@ static __always_inline u32 passed(u32 then, u32 now)
 	return age > TICK_MASK - TICKS_AHEAD ? 0 : age;
 }
 
+/* Marks of SYNs have six bits of time, in quarters of a tick: one to two seconds each. */
+#define MOMENT_BITS 6
+#define MOMENT_MASK ((1 << MOMENT_BITS) - 1)
+
+static __always_inline u32 moment_now(void)
+{
+	return (bpf_jiffies64() >> (TICK_SHIFT - 2)) & MOMENT_MASK;
+}
+
+/* The moments that have passed, likewise; after a minute or two the count begins again. */
+static __always_inline u32 moments_passed(u32 then, u32 now)
+{
+	u32 age = (now - then) & MOMENT_MASK;
+
+	return age > MOMENT_MASK - TICKS_AHEAD ? 0 : age;
+}
+
 /* The age in ticks above which more than so many seconds have passed. */
 static __always_inline u32 ticks_of(u32 seconds)
 {

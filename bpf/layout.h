@@ -119,7 +119,7 @@ struct line {
 	u64 owners[LINE_ENTRIES]; /* 40 bits of fingerprint, 8 of incarnation, 16 of backend; 0: empty */
 	u32 states[LINE_ENTRIES]; /* 16 bits of tick, 12 of VIP id, 4 of flags; of a mark: the SYN's
 				   * sequence number */
-	u32 spare;
+	u32 moments; /* of marks: 6 bits each, when its SYN came */
 };
 
 /* Client prefixes of a VIP that go elsewhere. */

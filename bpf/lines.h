@@ -20,7 +20,7 @@
 #define HOME_BIT 40
 
 #define FLOW_ENDING 1 /* the client has sent FIN or RST */
-#define FLOW_SPOKE 2 /* it has sent more than the packet that made the entry */
+#define FLOW_SPOKE 2 /* it has sent more than the packet that made the entry, or its SYN was seen */
 #define FLOW_CONTESTED 4 /* a SYN found it and left a mark: what follows that takes the place */
 #define FLOW_COPIED 8 /* from a table of another size, and nothing of it was seen since */
 #define FLOW_FLAGS 0xf
@@ -28,7 +28,7 @@
 #define VIP_MASK 0xfff
 #define TICK_IN_STATE 16
 
-#define QUIET_TICKS 64 /* after which a flow that spoke more than once may have to make room */
+#define HANDSHAKE_MOMENTS 3 /* a mark that is younger is not overwritten */
 #define PLACES (2 * LINE_ENTRIES)
 
 struct pair {
@@ -123,14 +123,13 @@ static __always_inline u32 claim(u64 owner, u32 state, u32 tick)
 		return 3 * (TICK_MASK + 1);
 	if (state & FLOW_ENDING)
 		return 2 * (TICK_MASK + 1) + quiet;
-	if (!(state & FLOW_SPOKE))
-		return TICK_MASK + 1 + quiet;
-	return quiet >= QUIET_TICKS ? quiet : 0;
+	return state & FLOW_SPOKE ? 0 : TICK_MASK + 1 + quiet;
 }
 
-/* The place for a key that has no entry: an empty one; else that of a flow that is ending, spoke
- * once, or was quiet for long, in this order; of several the one that has been quiet longest, of
- * equals the first. Returns PLACES if nobody has to make room. */
+/* The place for a key that has no entry: an empty one; else that of a flow that is ending, or spoke
+ * once, in this order; of several the one that has been quiet longest, of equals the first. Returns
+ * PLACES if nobody has to make room: silence alone is no reason, or whoever sends many packets of
+ * no flow could have those forgotten that wait. What is silent for a VIP's time has ended. */
 static __always_inline u32 room_in(const struct pair *pair, u32 tick)
 {
 	u32 most = 0;
@@ -162,6 +161,34 @@ static __always_inline void put_at(const struct pair *pair, u32 place, u64 owner
 		put(pair->home, place, owner, state);
 	else
 		put(pair->other, place - LINE_ENTRIES, owner, state);
+}
+
+/* The place for a new mark: an empty one, else the oldest whose handshake should be over; PLACES if
+ * there is none. */
+static __always_inline u32 place_for_mark(const struct pair *pair, u32 moment)
+{
+	u32 most = 0;
+
+	for (u32 i = 0; i < PLACES; i++) {
+		struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
+		u32 at = i < LINE_ENTRIES ? i : i - LINE_ENTRIES;
+		u32 age = moments_passed(line->moments >> (MOMENT_BITS * at), moment);
+		u32 here = (line->owners[at] ? age : MOMENT_MASK + 1) << 4 | (PLACES - i);
+
+		if (here >> 4 >= HANDSHAKE_MOMENTS && here > most)
+			most = here;
+	}
+	return PLACES - (most & 0xf);
+}
+
+static __always_inline void put_mark(struct line *line, u32 at, u64 owner, u32 sequence, u32 moment)
+{
+	asm volatile("" : "+r"(at));
+	if (at >= LINE_ENTRIES)
+		return;
+	line->moments = (line->moments & ~(MOMENT_MASK << (MOMENT_BITS * at))) |
+			moment << (MOMENT_BITS * at);
+	put(line, at, owner, sequence);
 }
 
 static __always_inline bool flow_pair(struct pair *pair, u64 key)

@@ -198,43 +198,56 @@ static __always_inline bool choose_rehashed(struct choice *choice, u8 decision)
 	return choose_stand_in(choice, hash, decision);
 }
 
-/* The place for a new mark: an empty one, else one drawn by lot. */
-static __always_inline u32 place_for_mark(const struct pair *pair, u64 key)
+/* There is no room for a mark: the flow goes to the owner from before the window, where what follows
+ * its SYN goes without one. */
+static __always_inline bool step_back(struct choice *choice)
 {
-	u32 place = (key & 0xffff) * PLACES >> 16;
+	u32 id = choice->fallback & OWNER;
+	struct backend *backend = usable(id, ANY_INCARNATION);
 
-	for (u32 i = PLACES; i > 0; i--) {
-		const struct line *line = i > LINE_ENTRIES ? pair->other : pair->home;
-
-		if (!line->owners[(i - 1) % LINE_ENTRIES])
-			place = i - 1;
-	}
-	return place;
+	if (!(choice->fallback & IN_WINDOW) || choice->had_entry || !backend ||
+	    backend->flags & BACKEND_DRAINING || backend->pool != choice->pool)
+		return false;
+	choice->is_rehashed = false;
+	return choose(choice, id, ANY_INCARNATION, BY_SYN);
 }
 
-static __always_inline void put_mark(const struct choice *choice, bool is_there, u32 sequence)
+static __always_inline void mark_anew(struct choice *choice, const struct packet *packet)
 {
-	u64 owner = owner_of(choice->key, choice->id, choice->incarnation);
-	u32 number = choice->mark.line;
+	u32 moment = moment_now(), place;
 	struct pair pair;
-	struct line *line;
+	u64 owner;
 
-	if (!is_there) {
-		if (mark_pair(&pair, choice->key))
-			put_at(&pair, place_for_mark(&pair, choice->key), owner, sequence);
+	if (!mark_pair(&pair, choice->key))
 		return;
+	place = place_for_mark(&pair, moment);
+	if (place >= PLACES) {
+		if (step_back(choice))
+			return;
+		place = (choice->key & 0xffff) * PLACES >> 16; /* by lot */
 	}
-	line = syns.lookup(&number);
-	if (line)
-		put(line, choice->mark.at, owner, sequence);
+	owner = owner_of(choice->key, choice->id, choice->incarnation);
+	if (place < LINE_ENTRIES)
+		put_mark(pair.home, place, owner, packet->sequence, moment);
+	else
+		put_mark(pair.other, place - LINE_ENTRIES, owner, packet->sequence, moment);
 }
 
 /* Leaves a mark of a new flow, so that what follows its SYN, or the SYN again, finds its backend. */
 static __always_inline void mark(struct choice *choice, const struct packet *packet)
 {
-	bool is_there = find_mark(choice);
+	u32 number;
+	struct line *line;
 
-	put_mark(choice, is_there, packet->sequence);
+	if (find_mark(choice)) {
+		number = choice->mark.line;
+		line = syns.lookup(&number);
+		if (line)
+			put_mark(line, choice->mark.at, owner_of(choice->key, choice->id, choice->incarnation),
+				 packet->sequence, moment_now());
+	} else {
+		mark_anew(choice, packet);
+	}
 	if (choice->had_entry && find_flow(choice))
 		put_state(&choice->found, choice->found.state | FLOW_CONTESTED);
 }
@@ -352,7 +365,8 @@ static __always_inline void track(struct choice *choice, const struct vip *vip,
 	struct bucket *budget = insert_limits.lookup(&id);
 	struct pair pair;
 
-	state = state_of(tick, id, packet->is_fin ? FLOW_ENDING : 0);
+	state = state_of(tick, id,
+			 (packet->is_fin ? FLOW_ENDING : 0) | (choice->continues ? FLOW_SPOKE : 0));
 	if (!budget || !take(budget, vip->insert_rate, bpf_jiffies64())) {
 		place = PLACES;
 	} else if (find_flow(choice)) {

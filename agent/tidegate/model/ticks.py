@@ -14,6 +14,9 @@ TICKS: Final = 1 << 16
 """After so many ticks, three days at least, the count begins again."""
 
 
+MOMENTS: Final = 1 << 6
+"""Marks of SYNs have six bits of time, in quarters of a tick."""
+
 AHEAD: Final = 2
 """Ticks that a CPU may be behind another: more than any is."""
 
@@ -26,6 +29,12 @@ def passed(then: int, now: int) -> int:
     """
     age = (now - then) % TICKS
     return 0 if age >= TICKS - AHEAD else age
+
+
+def moments_passed(then: int, now: int) -> int:
+    """Return the moments between two, likewise; their count begins again after a minute or two."""
+    age = (now - then) % MOMENTS
+    return 0 if age >= MOMENTS - AHEAD else age
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,10 @@ class Clock:
     def tick(self, jiffies: int) -> int:
         """Return the tick of a moment."""
         return (jiffies >> self.shift) % TICKS
+
+    def moment(self, jiffies: int) -> int:
+        """Return a moment as marks have it: a quarter of a tick, one to two seconds."""
+        return (jiffies >> self.shift - 2) % MOMENTS
 
     def age(self, tick: int, jiffies: int) -> int:
         """Return the ticks that have passed since a tick."""

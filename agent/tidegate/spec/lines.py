@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tidegate.model.ticks import TICKS, passed
+from tidegate.model.ticks import TICKS, moments_passed, passed
 
 LINE_ENTRIES: Final = 5
 FINGERPRINT: Final = (1 << 40) - 1
@@ -25,7 +25,7 @@ _HOME_BIT: Final = 40
 ENDING: Final = 1
 """The client has sent FIN or RST."""
 SPOKE: Final = 2
-"""It has sent more than the packet that made the entry."""
+"""It has sent more than the packet that made the entry, or its SYN was seen before."""
 CONTESTED: Final = 4
 """A SYN found the entry and left a mark: the first packet that follows it takes the place."""
 COPIED: Final = 8
@@ -33,15 +33,17 @@ COPIED: Final = 8
 _FLAG_BITS: Final = 4
 _VIP_BITS: Final = 12
 
-QUIET_TICKS: Final = 64
-"""Silence after which a flow that spoke more than once may have to make room, 4 to 8 minutes."""
+SEQUENCE_BITS: Final = 32
+MOMENT_BITS: Final = 6
+_HANDSHAKE_MOMENTS: Final = 3
+"""A mark that is younger, 3 to 6 s, is not overwritten: its handshake may not be complete."""
 
 
 class Entry(NamedTuple):
     """An entry; `backend` and `incarnation` are an id and the lower 8 bits of which use it is.
 
     Attributes:
-        state: of a connection see `state_of`; of a mark the SYN's sequence number.
+        state: of a connection see `state_of`; of a mark see `mark_state`.
     """
 
     fingerprint: int
@@ -63,6 +65,21 @@ class Entry(NamedTuple):
     def flags(self) -> int:
         """Return its flags."""
         return self.state & (1 << _FLAG_BITS) - 1
+
+    @property
+    def sequence(self) -> int:
+        """Return the sequence number of a mark's SYN."""
+        return self.state & (1 << SEQUENCE_BITS) - 1
+
+    @property
+    def moment(self) -> int:
+        """Return when a mark's SYN came (`Clock.moment`)."""
+        return self.state >> SEQUENCE_BITS
+
+
+def mark_state(sequence: int, moment: int) -> int:
+    """Return the state of a mark: 6 bits of moment above 32 of sequence number."""
+    return moment << SEQUENCE_BITS | sequence
 
 
 def state_of(tick: int, vip: int, flags: int) -> int:
@@ -105,9 +122,9 @@ class Lines:
     def room(self, key: int, tick: int) -> int | None:
         """Return the place for a key that has no entry, or None if nobody has to make room.
 
-        An empty place; else that of a flow that is ending; else of one that spoke once; else of one
-        that was quiet for QUIET_TICKS. Of several the one that has been quiet longest, of equals
-        the first.
+        An empty place; else that of a flow that is ending; else of one that spoke once. Of several
+        the one that has been quiet longest, of equals the first. Silence alone is no reason, or
+        whoever sends many packets of no flow could have those forgotten that wait.
         """
         best, most = None, 0
         for place in self.places(key):
@@ -121,12 +138,22 @@ class Lines:
         """Write an entry."""
         self.entries[place] = Entry(fingerprint_of(key), incarnation & 0xFF, backend, state)
 
-    def mark_place(self, key: int) -> int:
-        """Return the place for a mark: an empty one, else one that the key draws by lot."""
+    def mark_room(self, key: int, moment: int) -> int | None:
+        """Return the place for a new mark, or None if the handshakes of all may be under way.
+
+        An empty place; else that of the oldest mark, of equals the first.
+        """
+        best, most = None, _HANDSHAKE_MOMENTS - 1
+        for place in self.places(key):
+            there = self.entries.get(place)
+            age = 1 << MOMENT_BITS if there is None else moments_passed(there.moment, moment)
+            if age > most:
+                best, most = place, age
+        return best
+
+    def mark_lot(self, key: int) -> int:
+        """Return the place that a key draws by lot."""
         places = list(self.places(key))
-        for place in places:
-            if place not in self.entries:
-                return place
         return places[(key & 0xFFFF) * len(places) >> 16]
 
 
@@ -135,6 +162,4 @@ def _claim(entry: Entry, tick: int) -> int:
     quiet = passed(entry.tick, tick)
     if entry.flags & ENDING:
         return 2 * TICKS + quiet
-    if not entry.flags & SPOKE:
-        return TICKS + quiet
-    return quiet if quiet >= QUIET_TICKS else 0
+    return 0 if entry.flags & SPOKE else TICKS + quiet

@@ -11,7 +11,7 @@ from tidegate.model.generation import Table
 from tidegate.spec.flow import HANDSHAKE_BYTES, follow, keeps_backend
 from tidegate.spec.hash import rehash, slot_of
 from tidegate.spec.limit import Bucket
-from tidegate.spec.lines import CONTESTED, ENDING, Entry, state_of
+from tidegate.spec.lines import CONTESTED, ENDING, SPOKE, Entry, mark_state, state_of
 from tidegate.spec.packet import Kind, Packet
 from tidegate.spec.state import BackendEntry, State, VipEntry
 
@@ -29,6 +29,7 @@ class Choice:
         rehashed: what the slot's owner was, if it was passed over: `quarantined` or `gone`.
         vip: id of the VIP that a later fragment is of; 0: the packet names its VIP itself.
         refused: why the packet is dropped all the same.
+        continues: it follows the mark of its SYN.
         had_entry: the connection table named a backend for this flow, usable or not.
     """
 
@@ -39,6 +40,7 @@ class Choice:
     track: bool = False
     rehashed: str = ""
     had_entry: bool = False
+    continues: bool = False
     vip: int = 0
     refused: Reason = Reason.NONE
 
@@ -101,11 +103,11 @@ def select(state: State, about: Subject, pool: int) -> Choice | Reason:
     choice = replace(choice, had_entry=found is not None)
     if packet.is_syn:
         is_to_find = in_window or choice.had_entry or bool(choice.rehashed)
-        return _mark(state, about, choice) if is_to_find else choice
+        return _mark(state, about, choice, pool) if is_to_find else choice
     # A flow whose entry or mark names a backend that is out has another one for good.
     is_moved = choice.had_entry or mark is not None or bool(choice.rehashed)
     is_tracked = tracking == "full" or not is_tcp or in_window or is_moved
-    return replace(choice, track=is_tracked and _is_worth(packet))
+    return replace(choice, track=is_tracked and _is_worth(packet), continues=mark is not None)
 
 
 def _may_be_elsewhere(state: State, about: Subject, table: Table, slot: int) -> bool:
@@ -162,7 +164,7 @@ def _followed_mark(
     if place is None:
         return None
     mark = state.syns.entries[place]
-    ahead = (packet.sequence - mark.state) & 0xFFFFFFFF
+    ahead = (packet.sequence - mark.sequence) & 0xFFFFFFFF
     follows = ahead == 0 if packet.is_syn else packet.is_error or 0 < ahead <= HANDSHAKE_BYTES + 1
     return mark if follows else None
 
@@ -176,7 +178,9 @@ def _known(
         entry = usable(state, mark.backend, mark.incarnation)
         decision = Decision.SYN if packet.is_syn else Decision.FRESH
         is_tracked = not packet.is_syn and _is_worth(packet)
-        return Choice(mark.backend, entry, decision, 0, track=is_tracked) if entry else None
+        if entry is None:
+            return None
+        return Choice(mark.backend, entry, decision, 0, track=is_tracked, continues=True)
     if found is None:
         return None
     entry = usable(state, found.backend, found.incarnation)
@@ -233,17 +237,36 @@ def _in_turn(ids: Sequence[int], hash_: int) -> Sequence[int]:
     return [*listed[first:], *listed[:first]]
 
 
-def _mark(state: State, about: Subject, choice: Choice) -> Choice:
-    """Leave a mark of a new flow, by which what follows its SYN, or the SYN again, is found."""
-    syns = state.syns
+def _mark(state: State, about: Subject, choice: Choice, pool: int) -> Choice:
+    """Leave a mark of a new flow, by which what follows its SYN, or the SYN again, is found.
+
+    Where there is no room for it, the flow goes to the owner from before the window: what follows
+    its SYN goes there without a mark. Where that cannot be, the mark takes a place by lot.
+    """
+    syns, moment = state.syns, state.settings.clock.moment(about.now)
     place = syns.find(about.key)
     if place is None:
-        place = syns.mark_place(about.key)
-    entry, sequence = choice.entry, about.packet.sequence
-    syns.put(place, about.key, entry.incarnation, choice.backend, sequence)
+        place = syns.mark_room(about.key, moment)
+    if place is None:
+        back = None if choice.had_entry else _step_back(state, about, choice, pool)
+        if back is not None:
+            return back
+        place = syns.mark_lot(about.key)
+    mark = mark_state(about.packet.sequence, moment)
+    syns.put(place, about.key, choice.entry.incarnation, choice.backend, mark)
     if choice.had_entry:
         _contest(state, about)
     return choice
+
+
+def _step_back(state: State, about: Subject, choice: Choice, pool: int) -> Choice | None:
+    """Choose the owner from before the slot's window, if it takes new flows."""
+    table = state.tables[pool]
+    slot = slot_of(about.hash_, len(table.current))
+    before = _fallback(state, table, slot) if table.window[slot] else None
+    if before is None or before.entry.draining or before.entry.pool != pool:
+        return None
+    return replace(choice, backend=before.backend, entry=before.entry, rehashed="")
 
 
 def _contest(state: State, about: Subject) -> None:
@@ -267,7 +290,8 @@ def track(state: State, about: Subject, choice: Choice) -> bool:
     if place is None:
         counters.untracked += 1
         return False
-    entry_state = state_of(tick, id_, ENDING if about.packet.is_fin else 0)
+    flags = (ENDING if about.packet.is_fin else 0) | (SPOKE if choice.continues else 0)
+    entry_state = state_of(tick, id_, flags)
     state.flows.put(place, key, choice.entry.incarnation, choice.backend, entry_state)
     counters.tracked += 1
     return True

@@ -29,10 +29,10 @@ def at_one_time(
 ) -> tuple[Result, Verdict, bytes]:
     """Send a frame through both as if they looked at the clock at one moment.
 
-    Entries note the tick. If one ended while the kernel had the frame, it is the one that makes the
-    specification's entries equal to the kernel's.
+    Entries note the tick, and marks a quarter of one. If that ended while the kernel had the frame,
+    the moment is the one that makes the specification's entries equal to the kernel's.
     """
-    shift = state.settings.clock.shift
+    shift = state.settings.clock.shift - 2
     before = kernel.now()
     verdict, out = kernel.run(frame)
     after = kernel.now()
@@ -120,8 +120,7 @@ class Both:
 def both_engines(build: Build = BUILD) -> Iterator[Both]:
     """Give new kernel maps and a new specification; compare their counters at the end."""
     with Kernel(build) as kernel:
-        state = spec_state()
-        state.settings = build.settings()
+        state = spec_state(build)
         found = Both(kernel, state)
         yield found
         assert_equal(kernel, state)

@@ -30,12 +30,12 @@ from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.model.decision import FOR_ADDRESSES, FOR_VIPS
 from tidegate.model.generation import Generation
-from tidegate.model.ticks import TICKS
+from tidegate.model.ticks import MOMENTS, TICKS
 from tidegate.spec import Link, State, Verdict
 from tidegate.spec.answer import Answer
 from tidegate.spec.balancer import find_vip
 from tidegate.spec.hash import flow_hash, tracking_key
-from tidegate.spec.lines import Entry
+from tidegate.spec.lines import LINE_ENTRIES, Entry, mark_state
 from tidegate.spec.packet import parse
 from tidegate.spec.simulation import tables
 from tidegate.spec.state import AddressCounters, VipCounters
@@ -91,9 +91,9 @@ def _empty_mapped(fd: int, shape: maps.Shape) -> None:
     bpf.map_update_batch(fd, used.astype(np.uint32).tobytes(), zeros, len(used))
 
 
-def spec_state() -> State:
+def spec_state(build: programs.Build = BUILD) -> State:
     """Return the specification's state that matches a new Kernel."""
-    return State(BUILD.settings(), {LOOPBACK: LINK})
+    return State(build.settings(), {LOOPBACK: LINK})
 
 
 def ticks(seconds: int) -> int:
@@ -101,8 +101,16 @@ def ticks(seconds: int) -> int:
     return clock().limit(seconds) - 1
 
 
+def moments(seconds: int) -> int:
+    """Return how many moments of marks fit in so many seconds, as far as they are told apart."""
+    return min(4 * ticks(seconds), 40)
+
+
 def age(state: State, seconds: int) -> None:
-    """Make flows and fragments of the specification older, as `Kernel.age` does the kernel's."""
+    """Make entries of the specification older, as `Kernel.age` does the kernel's."""
+    for place, mark in state.syns.entries.items():
+        moment = (mark.moment - moments(seconds)) % MOMENTS
+        state.syns.entries[place] = mark._replace(state=mark_state(mark.sequence, moment))
     for lines in (state.flows, state.fragments):
         for place, entry in lines.entries.items():
             tick = (entry.tick - ticks(seconds)) % TICKS
@@ -209,7 +217,14 @@ class Kernel:
         self._lines[table].lines[:] = np.zeros((), layout.LINE)
 
     def age(self, seconds: int) -> None:
-        """Make every flow and fragment look older by as many ticks as fit in so many seconds."""
+        """Make every entry look older by as many ticks as fit in so many seconds."""
+        marks = self._lines["syns"].lines
+        fields = [marks["moments"] >> 6 * at & 63 for at in range(LINE_ENTRIES)]
+        aged = [(field - moments(seconds) & 63) << 6 * at for at, field in enumerate(fields)]
+        taken = marks["owners"] > 0
+        marks["moments"] = sum(
+            np.where(taken[:, at], aged[at], fields[at] << 6 * at) for at in range(LINE_ENTRIES)
+        )
         for table in ("flows", "fragments"):
             lines = self._lines[table].lines
             states = lines["states"]

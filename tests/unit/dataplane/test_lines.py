@@ -9,10 +9,10 @@ from tidegate.spec.lines import (
     CONTESTED,
     ENDING,
     LINE_ENTRIES,
-    QUIET_TICKS,
     SPOKE,
     Lines,
     fingerprint_of,
+    mark_state,
     state_of,
 )
 
@@ -67,8 +67,7 @@ def test_a_state_has_its_parts() -> None:
     ("states", "room"),
     [
         ([(NOW, SPOKE)], None),
-        ([(NOW - QUIET_TICKS + 1, SPOKE)], None),
-        ([(NOW, SPOKE), (NOW - QUIET_TICKS, SPOKE)], 1),
+        ([(NOW - 900, SPOKE)], None),
         ([(NOW - 900, SPOKE), (NOW, 0)], 1),
         ([(NOW - 900, 0), (NOW, ENDING | SPOKE)], 1),
         ([(NOW - 1, 0), (NOW - 2, 0), (NOW - 2, 0)], 1),
@@ -76,7 +75,7 @@ def test_a_state_has_its_parts() -> None:
     ],
 )
 def test_who_makes_room_in_a_full_pair(states: list[tuple[int, int]], room: int | None) -> None:
-    """Who is ending, spoke once, or was quiet for long; nobody else; the longest quiet first."""
+    """Who is ending, or spoke once; nobody else, however silent; the longest quiet first."""
     assert full(*states).room(0, NOW) == room
 
 
@@ -87,11 +86,20 @@ def test_an_empty_place_comes_before_all() -> None:
     assert lines.room(0, NOW) == 6
 
 
-def test_a_mark_takes_an_empty_place_or_one_by_lot() -> None:
-    """Which one follows from the key, so that program and specification draw the same."""
+def test_a_mark_takes_an_empty_place_or_the_oldest() -> None:
+    """And none whose handshake may be under way: 3 moments, also of a CPU that is ahead."""
     lines = Lines(1)
     for number in range(PAIR):
-        place = lines.mark_place(number)
+        place = lines.mark_room(number, 60)
         assert place not in lines.entries
-        lines.put(place, number + 1, 1, 1, 0)
-    assert {lines.mark_place(key) for key in range(1 << 16)} == set(range(PAIR))
+        lines.put(place or 0, number + 1, 1, 1, mark_state(number, 60))
+    for moment, room in ((58, None), (62, None), (63, 0), (5, 0)):
+        assert lines.mark_room(1, moment) == room
+    lines.put(4, 99, 1, 1, mark_state(1 << 32 - 1, 57))
+    assert lines.mark_room(1, 63) == 4
+    assert (lines.entries[4].sequence, lines.entries[4].moment) == (1 << 32 - 1, 57)
+
+
+def test_a_lot_draws_every_place() -> None:
+    """Which one follows from the key, so that program and specification draw the same."""
+    assert {Lines(1).mark_lot(key) for key in range(1 << 16)} == set(range(PAIR))

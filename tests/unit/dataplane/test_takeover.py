@@ -12,7 +12,7 @@ from support.packets.frames import ip4, ip6, tcp, udp
 from tidegate.dataplane.kernel import jiffies, layout
 from tidegate.dataplane.takeover.candidates import candidates
 from tidegate.dataplane.takeover.hashed import FLOW, FLOW_KEY, HashedTable
-from tidegate.dataplane.takeover.placing import Copies, Moment, Placer
+from tidegate.dataplane.takeover.placing import QUIET_TICKS, Copies, Moment, Placer
 from tidegate.dataplane.takeover.siphash import siphash13
 from tidegate.model.generation import Generation
 from tidegate.model.tag import flow_salt, vip_tag
@@ -22,7 +22,6 @@ from tidegate.spec.lines import (
     COPIED,
     ENDING,
     FINGERPRINT,
-    QUIET_TICKS,
     SPOKE,
     Entry,
     Lines,

@@ -62,7 +62,7 @@ LINE: Final = np.dtype(
     [
         ("owners", "<u8", (LINE_ENTRIES,)),
         ("states", "<u4", (LINE_ENTRIES,)),
-        ("spare", "<u4"),
+        ("moments", "<u4"),
     ]
 )
 OWN_KEY: Final = np.dtype([("address", "V16")])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane.kernel import layout
-from tidegate.spec.lines import FINGERPRINT, LINE_ENTRIES, Entry
+from tidegate.spec.lines import FINGERPRINT, LINE_ENTRIES, MOMENT_BITS, SEQUENCE_BITS, Entry
 
 _FINGERPRINT_SHIFT: Final = 24
 _INCARNATION_SHIFT: Final = 16
@@ -106,7 +106,7 @@ class MappedLines:
         """Return every entry by its place, as the specification's value."""
         owners, states = self.lines["owners"].ravel(), self.lines["states"].ravel()
         places = np.flatnonzero(owners)
-        each = owners[places]
+        each, moments = owners[places], self._moments(places)
         return dict(
             zip(
                 places.tolist(),
@@ -116,13 +116,22 @@ class MappedLines:
                         (each >> np.uint64(_FINGERPRINT_SHIFT)).tolist(),
                         (each >> np.uint64(_INCARNATION_SHIFT) & np.uint64(_INCARNATION)).tolist(),
                         (each & np.uint64(_BACKEND)).tolist(),
-                        states[places].tolist(),
+                        (moments << np.uint64(SEQUENCE_BITS) | states[places]).tolist(),
                         strict=True,
                     ),
                 ),
                 strict=True,
             )
         )
+
+    def _moments(self, places: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+        """Return the moments of marks; 0 in the other tables."""
+        lines, at = np.divmod(places, LINE_ENTRIES)
+        shifts = (MOMENT_BITS * at).astype(np.uint32)
+        found: npt.NDArray[np.uint64] = (
+            self.lines["moments"][lines] >> shifts & np.uint32((1 << MOMENT_BITS) - 1)
+        ).astype(np.uint64)
+        return found
 
 
 def owner_of(entry: Entry) -> int:

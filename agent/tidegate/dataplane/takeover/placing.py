@@ -19,13 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.model.ticks import TICKS
-from tidegate.spec.lines import COPIED, ENDING, LINE_ENTRIES, QUIET_TICKS, SPOKE
+from tidegate.spec.lines import COPIED, ENDING, LINE_ENTRIES, SPOKE
 
 _PLACES: Final = 2 * LINE_ENTRIES
 _FINGERPRINT_SHIFT: Final = np.uint64(24)
 _FINGERPRINT_BITS: Final = np.uint64(40)
 _TICK_SHIFT: Final = np.uint32(16)
 _ATTEMPTS: Final = 4
+QUIET_TICKS: Final = 64
+"""In a smaller table not all may find room: who was silent for so long yields to who was not."""
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
@@ -152,7 +154,7 @@ class _Pairs:
 def _claims(
     owners: npt.NDArray[np.uint64], states: npt.NDArray[np.uint32], tick: int
 ) -> npt.NDArray[np.int32]:
-    """Return how readily each entry makes room, by the order of spec Lines.room."""
+    """Return how readily each entry makes room: as spec Lines.room has it, and who is quiet."""
     quiet = (np.uint32(tick) - (states >> _TICK_SHIFT) & np.uint32(TICKS - 1)).astype(np.int32)
     claims = np.where(quiet >= QUIET_TICKS, quiet, 0)
     claims = np.where(states & np.uint32(SPOKE), claims, TICKS + quiet)
