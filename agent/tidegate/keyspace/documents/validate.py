@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from tidegate.keyspace.documents import loops
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
@@ -97,6 +98,7 @@ def validate(
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
     _leave_own_addresses(work)
+    _leave_backends_in_force(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
@@ -140,6 +142,35 @@ def _leave_own_addresses(work: _Work) -> None:
         fault = vip_fault(vip, work.host)
         if fault:
             _demote(work, name, "address", f"address {fault}")
+
+
+def _leave_backends_in_force(work: _Work) -> None:
+    """Refuse VIPs and ways of pools by which packets to backends in force would come back."""
+    vips, pools = loops.new_vips(work.vips, work.last), loops.other_pools(work.pools, work.last)
+    if not vips and not pools:
+        return
+    staying = list(loops.staying(work.backends, work.last))
+    for name in pools:
+        mine = [backend for key, backend in staying if key.pool == name]
+        for vip in (work.vips | work.kept).values():
+            if any(loops.takes(vip, backend, work.pools[name]) for backend in mine):
+                reason = (
+                    f"the VIP {vip.name} takes what the pool would send to its backends, and sends "
+                    "it again"
+                )
+                work.rejections.add(pool_key(name), "encapsulation", reason, "reference")
+                work.pools[name] = work.last.pools[name]
+                break
+    for name in vips:
+        vip = work.vips[name]
+        taken = (k for k, each in staying if loops.takes(vip, each, work.pools.get(k.pool)))
+        owner = next(taken, None)
+        if owner is not None:
+            reason = (
+                f"address takes what is sent to the backend {owner.pool}/{owner.name}, which is in "
+                "force; packets to it would come back"
+            )
+            _demote(work, name, "address", reason)
 
 
 def _require_pools(work: _Work) -> None:
@@ -251,11 +282,14 @@ def _share_addresses(work: _Work, cache: ParseCache) -> None:
 def _require_backends_addresses(work: _Work) -> None:
     """Refuse backends whose address is a VIP's, or not for a backend on this host."""
     at: dict[Address, list[Vip]] = {}
+    networks = [vip for vip in work.vips.values() if vip.is_network and vip.protocol == "udp"]
     for vip in work.vips.values():
         if not vip.is_network:
             at.setdefault(vip.address, []).append(vip)
     for owner, backend in list(work.backends.items()):
-        fault = backend_fault(backend.address, at.get(backend.address, ()), work.host)
+        pool = work.pools[owner.pool]
+        back = [vip for vip in networks if loops.takes(vip, backend, pool)]
+        fault = backend_fault(backend.address, [*at.get(backend.address, ()), *back], work.host)
         if not fault:
             continue
         work.rejections.add(backend_key(*owner), "address", f"address {fault}", "reference")
