@@ -19,7 +19,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from tidegate.keyspace.documents import loops
+from tidegate.keyspace.documents import capacity, loops
+from tidegate.keyspace.documents.capacity import Claim
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
@@ -97,12 +98,15 @@ def validate(
     )
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
+    _keep_pools_within_room(work)
+    _keep_vips_within_room(work)
     _leave_own_addresses(work)
     _leave_backends_in_force(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
     _require_backends_pools(work)
+    _keep_backends_within_room(work)
     _require_backends_addresses(work)
     _share_addresses(work, cache)
     _share_server_ids(work)
@@ -134,6 +138,64 @@ def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
         work.pools[name] = last.pools[name]
     elif parsed.kind == "settings":
         work.hash_seed = last.hash_seed
+
+
+def _created(work: _Work, key: str) -> int:
+    return work.snapshot.documents[key].create_revision if key in work.snapshot.documents else 0
+
+
+def _keep_pools_within_room(work: _Work) -> None:
+    """Refuse the pools that there is no room for."""
+    room, last = capacity.POOLS, work.last.pools
+    if len(work.pools) <= room.limit:
+        return
+    claims = (
+        (name, Claim(1, int(name in last), _created(work, pool_key(name)))) for name in work.pools
+    )
+    for name in capacity.beyond(room, claims):
+        work.rejections.add(pool_key(name), "", room.reason, "reference")
+        del work.pools[name]
+
+
+def _keep_vips_within_room(work: _Work) -> None:
+    """Refuse the VIPs that there is no room for, with all that they take."""
+    sizes: tuple[tuple[capacity.Room, Callable[[Vip], int]], ...] = (
+        (capacity.VIPS, lambda _: 1),
+        (capacity.NETWORKS, lambda vip: int(vip.is_network)),
+        (capacity.ROUTES, lambda vip: len(vip.source_routes) + len(vip.deny)),
+    )
+    for room, size in sizes:
+        wanted = work.vips | work.kept
+        if sum(map(size, wanted.values())) <= room.limit:
+            continue
+        claims = (
+            (
+                name,
+                Claim(
+                    size(vip),
+                    size(work.last.vips[name]) if name in work.last.vips else 0,
+                    _created(work, vip_key(name)),
+                ),
+            )
+            for name, vip in wanted.items()
+        )
+        for name in capacity.beyond(room, claims):
+            if name in work.vips:
+                _demote(work, name, "", room.reason)
+
+
+def _keep_backends_within_room(work: _Work) -> None:
+    """Refuse the backends that there is no room for."""
+    room, last = capacity.BACKENDS, work.last.backends
+    if len(work.backends) <= room.limit:
+        return
+    claims = (
+        (owner, Claim(1, int(owner in last), _created(work, backend_key(*owner))))
+        for owner in work.backends
+    )
+    for owner in capacity.beyond(room, claims):
+        work.rejections.add(backend_key(*owner), "", room.reason, "reference")
+        del work.backends[owner]
 
 
 def _leave_own_addresses(work: _Work) -> None:
