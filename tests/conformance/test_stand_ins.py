@@ -154,3 +154,14 @@ def test_who_serves_is_found_among_many(both: Both, tracking: Tracking, left: in
     assert homes(both, "A", seq=9) == there
     publish(both, wanted)
     assert None not in homes(both, "S", range(30000, 30060)).values()
+
+
+def test_the_table_after_a_flag_does_without_who_is_out(both: Both, tracking: Tracking) -> None:
+    """Others own the slots then, and nobody stands in any more."""
+    wanted = roster(tracking)
+    publish(both, wanted)
+    flag(both, "b1")
+    table = publish(both, wanted, "b1").pools["web"].table
+    assert both.id_of("b1") not in table.current
+    back = publish(both, wanted).pools["web"].table
+    assert both.id_of("b1") in back.current

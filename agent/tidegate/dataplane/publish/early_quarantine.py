@@ -61,8 +61,21 @@ class EarlyQuarantine:
         self._mirror.put("stand_ins", stand_ins.of_pools(left, pools, left.backends.values()))
 
     def applied_to(self, generation: Generation) -> Generation:
-        """Return a generation as the kernel has it with these flags."""
-        return replace(generation, backends={**generation.backends, **self._placed})
+        """Return a generation as the kernel has it with these flags.
+
+        Its tables still name who is flagged, so those of their pools have no digest: whatever is
+        planned over this builds them anew.
+        """
+        pools = {
+            key.pool: replace(generation.pools[key.pool], digest=b"")
+            for key in self._placed
+            if key.pool in generation.pools
+        }
+        return replace(
+            generation,
+            pools={**generation.pools, **pools},
+            backends={**generation.backends, **self._placed},
+        )
 
     def placed_in(self, generation: Generation) -> list[PlacedBackend]:
         """Return these backends as a generation has them."""
