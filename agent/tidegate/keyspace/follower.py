@@ -30,7 +30,7 @@ from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch
 from tidegate.keyspace.etcd.watch_loop import Phase, WatchState
 from tidegate.keyspace.etcd.watch_ranges import RangesWatch
-from tidegate.keyspace.steering import Accepted, LocalHost, steer
+from tidegate.keyspace.steering import Accepted, LocalHost, needed_keys, steer
 from tidegate.model.received_writes import NO_WRITES, ReceivedWrites, merge
 from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 
@@ -104,13 +104,14 @@ class Follower:
             settings,
             paths.fleet_prefix(settings.root, fleet),
             (
-                paths.TRACKS_PREFIX,
-                paths.host_key(local.host),
                 paths.FLEET_KEY,
+                paths.host_key(local.host),
+                paths.TRACKS_PREFIX,
                 paths.OVERRIDES_PREFIX,
             ),
             self._accept_steering,
             lambda _state: self._on_state(self.state),
+            lambda documents: needed_keys(documents, local, self._accepted),
         )
 
     @property

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 from msgspec import Struct
 
 from tidegate.keyspace.documents.addresses import parse_address
-from tidegate.keyspace.documents.decode import decode
+from tidegate.keyspace.documents.decode import decode_kept
 from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.keyspace.paths import (
@@ -37,7 +37,7 @@ from tidegate.keyspace.paths import (
     track_key,
 )
 from tidegate.model.steering import FleetDocument, HostDocument, OverrideDocument, TrackDocument
-from tidegate.model.values import Address, Override, Snapshot, Steering
+from tidegate.model.values import Address, Document, Override, Snapshot, Steering
 
 S = TypeVar("S", bound=Struct)
 
@@ -84,7 +84,7 @@ class _Work:
         document = self.snapshot.documents.get(key)
         if document is None:
             return None
-        found = decode(document.value, kind)
+        found = decode_kept(document, kind)
         if isinstance(found, list):
             self.rejections.add_all(key, found)
             return last
@@ -100,7 +100,8 @@ class _Work:
                     names.append(name)
                 else:
                     reason = f"a part of the key is not a name: {NAME_RULE}"
-                    self.rejections.add(key, "", reason, "schema")
+                    refused = self.snapshot.documents[key].refused  # a prefix may be, as a whole
+                    self.rejections.add(key, "", refused or reason, "schema")
         return names
 
 
@@ -113,14 +114,12 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         last: what was accepted the last time; at the start, the release in force if one is known.
     """
     work = _Work(snapshot, Rejections(snapshot))
-    host = work.read(host_key(local.host), HostDocument, last.host)
-    if host is None and host_key(local.host) in snapshot.documents and last.pointer:
-        host = HostDocument(track=last.pointer)  # broken since the start
+    host = _host(work, local, last)
     fleet = work.read(FLEET_KEY, FleetDocument, last.fleet)
     tracks = _tracks(snapshot, work, last)
     overrides = _overrides(work, last)
     allowed = _allowed_addresses(work, local, host)
-    track = (host.track if host else None) or local.track or DEFAULT_TRACK
+    track = _track(host, local)
     document = work.read(track_key(track), TrackDocument, last.tracks.get(track))
     if document is not None:
         release, pointer = document.release, track
@@ -140,11 +139,37 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
     return steering, accepted
 
 
+def needed_keys(
+    documents: Mapping[str, Document], local: LocalHost, last: Accepted
+) -> tuple[str, ...]:
+    """Return keys that a host cannot do without, however many others are beside them.
+
+    Args:
+        documents: with the host's own key, if there is one.
+        local: the host.
+        last: what was last accepted.
+    """
+    snapshot = Snapshot(0, documents)
+    host = _host(_Work(snapshot, Rejections(snapshot)), local, last)
+    return (track_key(_track(host, local)),)
+
+
+def _host(work: _Work, local: LocalHost, last: Accepted) -> HostDocument | None:
+    host = work.read(host_key(local.host), HostDocument, last.host)
+    if host is None and host_key(local.host) in work.snapshot.documents and last.pointer:
+        return HostDocument(track=last.pointer)  # broken since the start
+    return host
+
+
+def _track(host: HostDocument | None, local: LocalHost) -> str:
+    return (host.track if host else None) or local.track or DEFAULT_TRACK
+
+
 def _tracks(snapshot: Snapshot, work: _Work, last: Accepted) -> dict[str, TrackDocument]:
     """Return the last valid documents of all tracks, without refusing those of others."""
     found: dict[str, TrackDocument] = {}
     for name in work.names(TRACKS_PREFIX):
-        document = decode(snapshot.documents[track_key(name)].value, TrackDocument)
+        document = decode_kept(snapshot.documents[track_key(name)], TrackDocument)
         if isinstance(document, TrackDocument):
             found[name] = document
         elif name in last.tracks:

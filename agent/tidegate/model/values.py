@@ -214,11 +214,16 @@ EMPTY = Desired(revision=0, vips={}, pools={}, backends={})
 
 
 class Document(NamedTuple):
-    """The bytes of one key, and the etcd revisions that wrote them and that created the key."""
+    """The bytes of one key, and the etcd revisions that wrote them and that created the key.
+
+    Attributes:
+        refused: why the bytes were too many to be kept; `value` is empty then. Empty if they are.
+    """
 
     value: bytes
     mod_revision: int
     create_revision: int = 0
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
