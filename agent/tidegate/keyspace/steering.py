@@ -18,7 +18,7 @@ A pure function of the keys and of what was last accepted: no I/O, no clock. The
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
@@ -31,6 +31,7 @@ from tidegate.keyspace.paths import (
     FLEET_KEY,
     NAME_RULE,
     OVERRIDES_PREFIX,
+    SEED_KEY,
     TRACKS_PREFIX,
     host_key,
     is_name,
@@ -41,6 +42,8 @@ from tidegate.model.values import Address, Document, Override, Snapshot, Steerin
 
 S = TypeVar("S", bound=Struct)
 
+_LONGEST_SEED: Final = 128
+
 
 class LocalHost(NamedTuple):
     """The host that is steered, and what its agent's file says.
@@ -48,11 +51,13 @@ class LocalHost(NamedTuple):
     Attributes:
         track: None if the file names none.
         release: followed where no track names one.
+        fleet: its name.
     """
 
     host: str
     track: str | None
     release: str
+    fleet: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Accepted:
     Attributes:
         release: last release that was followed; empty if none was.
         pointer: track whose key named it; empty if none did.
+        hash_seed: key of the flow hash that was last known.
     """
 
     release: str = ""
@@ -70,6 +76,7 @@ class Accepted:
     fleet: FleetDocument | None = None
     tracks: Mapping[str, TrackDocument] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    hash_seed: str | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -125,7 +132,8 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         release, pointer = document.release, track
     else:
         release, pointer = _without_key(work, local, track, last)
-    accepted = Accepted(release, pointer, host, fleet, tracks, overrides)
+    seed, warning = _seed(snapshot.documents.get(SEED_KEY), local, last.hash_seed)
+    accepted = Accepted(release, pointer, host, fleet, tracks, overrides, seed)
     steering = Steering(
         revision=snapshot.revision,
         track=track,
@@ -135,8 +143,34 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         overrides=tuple(overrides[name] for name in sorted(overrides)),
         rejections=work.rejections.ordered(),
         allowed_addresses=allowed,
+        hash_seed=seed,
+        seed_warning=warning,
     )
     return steering, accepted
+
+
+def _seed(document: Document | None, local: LocalHost, last: str | None) -> tuple[str | None, str]:
+    """Return the key of the flow hash, and what somebody should do about it."""
+    if document is None:
+        return None, ""
+    if document.refused:
+        kept = "the one that is in force stays" if last else "the fleet's name stands for it"
+        return last, (
+            f"the key of the flow hash cannot be agreed upon, and {kept}: {document.refused}; "
+            "run deploy/etcd/roles.sh again for the agents' roles, or set hash_seed"
+        )
+    text = document.value.decode("ascii", "replace")
+    if not (text.isascii() and text.isprintable() and 0 < len(text) <= _LONGEST_SEED):
+        return last, (
+            f"the key of the flow hash at {SEED_KEY} has to be 1 to {_LONGEST_SEED} printable "
+            "ASCII characters, so the last one stays; write it again"
+        )
+    if text == local.fleet:  # what the program is made with where nothing else is known
+        return None, (
+            "the key of the flow hash is the fleet's name, by which anybody can aim flows at one "
+            "backend: change it (docs/keyspace.md, Settings)"
+        )
+    return text, ""
 
 
 def needed_keys(

@@ -279,6 +279,8 @@ class Steering:
         overrides: by name, with those that have expired: which apply depends on the clock.
         rejections: documents that are refused; keys are relative to the fleet.
         allowed_addresses: of the host itself that VIPs may have all the same.
+        hash_seed: key of the flow hash where a release names none; None leaves it to the file.
+        seed_warning: what somebody should do about it; empty for nothing.
     """
 
     revision: int
@@ -289,6 +291,8 @@ class Steering:
     overrides: tuple[Override, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     allowed_addresses: tuple[Address, ...] = ()
+    hash_seed: str | None = field(default=None, repr=False)
+    seed_warning: str = ""
 
 
 class View(NamedTuple):

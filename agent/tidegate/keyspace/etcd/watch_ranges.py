@@ -35,6 +35,7 @@ from typing import Any, Final
 
 from tidegate.event_log import EventLog
 from tidegate.keyspace.bounds import STEERING
+from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.listing import History, Reading, read_ranges
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -60,6 +61,7 @@ class RangesWatch(WatchLoop):
         deliver: Callable[[Snapshot], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
         needed: Callable[[Mapping[str, Document]], Sequence[str]] = lambda _documents: (),
+        beside: Callable[[Etcd], Mapping[str, Document]] = lambda _etcd: {},
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -71,6 +73,7 @@ class RangesWatch(WatchLoop):
             on_state: gets each new state, on the watch's thread.
             needed: names keys, relative to the prefix and below one of the ranges, that are read in
                 any case; gets what has been read.
+            beside: reads what belongs to each snapshot and is not watched.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -80,6 +83,7 @@ class RangesWatch(WatchLoop):
         self._cut = len(prefix.encode())
         self._prefix = prefix
         self._needed = needed
+        self._beside = beside
         self._pause = 0.0
         self._deliver = deliver
         self._delivered: Snapshot | None = None
@@ -113,6 +117,7 @@ class RangesWatch(WatchLoop):
             documents |= read_ranges(reading, keys, self._cut, STEERING)
         if reading.history is None:
             raise CallFailed(Remedy.RETRY, "nothing was read")
+        documents |= self._beside(self._etcd)
         return documents, reading.history
 
     def _check_history(self) -> bool:
