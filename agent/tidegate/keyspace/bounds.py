@@ -43,6 +43,9 @@ RELEASE: Final = Bounds(MAX_BYTES, together=128 << 20, keys=1 << 20, page=1000)
 STEERING: Final = Bounds(MAX_BYTES, together=4 << 20, keys=10_000, page=128)
 """Of each of the ranges that steer a host."""
 
+VERDICTS: Final = Bounds(each=4 << 10, together=512 << 20, keys=1 << 20, page=1000)
+"""Of all hosts on all backends: 200 bytes each, 65,535 of 40 hosts. A reason has 500 characters."""
+
 COMMAND: Final = Bounds(512 << 10, together=256 << 20, keys=1 << 20, page=256)
 """Of each range that a person's command reads; a status with all of its refusals has 150 KiB."""
 

@@ -36,7 +36,7 @@ from typing import Any, Final
 
 from tidegate.event_log import EventLog
 from tidegate.keyspace import changed_keys
-from tidegate.keyspace.bounds import RELEASE, Budget, kept_key
+from tidegate.keyspace.bounds import RELEASE, Bounds, Budget, kept_key
 from tidegate.keyspace.etcd.listing import history_holds, read_prefix
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_loop import Next, WatchLoop, WatchState
@@ -61,6 +61,7 @@ class Watch(WatchLoop):
         prefix: str,
         deliver: Callable[[Snapshot], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
+        bounds: Bounds = RELEASE,
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -69,6 +70,7 @@ class Watch(WatchLoop):
             prefix: what to follow, with its last slash; keys of snapshots are relative to it.
             deliver: gets each new snapshot, on the watch's thread.
             on_state: gets each new state, on the watch's thread.
+            bounds: of what is kept.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -77,7 +79,8 @@ class Watch(WatchLoop):
         self._prefix = prefix.encode()
         self._deliver = deliver
         self._documents: dict[str, Document] = {}
-        self._budget = Budget(RELEASE)
+        self._bounds = bounds
+        self._budget = Budget(bounds)
         self._delivered: Snapshot | None = None
         self._gathered: list[Any] = []
         self._arrived = NO_WRITES
@@ -85,7 +88,12 @@ class Watch(WatchLoop):
     def _list(self) -> None:
         """Read the whole prefix, and deliver it if it differs from what was delivered."""
         read = partial(
-            read_prefix, self._etcd, self._prefix, self._settings.page_size, self._stop.is_set
+            read_prefix,
+            self._etcd,
+            self._prefix,
+            self._settings.page_size,
+            self._stop.is_set,
+            self._bounds,
         )
         documents, history, budget = self._retry(read)
         if self._history is not None:
