@@ -212,42 +212,47 @@ static __always_inline bool step_back(struct choice *choice)
 	return choose(choice, id, ANY_INCARNATION, BY_SYN);
 }
 
-static __always_inline void mark_anew(struct choice *choice, const struct packet *packet)
+/* Finds the place for a mark that is not there yet; false if the flow needs none. */
+static __always_inline bool find_room(struct choice *choice, u32 moment)
 {
-	u32 moment = moment_now(), place;
+	struct found *mark = &choice->mark;
 	struct pair pair;
-	u64 owner;
 
 	if (!mark_pair(&pair, choice->key))
-		return;
-	place = place_for_mark(&pair, moment);
-	if (place >= PLACES) {
+		return false;
+	mark->line = pair.first;
+	mark->at = place_for_mark(&pair, moment);
+	STEP();
+	if (mark->at >= PLACES) {
 		if (step_back(choice))
-			return;
-		place = (choice->key & 0xffff) * PLACES >> 16; /* by lot */
+			return false;
+		mark->at = (choice->key & 0xffff) * PLACES >> 16; /* by lot */
 	}
-	owner = owner_of(choice->key, choice->id, choice->incarnation);
-	if (place < LINE_ENTRIES)
-		put_mark(pair.home, place, owner, packet->sequence, moment);
-	else
-		put_mark(pair.other, place - LINE_ENTRIES, owner, packet->sequence, moment);
+	STEP();
+	if (mark->at >= LINE_ENTRIES) {
+		mark->at -= LINE_ENTRIES;
+		mark->line ^= 1;
+	}
+	return true;
 }
 
 /* Leaves a mark of a new flow, so that what follows its SYN, or the SYN again, finds its backend. */
 static __always_inline void mark(struct choice *choice, const struct packet *packet)
 {
-	u32 number;
+	u32 moment = moment_now(), number;
+	bool is_wanted = find_mark(choice) || find_room(choice, moment);
 	struct line *line;
 
-	if (find_mark(choice)) {
+	STEP();
+	if (is_wanted) {
 		number = choice->mark.line;
 		line = syns.lookup(&number);
 		if (line)
-			put_mark(line, choice->mark.at, owner_of(choice->key, choice->id, choice->incarnation),
-				 packet->sequence, moment_now());
-	} else {
-		mark_anew(choice, packet);
+			put_mark(line, choice->mark.at,
+				 owner_of(choice->key, choice->id, choice->incarnation),
+				 packet->sequence, moment);
 	}
+	STEP();
 	if (choice->had_entry && find_flow(choice))
 		put_state(&choice->found, choice->found.state | FLOW_CONTESTED);
 }

@@ -2,6 +2,7 @@
 """An agent that cannot start now and could a moment later needs nobody to start it again."""
 
 import resource
+import signal
 import sys
 import time
 
@@ -36,8 +37,13 @@ def start_with_few_descriptors(lab: Lab) -> AgentProcess:
 
 def wait_for_attempts(agent: AgentProcess, count: int) -> None:
     """Wait until the agent has said this often that it tries again."""
+    wait_for_log(agent, "event=start_postponed ", count)
+
+
+def wait_for_log(agent: AgentProcess, text: str, count: int = 1) -> None:
+    """Wait until the agent has said something so often."""
     deadline = time.monotonic() + 40
-    while agent.log.read_text().count("event=start_postponed ") < count:
+    while agent.log.read_text().count(text) < count:
         assert agent.process.poll() is None, agent.tail()
         assert time.monotonic() < deadline, agent.tail()
         time.sleep(0.05)
@@ -63,3 +69,21 @@ def test_an_agent_that_waits_can_be_ended(bare_lab: Lab) -> None:
     agent.restart()
     with StatusWatch(bare_lab, "lb1") as status:
         status.wait_applied(written.revision, timeout=40)
+
+
+def test_an_agent_outlives_a_lack_of_descriptors(bare_lab: Lab, status: StatusWatch) -> None:
+    """Audits, links and publishing fail meanwhile, are named, and work again; it is never gone."""
+    control, agent = Control(bare_lab), bare_lab.start_agent("lb1")
+    status.wait_applied(control.put("pools/web", {}).revision, timeout=40)
+    hard = resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    bare_lab.node("lb1").run(["ip", "address", "add", "10.99.99.1/32", "dev", "lo"])
+    written = control.put("pools/other", {})
+    wait_for_log(agent, "Too many open files")
+    agent.process.send_signal(signal.SIGHUP)  # so that it reads its file, too
+    wait_for_log(agent, "event=part_failed ")
+    assert agent.process.poll() is None, agent.tail()
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    status.wait("in force", lambda s: s["generation_revision"] >= written.revision, 40)
+    wait_for_log(agent, "event=part_works_again ")
+    assert agent.terminate() == 0

@@ -70,12 +70,17 @@ class History:
         limits = Limits(config.journal.generations, config.journal.bytes)
         try:
             self._writer = Writer(folder, limits, in_force, changed)
-            there = list(files.read_all(folder))
+            there = files.read_usable(folder, config.journal.bytes)
         except AgentError as error:
             self._fault = str(error)
             log.warning("journal_unwritten", reason=error)
             there = []
-        self._recall(there, config.rollback_depth, in_force)
+        try:
+            self._recall(there, config.rollback_depth, in_force)
+        except Exception:  # whatever the past is like, the agent starts
+            log.exception("journal_unusable", reason="nothing can be rolled back to")
+            there = []
+            self._recall(there, config.rollback_depth, in_force)
         if self._writer is not None:
             self._writer.start(there)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tidegate import __version__
+from tidegate.agent.beside import Beside
 from tidegate.agent.config import changes, read, reloaded
 from tidegate.agent.dead_man import Contact
 from tidegate.agent.mailbox import Mail, Mailbox, WakeReason
@@ -25,7 +26,7 @@ from tidegate.agent.parts import make_parts
 from tidegate.agent.pulse import HangWatch
 from tidegate.agent.readiness import sd_notify
 from tidegate.agent.reporter import Reporter
-from tidegate.errors import AgentError, DataplaneError
+from tidegate.errors import AgentError
 from tidegate.event_log import EventLog
 from tidegate.http_server import Answer
 from tidegate.telemetry import log_format
@@ -56,7 +57,8 @@ class Agent:
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._mailbox = Mailbox()
         self._parts = parts = make_parts(self._config, self._mailbox)
-        self._reporter = Reporter(parts, self._config.ready_file)
+        self._beside = Beside()
+        self._reporter = Reporter(parts, self._beside, self._config.ready_file)
         self._hang_watch = HangWatch(parts.pulse, self._reporter.show_hang)
         self._socket: ControlSocket | None = None
         self._ends_at: float | None = None
@@ -128,7 +130,7 @@ class Agent:
         """Return the seconds until something is due."""
         now = time.monotonic()
         due = [self._ends_at, *(part.next_due() for part in self._timed)]
-        return max(0.0, min(at for at in due if at is not None) - now)
+        return max(self._beside.pause(), min(at for at in due if at is not None) - now)
 
     def _handle(self, mail: Mail) -> None:
         """Make one turn: everything that has arrived, and everything that is due."""
@@ -136,7 +138,8 @@ class Agent:
         is_reload = WakeReason.RELOAD in mail.reasons
         if is_reload:
             self._reload()
-        parts.links.refresh(now, woken=is_reload or WakeReason.LINKS in mail.reasons)
+        is_woken = is_reload or WakeReason.LINKS in mail.reasons
+        self._beside.run("links", lambda: parts.links.refresh(now, woken=is_woken))
         answers = self._run_orders(mail)
         if mail.view is not None:
             parts.changes.accept_view(mail.view)
@@ -145,10 +148,11 @@ class Agent:
         if is_health_new or answers or mail.view is not None or is_due or is_reload:
             self._note_generations(parts.changes.reconcile().applied)
         parts.plane.publisher.reap(now)
-        parts.auditor.audit(time.monotonic())
-        parts.sweeps.sweep(now)
-        parts.traces.pending.complete(now)
-        self._sample_traffic(now)
+        beside = self._beside
+        beside.run("audit", lambda: parts.auditor.audit(time.monotonic()))
+        beside.run("sweep", lambda: parts.sweeps.sweep(now))
+        beside.run("traces", lambda: parts.traces.pending.complete(now))
+        beside.run("traffic", lambda: parts.traffic.sample(now))
         self._report()
         for posted, answer in answers:
             posted.answer.set_result(answer)
@@ -193,12 +197,6 @@ class Agent:
             self._parts.flows.follow(each.previous, each.generation)
         if applied:
             self._parts.health.follow(applied[-1].generation)
-
-    def _sample_traffic(self, now: float) -> None:
-        try:
-            self._parts.traffic.sample(now)
-        except DataplaneError as error:
-            log.error("traffic", reason=error)
 
     def _report(self) -> None:
         self._reporter.report(self._config, is_stopping=self._ends_at is not None)

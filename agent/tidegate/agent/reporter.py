@@ -3,6 +3,7 @@
 
 import time
 
+from tidegate.agent.beside import Beside
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.parts import Parts
 from tidegate.agent.readiness import sd_notify
@@ -17,11 +18,13 @@ class Reporter:
 
     Args:
         parts: of the agent.
+        beside: what may fail.
         ready_file: absolute path of a file that exists while the host is ready; empty for no file.
     """
 
-    def __init__(self, parts: Parts, ready_file: str) -> None:
+    def __init__(self, parts: Parts, beside: Beside, ready_file: str) -> None:
         self._parts = parts
+        self._beside = beside
         self._started = time.time()
         self._instance = instance(parts.plane.publisher.mirror.fds)
         self._signals = ReadySignals(ready_file)
@@ -35,6 +38,7 @@ class Reporter:
         problems = (
             parts.history.problem,
             self.socket_problem,
+            *self._beside.problems,
             *parts.plane.problems,
             parts.traffic.problem,
             *parts.announcer.problems,

@@ -107,10 +107,9 @@ class Changes:
     def note(self, before: Generation, after: Generation, tick: int) -> None:
         """Take note of a generation that came into force a moment ago."""
         uses = {placed.identity for placed in before.vips.values()}
-        ids = {use.id for use in uses}
         for placed in after.vips.values():
             use = placed.identity
-            if use not in uses and use.id in ids:
+            if use not in uses and use.incarnation > 1:
                 self.since[use.id] = (tick - _LATE) % TICKS
 
     def ages(self, tick: int) -> npt.NDArray[np.int32]:

@@ -8,6 +8,7 @@ Why some settings are as they are:
   them segmentation offload.
 * XDP_TX on a veth delivers only to a peer that has an XDP program as well: the router's side of the
   LB links carries one that passes everything.
+* GRO is on at the LB hosts, as it is on most: it comes after a program in native mode.
 * Backends receive the inner packet on a link where its source does not live, and answer from the
   VIP on their loopback: no reverse-path filter.
 * Addresses are usable at once (no duplicate address detection) and stay when a link goes down.
@@ -31,6 +32,7 @@ from tidegate.lab.plan import NETNS_ROOT, NIC, ROUTER, VIPS4, VIPS6, LabSpec, Ro
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_STXCSUM: Final = 0x17
+_ETHTOOL_SGRO: Final = 0x2C
 _IFA_F_NODAD: Final = 0x02
 
 _EVERY_NODE: Final = {
@@ -124,6 +126,8 @@ def _station(spec: LabSpec, station: Station) -> None:
     namespace = spec.namespace(station.name)
     with netns.entered(namespace):
         checksums_in_software(NIC)
+        if station.role is Role.LB:
+            _merges(NIC)
         netns.sysctl({Role.LB: _LB, Role.BACKEND: _BACKEND}.get(station.role, {}))
     with netlink(namespace) as handle:
         _loopback(handle)
@@ -178,12 +182,19 @@ def checksums_in_software(interface: str) -> None:
     Raises:
         LabError: the driver refused.
     """
-    value = create_string_buffer(struct.pack("II", _ETHTOOL_STXCSUM, 0), 8)
+    _ethtool(interface, _ETHTOOL_STXCSUM, 0, "turn checksum offload off")
+
+
+def _merges(interface: str) -> None:
+    """Turn GRO on (`ethtool -K … gro on`), as NICs have it."""
+    _ethtool(interface, _ETHTOOL_SGRO, 1, "turn GRO on")
+
+
+def _ethtool(interface: str, command: int, setting: int, what: str) -> None:
+    value = create_string_buffer(struct.pack("II", command, setting), 8)
     request = struct.pack("16sQ8x", interface.encode(), addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
             fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
         except OSError as error:
-            raise LabError(
-                f"{interface}: cannot turn checksum offload off: {error.strerror}"
-            ) from error
+            raise LabError(f"{interface}: cannot {what}: {error.strerror}") from error

@@ -20,6 +20,7 @@ from tidegate.model.values import (
     Address,
     Backend,
     Desired,
+    Endpoint,
     Fitness,
     Override,
     Rejection,
@@ -60,7 +61,7 @@ def refusals(
         overrides: expired ones too.
         now: wall clock, s.
     """
-    found = [_vips(desired, previous, limits), *_pools(desired, previous, limits, now)]
+    found = [_vips(desired, previous, limits, now), *_pools(desired, previous, limits, now)]
     return _standing(found, desired.revision, overrides, now)
 
 
@@ -89,7 +90,10 @@ def next_expiry(overrides: Iterable[Override], after: float) -> int | None:
 
 def next_relief(previous: Generation, after: int) -> int | None:
     """Return the first second at which a change that was refused may be allowed, or None."""
-    return levels.next_moment(previous.pools.values(), after)
+    freed = (rest.at + levels.WINDOW_SECONDS for rest in previous.freed.vips.values())
+    moments = [moment for moment in freed if moment > after]
+    of_pools = levels.next_moment(previous.pools.values(), after)
+    return min([*moments, of_pools] if of_pools is not None else moments, default=None)
 
 
 class _Refused(NamedTuple):
@@ -99,15 +103,30 @@ class _Refused(NamedTuple):
     what: str
 
 
-def _vips(desired: Desired, previous: Generation, limits: Limits) -> _Refused | None:
+def _vips(desired: Desired, previous: Generation, limits: Limits, now: int) -> _Refused | None:
     had = {placed.vip.endpoint for placed in previous.vips.values()}
     wanted = {vip.endpoint for vip in desired.vips.values()}
-    gone, percent = had - wanted, limits.vips_removed
-    if not _too_many(len(gone), len(had), len(wanted), percent):
-        return None
+    gone, left, percent = had - wanted, len(wanted), limits.vips_removed
+    lately = had | _freed_lately(previous, now)
+    most = lately - wanted
     names = [name for name, placed in previous.vips.items() if placed.vip.endpoint in gone]
-    what = f"{_share(len(gone), len(had))} VIPs in force would vanish at once ({_some(names)})"
-    return _Refused("vips", None, "vips", what + _above(len(wanted), percent))
+    if _too_many(len(gone), len(had), left, percent):
+        what = f"{_share(len(gone), len(had))} VIPs in force would vanish at once ({_some(names)})"
+    elif gone and _too_many(len(most), len(lately), left, percent, free=_FEW):
+        within = f"within {levels.WINDOW_SECONDS} s (now {_some(names)})"
+        what = f"{_share(len(most), len(lately))} VIPs would have vanished {within}"
+    else:
+        return None
+    return _Refused("vips", None, "vips", what + _above(left, percent))
+
+
+def _freed_lately(previous: Generation, now: int) -> set[Endpoint]:
+    """Return what VIPs that vanished within the window served; their ids still rest."""
+    return {
+        rest.endpoint
+        for rest in previous.freed.vips.values()
+        if rest.endpoint is not None and rest.at > now - levels.WINDOW_SECONDS
+    }
 
 
 def _pools(

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocate ids: a freed id has a cooldown before reuse. `inheritance` says who keeps which."""
+"""Allocate ids: a freed id rests before it is used again. `inheritance` says who keeps which.
 
-from collections.abc import Iterable, Mapping
+The rest is a precaution and not what safety stands on: each use of an id has the next incarnation,
+by which entries, marks and fragments of an earlier use are told apart, keys of flows have the VIP's
+in them, backends name their pool, and the sweep empties what is of nobody within a minute. So when
+all ids are taken or resting, the one that has rested longest is used: names that come and go by
+thousands must not hold up a change, which may be the one that takes a dead backend out.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 from tidegate.errors import GenerationRefused
@@ -26,8 +33,7 @@ class Allocator:
     """Allocates ids of one kind, lowest free id first.
 
     An id is free if nobody has it and it was never used, or was freed longer ago than the cooldown.
-    Each use of an id has the next incarnation, so that references to an earlier use are
-    recognised.
+    Where there is none, the one that was freed first is.
     """
 
     def __init__(
@@ -39,25 +45,42 @@ class Allocator:
         self._limit = limit
         self._now = now
         self._next = FIRST
+        self._longest_first = self._by_rest()
+
+    def _by_rest(self) -> Iterator[int]:
+        """Yield the freed ids, the one that was freed first at first; sorted when it is asked."""
+        yield from sorted(
+            (id_ for id_ in self._freed if FIRST <= id_ < self._limit),
+            key=lambda id_: (self._freed[id_].at, id_),
+        )
+
+    def reserve(self, ids: Iterable[int]) -> None:
+        """Give these ids to nobody: who had them comes back."""
+        self._taken.update(ids)
 
     def allocate(self) -> Identity:
         """Return the next free id.
 
         Raises:
-            GenerationRefused: all ids are taken or in their cooldown.
+            GenerationRefused: all ids are taken.
         """
         for candidate in range(self._next, self._limit):
             last = self._freed.get(candidate)
             resting = last is not None and self._now < last.at + ID_COOLDOWN_SECONDS
             if candidate in self._taken or resting:
                 continue
-            self._taken.add(candidate)
             self._next = candidate + 1
-            return Identity(candidate, last.incarnation + 1 if last else 1)
-        raise GenerationRefused(
-            f"no free {self._kind} id: {self._limit - 1} are taken or were freed less than "
-            f"{ID_COOLDOWN_SECONDS} s ago"
-        )
+            return self._use(candidate)
+        self._next = self._limit
+        longest = next((id_ for id_ in self._longest_first if id_ not in self._taken), None)
+        if longest is None:
+            raise GenerationRefused(f"no free {self._kind} id: all {self._limit - 1} are taken")
+        return self._use(longest)
+
+    def _use(self, id_: int) -> Identity:
+        self._taken.add(id_)
+        last = self._freed.get(id_)
+        return Identity(id_, last.incarnation + 1 if last else 1)
 
 
 class Allocators(NamedTuple):

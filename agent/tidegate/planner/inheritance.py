@@ -103,6 +103,8 @@ class VipIdentities:
         self._before = previous.vips
         self._in_force = {placed.vip.endpoint: placed for placed in previous.vips.values()}
         self._resting = _resting(previous.freed.vips, now)
+        returning = (self._resting.get(vip.endpoint) for vip in wanted.values())
+        allocator.reserve(identity.id for identity in returning if identity is not None)
         lasting = (self._in_force.get(vip.endpoint) for vip in wanted.values())
         self._lasting = {placed.identity.id for placed in lasting if placed is not None}
 

@@ -71,7 +71,7 @@ def test_the_hosts_document_may_allow_an_address() -> None:
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("192.0.2.7", "the address of the VIP shop"),
+        ("192.0.2.7", "an address of the VIP shop"),
         ("10.0.0.9", "an address of this host itself"),
         ("2001:db8:5::9", "an address of this host itself"),
         ("10.254.3.4", "within the outer source prefix 10.254.0.0/16"),
@@ -97,6 +97,59 @@ def test_a_backend_within_a_network_vip_is_no_fault() -> None:
     found = check(served("198.51.0.0/16") | {A: {"address": "198.51.100.1"}})
     assert found.rejections == ()
     assert BackendKey("web", "a") in found.desired.backends
+
+
+GUE = {"encapsulation": "gue", "gue_port": 6081}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_refused"),
+    [
+        ({"protocol": "udp", "port": 0}, True),
+        ({"protocol": "udp", "port": 6081}, True),
+        ({"protocol": "udp", "port": 6080}, False),
+        ({"protocol": "tcp", "port": 0}, False),
+    ],
+)
+def test_a_network_vip_may_not_take_gue(options: dict[str, object], is_refused: bool) -> None:
+    """What is sent to a backend within it is UDP, and would come back with one header more."""
+    network = vip() | {"address": "198.51.0.0/16", **options}
+    documents = WEB | {"pools/web": GUE, "vips/shop": network, A: {"address": "198.51.100.1"}}
+    assert refused(check(documents)) == [(A, "address", "reference")] * is_refused
+
+
+def test_a_vip_over_a_backend_in_force_is_refused() -> None:
+    """Who came last is refused: the VIP, though the backend's document is at fault in no way."""
+    last = check(WEB | {A: {"address": "198.51.100.1"}}, host=ELSEWHERE).desired
+    over = {"vips/other": vip(last=9) | {"address": "198.51.100.1"}, A: {"address": "198.51.100.1"}}
+    found = check(WEB | over, last, ELSEWHERE)
+    assert refused(found) == [("vips/other", "address", "reference")]
+    assert "backend web/a" in found.rejections[0].reason
+    assert (found.desired.vips, found.desired.backends) == (last.vips, last.backends)
+
+
+def test_a_network_over_a_gue_backend_in_force_is_refused() -> None:
+    """Likewise; and so is a pool that goes over to GUE under a network that takes it."""
+    backends = {A: {"address": "198.51.100.1"}}
+    network = {"vips/net": vip(last=9) | {"address": "198.51.0.0/16", "protocol": "udp", "port": 0}}
+    by_gue = check(WEB | {"pools/web": GUE} | backends, host=ELSEWHERE).desired
+    found = check(WEB | {"pools/web": GUE} | backends | network, by_gue, ELSEWHERE)
+    assert refused(found) == [("vips/net", "address", "reference")]
+    by_ipip = check(WEB | backends | network, host=ELSEWHERE).desired
+    assert "net" in by_ipip.vips
+    found = check(WEB | {"pools/web": GUE} | backends | network, by_ipip, ELSEWHERE)
+    assert refused(found) == [("pools/web", "encapsulation", "reference")]
+    assert found.desired.pools == by_ipip.pools
+
+
+def test_an_address_may_change_hands_in_one_change() -> None:
+    """The backend leaves it in the change in which a VIP gets it."""
+    last = check(WEB | {A: {"address": "198.51.100.1"}}, host=ELSEWHERE).desired
+    moved = {
+        "vips/other": vip(last=9) | {"address": "198.51.100.1"},
+        A: {"address": "198.51.100.2"},
+    }
+    assert check(WEB | moved, last, ELSEWHERE).rejections == ()
 
 
 def test_away_from_a_host_only_vips_count() -> None:

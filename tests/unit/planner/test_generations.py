@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.documents.roster import backend, desired, generations, vip, web
+from support.documents.roster import VIP4, backend, desired, generations, vip, web
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, TABLE_SIZE
-from tidegate.model.generation import NOTHING, Generation, Identity
+from tidegate.model.generation import NOTHING, Freed, Generation, Identity
 from tidegate.model.values import BackendKey, Desired, Fitness, Quic, SourceRoute, SynLimit
 from tidegate.planner import confirm, next_moment, plan
 from tidegate.planner.ids import Allocator
@@ -150,8 +150,43 @@ def test_ids_that_run_out_refuse_the_generation() -> None:
     """The sentence names the kind and the limit."""
     allocator = Allocator("pool", {1, 2}, {}, limit=4, now=0)
     assert allocator.allocate() == Identity(3, 1)
-    with pytest.raises(GenerationRefused, match="no free pool id: 3 are taken"):
+    with pytest.raises(GenerationRefused, match="no free pool id: all 3 are taken"):
         allocator.allocate()
+
+
+def test_an_id_that_has_rested_longest_is_used_rather_than_none() -> None:
+    """With its next incarnation; ids that are reserved are not."""
+    freed = {1: Freed(4, at=90), 2: Freed(255, at=80), 3: Freed(1, at=70)}
+    allocator = Allocator("pool", {4}, freed, limit=5, now=100)
+    allocator.reserve([3])
+    assert [allocator.allocate(), allocator.allocate()] == [Identity(2, 256), Identity(1, 5)]
+    with pytest.raises(GenerationRefused, match="all 4 are taken"):
+        allocator.allocate()
+
+
+def test_names_that_come_and_go_hold_no_change_up() -> None:
+    """2,000 pools within an hour, then a quarantine and a new pool: both come into force."""
+    generation = NOTHING
+    for step in range(20):
+        names = [f"p{step}-{n}" for n in range(100)]
+        servers = [backend("b1", "10.1.0.1", pool=name) for name in ("web", *names)]
+        wanted = desired([vip("a", VIP4)], [backend("b2", "10.1.0.2"), *servers], delay=0)
+        generation = plan(wanted, generation, 1000 + step)
+    after = [backend("b1", "10.1.0.1", state="quarantine"), backend("b2", "10.1.0.2")]
+    fresh = backend("b1", "10.1.0.3", pool="new")
+    found = plan(desired([vip("a", VIP4)], [*after, fresh], delay=0), generation, 1030)
+    assert not found.backends[BackendKey("web", "b1")].reachable
+    assert found.pools["new"].identity.incarnation > 1
+
+
+def test_a_vip_that_comes_back_finds_its_id_though_ids_are_short() -> None:
+    """What rests for an endpoint that is wanted now is given to no other, whatever its name."""
+    first = desired([vip("old", "10.99.0.1")], [backend("b1")])
+    many = [vip(f"v{n}", f"10.98.{n >> 8}.{n & 255}") for n in range(4094)]
+    before = plan(first, NOTHING, 1000)
+    gone = plan(desired(many, [backend("b1")]), before, 1001)
+    back = plan(desired([*many, vip("z", "10.99.0.1")], [backend("b1")]), gone, 1002)
+    assert back.vips["z"].identity == before.vips["old"].identity
 
 
 def test_nothing_changed_keeps_the_number() -> None:

@@ -2,12 +2,13 @@
 """The guard over backends looks back: what leaves one by one leaves too."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from support.crash.restart import restarted
-from support.documents.roster import backend, web
+from support.documents.roster import backend, desired, vip, web
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey, Desired, Fitness, Override
 from tidegate.planner import after_step, guards, plan
@@ -158,3 +159,31 @@ def test_a_step_of_the_clock_moves_the_window() -> None:
         assert refused(roster(8, 5), moved, 1002 + step)
         assert refused(roster(8, 5), moved, 1001 + WINDOW_SECONDS + step) == ""
         assert after_step(moved, -step).pools["web"].levels == previous.pools["web"].levels
+
+
+def services(count: int, gone: int = 0) -> Desired:
+    """Return so many VIPs of which the first ones have gone."""
+    vips = [vip(f"v{n}", f"192.0.2.{n}") for n in range(gone + 1, count + 1)]
+    return desired(vips, [backend("b1")])
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize(("count", "goes"), [(2, 1), (4, 2), (8, 4), (20, 10)])
+def test_vips_that_go_one_by_one_are_held_at_the_share(
+    count: int, goes: int, *, restarts: bool
+) -> None:
+    """As backends of a pool are; after the window they may go on."""
+    steps = [services(count, gone) for gone in range(count)]
+    assert walk(steps, 1, restarts=restarts)[0] == goes
+    assert walk(steps, WINDOW_SECONDS + 1, restarts=restarts)[0] == count - 1
+
+
+def test_a_vip_that_comes_back_has_not_vanished() -> None:
+    """Nor has one that got another name, in whatever order; and the relief has its moment."""
+    renamed = replace(
+        services(8), vips={f"w{n}": vip(f"w{n}", f"192.0.2.{n}") for n in range(1, 9)}
+    )
+    assert walk([services(8), services(8, 4), services(8), services(8, 4)], 1)[0] == 3
+    assert walk([services(8), services(8, 4), renamed, services(8, 4)], 1)[0] == 3
+    previous = plan(services(8, 2), plan(services(8), NOTHING, 1000, {}), 1010, {})
+    assert guards.next_relief(previous, 1020) == 1010 + WINDOW_SECONDS

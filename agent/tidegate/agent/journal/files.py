@@ -8,8 +8,10 @@ a line ends what can be read of its file, and is named.
 The folder is for its owner alone, as documents may say more of a network than is for everyone.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,12 @@ import msgspec
 from tidegate.agent.journal.limits import EMPTY, Size
 from tidegate.agent.journal.line_format import BaseLine, GenerationLine, Line, decode
 from tidegate.errors import AgentError
+from tidegate.event_log import EventLog
 
+log = EventLog(__name__)
+
+_ASIDE: Final = ".unusable"
+_ASIDE_KEPT: Final = 4
 _NAME: Final = re.compile(r"(\d{8})\.jsonl")
 
 
@@ -58,16 +65,17 @@ def next_path(folder: Path) -> Path:
     return folder / f"{number:08d}.jsonl"
 
 
-def read(path: Path) -> File:
-    """Read one file.
+def read(path: Path, most: int | None = None) -> File:
+    """Read one file of at most so many bytes.
 
     Raises:
-        AgentError: it cannot be read at all.
+        AgentError: it cannot be read at all, is larger, or is no file.
     """
     try:
-        text = path.read_bytes()
+        text = _bytes(path, most)
     except OSError as error:
-        raise AgentError(f"cannot read the journal: {path}: {error.strerror}") from error
+        reason = error.strerror or error
+        raise AgentError(f"cannot read the journal: {path}: {reason}") from error
     found = File(path)
     size = generations = 0
     for number, part in enumerate(text.split(b"\n")[:-1], start=1):
@@ -86,17 +94,72 @@ def read(path: Path) -> File:
     return found
 
 
+def _bytes(path: Path, most: int | None) -> bytes:
+    """Return the content of a plain file: no link is followed, and nobody is waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as opened:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, more than {most}")
+        return opened.read()
+
+
+def read_usable(folder: Path, most: int) -> list[File]:
+    """Read every file, the oldest first; set aside those of which nothing can be used.
+
+    An agent starts whatever a crash, a full disk or a person has left here.
+
+    Args:
+        folder: of the journal.
+        most: bytes that a file may have.
+
+    Raises:
+        AgentError: the folder cannot be read.
+    """
+    found = []
+    for path in _listed(folder):
+        try:
+            file = read(path, most)
+        except AgentError as error:
+            _set_aside(path, str(error))
+            continue
+        if file.lines:
+            found.append(file)
+        else:
+            _set_aside(path, file.fault or f"{path} has no whole line")
+    return found
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    """Rename what cannot be used, for whoever wants to look; a few are kept."""
+    aside = path.with_name(f"{path.name}{_ASIDE}")
+    try:
+        path.rename(aside)
+        older = sorted(path.parent.glob(f"*{_ASIDE}"))[:-_ASIDE_KEPT]
+        for each in older:
+            each.unlink()
+    except OSError as error:
+        log.warning("journal_left", reason=reason, failure=error.strerror)
+        return
+    log.warning("journal_set_aside", reason=reason, name=aside.name)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return paths(folder)
+    except OSError as error:
+        raise AgentError(f"cannot read the journal: {folder}: {error.strerror}") from error
+
+
 def read_all(folder: Path) -> Iterator[File]:
     """Read every file, the oldest first. One that the agent drops meanwhile is left out.
 
     Raises:
         AgentError: the folder or a file cannot be read.
     """
-    try:
-        there = paths(folder)
-    except OSError as error:
-        raise AgentError(f"cannot read the journal: {folder}: {error.strerror}") from error
-    for path in there:
+    for path in _listed(folder):
         if path.exists():
             yield read(path)
 

@@ -251,6 +251,8 @@ def _ends_with(file: File, generation: Generation) -> bool:
         for line in file.lines
         if isinstance(line, line_format.BaseLine | line_format.GenerationLine)
     ]
+    if not changes:
+        return False
     last = changes[-1]
     return (last.number, last.digest) == (generation.number, generation.digest)
 

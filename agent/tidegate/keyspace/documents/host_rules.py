@@ -6,7 +6,7 @@
   as the data plane leaves them out of it. The host's document may allow an address.
 * A backend's address is not that of a VIP (packets to it would be balanced again), not one of the
   host's own, and not within the outer source prefixes, whose addresses are nobody's. It may be
-  within a network that is a VIP: what is sent there is encapsulated, and no VIP takes that.
+  within a network that is a VIP, unless that takes what is sent there (`loops`).
 
 What is in force already stays until its document is changed: a service is not taken away because an
 address was added to a host. It is reported all the same.
@@ -54,12 +54,12 @@ def backend_fault(address: Address, vips: Collection[Vip], host: HostAddresses) 
 
     Args:
         address: of the backend.
-        vips: that have this very address.
+        vips: that take what is sent to it.
         host: where it is to be reached from.
     """
     if vips:
         name = min(vip.name for vip in vips)
-        return f"is {address}, the address of the VIP {name}; packets to it would come back"
+        return f"is {address}, an address of the VIP {name}; packets to it would come back"
     if address in host.own:
         return f"is {address}, an address of this host itself; a backend needs one of its own"
     prefix = _outer_source(address, host)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from tidegate.keyspace.documents import capacity, loops
+from tidegate.keyspace.documents.capacity import Claim
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
@@ -96,11 +98,15 @@ def validate(
     )
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
+    _keep_pools_within_room(work)
+    _keep_vips_within_room(work)
     _leave_own_addresses(work)
+    _leave_backends_in_force(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
     _require_backends_pools(work)
+    _keep_backends_within_room(work)
     _require_backends_addresses(work)
     _share_addresses(work, cache)
     _share_server_ids(work)
@@ -134,12 +140,99 @@ def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
         work.hash_seed = last.hash_seed
 
 
+def _created(work: _Work, key: str) -> int:
+    return work.snapshot.documents[key].create_revision if key in work.snapshot.documents else 0
+
+
+def _keep_pools_within_room(work: _Work) -> None:
+    """Refuse the pools that there is no room for."""
+    room, last = capacity.POOLS, work.last.pools
+    if len(work.pools) <= room.limit:
+        return
+    claims = (
+        (name, Claim(1, int(name in last), _created(work, pool_key(name)))) for name in work.pools
+    )
+    for name in capacity.beyond(room, claims):
+        work.rejections.add(pool_key(name), "", room.reason, "reference")
+        del work.pools[name]
+
+
+def _keep_vips_within_room(work: _Work) -> None:
+    """Refuse the VIPs that there is no room for, with all that they take."""
+    sizes: tuple[tuple[capacity.Room, Callable[[Vip], int]], ...] = (
+        (capacity.VIPS, lambda _: 1),
+        (capacity.NETWORKS, lambda vip: int(vip.is_network)),
+        (capacity.ROUTES, lambda vip: len(vip.source_routes) + len(vip.deny)),
+    )
+    for room, size in sizes:
+        wanted = work.vips | work.kept
+        if sum(map(size, wanted.values())) <= room.limit:
+            continue
+        claims = (
+            (
+                name,
+                Claim(
+                    size(vip),
+                    size(work.last.vips[name]) if name in work.last.vips else 0,
+                    _created(work, vip_key(name)),
+                ),
+            )
+            for name, vip in wanted.items()
+        )
+        for name in capacity.beyond(room, claims):
+            if name in work.vips:
+                _demote(work, name, "", room.reason)
+
+
+def _keep_backends_within_room(work: _Work) -> None:
+    """Refuse the backends that there is no room for."""
+    room, last = capacity.BACKENDS, work.last.backends
+    if len(work.backends) <= room.limit:
+        return
+    claims = (
+        (owner, Claim(1, int(owner in last), _created(work, backend_key(*owner))))
+        for owner in work.backends
+    )
+    for owner in capacity.beyond(room, claims):
+        work.rejections.add(backend_key(*owner), "", room.reason, "reference")
+        del work.backends[owner]
+
+
 def _leave_own_addresses(work: _Work) -> None:
     """Refuse VIPs that have an address of this host itself."""
     for name, vip in list(work.vips.items()):
         fault = vip_fault(vip, work.host)
         if fault:
             _demote(work, name, "address", f"address {fault}")
+
+
+def _leave_backends_in_force(work: _Work) -> None:
+    """Refuse VIPs and ways of pools by which packets to backends in force would come back."""
+    vips, pools = loops.new_vips(work.vips, work.last), loops.other_pools(work.pools, work.last)
+    if not vips and not pools:
+        return
+    staying = list(loops.staying(work.backends, work.last))
+    for name in pools:
+        mine = [backend for key, backend in staying if key.pool == name]
+        for vip in (work.vips | work.kept).values():
+            if any(loops.takes(vip, backend, work.pools[name]) for backend in mine):
+                reason = (
+                    f"the VIP {vip.name} takes what the pool would send to its backends, and sends "
+                    "it again"
+                )
+                work.rejections.add(pool_key(name), "encapsulation", reason, "reference")
+                work.pools[name] = work.last.pools[name]
+                break
+    for name in vips:
+        vip = work.vips[name]
+        taken = (k for k, each in staying if loops.takes(vip, each, work.pools.get(k.pool)))
+        owner = next(taken, None)
+        if owner is not None:
+            reason = (
+                f"address takes what is sent to the backend {owner.pool}/{owner.name}, which is in "
+                "force; packets to it would come back"
+            )
+            _demote(work, name, "address", reason)
 
 
 def _require_pools(work: _Work) -> None:
@@ -251,11 +344,14 @@ def _share_addresses(work: _Work, cache: ParseCache) -> None:
 def _require_backends_addresses(work: _Work) -> None:
     """Refuse backends whose address is a VIP's, or not for a backend on this host."""
     at: dict[Address, list[Vip]] = {}
+    networks = [vip for vip in work.vips.values() if vip.is_network and vip.protocol == "udp"]
     for vip in work.vips.values():
         if not vip.is_network:
             at.setdefault(vip.address, []).append(vip)
     for owner, backend in list(work.backends.items()):
-        fault = backend_fault(backend.address, at.get(backend.address, ()), work.host)
+        pool = work.pools[owner.pool]
+        back = [vip for vip in networks if loops.takes(vip, backend, pool)]
+        fault = backend_fault(backend.address, [*at.get(backend.address, ()), *back], work.host)
         if not fault:
             continue
         work.rejections.add(backend_key(*owner), "address", f"address {fault}", "reference")
