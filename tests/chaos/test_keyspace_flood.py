@@ -126,7 +126,7 @@ def test_a_freeze_holds_beside_seventy_megabytes_of_junk(etcd: EtcdServer) -> No
 def test_two_hundred_long_documents_take_little_memory(
     etcd: EtcdServer, record_property: Callable[[str, object], None]
 ) -> None:
-    """280 MB in a release and beside it, as a list and as events, take less than 120 MB."""
+    """280 MB in a release and beside it, as a list and as events, take less than 150 MB."""
     quota = "--quota-backend-bytes=4000000000"
     etcd.kill()
     etcd.extra.append(quota)
@@ -149,7 +149,7 @@ def test_two_hundred_long_documents_take_little_memory(
             views.wait(lambda view: "vips/w99" in view.snapshot.documents, timeout=60)
         more = memory_peak() - begun
         record_property("memory of 300 documents of 1.4 MB", f"{more / 1e6:.0f} MB")
-        assert more < 120e6
+        assert more < 150e6
 
 
 def test_documents_that_are_too_much_in_sum_are_refused(etcd: EtcdServer) -> None:
