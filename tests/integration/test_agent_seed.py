@@ -25,16 +25,20 @@ def etcdctl(lab: Lab, *words: str) -> str:
     return str(lab.node(CONTROL).run(["etcdctl", *words]).stdout.strip())
 
 
+def service(lab: Lab, control: Control) -> int:
+    """Write a VIP with one backend; return the revision."""
+    control.put("pools/web", {})
+    control.put("pools/web/backends/b1", {"address": str(lab.address("b1"))})
+    vip = {"address": str(lab.vip4()), "port": 80, "protocol": "tcp", "pool": "web"}
+    return int(control.put("vips/web", vip).revision)
+
+
 def test_a_new_fleet_hashes_with_a_secret(bare_lab: Lab, status: StatusWatch) -> None:
     """The first generation has it; a put changes it in one change, and a restart keeps it."""
     control, pins = Control(bare_lab), bare_lab.spec.pin_dir("lb1")
-    control.put("pools/web", {})
-    control.put("pools/web/backends/b1", {"address": str(bare_lab.address("b1"))})
-    address = str(bare_lab.vip4())
-    vip = {"address": address, "port": 80, "protocol": "tcp", "pool": "web"}
-    written = control.put("vips/web", vip)
+    written = service(bare_lab, control)
     agent = bare_lab.start_agent("lb1")
-    seen = status.wait_applied(written.revision)
+    seen = status.wait_applied(written)
     secret = etcdctl(bare_lab, "get", "--print-value-only", KEY)
     assert (len(secret), seed_in_force(pins)) == (32, secret)
     assert seen.status["warnings"] == []
@@ -53,12 +57,19 @@ def test_a_new_fleet_hashes_with_a_secret(bare_lab: Lab, status: StatusWatch) ->
     assert seed_in_force(pins) == "a planned change"
 
 
-def test_a_fleet_on_the_old_seed_is_warned(bare_lab: Lab, status: StatusWatch) -> None:
-    """It keeps the fleet's name, says so in its status, and stays synced."""
-    etcdctl(bare_lab, "put", KEY, "default")
-    written = Control(bare_lab).put("pools/web", {})
+def test_an_upgraded_fleet_keeps_its_seed(bare_lab: Lab, status: StatusWatch) -> None:
+    """It was the fleet's name: that is written, warned of, and stays in force."""
+    etcdctl(bare_lab, "put", KEY, "default")  # as an agent hashes that knows of no such key
+    control, pins = Control(bare_lab), bare_lab.spec.pin_dir("lb1")
+    written = service(bare_lab, control)
+    agent = bare_lab.start_agent("lb1")
+    before = status.wait_applied(written)
+    assert agent.terminate() == 0
+    etcdctl(bare_lab, "del", KEY)
     bare_lab.start_agent("lb1")
-    seen = status.wait_applied(written.revision)
-    assert seed_in_force(bare_lab.spec.pin_dir("lb1")) is None
-    assert any("hash is the fleet's name" in each for each in seen.status["warnings"])
-    assert seen.status["state"] == "synced"
+    revision = control.put("pools/web", {"transition_window": 60}).revision
+    status.wait_applied(revision)
+    assert etcdctl(bare_lab, "get", "--print-value-only", KEY) == "default"
+    assert seed_in_force(pins) is None
+    assert any("hash is the fleet's name" in each for each in before.status["warnings"])
+    assert before.status["state"] == "synced"
