@@ -301,6 +301,24 @@ def test_only_one_agent_holds_a_data_plane(bare_lab: Lab, agent: AgentProcess) -
     assert "another agent holds" in second.stderr
 
 
+def test_a_foreign_program_in_our_place_is_reported(bare_lab: Lab, status: StatusWatch) -> None:
+    """Within two seconds the host is not ready and says why; when it goes, ours is back at once."""
+    from tidegate.dataplane.kernel.programs import attach_pass  # noqa: PLC0415
+
+    bare_lab.start_agent("lb1")
+    written = Control(bare_lab).put("pools/web", {})
+    status.wait_applied(written.revision)
+    with netns.entered(bare_lab.node("lb1").namespace):
+        attach_pass("eth0")
+    detached, native = ([{"name": "eth0", "mode": mode}] for mode in ("detached", "native"))
+    seen = status.wait("foreign", lambda s: s["interfaces"] == detached, 2)
+    assert not seen.status["ready"]
+    assert any("not Tidegate's" in warning for warning in seen.status["warnings"])
+    bare_lab.node("lb1").run(["ip", "link", "set", "dev", "eth0", "xdp", "off"])
+    back = status.wait("ours", lambda s: s["interfaces"] == native, 2)
+    assert not any("not Tidegate's" in warning for warning in back.status["warnings"])
+
+
 def run_agent(lab: Lab, config: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tidegate.cli.main", "agent", "run", "-c", str(config)]
     return lab.node("lb1").run(command, check=False)

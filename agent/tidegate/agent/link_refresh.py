@@ -11,6 +11,8 @@ from tidegate.event_log import EventLog
 log = EventLog(__name__)
 
 _SECONDS: Final = 15.0
+_ATTACHED_SECONDS: Final = 1.0
+"""Between two looks at who is attached: a foreign program in our place forwards nothing."""
 _REST: Final = 20.0
 """Times the duration of a reading, until the next: where routes change all the time (a host that
 speaks BGP), reading takes no more than a twentieth of the loop's time."""
@@ -21,12 +23,23 @@ class Links(Protocol):
 
     links_outdated: bool
 
+    @property
+    def attachments(self) -> "Attached":
+        """Who is attached."""
+
     def follow(self) -> None:
         """Read them."""
 
 
+class Attached(Protocol):
+    """What is attached to the interfaces."""
+
+    def differ(self) -> bool:
+        """Return whether that is something else than when this was last asked."""
+
+
 class LinkRefresh:
-    """Reads the links when they or the backends changed, and every 15 s.
+    """Reads the links when they, the backends or what is attached changed, and every 15 s.
 
     Args:
         plane: whose links they are; they were just read.
@@ -41,10 +54,12 @@ class LinkRefresh:
         self._clock = clock
         self._due = now + _SECONDS
         self._rested = now
+        self._look_at = now
 
     def next_due(self) -> float:
         """Return the monotonic second at which time alone asks for it."""
-        return min(self._due, self._rested) if self._plane.links_outdated else self._due
+        due = min(self._due, self._look_at)
+        return min(due, self._rested) if self._plane.links_outdated else due
 
     def refresh(self, now: float, *, woken: bool) -> None:
         """Read the links if they changed or it is time.
@@ -54,6 +69,10 @@ class LinkRefresh:
         """
         if woken or self._plane.links_outdated:
             self._due = min(self._due, max(now, self._rested))
+        if now >= self._look_at:
+            self._look_at = now + _ATTACHED_SECONDS
+            if self._plane.attachments.differ():
+                self._due = now
         if now < self._due:
             return
         began = self._clock()

@@ -12,12 +12,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.dataplane import links
+from tidegate.dataplane.attachments import Attachments, foreign_program
 from tidegate.dataplane.inspect.counter_reader import CounterReader
 from tidegate.dataplane.kernel import programs
 from tidegate.dataplane.kernel import syscalls as bpf
@@ -100,6 +101,7 @@ class DataPlane:
         self._backends = NO_BACKENDS
         self.links_outdated = False
         """Whether backends have come or gone since the links were read, of no new family."""
+        self.attachments = Attachments(self._interfaces)
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins = settings.pins
         self.default_build = settings.build
@@ -255,7 +257,7 @@ class DataPlane:
     def problems(self) -> tuple[str, ...]:
         """What somebody should know of next hops and of merged frames."""
         hops = (each for link in self._links.values() for each in link.warnings)
-        return (*hops, *self._merging.problems)
+        return (*hops, *self._merging.problems, *self.attachments.foreign.values())
 
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
         """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
@@ -303,7 +305,12 @@ class DataPlane:
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
                 log.info("link", **link.log_fields())
+            if self._build is not None and self._is_foreign(link.program):
+                self.modes.pop(interface, None)
+                self.attachments.note_foreign(interface, link.program.program_id)
+                continue
             self._attach(link, stack)
+            self.attachments.foreign.pop(interface, None)
             self._merging.look(stack, self.modes[interface])
 
     def _take_over_egress(self, interface: str) -> None:
@@ -340,17 +347,17 @@ class DataPlane:
                 if on is None or on.program_id != bpf.object_id(self._program):
                     yield Difference(Finding("program", interface, fault), self.follow)
 
+    def _is_foreign(self, there: programs.Attachment | None) -> TypeGuard[programs.Attachment]:
+        return there is not None and there.program_id not in self._ours
+
     def _attach(self, link: Link, stack: Stack) -> None:
         """Attach our program unless it is there. Never replace a foreign one."""
         interface, there = link.interface, link.program
         if there is not None and there.program_id == bpf.object_id(self._program):
             self.modes[interface] = there.mode
             return
-        if there is not None and there.program_id not in self._ours:
-            raise DataplaneError(
-                f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}): "
-                f"if it is not needed, detach it with `ip link set dev {interface} xdp off`"
-            )
+        if self._is_foreign(there):
+            raise DataplaneError(foreign_program(interface, there.program_id))
         if link.refusal:
             raise DataplaneError(link.refusal)
         mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"

@@ -15,10 +15,21 @@ class Clock:
         return self.now
 
 
+class Attached:
+    """What is attached, as it is set."""
+
+    differs = False
+
+    def differ(self) -> bool:
+        """Return whether something else is."""
+        return self.differs
+
+
 class Links:
     """Links that take a time to read."""
 
     links_outdated = False
+    attachments = Attached()
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self.clock, self.seconds = clock, seconds
@@ -40,7 +51,27 @@ def test_a_change_is_followed_at_once() -> None:
     assert links.read == 0
     refresh.refresh(101.0, woken=True)
     assert links.read == 1
-    assert refresh.next_due() == clock.now + 15
+    assert refresh.next_due() == 101.0 + 1
+    for second in range(102, 116):
+        refresh.refresh(float(second), woken=False)
+    assert links.read == 1
+    refresh.refresh(clock.now + 15, woken=False)
+    assert links.read == 2
+
+
+def test_who_is_attached_is_looked_at_each_second() -> None:
+    """If it is somebody else, everything is read at once."""
+    clock = Clock()
+    links = Links(clock, 0.01)
+    links.attachments = Attached()
+    refresh = LinkRefresh(links, clock.now, clock)
+    refresh.refresh(clock.now, woken=False)
+    links.attachments.differs = True
+    refresh.refresh(clock.now + 0.9, woken=False)
+    assert links.read == 0
+    assert refresh.next_due() == clock.now + 1
+    refresh.refresh(clock.now + 1, woken=False)
+    assert links.read == 1
 
 
 def test_routes_that_change_all_the_time_do_not_fill_the_loop() -> None:
