@@ -2,9 +2,12 @@
 """A small HTTP/1.1 server whose clients are bounded in all that they do.
 
 A connection is one request, in a thread of its own. How many clients there are at once, how long
-each may be silent and take in all, and how much it may send have limits. So the worst client keeps
-other clients waiting, and nobody else. This module knows HTTP; its owners know where it listens and
-what it serves.
+each may be silent, send its request and take in all, and how much it may send have limits. So the
+worst client keeps other clients waiting, and nobody else. When all places are taken, a newcomer
+gets that of the client that has been sending its request, or has not taken its answer, for the
+longest: those who dawdle cannot keep out one who does not. A request that is being answered is
+never ended for another. This module knows HTTP; its owners know where it listens and what it
+serves.
 """
 
 import json
@@ -17,6 +20,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -34,16 +39,35 @@ class Limits(NamedTuple):
     """What clients may do.
 
     Attributes:
-        clients: that are connected at once; more are turned away.
+        clients: that are connected at once.
         body: bytes of a request's body.
         idle_seconds: for which a client may be silent, or take nothing of its answer.
         longest_seconds: that a connection may last.
+        asking_seconds: until a request must be there, whole.
     """
 
     clients: int
     body: int
     idle_seconds: float
     longest_seconds: float
+    asking_seconds: float = 2.0
+
+
+class _Turn(Enum):
+    """What a connection waits for: the client's request, our answer, or the client to take it."""
+
+    ASKING = "asking"
+    SERVED = "served"
+    TAKING = "taking"
+
+
+@dataclass(slots=True)
+class _Client:
+    """A client that is connected; times are monotonic seconds."""
+
+    since: float
+    turn: _Turn
+    turn_since: float
 
 
 class Request(NamedTuple):
@@ -104,24 +128,42 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.routes = routes
         self.limits = limits
         self.name = name
-        self._since: dict[socket.socket, float] = {}
+        self._clients: dict[socket.socket, _Client] = {}
         self._guard = threading.Lock()
         # TCPServer's own would make a socket; all else of it works with any that listens.
         socketserver.BaseServer.__init__(self, listening.getsockname(), _Handler)
         self.socket = listening
 
     def verify_request(self, request: Any, _where: Any) -> bool:  # noqa: ANN401
-        """Turn clients away while there are as many as may be."""
+        """Give a client a place, at the cost of one who dawdles if need be; else turn it away."""
         with self._guard:
-            if len(self._since) >= self.limits.clients:
+            if len(self._clients) >= self.limits.clients and not self._make_room():
                 return False
-            self._since[request] = time.monotonic()
+            now = time.monotonic()
+            self._clients[request] = _Client(now, _Turn.ASKING, now)
             return True
+
+    def _make_room(self) -> bool:
+        """Cut off who has dawdled for the longest; say whether there was one. Under the guard."""
+        idle = [(c.turn_since, s) for s, c in self._clients.items() if c.turn is not _Turn.SERVED]
+        if not idle:
+            return False
+        _, slowest = min(idle, key=lambda each: each[0])
+        del self._clients[slowest]
+        _cut_off(slowest)
+        return True
+
+    def enter(self, client: socket.socket, turn: _Turn) -> None:
+        """Note what a connection waits for now."""
+        with self._guard:
+            if client in self._clients:
+                self._clients[client].turn = turn
+                self._clients[client].turn_since = time.monotonic()
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
         """Forget a client that has gone."""
         with self._guard:
-            self._since.pop(request, None)
+            self._clients.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
@@ -129,13 +171,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.end_clients(older_than=self.limits.longest_seconds)
 
     def end_clients(self, older_than: float) -> None:
-        """Cut off clients that have been connected for longer than this many seconds."""
+        """Cut off clients that are connected for so many seconds, and whose request is overdue."""
         now = time.monotonic()
         with self._guard:
-            for client, since in self._since.items():
-                if now - since >= older_than:
-                    with suppress(OSError):
-                        client.shutdown(socket.SHUT_RDWR)
+            for connection, client in self._clients.items():
+                asking = client.turn is _Turn.ASKING
+                overdue = asking and now - client.since >= self.limits.asking_seconds
+                if overdue or now - client.since >= older_than:
+                    _cut_off(connection)
 
     def handle_error(self, _request: Any, _where: Any) -> None:  # noqa: ANN401
         """Log at most that a client went away in the middle: that is its own business."""
@@ -179,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {most} bytes"))
         else:
             body = self.rfile.read(int(length))
+            self.server.enter(self.connection, _Turn.SERVED)
             self._send(route(Request(dict(parse_qsl(where.query)), body, self._user())))
 
     def _unknown(self, path: str) -> Answer:
@@ -190,6 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         body = answer.encoded()
+        self.server.enter(self.connection, _Turn.TAKING)
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.kind)
         self.send_header("Content-Length", str(len(body)))
@@ -210,6 +255,11 @@ class _Handler(BaseHTTPRequestHandler):
     def address_string(self) -> str:
         """Return a name for the client, which over a Unix socket has no address."""
         return str(self.client_address[0]) if self.client_address else "local"
+
+
+def _cut_off(client: socket.socket) -> None:
+    with suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def _error(status: HTTPStatus, sentence: str) -> Answer:

@@ -11,7 +11,8 @@ usage: roles.sh [--root KEY] [--fleet NAME] [HOST...]
 
 Creates these roles with etcdctl, which takes its endpoints, certificates and user from ETCDCTL_*:
   tidegate-FLEET-agent-HOST  one for each HOST: reads what agents follow, writes its own status and
-                             health, and nothing else
+                             health, and nothing else; reads, and makes if it is missing,
+                             the secret key of the flow hash, which no other role can read
   tidegate-FLEET-operator    reads all of the fleet; writes everything but status and health
   tidegate-FLEET-viewer      reads all of the fleet
 
@@ -83,6 +84,8 @@ for host in "$@"; do
     grant "$role" read key "$base/fleet"
     grant "$role" readwrite key "$base/status/$host"
     grant "$role" readwrite prefix "$base/health/$host/"
+    # Who knows it can aim flows at one backend. Writing, since the first agent makes it.
+    grant "$role" readwrite key "$root-secrets/$fleet/hash-seed"
 done
 
 role=tidegate-$fleet-operator

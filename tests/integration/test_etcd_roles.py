@@ -54,7 +54,15 @@ ALL = (
     "health/lb2/web/b1",
     "health/lb10/web/b1",
 )
-OUTSIDE = (f"{BASE}2/config/live/vips/a", "/tidegate/other/status/lb1", "/tidegate/edge", "/other")
+SEED = "/tidegate-secrets/edge/hash-seed"
+OUTSIDE = (
+    SEED,
+    "/tidegate-secrets/other/hash-seed",
+    f"{BASE}2/config/live/vips/a",
+    "/tidegate/other/status/lb1",
+    "/tidegate/edge",
+    "/other",
+)
 
 
 def roles(etcd: EtcdServer, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -130,7 +138,7 @@ def test_each_role_reads_what_it_needs_and_nothing_else(connection: Etcd, user: 
     if user != "agent1":
         wanted |= {key for key in keys if key.startswith(f"{BASE}/")}
     else:
-        wanted |= {f"{BASE}/{key}" for key in ALL if key.startswith("health/")}
+        wanted |= {f"{BASE}/{key}" for key in ALL if key.startswith("health/")} | {SEED}
     assert readable == wanted
 
 
@@ -138,7 +146,8 @@ def test_each_role_writes_what_it_must_and_nothing_else(connection: Etcd, user: 
     """Of every key of the fleet and outside it, a role's user writes exactly the listed ones."""
     keys = [*(f"{BASE}/{key}" for key in ALL), *OUTSIDE]
     writable = {key for key in keys if allowed(connection.put, key.encode(), b"2")}
-    assert writable == {f"{BASE}/{key}" for key in WRITES[user]}
+    seed = {SEED} if user == "agent1" else set()
+    assert writable == {f"{BASE}/{key}" for key in WRITES[user]} | seed
 
 
 def test_an_agent_reads_no_wider_range_than_its_own(secured: EtcdServer, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_another_history_is_distinguished_from_ours(etcd: EtcdServer) -> None:
     connection = Etcd(EtcdSettings(endpoints=(etcd.endpoint,)))
     prefix = PREFIX.encode()
     try:
-        documents, known = read_prefix(connection, prefix, 1000, lambda: False)
+        documents, known, _ = read_prefix(connection, prefix, 1000, lambda: False)
         etcd.ctl("put", PREFIX + "vips/a", "2")
         assert history_holds(connection, prefix, documents, known, 2)
         others = [replace(known, cluster=1), replace(known, term=known.term + 1)]

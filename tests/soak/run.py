@@ -210,7 +210,7 @@ class Driver:
 
     def _compare(self) -> None:
         """Check that the kernel holds what a fresh reader of etcd would plan."""
-        documents, history = read_prefix(self._etcd, _PREFIX.encode(), 1000, lambda: False)
+        documents, history, _ = read_prefix(self._etcd, _PREFIX.encode(), 1000, lambda: False)
         assert {k: json.loads(d.value) for k, d in documents.items()} == self._keyspace.documents
         validation = validate(Snapshot(history.revision, documents), EMPTY)
         assert not validation.rejections

@@ -122,8 +122,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         release: followed where no track's key names one.
         track: of the host, unless its key in etcd has one; by default `stable`.
         xdp_mode: native, generic, or auto (native, and generic where the driver refuses).
-        hash_seed: key of the flow hash where the keyspace has none; by default the fleet's name. It
-            must be equal on every host of a fleet; changing it moves flows that are not tracked.
+        hash_seed: key of the flow hash where a release has none; by default a secret that agents
+            make and share in etcd, and the fleet's name until that has been read. It must be equal
+            on every host of a fleet; changing it moves flows that are not tracked.
         grace_delay: seconds for which a replaced table stays loaded.
         audit_interval: seconds between full comparisons of the kernel with what it has to hold.
         confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; without one

@@ -30,9 +30,11 @@ from tidegate.agent.traffic_rates import TrafficSampler
 from tidegate.dataplane.network.watch import LinkWatch
 from tidegate.dataplane.plane import DataPlane
 from tidegate.keyspace import paths
+from tidegate.keyspace.etcd.shared_seed import SharedSeed
 from tidegate.keyspace.follower import Follower
 from tidegate.keyspace.status.writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, LocalHost
+from tidegate.model.generation import Generation
 from tidegate.telemetry.metrics.recorder import Recorder
 
 
@@ -87,6 +89,14 @@ class Parts:
         self.telemetry.close()
 
 
+def shared_seed(config: AgentConfig, in_force: Generation) -> SharedSeed | None:
+    """Return what agrees on the key of the flow hash; None where the agent's file has one."""
+    if config.hash_seed:
+        return None
+    hashed_with = (in_force.hash_seed or config.fleet) if in_force.vips else ""
+    return SharedSeed(config.etcd.root, config.fleet, hashed_with)
+
+
 def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     """Make the parts of an agent; their threads leave mail.
 
@@ -123,10 +133,11 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     follower = Follower(
         config.etcd,
         config.fleet,
-        LocalHost(config.host, config.track, config.release),
-        Accepted(in_force.release, in_force.pointer),
+        LocalHost(config.host, config.track, config.release, config.fleet),
+        Accepted(in_force.release, in_force.pointer, hash_seed=in_force.hash_seed),
         mailbox.deliver,
         lambda _state: mailbox.wake(WakeReason.ETCD),
+        shared_seed(config, in_force),
     )
     metrics = MetricCollector(
         Sources(plane.counter_reader, health.checks, follower, flows),

@@ -222,7 +222,12 @@ class Reconciler:
         steering, snapshot = self._view.steering, self._view.snapshot
         desired, rejections = validate(snapshot, self._last_good, self._parse_cache, self._host())
         self._refused = frozenset(rejection.key for rejection in rejections)
-        desired = replace(desired, release=steering.release, pointer=steering.pointer)
+        desired = replace(
+            desired,
+            release=steering.release,
+            pointer=steering.pointer,
+            hash_seed=desired.hash_seed or steering.hash_seed,
+        )
         self._revision = max(steering.revision, snapshot.revision)
         return desired, (*steering.rejections, *rejections)
 

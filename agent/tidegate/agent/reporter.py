@@ -45,6 +45,7 @@ class Reporter:
             *parts.metrics.problems,
             *parts.telemetry.problems,
             self._signals.problem,
+            self._seed_problem(),
         )
         changes, plane = parts.changes, parts.plane
         facts = Facts(
@@ -73,6 +74,14 @@ class Reporter:
         parts.routes.status = document
         parts.metrics.update(facts, document)
         parts.status.submit(document)
+
+    def _seed_problem(self) -> str:
+        """Return what is wrong with the key of the flow hash, if that is the one in force."""
+        changes = self._parts.changes
+        steering, seed = changes.view and changes.view.steering, changes.in_force.hash_seed
+        if steering is None or seed not in (None, steering.hash_seed):
+            return ""
+        return steering.seed_warning
 
     def show_hang(self, reason: str) -> None:
         """Show that the loop hangs; on another thread than its own."""

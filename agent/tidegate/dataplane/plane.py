@@ -394,5 +394,7 @@ def remove(pins: Path, interfaces: Sequence[str]) -> None:
         detach_probes(interface)
     for folder, _, names in os.walk(pins, topdown=False):
         for name in names:
-            (Path(folder) / name).unlink()
-        Path(folder).rmdir()
+            if "." not in name:  # a file of the kernel's own, at the top of a BPF file system
+                (Path(folder) / name).unlink()
+        if not os.path.ismount(folder):  # a mount of its own stays, for the next agent
+            Path(folder).rmdir()

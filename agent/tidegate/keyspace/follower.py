@@ -27,10 +27,11 @@ from typing import Final
 from tidegate.event_log import EventLog
 from tidegate.keyspace import changed_keys, paths
 from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.etcd.shared_seed import SharedSeed
 from tidegate.keyspace.etcd.watch import Watch
 from tidegate.keyspace.etcd.watch_loop import Phase, WatchState
 from tidegate.keyspace.etcd.watch_ranges import RangesWatch
-from tidegate.keyspace.steering import Accepted, LocalHost, steer
+from tidegate.keyspace.steering import Accepted, LocalHost, needed_keys, steer
 from tidegate.model.received_writes import NO_WRITES, ReceivedWrites, merge
 from tidegate.model.values import Document, Rejection, Snapshot, Steering, View
 
@@ -72,6 +73,7 @@ class Follower:
         in_force: Accepted,
         deliver: Callable[[View], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
+        seed: SharedSeed | None = None,
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -82,6 +84,7 @@ class Follower:
             in_force: release in force, as far as the data plane knows it.
             deliver: gets each new view, in order, on threads of the follower; it should be quick.
             on_state: gets each new combined state, on threads of the follower.
+            seed: of the flow hash; None where the agent's file has one.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -104,13 +107,15 @@ class Follower:
             settings,
             paths.fleet_prefix(settings.root, fleet),
             (
-                paths.TRACKS_PREFIX,
-                paths.host_key(local.host),
                 paths.FLEET_KEY,
+                paths.host_key(local.host),
+                paths.TRACKS_PREFIX,
                 paths.OVERRIDES_PREFIX,
             ),
             self._accept_steering,
             lambda _state: self._on_state(self.state),
+            lambda documents: needed_keys(documents, local, self._accepted),
+            lambda etcd: {paths.SEED_KEY: seed.read(etcd)} if seed else {},
         )
 
     @property

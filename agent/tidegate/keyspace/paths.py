@@ -10,6 +10,7 @@
     <root>/<fleet>/rollout-driver         the process that drives it
     <root>/<fleet>/status/<host>          what the agent of a host writes
     <root>/<fleet>/health/<host>/…        its verdicts on backends
+    <root>-secrets/<fleet>/hash-seed      what only agents read
 
 This module knows no etcd client and checks no document.
 """
@@ -68,6 +69,16 @@ def status_key(root: str, fleet: str, host: str) -> str:
     return f"{_fleet(root, fleet)}/status/{_part('host', host)}"
 
 
+def seed_key(root: str, fleet: str) -> str:
+    """Return the key of a fleet's seed of the flow hash: outside its prefix, which others read.
+
+    Raises:
+        ConfigError: a part is not a name.
+    """
+    _fleet(root, fleet)
+    return f"{root}-secrets/{fleet}/hash-seed"
+
+
 def verdict_prefix(root: str, fleet: str, host: str | None = None) -> str:
     """Return the prefix of the health verdicts of a host, or of all, with its slash.
 
@@ -91,6 +102,9 @@ ROLLOUT_KEY: Final = "rollout"
 
 DRIVER_KEY: Final = "rollout-driver"
 """Key of the process that drives the rollout, relative to the fleet; it disappears with it."""
+
+SEED_KEY: Final = "secrets/hash-seed"
+"""What the seed's key is called among the keys that steer a host; it has no key relative to it."""
 
 TRACKS_PREFIX: Final = "tracks/"
 OVERRIDES_PREFIX: Final = "overrides/"

@@ -18,12 +18,12 @@ A pure function of the keys and of what was last accepted: no I/O, no clock. The
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from tidegate.keyspace.documents.addresses import parse_address
-from tidegate.keyspace.documents.decode import decode
+from tidegate.keyspace.documents.decode import decode_kept
 from tidegate.keyspace.documents.rejections import Rejections
 from tidegate.keyspace.documents.timestamps import parse_timestamp
 from tidegate.keyspace.paths import (
@@ -31,15 +31,18 @@ from tidegate.keyspace.paths import (
     FLEET_KEY,
     NAME_RULE,
     OVERRIDES_PREFIX,
+    SEED_KEY,
     TRACKS_PREFIX,
     host_key,
     is_name,
     track_key,
 )
 from tidegate.model.steering import FleetDocument, HostDocument, OverrideDocument, TrackDocument
-from tidegate.model.values import Address, Override, Snapshot, Steering
+from tidegate.model.values import Address, Document, Override, Snapshot, Steering
 
 S = TypeVar("S", bound=Struct)
+
+_LONGEST_SEED: Final = 128
 
 
 class LocalHost(NamedTuple):
@@ -48,11 +51,13 @@ class LocalHost(NamedTuple):
     Attributes:
         track: None if the file names none.
         release: followed where no track names one.
+        fleet: its name.
     """
 
     host: str
     track: str | None
     release: str
+    fleet: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Accepted:
     Attributes:
         release: last release that was followed; empty if none was.
         pointer: track whose key named it; empty if none did.
+        hash_seed: key of the flow hash that was last known.
     """
 
     release: str = ""
@@ -70,6 +76,7 @@ class Accepted:
     fleet: FleetDocument | None = None
     tracks: Mapping[str, TrackDocument] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    hash_seed: str | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
@@ -84,7 +91,7 @@ class _Work:
         document = self.snapshot.documents.get(key)
         if document is None:
             return None
-        found = decode(document.value, kind)
+        found = decode_kept(document, kind)
         if isinstance(found, list):
             self.rejections.add_all(key, found)
             return last
@@ -100,7 +107,8 @@ class _Work:
                     names.append(name)
                 else:
                     reason = f"a part of the key is not a name: {NAME_RULE}"
-                    self.rejections.add(key, "", reason, "schema")
+                    refused = self.snapshot.documents[key].refused  # a prefix may be, as a whole
+                    self.rejections.add(key, "", refused or reason, "schema")
         return names
 
 
@@ -113,20 +121,19 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         last: what was accepted the last time; at the start, the release in force if one is known.
     """
     work = _Work(snapshot, Rejections(snapshot))
-    host = work.read(host_key(local.host), HostDocument, last.host)
-    if host is None and host_key(local.host) in snapshot.documents and last.pointer:
-        host = HostDocument(track=last.pointer)  # broken since the start
+    host = _host(work, local, last)
     fleet = work.read(FLEET_KEY, FleetDocument, last.fleet)
     tracks = _tracks(snapshot, work, last)
     overrides = _overrides(work, last)
     allowed = _allowed_addresses(work, local, host)
-    track = (host.track if host else None) or local.track or DEFAULT_TRACK
+    track = _track(host, local)
     document = work.read(track_key(track), TrackDocument, last.tracks.get(track))
     if document is not None:
         release, pointer = document.release, track
     else:
         release, pointer = _without_key(work, local, track, last)
-    accepted = Accepted(release, pointer, host, fleet, tracks, overrides)
+    seed, warning = _seed(snapshot.documents.get(SEED_KEY), local, last.hash_seed)
+    accepted = Accepted(release, pointer, host, fleet, tracks, overrides, seed)
     steering = Steering(
         revision=snapshot.revision,
         track=track,
@@ -136,15 +143,67 @@ def steer(snapshot: Snapshot, local: LocalHost, last: Accepted) -> tuple[Steerin
         overrides=tuple(overrides[name] for name in sorted(overrides)),
         rejections=work.rejections.ordered(),
         allowed_addresses=allowed,
+        hash_seed=seed,
+        seed_warning=warning,
     )
     return steering, accepted
+
+
+def _seed(document: Document | None, local: LocalHost, last: str | None) -> tuple[str | None, str]:
+    """Return the key of the flow hash, and what somebody should do about it."""
+    if document is None:
+        return None, ""
+    if document.refused:
+        kept = "the one that is in force stays" if last else "the fleet's name stands for it"
+        return last, (
+            f"the key of the flow hash cannot be agreed upon, and {kept}: {document.refused}; "
+            "run deploy/etcd/roles.sh again for the agents' roles, or set hash_seed"
+        )
+    text = document.value.decode("ascii", "replace")
+    if not (text.isascii() and text.isprintable() and 0 < len(text) <= _LONGEST_SEED):
+        return last, (
+            f"the key of the flow hash at {SEED_KEY} has to be 1 to {_LONGEST_SEED} printable "
+            "ASCII characters, so the last one stays; write it again"
+        )
+    if text == local.fleet:  # what the program is made with where nothing else is known
+        return None, (
+            "the key of the flow hash is the fleet's name, by which anybody can aim flows at one "
+            "backend: change it (docs/keyspace.md, Settings)"
+        )
+    return text, ""
+
+
+def needed_keys(
+    documents: Mapping[str, Document], local: LocalHost, last: Accepted
+) -> tuple[str, ...]:
+    """Return keys that a host cannot do without, however many others are beside them.
+
+    Args:
+        documents: with the host's own key, if there is one.
+        local: the host.
+        last: what was last accepted.
+    """
+    snapshot = Snapshot(0, documents)
+    host = _host(_Work(snapshot, Rejections(snapshot)), local, last)
+    return (track_key(_track(host, local)),)
+
+
+def _host(work: _Work, local: LocalHost, last: Accepted) -> HostDocument | None:
+    host = work.read(host_key(local.host), HostDocument, last.host)
+    if host is None and host_key(local.host) in work.snapshot.documents and last.pointer:
+        return HostDocument(track=last.pointer)  # broken since the start
+    return host
+
+
+def _track(host: HostDocument | None, local: LocalHost) -> str:
+    return (host.track if host else None) or local.track or DEFAULT_TRACK
 
 
 def _tracks(snapshot: Snapshot, work: _Work, last: Accepted) -> dict[str, TrackDocument]:
     """Return the last valid documents of all tracks, without refusing those of others."""
     found: dict[str, TrackDocument] = {}
     for name in work.names(TRACKS_PREFIX):
-        document = decode(snapshot.documents[track_key(name)].value, TrackDocument)
+        document = decode_kept(snapshot.documents[track_key(name)], TrackDocument)
         if isinstance(document, TrackDocument):
             found[name] = document
         elif name in last.tracks:

@@ -383,7 +383,7 @@ class SettingsDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             description=(
                 "Key of the flow hash: a secret, so that nobody outside can aim flows at one "
                 "backend. Changing it moves flows that are not tracked. null leaves it to the "
-                "agents' files."
+                "agents' files, and where these have none to the secret that agents share."
             ),
             examples=["3f9c1d0e-change-me"],
         ),

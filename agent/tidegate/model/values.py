@@ -214,11 +214,16 @@ EMPTY = Desired(revision=0, vips={}, pools={}, backends={})
 
 
 class Document(NamedTuple):
-    """The bytes of one key, and the etcd revisions that wrote them and that created the key."""
+    """The bytes of one key, and the etcd revisions that wrote them and that created the key.
+
+    Attributes:
+        refused: why the bytes were too many to be kept; `value` is empty then. Empty if they are.
+    """
 
     value: bytes
     mod_revision: int
     create_revision: int = 0
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +279,8 @@ class Steering:
         overrides: by name, with those that have expired: which apply depends on the clock.
         rejections: documents that are refused; keys are relative to the fleet.
         allowed_addresses: of the host itself that VIPs may have all the same.
+        hash_seed: key of the flow hash where a release names none; None leaves it to the file.
+        seed_warning: what somebody should do about it; empty for nothing.
     """
 
     revision: int
@@ -284,6 +291,8 @@ class Steering:
     overrides: tuple[Override, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     allowed_addresses: tuple[Address, ...] = ()
+    hash_seed: str | None = field(default=None, repr=False)
+    seed_warning: str = ""
 
 
 class View(NamedTuple):

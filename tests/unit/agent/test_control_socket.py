@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
@@ -121,16 +122,49 @@ def test_a_client_that_is_never_silent_is_cut_off_as_well(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("control_socket")
-def test_clients_beyond_the_bound_are_turned_away(path: Path) -> None:
-    """And let in again when the others have gone."""
+def test_those_who_dawdle_keep_nobody_out(path: Path) -> None:
+    """With every place taken by silent clients, the next is served at once, and one of them cut."""
     held = [socket.socket(socket.AF_UNIX) for _ in range(LIMITS.clients)]
     for client in held:
         client.connect(str(path))
-    with pytest.raises(AgentError):
-        ask(path, "GET", "/who")
+    assert ask(path, "GET", "/who")["user"] == "root"
+    held[0].settimeout(5)
+    assert held[0].recv(1) == b""
     for client in held:
         client.close()
-    assert first_answer(path)["user"] == "root"
+
+
+def test_orders_that_are_carried_out_keep_their_places(path: Path) -> None:
+    """Clients beyond the bound are turned away then, and let in again when others have gone."""
+    done, begun = threading.Event(), threading.Semaphore(0)
+
+    def slowly(request: Request) -> Answer:
+        begun.release()
+        done.wait(20)
+        return echo(request)
+
+    routes = {("POST", "/slow"): slowly, ("GET", "/who"): echo}
+    with closing(ControlSocket(path, routes)), ThreadPoolExecutor(LIMITS.clients) as pool:
+        orders = [pool.submit(ask, path, "POST", "/slow", b"me") for _ in range(LIMITS.clients)]
+        for _ in orders:
+            assert begun.acquire(timeout=10)
+        with pytest.raises(AgentError):
+            ask(path, "GET", "/who")
+        done.set()
+        assert [order.result(10)["body"] for order in orders] == ["me"] * LIMITS.clients
+        assert first_answer(path)["user"] == "root"
+
+
+def test_a_request_must_be_there_in_time(path: Path) -> None:
+    """However it trickles in, before the time for the whole connection is over."""
+    limits = LIMITS._replace(asking_seconds=1.0)
+    with (
+        closing(ControlSocket(path, {("POST", "/echo"): echo}, limits)),
+        socket.socket(socket.AF_UNIX) as busy,
+    ):
+        busy.connect(str(path))
+        busy.sendall(b"POST /echo HTTP/1.1\r\n")
+        assert trickle(busy) < 40
 
 
 def trickle(client: socket.socket) -> int:

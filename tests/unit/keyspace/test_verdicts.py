@@ -67,3 +67,11 @@ def test_a_long_reason_is_shortened() -> None:
     """The document stays what its schema allows."""
     value = verdicts.encode("unhealthy", "error", "x" * 9999, 5, has_recovered=False)
     assert read({"lb1/web/b1": value})[1] == []
+
+
+def test_a_verdict_that_is_too_long_is_refused_for_that() -> None:
+    """Its reason is why its value was not kept, and others count."""
+    there = {"lb1/web/b1": Document(b"", 7, 7, "too long"), "lb2/web/b1": Document(GOOD, 7)}
+    found, refused = verdicts.votes(Snapshot(9, there))
+    assert set(found) == {"lb2"}
+    assert [each.reason for each in refused] == ["too long"]

@@ -20,6 +20,7 @@ from tidegate.health.checker import Checker
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, can_be_spared, opinion
 from tidegate.keyspace import paths
+from tidegate.keyspace.bounds import VERDICTS
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch import Watch
 from tidegate.keyspace.status import verdicts
@@ -92,7 +93,7 @@ class FleetHealth:
         """Probe, and read the fleet's verdicts, as this generation wants it."""
         self._checker.follow(generation)
         if self._watch is None and _wants_fleet(generation):
-            self._watch = Watch(self._etcd, self._prefix, self._deliver)
+            self._watch = Watch(self._etcd, self._prefix, self._deliver, bounds=VERDICTS)
             self._watch.start()
 
     def judge(self, generation: Generation, now: int, *, woken: bool, is_alone: bool) -> bool:

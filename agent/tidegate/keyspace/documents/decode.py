@@ -12,16 +12,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct, inspect
 
+from tidegate.keyspace.bounds import MAX_BYTES
 from tidegate.keyspace.paths import NAME_PATTERN, NAME_RULE
 from tidegate.model import traceparent
 from tidegate.model.byte_order_mark import without_mark
 from tidegate.model.document_types import SERVER_ID_PATTERN, TIME_PATTERN
-from tidegate.model.values import Stage
+from tidegate.model.values import Document, Stage
 
 S = TypeVar("S", bound=Struct)
-
-MAX_BYTES: Final = 64 * 1024
-"""Longest document. etcd itself takes 1.5 MiB; a document of ours has a few hundred bytes."""
 
 UNNAMED: Final = "(no name)"
 """Shown for a key that is its prefix and nothing else."""
@@ -37,6 +35,13 @@ class Fault(NamedTuple):
     field: str
     reason: str
     stage: Stage
+
+
+def decode_kept(document: Document, kind: type[S]) -> S | list[Fault]:
+    """Decode a document as `decode`, or say why it was too much to be kept."""
+    if document.refused:
+        return [Fault("", document.refused, "decode")]
+    return decode(document.value, kind)
 
 
 def decode(value: bytes, kind: type[S]) -> S | list[Fault]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tidegate.keyspace.documents.build import build_backend, build_pool, build_vip
-from tidegate.keyspace.documents.decode import Fault, decode
+from tidegate.keyspace.documents.decode import Fault, decode_kept
 from tidegate.keyspace.paths import NAME_RULE, SETTINGS_KEY, is_name
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
 from tidegate.model.values import Address, Backend, BackendKey, Document, Pool, Vip
@@ -68,7 +68,10 @@ class ParseCache:
                 self._add(key, parse_key(key, document))
             elif known.document is not document:
                 self._forget(key, known)
-                if known.document.value != document.value:
+                if (
+                    known.document.value != document.value
+                    or known.document.refused != document.refused
+                ):
                     known = parse_key(key, document)
                 self._add(key, known._replace(document=document))
         if len(parsed) > len(documents):
@@ -118,17 +121,18 @@ class ParseCache:
 
 def parse_key(key: str, document: Document) -> ParsedKey:
     """Parse a key, relative to its release."""
-    value = document.value
     match key.split("/"):
         case [only] if only == SETTINGS_KEY:
-            return ParsedKey(document, "settings", "", _NO_OWNER, decode(value, SettingsDocument))
+            return ParsedKey(
+                document, "settings", "", _NO_OWNER, decode_kept(document, SettingsDocument)
+            )
         case ["vips", name] if is_name(name):
-            return ParsedKey(document, "vip", name, _NO_OWNER, _vip(name, value))
+            return ParsedKey(document, "vip", name, _NO_OWNER, _vip(name, document))
         case ["pools", name] if is_name(name):
-            return ParsedKey(document, "pool", name, _NO_OWNER, _pool(name, value))
+            return ParsedKey(document, "pool", name, _NO_OWNER, _pool(name, document))
         case ["pools", pool, "backends", name] if is_name(pool) and is_name(name):
             owner = BackendKey(pool, name)
-            return ParsedKey(document, "backend", name, owner, _backend(owner, value))
+            return ParsedKey(document, "backend", name, owner, _backend(owner, document))
         case ["vips", _] | ["pools", _] | ["pools", _, "backends", _]:
             reason = f"a part of the key is not a name: {NAME_RULE}"
         case [""]:
@@ -138,16 +142,16 @@ def parse_key(key: str, document: Document) -> ParsedKey:
     return ParsedKey(document, "unknown", "", _NO_OWNER, [Fault("", reason, "schema")])
 
 
-def _vip(name: str, value: bytes) -> Vip | list[Fault]:
-    found = decode(value, VipDocument)
+def _vip(name: str, document: Document) -> Vip | list[Fault]:
+    found = decode_kept(document, VipDocument)
     return build_vip(name, found) if isinstance(found, VipDocument) else found
 
 
-def _pool(name: str, value: bytes) -> Pool | list[Fault]:
-    found = decode(value, PoolDocument)
+def _pool(name: str, document: Document) -> Pool | list[Fault]:
+    found = decode_kept(document, PoolDocument)
     return build_pool(name, found) if isinstance(found, PoolDocument) else found
 
 
-def _backend(owner: BackendKey, value: bytes) -> Backend | list[Fault]:
-    found = decode(value, BackendDocument)
+def _backend(owner: BackendKey, document: Document) -> Backend | list[Fault]:
+    found = decode_kept(document, BackendDocument)
     return build_backend(owner, found) if isinstance(found, BackendDocument) else found

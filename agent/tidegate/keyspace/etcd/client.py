@@ -22,14 +22,14 @@ from tidegate.keyspace.etcd.etcd3_loader import load
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy, from_rpc
 from tidegate.keyspace.etcd.settings import EtcdSettings, check, targets
 from tidegate.keyspace.etcd.transaction import Write
-from tidegate.keyspace.paths import KeyRange
 
 T = TypeVar("T")
 
 Message: TypeAlias = Any
 """A protobuf message, or another object of etcd3 or grpc; neither is typed."""
 
-_MAX_MESSAGE: Final = 64 * 1024 * 1024
+_MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Bytes of one answer: ten of the longest values that etcd takes. Longer reads are in pages."""
 
 _OPTIONS: Final = (
     # A peer that froze or vanished is found in keepalive + ping timeout; below 5 s etcd answers
@@ -87,17 +87,6 @@ class Etcd:
         """Read a key, or the keys from `key` to before `end`; linearizable."""
         request = self.messages.RangeRequest(key=key, range_end=end, revision=revision, limit=limit)
         return self._unary("read the keyspace", lambda client: client.kvstub.Range, request)
-
-    def read_together(self, ranges: Sequence[KeyRange]) -> Message:
-        """Read several ranges at one revision, whole; linearizable."""
-        read = [
-            self.messages.RequestOp(
-                request_range=self.messages.RangeRequest(key=each.key, range_end=each.end)
-            )
-            for each in ranges
-        ]
-        request = self.messages.TxnRequest(success=read)
-        return self._unary("read the keyspace", lambda client: client.kvstub.Txn, request)
 
     def put(self, key: bytes, value: bytes, lease: int = 0) -> None:
         """Write a key, under a lease unless that is 0."""

@@ -30,13 +30,17 @@ class CallFailed(TidegateError):  # noqa: N818 - says what happened, as Generati
         remedy: what to do about it.
         reason: a sentence for an operator, without secrets.
         too_large: the answer did not fit a gRPC message; a smaller page may.
+        too_slow: the answer was not there in time; a smaller page may be.
     """
 
-    def __init__(self, remedy: Remedy, reason: str, *, too_large: bool = False) -> None:
+    def __init__(
+        self, remedy: Remedy, reason: str, *, too_large: bool = False, too_slow: bool = False
+    ) -> None:
         super().__init__(reason)
         self.remedy = remedy
         self.reason = reason
         self.too_large = too_large
+        self.too_slow = too_slow
 
 
 _REMEDIES: Final = {
@@ -75,6 +79,7 @@ def from_rpc(error: grpc.RpcError, action: str, *, has_user: bool) -> CallFailed
         remedy,
         f"could not {action}: etcd or gRPC answered {code.name}: {details}",
         too_large=too_large,
+        too_slow=code is Code.DEADLINE_EXCEEDED,
     )
 
 

@@ -4,14 +4,20 @@
 Nothing here retries or keeps state.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+from tidegate.keyspace.bounds import RELEASE, Bounds, Budget, is_whole, kept_key
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.paths import KeyRange, prefix_end
 from tidegate.model.values import Document
+
+_FIRST_PAGE: Final = 64
+_SHORT_PAGE: Final = 256 * 1024
+_LONG_PAGE: Final = 4 * 1024 * 1024
+"""Bytes below which the next page has more keys, and above which it has fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,68 +40,141 @@ class History:
         return same and self.term >= older.term and self.revision >= older.revision
 
 
-def read_prefix(
-    etcd: Etcd, prefix: bytes, page_size: int, stopped: Callable[[], bool]
-) -> tuple[dict[str, Document], History]:
-    r"""Read all keys below a prefix, in pages, all at the first page's revision.
+class Reading:
+    """A read of keys in pages, all at the revision of the first: one moment, whatever is there.
 
-    Returns:
-        Documents by key relative to the prefix (a byte that is not UTF-8 appears as \xNN), and the
-        history that they are of.
+    How many keys a page has follows from what was found: an answer is held in memory whole, here
+    and at etcd, before anybody can see how long it is. It begins with few keys, and asks for more
+    while answers are short. A page that is too large for a message, or takes too long, is asked for
+    again with fewer keys; so a slow link brings small pages and is no outage.
+
+    Attributes:
+        history: that the keys are of; None before the first page.
+    """
+
+    def __init__(self, etcd: Etcd, page_size: int, stopped: Callable[[], bool]) -> None:
+        """Prepare it; pages have `page_size` keys at the most."""
+        self.history: History | None = None
+        self._etcd = etcd
+        self._most = page_size
+        self._size = min(page_size, _FIRST_PAGE)
+        self._stopped = stopped
+
+    def pages(self, keys: KeyRange) -> Iterator[Sequence[Any]]:
+        """Yield the key-value messages of a range, page by page.
+
+        Raises:
+            CallFailed: RELIST if the revision was compacted while reading.
+        """
+        start = keys.key
+        while not self._stopped():
+            page = self._page(start, keys.end)
+            yield page.kvs
+            if not page.more:
+                return
+            start = page.kvs[-1].key + b"\0"
+            length = page.ByteSize()
+            if length < _SHORT_PAGE:
+                self._size = min(self._most, self._size * 4)
+            elif length > _LONG_PAGE:
+                self._size = max(1, self._size // 4)
+        raise CallFailed(Remedy.RETRY, "the list was stopped")
+
+    def _page(self, start: bytes, end: bytes) -> Any:  # noqa: ANN401 - a run-time message class
+        revision = self.history.revision if self.history else 0
+        while True:
+            try:
+                page = self._etcd.range(start, end, revision=revision, limit=self._size)
+            except CallFailed as failure:
+                if not (failure.too_large or failure.too_slow) or self._size == 1:
+                    raise
+                self._size = 1 if failure.too_slow else max(1, self._size // 8)
+                if self._stopped():
+                    raise
+                continue
+            header = page.header
+            if self.history is None:
+                self.history = History(header.cluster_id, header.raft_term, header.revision)
+            elif header.cluster_id != self.history.cluster:
+                raise CallFailed(Remedy.RELIST, "the etcd cluster was replaced during a list")
+            return page
+
+
+class Listed(NamedTuple):
+    """What a list found.
+
+    Attributes:
+        documents: by key, as `kept_key` shows it, relative to what was read.
+        budget: what of them is kept.
+    """
+
+    documents: dict[str, Document]
+    history: History
+    budget: Budget
+
+
+def read_prefix(
+    etcd: Etcd,
+    prefix: bytes,
+    page_size: int,
+    stopped: Callable[[], bool],
+    bounds: Bounds = RELEASE,
+) -> Listed:
+    """Read all keys below a prefix, in pages, all at the first page's revision.
 
     Raises:
         CallFailed: RELIST if the revision was compacted while reading.
     """
+    reading = Reading(etcd, min(page_size, bounds.page), stopped)
+    budget = Budget(bounds)
     documents: dict[str, Document] = {}
-    end = prefix_end(prefix)
-    start, history = prefix, None
-    while not stopped():
-        try:
-            page = etcd.range(
-                start, end, revision=history.revision if history else 0, limit=page_size
-            )
-        except CallFailed as failure:
-            if not failure.too_large or page_size == 1:
-                raise
-            page_size = max(1, page_size // 8)
-            continue
-        header = page.header
-        if history is None:
-            history = History(header.cluster_id, header.raft_term, header.revision)
-        elif header.cluster_id != history.cluster:
-            raise CallFailed(Remedy.RELIST, "the etcd cluster was replaced during a list")
-        documents |= _documents(page.kvs, len(prefix))
-        if not page.more:
-            return documents, history
-        start = page.kvs[-1].key + b"\0"
-    raise CallFailed(Remedy.RETRY, "the list was stopped")
+    for kvs in reading.pages(KeyRange(prefix, prefix_end(prefix))):
+        documents |= _documents(kvs, len(prefix), budget)
+    return Listed(documents, _known(reading), budget)
 
 
 def read_ranges(
-    etcd: Etcd, ranges: Sequence[KeyRange], cut: int
-) -> tuple[dict[str, Document], History]:
-    """Read several ranges at one revision; for few keys, since it is one answer.
+    reading: Reading, ranges: Iterable[KeyRange], cut: int, bounds: Bounds
+) -> dict[str, Document]:
+    """Read several ranges at one revision; each has bounds of its own, so none crowds out another.
 
     Args:
-        etcd: the connection.
+        reading: that this belongs to.
         ranges: what to read.
         cut: bytes at the beginning of keys that are left out.
+        bounds: of each range. One with more keys than they allow is in the answer by its prefix
+            too, as a document that is refused.
     """
-    answer = etcd.read_together(ranges)
     documents: dict[str, Document] = {}
-    for response in answer.responses:
-        documents |= _documents(response.response_range.kvs, cut)
-    header = answer.header
-    return documents, History(header.cluster_id, header.raft_term, header.revision)
+    for each in ranges:
+        budget = Budget(bounds)
+        found: dict[str, Document] = {}
+        for kvs in reading.pages(each):
+            found |= _documents(kvs, cut, budget)
+            if len(found) > bounds.keys:
+                reason = (
+                    f"there are more than {bounds.keys} keys below it; those after {max(found)} "
+                    "are not read; delete what is not needed"
+                )
+                name = each.key[cut:].decode()
+                found[name] = Document(b"", _known(reading).revision, 0, reason)
+                break
+        documents |= found
+    return documents
 
 
-def _documents(kvs: Iterable[Any], cut: int) -> dict[str, Document]:
-    return {
-        kv.key[cut:].decode("utf-8", "backslashreplace"): Document(
-            kv.value, kv.mod_revision, kv.create_revision
-        )
-        for kv in kvs
-    }
+def _known(reading: Reading) -> History:
+    if reading.history is None:
+        raise CallFailed(Remedy.RETRY, "nothing was read")
+    return reading.history
+
+
+def _documents(kvs: Iterable[Any], cut: int, budget: Budget) -> dict[str, Document]:
+    found: dict[str, Document] = {}
+    for kv in kvs:
+        key = kept_key(kv.key[cut:])
+        found[key] = budget.take(key, kv.value, kv.mod_revision, kv.create_revision)
+    return found
 
 
 def history_holds(
@@ -106,9 +185,8 @@ def history_holds(
     One linearizable read of one key, at that revision: the newest document, or, when there are
     none, the first key below the prefix. A compacted or future revision is a no.
     """
-    # A key with a backslash may stand for bytes that are not UTF-8; it cannot be asked for.
     newest = max(
-        (item for item in documents.items() if "\\" not in item[0]),
+        (item for item in documents.items() if is_whole(item[0])),
         key=lambda item: (item[1].mod_revision, item[0]),
         default=None,
     )
@@ -125,7 +203,10 @@ def history_holds(
     now = History(header.cluster_id, header.raft_term, header.revision)
     if not now.follows(known) or header.revision < revision:
         return False
-    found = [Document(kv.value, kv.mod_revision, kv.create_revision) for kv in answer.kvs]
     if newest is None:
-        return not found or bool(documents)
-    return found == [newest[1]]
+        return not answer.kvs or bool(documents)
+    known_as = newest[1]
+    return [
+        (b"" if known_as.refused else kv.value, kv.mod_revision, kv.create_revision)
+        for kv in answer.kvs
+    ] == [known_as[:3]]

@@ -17,9 +17,10 @@ from typing import Final, NamedTuple, Self, TypeVar
 
 from tidegate.errors import KeyspaceError
 from tidegate.keyspace import paths
+from tidegate.keyspace.bounds import COMMAND
 from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy
-from tidegate.keyspace.etcd.listing import read_prefix, read_ranges
+from tidegate.keyspace.etcd.listing import Reading, read_prefix, read_ranges
 from tidegate.keyspace.etcd.liveness_key import LivenessKey
 from tidegate.keyspace.etcd.retry import rebuild
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -70,16 +71,19 @@ class Store:
         self._etcd.close()
 
     def read(self, *keys: str) -> Snapshot:
-        """Read keys, or prefixes (with a slash at the end), all at one revision; not for releases.
+        """Read keys, or prefixes (with a slash at the end), all at one revision, in pages.
 
         Returns:
             The documents by key relative to the fleet.
         """
         ranges = [paths.key_range(self._prefix + key) for key in keys]
-        documents, history = self._patiently(
-            lambda: read_ranges(self._etcd, ranges, len(self._prefix.encode()))
-        )
-        return Snapshot(history.revision, documents)
+
+        def read() -> Snapshot:
+            reading = Reading(self._etcd, self.fleet.etcd.page_size, self._stop.is_set)
+            documents = read_ranges(reading, ranges, len(self._prefix.encode()), COMMAND)
+            return Snapshot(reading.history.revision if reading.history else 0, documents)
+
+        return self._patiently(read)
 
     def read_release(self, release: str) -> Snapshot:
         """Read a release, however large; keys are relative to it.
@@ -95,12 +99,12 @@ class Store:
         return self._read_below(paths.verdict_prefix(self.fleet.etcd.root, self.fleet.name))
 
     def _read_below(self, prefix: str) -> Snapshot:
-        documents, history = self._patiently(
+        listed = self._patiently(
             lambda: read_prefix(
-                self._etcd, prefix.encode(), self.fleet.etcd.page_size, self._stop.is_set
+                self._etcd, prefix.encode(), self.fleet.etcd.page_size, self._stop.is_set, COMMAND
             )
         )
-        return Snapshot(history.revision, documents)
+        return Snapshot(listed.history.revision, listed.documents)
 
     def commit(self, writes: Sequence[Write]) -> Committed | Conflict:
         """Make all writes, of keys relative to the fleet, or none; `MAX_WRITES` at most."""

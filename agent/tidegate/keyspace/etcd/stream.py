@@ -18,7 +18,9 @@ from tidegate.keyspace.etcd.failures import CallFailed, Remedy, from_rpc
 from tidegate.keyspace.paths import KeyRange
 
 _BACKLOG: Final = 256
-"""Unread messages that are kept here; beyond them gRPC's flow control holds etcd back."""
+_BACKLOG_BYTES: Final = 8 * 1024 * 1024
+"""Unread messages, and bytes of them, that are kept here; beyond them gRPC's flow control holds
+etcd back. One message may be longer."""
 
 
 class WatchStream:
@@ -53,6 +55,8 @@ class WatchStream:
         self._heard = self._probed = clock()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.Queue[Any] = queue.Queue(_BACKLOG)
+        self._unread_bytes = 0
+        self._room = threading.Condition()
         self._closed = threading.Event()
         self._failure: CallFailed | None = None
         for each in ranges:
@@ -85,7 +89,7 @@ class WatchStream:
                 self.silent = True
                 self.cancel()
                 raise CallFailed(
-                    Remedy.RETRY, f"etcd has been silent for {idle:.1f} s on an open watch"
+                    Remedy.RELIST, f"etcd has been silent for {idle:.1f} s on an open watch"
                 )
             if now >= until:
                 return []
@@ -117,6 +121,7 @@ class WatchStream:
             message = self._answers.get(timeout=max(wait, 0.0))
             while message is not None:
                 messages.append(message)
+                self._count(-message.ByteSize())
                 message = self._answers.get_nowait()
         except queue.Empty:
             return messages
@@ -128,6 +133,9 @@ class WatchStream:
     def _read(self) -> None:
         try:
             for message in self._call:
+                size = message.ByteSize()
+                self._await_room(size)
+                self._count(size)
                 if not self._queue_message(message):
                     return
         except grpc.RpcError as error:
@@ -135,6 +143,19 @@ class WatchStream:
         finally:
             self._requests.put(None)
             self._queue_message(None)
+
+    def _count(self, size: int) -> None:
+        with self._room:
+            self._unread_bytes += size
+            self._room.notify()
+
+    def _await_room(self, size: int) -> None:
+        """Wait until so many bytes fit what is kept, or nothing is, or nobody reads any more."""
+        with self._room:
+            while self._unread_bytes and self._unread_bytes + size > _BACKLOG_BYTES:
+                if self._closed.is_set():
+                    return
+                self._room.wait(0.5)
 
     def _queue_message(self, message: Any) -> bool:  # noqa: ANN401 - a run-time message class, or None
         """Queue a message; give up once the stream was cancelled, since nobody reads then."""

@@ -18,7 +18,7 @@ Why a snapshot is right
   reaches ours, and our newest document unchanged at our revision. A cluster that was wiped or
   restored from a backup can keep its cluster id and can even have overtaken our revision; it does
   not have the same newest document there. If any of it fails, or the history was compacted, or
-  five streams in a row break at one revision, the loop lists.
+  five streams in a row break at one revision, or one was given up for silence, the loop lists.
 * etcd 3.4.23 was seen to lose events after a compaction. So a list every few minutes repairs what
   no check can see, and says so when it finds that an event was lost.
 
@@ -32,10 +32,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from tidegate.event_log import EventLog
 from tidegate.keyspace import changed_keys
+from tidegate.keyspace.bounds import RELEASE, Bounds, Budget, kept_key
 from tidegate.keyspace.etcd.listing import history_holds, read_prefix
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_loop import Next, WatchLoop, WatchState
@@ -44,6 +45,11 @@ from tidegate.model.received_writes import NO_WRITES, KeyWrite, collect, merge
 from tidegate.model.values import Document, Snapshot
 
 log = EventLog(__name__)
+
+
+_UNTIL_LIST: Final = 10.0
+"""Seconds from a write to a release that is too large until it is listed, for all hosts to agree
+which of its documents they refuse."""
 
 
 class Watch(WatchLoop):
@@ -55,6 +61,7 @@ class Watch(WatchLoop):
         prefix: str,
         deliver: Callable[[Snapshot], None],
         on_state: Callable[[WatchState], None] = lambda _state: None,
+        bounds: Bounds = RELEASE,
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -63,6 +70,7 @@ class Watch(WatchLoop):
             prefix: what to follow, with its last slash; keys of snapshots are relative to it.
             deliver: gets each new snapshot, on the watch's thread.
             on_state: gets each new state, on the watch's thread.
+            bounds: of what is kept.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -71,6 +79,8 @@ class Watch(WatchLoop):
         self._prefix = prefix.encode()
         self._deliver = deliver
         self._documents: dict[str, Document] = {}
+        self._bounds = bounds
+        self._budget = Budget(bounds)
         self._delivered: Snapshot | None = None
         self._gathered: list[Any] = []
         self._arrived = NO_WRITES
@@ -78,9 +88,14 @@ class Watch(WatchLoop):
     def _list(self) -> None:
         """Read the whole prefix, and deliver it if it differs from what was delivered."""
         read = partial(
-            read_prefix, self._etcd, self._prefix, self._settings.page_size, self._stop.is_set
+            read_prefix,
+            self._etcd,
+            self._prefix,
+            self._settings.page_size,
+            self._stop.is_set,
+            self._bounds,
         )
-        documents, history = self._retry(read)
+        documents, history, budget = self._retry(read)
         if self._history is not None:
             if history.follows(self._history) and history.revision >= self._next - 1:
                 self._report_lost(documents)
@@ -91,7 +106,7 @@ class Watch(WatchLoop):
                     previous=self._next - 1,
                     reason="etcd was restored from a backup or replaced; documents are read anew",
                 )
-        self._documents = documents
+        self._documents, self._budget = documents, budget
         self._history = history
         self._next = history.revision + 1
         self._list_at = time.monotonic() + self._settings.relist_interval
@@ -141,16 +156,18 @@ class Watch(WatchLoop):
             revision = event.kv.mod_revision
             if revision < start:
                 continue
-            key = event.kv.key[cut:].decode("utf-8", "backslashreplace")
+            key = kept_key(event.kv.key[cut:])
+            self._budget.give_back(key, self._documents.pop(key, None))
             if event.type == event.DELETE:
-                self._documents.pop(key, None)
                 found.append(KeyWrite(key, revision))
             else:
-                value = event.kv.value
-                self._documents[key] = Document(value, revision, event.kv.create_revision)
-                found.append(KeyWrite(key, revision, changed_keys.traceparent_of(value)))
+                kept = self._budget.take(key, event.kv.value, revision, event.kv.create_revision)
+                self._documents[key] = kept
+                found.append(KeyWrite(key, revision, changed_keys.traceparent_of(kept.value)))
             self._next = revision + 1
         self._arrived = merge(self._arrived, collect(found, time.time_ns()))
+        if self._budget.is_exceeded:  # which documents are refused must not depend on their order
+            self._list_at = min(self._list_at, time.monotonic() + _UNTIL_LIST)
 
     def _deliver_snapshot(self) -> None:
         documents = MappingProxyType(dict(self._documents))

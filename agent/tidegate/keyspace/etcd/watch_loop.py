@@ -8,6 +8,13 @@ random pauses. Those (no permission, wrong password) are reported as `fatal` and
 since whoever repairs it at etcd should not have to visit every host. Even an error of our own is
 reported, and starts the loop over from a list.
 
+A stream that was given up for silence is a broken one, and a list follows it, not another stream
+from the same revision: etcd spends seconds, or minutes on a busy machine, on cutting a revision
+with tens of thousands of events into messages (the work grows with their square). It is silent
+meanwhile, and would begin anew with each stream. A list has the result in pages within a second.
+Every message counts as a sign of life, a fragment of a revision too, so a long answer is waited for
+while it comes.
+
 Subclasses decide what is listed and what a stream's messages mean, and argue why that is right.
 """
 
@@ -196,7 +203,7 @@ class WatchLoop(ABC):
         finally:
             stream.cancel()
             self._stream = None
-            if time.monotonic() - opened > self._settings.silence_limit:
+            if not stream.silent and time.monotonic() - opened > self._settings.silence_limit:
                 self._breaks = 0  # it was a good stream: what broke it is a new failure
 
     def _check(self, message: Any) -> None:  # noqa: ANN401 - a run-time message class

@@ -52,7 +52,7 @@ def votes(
     rejections: list[Rejection] = []
     for key, document in snapshot.documents.items():
         signed = _signed(key)
-        vote = _SHAPE if signed is None else _vote(document.value)
+        vote = _SHAPE if signed is None else document.refused or _vote(document.value)
         if isinstance(vote, str):
             rejections.append(_refused(key, vote, document.mod_revision))
         elif vote is not None and signed is not None:

@@ -22,7 +22,7 @@ from tidegate.telemetry.metrics.exposition import CONTENT_TYPE
 log = EventLog(__name__)
 
 PATH: Final = "/metrics"
-LIMITS: Final = Limits(clients=4, body=0, idle_seconds=5.0, longest_seconds=40.0)
+LIMITS: Final = Limits(clients=4, body=0, idle_seconds=5.0, longest_seconds=15.0)
 
 
 class PrometheusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
