@@ -17,6 +17,7 @@ from typing import Final
 
 from tidegate.agent.dead_man import DEAD_MAN, Contact, DeadMan
 from tidegate.agent.history import History
+from tidegate.agent.long_work import Runs, directly
 from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.outcome import Applied, Outcome
@@ -49,6 +50,7 @@ class ChangeLifecycle:
         traces: made from what `stages` has.
         has_samples: whether sampled packets of a generation will be reported to the traces.
         clock: wall clock, s.
+        aside: does what may take long and changes nothing (`long_work`).
         confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; 0: at once.
     """
 
@@ -61,10 +63,11 @@ class ChangeLifecycle:
         traces: ChangeTraces,
         has_samples: Callable[[Generation], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
+        aside: Runs = directly,
         confirm_delay: float = 0.0,
     ) -> None:
         self._publisher = plane.publisher
-        self._reconciler = Reconciler(plane, limits, stages, clock)
+        self._reconciler = Reconciler(plane, limits, stages, clock, aside)
         self._history = history
         self._operator = Operator(self._reconciler, plane.publisher, history.states)
         self._stages = stages

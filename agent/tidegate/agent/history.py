@@ -19,8 +19,7 @@ from tidegate.agent.journal.limits import Limits
 from tidegate.agent.journal.writer import Published, Writer
 from tidegate.agent.operator.orders import Signature
 from tidegate.agent.outcome import Applied
-from tidegate.agent.reconciler import in_force_as_desired
-from tidegate.agent.rollback_states import RollbackStates, State
+from tidegate.agent.rollback_states import RollbackStates, State, in_force_as_desired
 from tidegate.errors import AgentError
 from tidegate.event_log import EventLog
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key

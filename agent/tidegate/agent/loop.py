@@ -60,6 +60,8 @@ class Agent:
         self._beside = Beside()
         self._reporter = Reporter(parts, self._beside, self._config.ready_file)
         self._hang_watch = HangWatch(parts.pulse, self._reporter.show_hang)
+        self._has_ejected = False
+        parts.long_work.beside(self._eject)
         self._socket: ControlSocket | None = None
         self._ends_at: float | None = None
         self._timed: tuple[Timed, ...] = (
@@ -128,6 +130,8 @@ class Agent:
 
     def _pause(self) -> float:
         """Return the seconds until something is due."""
+        if self._has_ejected:
+            return 0.0
         now = time.monotonic()
         due = [self._ends_at, *(part.next_due() for part in self._timed)]
         return max(self._beside.pause(), min(at for at in due if at is not None) - now)
@@ -145,6 +149,7 @@ class Agent:
             parts.changes.accept_view(mail.view)
         is_due = self._judge_contact() or parts.changes.is_due(now)
         is_health_new = self._apply_health(woken=WakeReason.HEALTH in mail.reasons)
+        is_health_new, self._has_ejected = is_health_new or self._has_ejected, False
         if is_health_new or answers or mail.view is not None or is_due or is_reload:
             self._note_generations(parts.changes.reconcile().applied)
         parts.plane.publisher.reap(now)
@@ -190,6 +195,11 @@ class Agent:
         is_new = self._parts.changes.flag_unhealthy(health.fitness)
         self._parts.status.submit_verdicts(health.verdicts())
         return is_new
+
+    def _eject(self) -> None:
+        """Take the dead out while a change is in the making; the next turn plans without them."""
+        woken = self._mailbox.take(WakeReason.HEALTH)
+        self._has_ejected = self._apply_health(woken=woken) or self._has_ejected
 
     def _note_generations(self, applied: tuple[Applied, ...]) -> None:
         """Have probes and flow traces follow what came into force."""

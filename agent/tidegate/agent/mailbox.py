@@ -89,6 +89,12 @@ class Mailbox:
         """Return when something arrives, or after so many seconds."""
         self._poll.poll(max(0.0, seconds) * 1000)
 
+    def take(self, reason: WakeReason) -> bool:
+        """Return whether the loop was woken for this reason, which is forgotten then."""
+        given = bool(self._reasons[reason])
+        self._reasons[reason].clear()
+        return given
+
     def collect(self) -> Mail:
         """Take what is there. The wake-up is cleared first, so that none is lost."""
         with suppress(BlockingIOError):

@@ -5,7 +5,7 @@ Making them starts nothing and connects nothing; it opens the data plane.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.agent.auditor import Auditor
 from tidegate.agent.change import ChangeLifecycle
@@ -13,6 +13,7 @@ from tidegate.agent.config import AgentConfig
 from tidegate.agent.health.fleet import FleetHealth
 from tidegate.agent.history import History
 from tidegate.agent.link_refresh import LinkRefresh
+from tidegate.agent.long_work import LongWork
 from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.agent.metrics.collect import MetricCollector, Sources
 from tidegate.agent.operator.routes import OperatorRoutes
@@ -60,6 +61,7 @@ class Parts:
     sweeps: Sweeps
     links: LinkRefresh
     pulse: Pulse
+    long_work: LongWork
 
     def start(self) -> None:
         """Start all threads."""
@@ -107,7 +109,9 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
     pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
     stages = StageRecorder(beat=pulse.beat)
-    plane = open_plane(plane_settings(config), stages.reached)
+    long_work = LongWork(pulse.progress)
+    settings = replace(plane_settings(config), aside=long_work.run)
+    plane = open_plane(settings, stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
         config.etcd,
@@ -128,6 +132,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         stages,
         traces,
         flows.has_samples,
+        aside=long_work.run,
         confirm_delay=config.confirm_delay,
     )
     follower = Follower(
@@ -172,4 +177,5 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         sweeps=Sweeps(plane.sweeper, now),
         links=LinkRefresh(plane, now),
         pulse=pulse,
+        long_work=long_work,
     )

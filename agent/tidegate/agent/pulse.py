@@ -59,6 +59,10 @@ class Pulse:
             self._notify_at = now + self._watchdog / 2
             sd_notify.notify("WATCHDOG=1")
 
+    def progress(self) -> None:
+        """Leave a mark, and allow no less than what is allowed already."""
+        self.beat(max(0.0, self._marked - self._clock()))
+
     def hang(self) -> str:
         """Return that the loop hangs, as a sentence; empty if it does not. For any thread."""
         silence = self._clock() - self._marked

@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Final
 
 from tidegate.agent.clock import StepWatch
+from tidegate.agent.long_work import Runs, directly
 from tidegate.agent.outcome import Applied, Outcome
+from tidegate.agent.rollback_states import in_force_as_desired
 from tidegate.agent.stages import AGAIN, StageRecorder
 from tidegate.dataplane.kernel.compiler import LONGEST_COMPILATION
 from tidegate.dataplane.plane import DataPlane
@@ -54,6 +56,7 @@ class Reconciler:
         limits: what guards hold changes to.
         stages: records when each stage has ended (docs/telemetry.md).
         clock: wall clock, s.
+        aside: does what may take long and changes nothing; backends may be flagged meanwhile.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Reconciler:
         limits: Limits,
         stages: StageRecorder,
         clock: Callable[[], float] = time.time,
+        aside: Runs = directly,
     ) -> None:
         self._plane = plane
+        self._aside = aside
         self._publisher = publisher = plane.publisher
         self._stages = stages
         self._clock = clock
@@ -220,7 +225,10 @@ class Reconciler:
         if self._view is None:
             return self._last_good, ()
         steering, snapshot = self._view.steering, self._view.snapshot
-        desired, rejections = validate(snapshot, self._last_good, self._parse_cache, self._host())
+        host = self._host()
+        desired, rejections = self._aside(
+            lambda: validate(snapshot, self._last_good, self._parse_cache, host)
+        )
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(
             desired,
@@ -244,7 +252,10 @@ class Reconciler:
 
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
-        refused = guards.refusals(desired, in_force, self._limits, self.overrides, now)
+        overrides = self.overrides
+        refused = self._aside(
+            lambda: guards.refusals(desired, in_force, self._limits, overrides, now)
+        )
         self._is_guarded = bool(refused)
         self._stages.mark("guard")
         return refused
@@ -254,12 +265,12 @@ class Reconciler:
     ) -> tuple[Rejection, ...]:
         """Plan and publish; return why it may not, or could not, be."""
         previous = self._publisher.in_force
-        started = time.monotonic()
+        started, early = time.monotonic(), self._publisher.early
+        flagged = early.keys
         try:
             base = self._publisher.standing
             base = after_step(base, self._stepped) if self._stepped else base
-            generation = plan(desired, base, now, self._fitness)
-            diff = difference(previous, generation)
+            generation, diff = self._plan(desired, base, now)
             self._stages.mark("plan")
             refused = () if order else self._check(diff, desired, now)
             self._stages.mark("disruption")
@@ -270,6 +281,10 @@ class Reconciler:
             self._stages.expect(LONGEST_COMPILATION)
             self._plane.serve(previous, generation)
             self._stages.mark("program")
+            if early.keys - flagged and generation.number == base.number:
+                return self._apply(desired, now, order, is_kept=is_kept)  # there is a change now
+            # Who was flagged while this was planned stays out; the next one is planned without.
+            generation = early.added_to(generation, flagged)
             self._publisher.publish(generation, time.monotonic())
         except (GenerationRefused, CompileError, CapabilityError) as error:
             self._stages.mark("build")
@@ -302,6 +317,16 @@ class Reconciler:
             reason = f"the generation is in force, but its program does more than it needs: {error}"
             return (_whole("build", reason, desired.revision),)
         return ()
+
+    def _plan(self, desired: Desired, base: Generation, now: int) -> tuple[Generation, Diff]:
+        """Return what follows on a generation, and how it differs from the one in force."""
+        fitness, previous = self._fitness, self._publisher.in_force
+
+        def both() -> tuple[Generation, Diff]:
+            generation = plan(desired, base, now, fitness)
+            return generation, difference(previous, generation)
+
+        return self._aside(both)
 
     def _came_into_force(self, applied: Applied, started: float, planned: float) -> None:
         """Take note of a generation that has come into force.
@@ -370,20 +395,3 @@ class Reconciler:
 def _whole(stage: Stage, reason: str, revision: int) -> Rejection:
     # A compiler or a verifier may have a lot to say, and a status goes into one key of etcd.
     return Rejection("", "", shortened(reason, _LONGEST_REASON), stage, revision)
-
-
-def in_force_as_desired(generation: Generation) -> Desired:
-    """Return the documents that a generation was made of: last good values after a restart."""
-    return Desired(
-        revision=generation.revision,
-        vips={name: placed.vip for name, placed in generation.vips.items()},
-        pools={name: placed.pool for name, placed in generation.pools.items()},
-        backends={
-            key: placed.backend
-            for key, placed in generation.backends.items()
-            if placed.retire_at is None
-        },
-        hash_seed=generation.hash_seed,
-        release=generation.release,
-        pointer=generation.pointer,
-    )

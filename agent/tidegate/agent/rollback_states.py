@@ -9,6 +9,7 @@ back means going back to other documents.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tidegate.model.generation import Generation
 from tidegate.model.values import Desired
 
 
@@ -76,3 +77,20 @@ class RollbackStates:
 
 def _same(a: Desired, b: Desired) -> bool:
     return (a.vips, a.pools, a.backends, a.hash_seed) == (b.vips, b.pools, b.backends, b.hash_seed)
+
+
+def in_force_as_desired(generation: Generation) -> Desired:
+    """Return the documents that a generation was made of: last good values after a restart."""
+    return Desired(
+        revision=generation.revision,
+        vips={name: placed.vip for name, placed in generation.vips.items()},
+        pools={name: placed.pool for name, placed in generation.pools.items()},
+        backends={
+            key: placed.backend
+            for key, placed in generation.backends.items()
+            if placed.retire_at is None
+        },
+        hash_seed=generation.hash_seed,
+        release=generation.release,
+        pointer=generation.pointer,
+    )

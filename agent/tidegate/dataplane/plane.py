@@ -7,7 +7,7 @@ agents never write to one data plane.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,6 +63,7 @@ class Settings:
         probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
             mark names (bpf/healthcheck.c at the interfaces' tc egress).
         macs: MAC addresses beside the interfaces' own, whose frames are taken; four at most.
+        aside: makes a program, which takes seconds, beside what else there is to do.
         merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw).
     """
 
@@ -74,6 +75,7 @@ class Settings:
     grace: float
     probe_tunnel: bool = False
     merging_off: bool = True
+    aside: Callable[[Callable[[], int]], int] = lambda work: work()
     macs: tuple[bytes, ...] = ()
 
 
@@ -103,7 +105,7 @@ class DataPlane:
         """Whether backends have come or gone since the links were read, of no new family."""
         self.attachments = Attachments(self._interfaces)
         self.modes: dict[str, programs.XdpMode] = {}
-        self._pins = settings.pins
+        self._pins, self._aside = settings.pins, settings.aside
         self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -137,11 +139,10 @@ class DataPlane:
             fence=self._fence.check,
         )
         self.publisher = self._opened.enter_context(closing(publisher))
-        counts = takeover.folder_of("vip_counts")
-        reader = CounterReader(self._maps, self.publisher, settings.build.capacity, counts)
+        capacity, counts = settings.build.capacity, takeover.folder_of("vip_counts")
+        reader = CounterReader(self._maps, self.publisher, capacity, counts)
         self.counter_reader = self._opened.enter_context(closing(reader))
-        pairs = settings.build.capacity.pairs["flows"]
-        sweeper = Sweeper(self._maps["flows"], pairs, self.publisher)
+        sweeper = Sweeper(self._maps["flows"], capacity.pairs["flows"], self.publisher)
         self.sweeper = self._opened.enter_context(closing(sweeper))
         self._ours = pinned_programs(self._pins)
         if settings.probe_tunnel:
@@ -178,7 +179,7 @@ class DataPlane:
             return
         self.publisher.check()
         reached, folder = self.publisher.reached, self._fence.folder
-        fresh = self._proven(build)
+        fresh = self._aside(lambda: self._proven(build))
         reached(Step.PROGRAM_LOADED)
         before, self._program = self._program, fresh
         self._ours.add(bpf.object_id(fresh))
@@ -275,9 +276,7 @@ class DataPlane:
         self.follow()
 
     def follow(self) -> None:
-        """Bring attachments and link facts up to date; cheap if nothing changed.
-
-        An interface that is away is reported and tried again at the next change.
+        """Bring attachments and link facts up to date; what is away is tried again next time.
 
         Raises:
             DataplaneError: an interface that is there refuses the program.

@@ -16,6 +16,7 @@ from tidegate.agent.change import ChangeLifecycle
 from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.history import History
 from tidegate.agent.journal import files, line_format
+from tidegate.agent.long_work import LongWork
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.outcome import Applied
 from tidegate.agent.stages import StageRecorder
@@ -67,6 +68,7 @@ class LifecycleHost:
     spans: Spans = field(default_factory=Spans)
     seconds: dict[str, float] = field(default_factory=dict)
     has_samples: bool = False
+    long_work: LongWork = field(default_factory=lambda: LongWork(lambda: None))
 
     def __post_init__(self) -> None:
         settings = plane.Settings(
@@ -97,6 +99,7 @@ class LifecycleHost:
             self.traces,
             lambda _: self.has_samples,
             lambda: time.time() + self.ahead,
+            self.long_work.run,
         )
 
     def _reached(self, step: Step) -> None:

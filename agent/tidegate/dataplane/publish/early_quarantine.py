@@ -11,7 +11,7 @@ also where the generation is the one in force: a health result that was revoked 
 flag behind.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +40,7 @@ class EarlyQuarantine:
             OSError: the kernel refused. What was flagged is flagged.
         """
         fresh = {
-            key: replace(placed, weight=0, reachable=False, fitness=Fitness(is_out=True))
+            key: _out(placed)
             for key in keys
             if key not in self._placed
             and (placed := in_force.backends.get(key)) is not None
@@ -66,16 +66,29 @@ class EarlyQuarantine:
         Its tables still name who is flagged, so those of their pools have no digest: whatever is
         planned over this builds them anew.
         """
-        pools = {
-            key.pool: replace(generation.pools[key.pool], digest=b"")
-            for key in self._placed
-            if key.pool in generation.pools
+        return _with(generation, self._placed)
+
+    @property
+    def keys(self) -> frozenset[BackendKey]:
+        """Who is flagged."""
+        return frozenset(self._placed)
+
+    def added_to(self, generation: Generation, before: Collection[BackendKey]) -> Generation:
+        """Return a generation with those out who were flagged while it was planned.
+
+        Args:
+            generation: planned, and not in force yet.
+            before: who was flagged when its planning began.
+        """
+        fresh = {
+            key: _out(wanted)
+            for key, placed in self._placed.items()
+            if key not in before
+            and (wanted := generation.backends.get(key)) is not None
+            and wanted.identity == placed.identity
+            and wanted.reachable
         }
-        return replace(
-            generation,
-            pools={**generation.pools, **pools},
-            backends={**generation.backends, **self._placed},
-        )
+        return _with(generation, fresh) if fresh else generation
 
     def placed_in(self, generation: Generation) -> list[PlacedBackend]:
         """Return these backends as a generation has them."""
@@ -84,3 +97,20 @@ class EarlyQuarantine:
     def clear(self) -> None:
         """Forget the flags: a generation is in force whole, or the kernel was read anew."""
         self._placed.clear()
+
+
+def _out(placed: PlacedBackend) -> PlacedBackend:
+    return replace(placed, weight=0, reachable=False, fitness=Fitness(is_out=True))
+
+
+def _with(generation: Generation, out: Mapping[BackendKey, PlacedBackend]) -> Generation:
+    pools = {
+        key.pool: replace(generation.pools[key.pool], digest=b"")
+        for key in out
+        if key.pool in generation.pools
+    }
+    return replace(
+        generation,
+        pools={**generation.pools, **pools},
+        backends={**generation.backends, **out},
+    )

@@ -89,7 +89,7 @@ class Publisher:
         self.reached = reached
         self._fence = fence
         self._retired = ReplacedTables()
-        self._early = EarlyQuarantine(self.mirror)
+        self.early = EarlyQuarantine(self.mirror)
         self._abandoned: frozenset[str] = frozenset()
         self._waiting: list[PlacedBackend] = []
         self._desired = NOTHING_DESIRED
@@ -107,9 +107,9 @@ class Publisher:
         What is planned over it knows where others stood in for them. With such flags it has the
         next number: even what is equal to it has not been published yet.
         """
-        if not self._early:
+        if not self.early:
             return self.in_force
-        return replace(self._early.applied_to(self.in_force), number=self.in_force.number + 1)
+        return replace(self.early.applied_to(self.in_force), number=self.in_force.number + 1)
 
     def adopt(self) -> Generation:
         """Read what the kernel holds, so that publishing continues from there.
@@ -138,7 +138,7 @@ class Publisher:
                 in force: the last generation, or a mixture in which each VIP is on its old or its
                 new table.
         """
-        if generation.number == self.in_force.number and self.is_certain and not self._early:
+        if generation.number == self.in_force.number and self.is_certain and not self.early:
             self._note_origin(generation)
             self.in_force = generation  # a new revision that changes nothing for any packet
             return
@@ -173,7 +173,7 @@ class Publisher:
             raise _failure(generation, error, rest) from error
         self.in_force = generation
         self.is_certain = True
-        self._early.clear()
+        self.early.clear()
 
     def flag_unhealthy(self, keys: Iterable[BackendKey]) -> int:
         """Flag backends before their generation is built; return how many were not flagged yet.
@@ -185,7 +185,7 @@ class Publisher:
             return 0
         self.check()
         try:
-            return self._early.flag(keys, self.in_force)
+            return self.early.flag(keys, self.in_force)
         except OSError as error:
             self._reread()
             raise DataplaneError(f"cannot flag backends: {error}") from error
@@ -261,7 +261,7 @@ class Publisher:
         try:
             self.mirror.load(strict=False)
             self.in_force = self._restored()
-            self._early.clear()
+            self.early.clear()
         except _REFUSALS as error:
             log.warning("kernel_unread", reason=error)
             return
@@ -278,7 +278,7 @@ class Publisher:
         counters.clear_reused(self.mirror.fds, self.in_force, generation)
         self.reached(Step.NUMBER_TAKEN)
         differing = backend_entries.changed(self.in_force, generation)
-        differing += self._early.placed_in(generation)
+        differing += self.early.placed_in(generation)
         changed = differing if certain else list(generation.backends.values())
         later = {placed.identity for placed in returning}
         self._abandoned = emptied.abandoned(self.in_force, generation, is_certain=certain)
@@ -293,7 +293,7 @@ class Publisher:
         if not self.is_certain:
             self._reread()
             return "what was found at the start is in force"
-        mirror, last = self.mirror, self._early.applied_to(self.in_force)
+        mirror, last = self.mirror, self.early.applied_to(self.in_force)
         try:
             mirror.load(strict=False)
             wanted = desired_maps(last)
