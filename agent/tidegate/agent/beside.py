@@ -59,6 +59,9 @@ class Beside:
         """What fails, each as a sentence for the status."""
         return [f"{reason}; it is tried again each second" for reason in self._failed.values()]
 
-    def pause(self) -> float:
-        """Return the seconds for which the loop need not ask what fails, though it is due."""
-        return max(0.0, min(self._again.values(), default=0.0) - self._clock())
+    def due(self, part: str, at: float) -> float:
+        """Return the monotonic second at which a part that is due at one is to be run.
+
+        What fails waits, and nothing else does: the dead are taken out on time beside it.
+        """
+        return max(at, self._again.get(part, at))

@@ -65,17 +65,19 @@ class Agent:
         self._socket: ControlSocket | None = None
         self._ends_at: float | None = None
         self._timed: tuple[Timed, ...] = (
-            parts.links,
             parts.changes,
             parts.changes.dead_man,
             parts.health,
-            parts.traffic,
-            parts.plane.publisher,
-            parts.auditor,
-            parts.sweeps,
-            parts.traces.pending,
             parts.announcer,
         )
+        self._timed_beside: dict[str, Timed] = {
+            "links": parts.links,
+            "reap": parts.plane.publisher,
+            "audit": parts.auditor,
+            "sweep": parts.sweeps,
+            "traces": parts.traces.pending,
+            "traffic": parts.traffic,
+        }
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; then the data plane is left as it is, forwarding."""
@@ -134,7 +136,10 @@ class Agent:
             return 0.0
         now = time.monotonic()
         due = [self._ends_at, *(part.next_due() for part in self._timed)]
-        return max(self._beside.pause(), min(at for at in due if at is not None) - now)
+        for name, part in self._timed_beside.items():
+            at = part.next_due()
+            due.append(at if at is None else self._beside.due(name, at))
+        return min(at for at in due if at is not None) - now
 
     def _handle(self, mail: Mail) -> None:
         """Make one turn: everything that has arrived, and everything that is due."""
@@ -152,8 +157,8 @@ class Agent:
         is_health_new, self._has_ejected = is_health_new or self._has_ejected, False
         if is_health_new or answers or mail.view is not None or is_due or is_reload:
             self._note_generations(parts.changes.reconcile().applied)
-        parts.plane.publisher.reap(now)
         beside = self._beside
+        beside.run("reap", lambda: parts.plane.publisher.reap(now))
         beside.run("audit", lambda: parts.auditor.audit(time.monotonic()))
         beside.run("sweep", lambda: parts.sweeps.sweep(now))
         beside.run("traces", lambda: parts.traces.pending.complete(now))

@@ -36,12 +36,19 @@ def test_what_fails_is_named_and_tried_again(error: Exception) -> None:
     assert (part.runs, other.runs) == (1, 5)
     (problem,) = beside.problems
     assert problem.startswith(f"audit: {type(error).__name__}")
-    assert beside.pause() == RETRY_SECONDS
     now[0] += RETRY_SECONDS
-    assert beside.pause() == 0
     part.error = None
     beside.run("audit", part)
     assert (part.runs, beside.problems) == (2, [])
+
+
+def test_what_fails_delays_nothing_else() -> None:
+    """It waits for its next try itself, and what is due beside it, such as health, does not."""
+    beside = Beside(lambda: 100.0)
+    beside.run("audit", Part(OSError(errno.EMFILE, "Too many open files")))
+    assert beside.due("audit", 99.0) == 100.0 + RETRY_SECONDS
+    assert beside.due("audit", 105.0) == 105.0
+    assert beside.due("sweep", 100.1) == 100.1
 
 
 def test_a_plane_that_is_anothers_ends_the_agent() -> None:

@@ -145,7 +145,7 @@ class FlowTraces:
                 with RingReader(self._pins) as ring:
                     self._note_fault("")
                     self._read(ring)
-            except (DataplaneError, CapabilityError) as error:
+            except (DataplaneError, CapabilityError, OSError) as error:  # OSError: no descriptors
                 self._note_fault(str(error))
                 self._update_names()
                 self._ended.wait(_RETRY)
