@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -214,13 +215,20 @@ class Driver:
         assert {k: json.loads(d.value) for k, d in documents.items()} == self._keyspace.documents
         validation = validate(Snapshot(history.revision, documents), EMPTY)
         assert not validation.rejections
-        generation = plan(validation.desired, NOTHING, int(time.time()))
+        wished = replace(validation.desired, hash_seed=self._shared_seed())
+        generation = plan(wished, NOTHING, int(time.time()))
         assert self._statuses.latest["digest"] == generation.digest
         wanted = kernel_contents.planned(generation)
         there = kernel_contents.read(Path(self._settings["pins"]))
         assert there.vips == wanted.vips
         assert there.backends == wanted.backends
         assert there.tables == wanted.tables
+
+    def _shared_seed(self) -> str:
+        """Return the seed that the agent has made, as no document has one."""
+        key = paths.seed_key(ROOT, FLEET)
+        found, *_ = read_prefix(self._etcd, key.encode(), 1, lambda: False)
+        return found[""].value.decode()
 
     def _resident(self) -> int:
         """Return resident memory of the agent in KiB."""
