@@ -12,7 +12,6 @@
 /* The longest that a router sends (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 c). */
 #define V4_LONGEST_ERROR 576
 #define V6_LONGEST_ERROR 1280
-#define ERROR_RATE 1000 /* per second, VIP and CPU */
 
 static __always_inline bool is_error4(const struct icmphdr *icmp)
 {

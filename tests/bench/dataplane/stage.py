@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Self
 from bench.dataplane.loaded import Loaded
 from bench.dataplane.method import MOST, SAMPLE, run
 from bench.dataplane.programs import Kind, Knobs, Part
-from bench.dataplane.rows import ACK, EVERY, SCENES, Row, flows
+from bench.dataplane.rows import ACK, EVERY, NO_LIMIT, SCENES, Row, flows
 from support.documents.roster import generations
 from support.packets.kernel import BUILD, Kernel
 from tidegate.dataplane.kernel import maps
@@ -174,7 +174,8 @@ class Stage:
     def _load(self, name: str) -> Staged:
         scene = SCENES[name]
         (generation,) = generations(scene.documents)
-        whole_build = replace(BUILD, capacity=LARGE if scene.is_large else BUILD.capacity)
+        size = LARGE if scene.is_large else BUILD.capacity
+        whole_build = replace(BUILD, capacity=size, error_rate=NO_LIMIT)
         build = replace(whole_build, features=features(generation))
         kernel = self._exits.enter_context(Kernel(build))
         kernel.install(generation)

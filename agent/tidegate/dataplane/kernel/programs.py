@@ -24,7 +24,7 @@ from tidegate.dataplane.kernel.loader import load
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import TABLE_SIZE, VIP_PLACES
 from tidegate.model.features import ALL_FEATURES, Feature
-from tidegate.spec import Settings
+from tidegate.spec import Settings, icmp_error
 
 XdpMode: TypeAlias = Literal["native", "generic"]
 ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
@@ -43,6 +43,7 @@ class Build:
         source6: the same for IPv6; at most the last 64 bits come from the hash.
         features: what the program can do; the rest is not compiled.
         capacity: sizes of the tables.
+        error_rate: ICMP errors per second, VIP and CPU that are forwarded.
     """
 
     hash_seed: bytes
@@ -50,6 +51,7 @@ class Build:
     source6: IPv6Network
     features: frozenset[Feature] = ALL_FEATURES
     capacity: maps.Capacity = field(default_factory=maps.Capacity)
+    error_rate: int = icmp_error.RATE
 
     def settings(self) -> Settings:
         """Return the same for the specification."""
@@ -82,6 +84,7 @@ class Build:
                 "FLOW_PAIRS": str(self.capacity.pairs["flows"]),
                 "SYN_PAIRS": str(self.capacity.pairs["syns"]),
                 "FRAGMENT_PAIRS": str(self.capacity.pairs["fragments"]),
+                "ERROR_RATE": str(self.error_rate),
                 "HZ": str(jiffies.clock().hz),
                 "TICK_SHIFT": str(jiffies.clock().shift),
                 "VIP_PLACES": str(VIP_PLACES),
