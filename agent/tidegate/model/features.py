@@ -54,7 +54,7 @@ def features(generation: Generation) -> frozenset[Feature]:
     vips = [placed.vip for placed in generation.vips.values()]
     found = {feature for feature, uses in _USES if any(map(uses, vips))}
     # A backend that outlives its pool is reached as before, which a generation does not record.
-    is_without_pool = not {key.pool for key in generation.backends} <= generation.pools.keys()
+    is_without_pool = not generation.by_pool.groups.keys() <= generation.pools.keys()
     if is_without_pool or any(p.pool.encapsulation == "gue" for p in generation.pools.values()):
         found.add(Feature.GUE)
     return _ALWAYS | found

@@ -8,7 +8,16 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tidegate.model.values import FIT, Backend, BackendKey, Endpoint, Fitness, Pool, Vip
+from tidegate.model.values import (
+    FIT,
+    Backend,
+    BackendKey,
+    ByPool,
+    Endpoint,
+    Fitness,
+    Pool,
+    Vip,
+)
 
 Slots: TypeAlias = npt.NDArray[np.uint32]
 WindowIndex: TypeAlias = npt.NDArray[np.uint8]
@@ -70,12 +79,14 @@ class PlacedVip:
             does; sorted.
         moved: whether it has had other pools since it has this identity. Flows that began at
             another pool may still have entries, so the SYNs of such a VIP have to look for them.
+        line: of the generation's digest.
     """
 
     identity: Identity
     vip: Vip
     unserved: tuple[str, ...] = ()
     moved: bool = False
+    line: str = field(default="", compare=False, repr=False)
 
     def serving(self, pool: str) -> str:
         """Return the pool whose table serves for a pool: itself, or the sorry pool in its place."""
@@ -148,6 +159,30 @@ class FreedIds:
     backends: Mapping[int, Freed] = field(default_factory=dict)
 
 
+class PlannedPool(NamedTuple):
+    """A pool, or backends that outlive theirs, as one plan has it: from what, and the result.
+
+    Attributes:
+        document: the pool's; None if there is none.
+        wanted: its backends' documents.
+        fitness: what health made of its backends; None if that was not known.
+        placed: the result, None without a document.
+        backends: its backends in the result.
+        next_change: wall-clock second at which time alone changes the result, or None.
+        serves: whether any backend takes new flows.
+        line: of the generation's digest; empty without a document.
+    """
+
+    document: Pool | None
+    wanted: Mapping[BackendKey, Backend]
+    fitness: Mapping[BackendKey, Fitness] | None
+    placed: PlacedPool | None
+    backends: Mapping[BackendKey, PlacedBackend]
+    next_change: int | None
+    serves: bool
+    line: str
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What the data plane holds at one moment.
@@ -160,8 +195,8 @@ class Generation:
         hash_seed: key of the flow hash from the keyspace; None leaves it to the agent's file.
         release: release that it was built from; empty if that is not known.
         pointer: track whose key named the release; empty if none did.
-        parts: by pool, the hash of its backends' documents that is in `digest`: what the next
-            generation need not hash again.
+        planned: by pool, what it was planned from and what follows: the next plan leaves out each
+            pool of which nothing is another one. It may be empty, or older than the rest.
     """
 
     number: int
@@ -174,7 +209,16 @@ class Generation:
     hash_seed: str | None = None
     release: str = ""
     pointer: str = ""
-    parts: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    planned: Mapping[str, PlannedPool] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep backends by pool."""
+        object.__setattr__(self, "backends", ByPool.of(self.backends))
+
+    @property
+    def by_pool(self) -> ByPool[PlacedBackend]:
+        """The backends, in groups by pool."""
+        return ByPool.of(self.backends)
 
     @property
     def server_ids(self) -> dict[tuple[str, bytes], PlacedBackend]:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from tidegate.model.checks import Health
 from tidegate.model.document_types import (
@@ -15,6 +15,7 @@ from tidegate.model.document_types import (
     Tracking,
     Unserved,
 )
+from tidegate.model.grouped import Grouped
 from tidegate.model.received_writes import NO_WRITES, ReceivedWrites
 from tidegate.model.steering import Guard
 
@@ -36,6 +37,20 @@ class BackendKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.pool}/{self.name}"
+
+
+_V = TypeVar("_V")
+
+
+class ByPool(Grouped[BackendKey, _V], Generic[_V]):
+    """Something of each backend, in groups by pool."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def group_of(key: BackendKey) -> str:
+        """Return its pool."""
+        return key.pool
 
 
 class SynLimit(NamedTuple):
@@ -209,6 +224,15 @@ class Desired:
     release: str = ""
     pointer: str = ""
 
+    def __post_init__(self) -> None:
+        """Keep backends by pool."""
+        object.__setattr__(self, "backends", ByPool.of(self.backends))
+
+    @property
+    def by_pool(self) -> ByPool[Backend]:
+        """The backends, in groups by pool."""
+        return ByPool.of(self.backends)
+
 
 EMPTY = Desired(revision=0, vips={}, pools={}, backends={})
 
@@ -224,6 +248,17 @@ class Document(NamedTuple):
     mod_revision: int
     create_revision: int = 0
     refused: str = ""
+
+
+class Documents(Grouped[str, Document]):
+    """Documents by key, in groups: a pool with its backends, and each other one by itself."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def group_of(key: str) -> str:
+        """Return a key's first two parts."""
+        return "/".join(key.split("/", 2)[:2])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ or whose key comes back, has the health of that identity until there is a findin
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tidegate.model.generation import Generation, PlacedBackend, PlacedPool
-from tidegate.model.values import FIT, BackendKey, Desired, Fitness
+from tidegate.model.generation import PlacedBackend, PlacedPool
+from tidegate.model.values import FIT, Backend, BackendKey, Fitness, Pool
 from tidegate.planner.effective import Effect, effect
 from tidegate.planner.ids import Allocator
 from tidegate.planner.inheritance import inherit, renamed
@@ -19,29 +19,44 @@ _Fitness = Mapping[BackendKey, Fitness] | None
 
 
 def place_backends(
-    desired: Desired, previous: Generation, now: int, fitness: _Fitness, allocator: Allocator
+    wanted: Mapping[BackendKey, Backend],
+    document: Pool | None,
+    before: Mapping[BackendKey, PlacedBackend],
+    old_pool: PlacedPool | None,
+    now: int,
+    fitness: _Fitness,
+    allocator: Allocator,
 ) -> dict[BackendKey, PlacedBackend]:
-    """Return the backends of the next generation.
+    """Return the backends of a pool in the next generation, in the order of names.
+
+    Args:
+        wanted: their documents.
+        document: the pool's; None if there is none.
+        before: those in force.
+        old_pool: the pool in force; None if there is none.
+        now: wall clock, s.
+        fitness: what health makes of them; None if that is not known.
+        allocator: of ids of backends.
 
     Raises:
         GenerationRefused: ids have run out.
     """
-    former, leaving = inherit(desired.backends, previous.backends)
+    former, leaving = inherit(wanted, before)
     placed: dict[BackendKey, PlacedBackend] = {}
-    for key in sorted(desired.backends):
-        backend, old = desired.backends[key], former.get(key)
+    for key in sorted(wanted):
+        backend, old = wanted[key], former.get(key)
         fit = _fitness(key, old, fitness)
-        does = effect(backend, desired.pools.get(key.pool), now, fit)
+        does = effect(backend, document, now, fit)
         if old is not None and old.backend is backend and _stays(old, does, fit):
             placed[key] = old  # as nearly all are: one comparison, and no copy
             continue
         identity = allocator.allocate() if old is None else old.identity
         placed[key] = PlacedBackend(identity, backend, *does, fitness=fit)
     for key, old in leaving.items():
-        rest = _leaving(key, old, previous.pools.get(key.pool), now, fitness)
+        rest = _leaving(key, old, old_pool, now, fitness)
         if rest is not None:
             placed[key] = rest
-    return placed
+    return {key: placed[key] for key in sorted(placed)} if leaving else placed
 
 
 def _fitness(key: BackendKey, old: PlacedBackend | None, fitness: _Fitness) -> Fitness:

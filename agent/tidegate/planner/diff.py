@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeVar
 from tidegate import maglev
 from tidegate.model.constants import TABLE_SIZE
 from tidegate.model.generation import Generation, PlacedBackend
-from tidegate.model.values import BackendKey
+from tidegate.model.values import BackendKey, ByPool
 
 _Name = TypeVar("_Name", str, BackendKey)
 
@@ -83,26 +83,41 @@ def difference(before: Generation, after: Generation) -> Diff:
         if name in before.pools and before.pools[name].table.current is not placed.table.current
     ]
     moves = {name: _move(before, after, name) for name in changed}
-    gone = before.backends.keys() - after.backends.keys()
-    living = {placed.identity for placed in after.backends.values()} if gone else set()
+    backends, retired = _backends(before.by_pool, after.by_pool)
     return Diff(
         vips=_names(before.vips, after.vips),
         pools=_names(
             {name: placed.pool for name, placed in before.pools.items()},
             {name: placed.pool for name, placed in after.pools.items()},
         ),
-        backends=_names(_with_a_key(before), _with_a_key(after)),
-        retired=tuple(
-            str(key)
-            for key in sorted(gone)
-            if before.backends[key].retire_at and before.backends[key].identity not in living
-        ),
+        backends=backends,
+        retired=retired,
         moves={name: move for name, move in moves.items() if move.moved},
     )
 
 
-def _with_a_key(generation: Generation) -> dict[BackendKey, PlacedBackend]:
-    return {key: p for key, p in generation.backends.items() if p.retire_at is None}
+def _backends(
+    before: ByPool[PlacedBackend], after: ByPool[PlacedBackend]
+) -> tuple[Names, tuple[str, ...]]:
+    """Return how backends with a key differ, and which have retired; of pools that differ."""
+    had: dict[BackendKey, PlacedBackend] = {}
+    has: dict[BackendKey, PlacedBackend] = {}
+    retired: list[BackendKey] = []
+    for name in after.differing(before):
+        was, now = before.group(name), after.group(name)
+        had |= _with_a_key(was)
+        has |= _with_a_key(now)
+        living = {placed.identity for placed in now.values()}
+        retired += (
+            key
+            for key, placed in was.items()
+            if key not in now and placed.retire_at and placed.identity not in living
+        )
+    return _names(had, has), tuple(map(str, sorted(retired)))
+
+
+def _with_a_key(placed: Mapping[BackendKey, PlacedBackend]) -> dict[BackendKey, PlacedBackend]:
+    return {key: each for key, each in placed.items() if each.retire_at is None}
 
 
 def _names(before: Mapping[_Name, object], after: Mapping[_Name, object]) -> Names:
@@ -120,8 +135,9 @@ def _names(before: Mapping[_Name, object], after: Mapping[_Name, object]) -> Nam
 
 def _move(before: Generation, after: Generation, pool: str) -> Move:
     was, now = before.pools[pool], after.pools[pool]
-    old = {p.identity.id: (k, p.weight) for k, p in before.backends.items() if k.pool == pool}
-    new = {p.identity.id: (k, p.weight) for k, p in after.backends.items() if k.pool == pool}
+    had, has = before.by_pool.group(pool), after.by_pool.group(pool)
+    old = {placed.identity.id: (key, placed.weight) for key, placed in had.items()}
+    new = {placed.identity.id: (key, placed.weight) for key, placed in has.items()}
     # Another name has another permutation, so all turns of a renamed backend are at other times.
     reweighted = {id_ for id_ in old.keys() & new.keys() if old[id_] != new[id_]}
     tables = was.table.current, now.table.current

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content hashes that are equal on every host with the same inputs, whatever ids it gave out."""
+"""Content hashes that are equal on every host with the same inputs, whatever ids it gave out.
+
+Each VIP and each pool is a line of the generation's hash. The lines are kept with what they are of,
+so a change writes those alone that it concerns.
+"""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Final
 
 import numpy as np
 
-from tidegate.model.generation import PlacedBackend, PlacedPool, PlacedVip, Slots
+from tidegate.model.generation import PlacedBackend, PlacedPool, Slots
 from tidegate.model.values import Backend, Pool, Vip
 
 
@@ -27,45 +31,37 @@ def table_digest(current: Slots, serving_ids: Sequence[int]) -> bytes:
 
 
 def generation_digest(
-    vips: Mapping[str, PlacedVip],
-    pools: Mapping[str, PlacedPool],
-    parts: Mapping[str, bytes],
-    hash_seed: str | None,
+    vip_lines: Iterable[str], pool_lines: Iterable[str], hash_seed: str | None
 ) -> str:
-    """Return the hash (hex) of VIPs, pools, current tables, backends with a key, and the seed."""
-    lines = [f"hash_seed {hash_seed!a}"]
-    for name in sorted(vips):
-        vip, unserved = vips[name].vip, vips[name].unserved
-        lines.append(f"vip {_text(vip, _VIP)} {vip.network} {unserved}")
-    for name in sorted(pools):
-        placed = pools[name]
-        lines.append(f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()} {parts[name].hex()}")
-    return _hash(lines).hex()
-
-
-def backend_hashes(
-    pools: Collection[str], backends: Iterable[PlacedBackend], known: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    """Return the hashes of the backends with a key, by pool.
+    """Return the hash (hex) of VIPs, pools, current tables, backends with a key, and the seed.
 
     Args:
-        pools: names of all pools.
-        backends: of all pools.
-        known: hashes that are still right, since no backend of those pools has changed.
+        vip_lines: as `vip_line` has them, in the order of names.
+        pool_lines: likewise, as `pool_line` has them.
+        hash_seed: key of the flow hash.
     """
-    lines: dict[str, list[str]] = {pool: [] for pool in pools if pool not in known}
-    for placed in backends:
-        backend = placed.backend
-        there = lines.get(backend.pool)
-        if there is not None and placed.retire_at is None:
-            address = backend.address
-            there.append(
-                f"backend {_text(backend, _BACKEND)} {address.version} {int(address)} "
-                f"{placed.weight} {placed.reachable}"
-            )
+    return _hash([f"hash_seed {hash_seed!a}", *vip_lines, *pool_lines]).hex()
+
+
+def vip_line(vip: Vip, unserved: tuple[str, ...]) -> str:
+    """Return the line of a VIP."""
+    return f"vip {_text(vip, _VIP)} {vip.network} {unserved}"
+
+
+def pool_line(placed: PlacedPool, backends: Iterable[PlacedBackend]) -> str:
+    """Return the line of a pool and its backends, of which those with a key count."""
+    lines = (_backend_line(each) for each in backends if each.retire_at is None)
     # The first field of a line is the name, so this is the order of names.
-    fresh = {pool: _hash(sorted(found)) for pool, found in lines.items()}
-    return {pool: fresh[pool] if pool in fresh else known[pool] for pool in pools}
+    part = _hash(sorted(lines))
+    return f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()} {part.hex()}"
+
+
+def _backend_line(placed: PlacedBackend) -> str:
+    backend, address = placed.backend, placed.backend.address
+    return (
+        f"backend {_text(backend, _BACKEND)} {address.version} {int(address)} "
+        f"{placed.weight} {placed.reachable}"
+    )
 
 
 def _hash(lines: list[str]) -> bytes:

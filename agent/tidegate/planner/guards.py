@@ -8,8 +8,7 @@ alone changes. An override, a key that expires, lifts a guard. docs/guards.md ex
 operators.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tidegate.model.constants import TABLE_SIZE
@@ -19,10 +18,11 @@ from tidegate.model.values import (
     FIT,
     Address,
     Backend,
+    BackendKey,
     Desired,
     Endpoint,
-    Fitness,
     Override,
+    Pool,
     Rejection,
 )
 from tidegate.planner import levels
@@ -104,6 +104,8 @@ class _Refused(NamedTuple):
 
 
 def _vips(desired: Desired, previous: Generation, limits: Limits, now: int) -> _Refused | None:
+    if all(desired.vips.get(name) is placed.vip for name, placed in previous.vips.items()):
+        return None  # as in nearly all changes
     had = {placed.vip.endpoint for placed in previous.vips.values()}
     wanted = {vip.endpoint for vip in desired.vips.values()}
     gone, left, percent = had - wanted, len(wanted), limits.vips_removed
@@ -132,25 +134,17 @@ def _freed_lately(previous: Generation, now: int) -> set[Endpoint]:
 def _pools(
     desired: Desired, previous: Generation, limits: Limits, now: int
 ) -> Iterable[_Refused | None]:
-    had: Counter[str] = Counter()
-    gone: defaultdict[str, list[str]] = defaultdict(list)
-    addresses = _addresses(desired, previous)
-    for key, placed in previous.backends.items():
-        if placed.weight > 0:
-            had[key.pool] += 1
-            if _leaves(placed, desired, addresses, now):
-                gone[key.pool].append(key.name)
     used = {pool for vip in desired.vips.values() for pool in vip.pools}
-    guarded = sorted(used & gone.keys())
-    lately = _lately(desired, previous, guarded, now) if guarded else {}
-    for pool in guarded:
-        names, left = gone[pool], _serving(pool, desired, previous, now)
+    for pool, names in _gone(desired, previous, now):
+        if pool not in used:
+            continue
+        had, left = _had(pool, previous), _serving(pool, desired, previous, now)
         document = desired.pools.get(pool)
         own = document.max_removed_percent if document else None
         percent = limits.backends_removed if own is None else own
-        most, are_left = lately.get(pool, (0, 0))
-        if _too_many(len(names), had[pool], left, percent):
-            of = _share(len(names), had[pool])
+        most, are_left = _lately(pool, desired, previous, now)
+        if _too_many(len(names), had, left, percent):
+            of = _share(len(names), had)
             what = f"{of} serving backends would leave service at once ({_some(names)})"
         elif _too_many(most - are_left, most, are_left, percent, free=_FEW):
             of, left = f"{most - are_left} of {most}", are_left
@@ -159,13 +153,34 @@ def _pools(
         else:
             continue
         yield _Refused("removal", pool, f"pools/{pool}/backends", what + _above(left, percent))
-    yield from _moved_vips(desired, previous, had, now)
-    yield from _lost_resorts(desired, previous, had, now)
+    yield from _moved_vips(desired, previous, now)
+    yield from _lost_resorts(desired, previous, now)
 
 
-def _moved_vips(
-    desired: Desired, previous: Generation, had: Mapping[str, int], now: int
-) -> Iterable[_Refused]:
+def _gone(desired: Desired, previous: Generation, now: int) -> Iterable[tuple[str, list[str]]]:
+    """Yield the names of serving backends that documents take away, by pool, in order."""
+    wanted = desired.by_pool
+    for pool, placed in previous.by_pool.groups.items():
+        known, documents = previous.planned.get(pool), wanted.group(pool)
+        if known is not None and known.backends is placed and known.wanted is documents:
+            continue  # the documents are those that it was planned from
+        addresses = _addresses(documents, placed)
+        document = desired.pools.get(pool)
+        names = [
+            key.name
+            for key, each in placed.items()
+            if each.weight > 0 and _leaves(each, documents, addresses, document, now)
+        ]
+        if names:
+            yield pool, names
+
+
+def _had(pool: str, previous: Generation) -> int:
+    """Return how many backends of a pool take new flows."""
+    return sum(placed.weight > 0 for placed in previous.by_pool.group(pool).values())
+
+
+def _moved_vips(desired: Desired, previous: Generation, now: int) -> Iterable[_Refused]:
     """Yield refusals of VIPs that would change from a pool that serves to one that does not."""
     moved = {
         name: (placed.vip.pool, desired.vips[name].pool)
@@ -174,18 +189,18 @@ def _moved_vips(
     }
     serving = {new: _serving(new, desired, previous, now) for _, new in moved.values()}
     for name, (old, new) in moved.items():
-        if had[old] and not serving[new]:
+        if _had(old, previous) and not serving[new]:
             what = f"the pool {new}, which it would change to, has no serving backend; {old} has"
             yield _Refused("removal", new, f"vips/{name}", what)
 
 
-def _lost_resorts(
-    desired: Desired, previous: Generation, had: Mapping[str, int], now: int
-) -> Iterable[_Refused]:
+def _lost_resorts(desired: Desired, previous: Generation, now: int) -> Iterable[_Refused]:
     """Yield refusals of VIPs that would lose the sorry pool that serves them, with no other."""
     for name, placed in sorted(previous.vips.items()):
         wanted, sorry = desired.vips.get(name), placed.vip.sorry_pool
-        is_on_it = sorry is not None and placed.vip.pool in placed.unserved and had[sorry] > 0
+        is_on_it = (
+            sorry is not None and placed.vip.pool in placed.unserved and _had(sorry, previous) > 0
+        )
         if wanted is None or not is_on_it or wanted.sorry_pool == sorry:
             continue
         pools = filter(None, (wanted.pool, wanted.sorry_pool))
@@ -194,59 +209,54 @@ def _lost_resorts(
             yield _Refused("removal", wanted.pool, f"vips/{name}", what)
 
 
-def _lately(
-    desired: Desired, previous: Generation, pools: Collection[str], now: int
-) -> dict[str, tuple[int, int]]:
+def _lately(pool: str, desired: Desired, previous: Generation, now: int) -> tuple[int, int]:
     """Return the most that served in the window that ends now, and how many would be left.
 
     Both by documents alone: what health does is no removal.
     """
-    here = (placed.backend for placed in previous.backends.values() if placed.retire_at is None)
-    was = levels.serving(here, desired, pools, now)
-    left = levels.serving(desired.backends.values(), desired, pools, now)
-    return {
-        pool: (levels.peak(previous.pools[pool], was[pool], now), left[pool])
-        for pool in pools
-        if pool in previous.pools
-    }
+    if pool not in previous.pools:
+        return 0, 0
+    placed, document = previous.by_pool.group(pool).values(), desired.pools.get(pool)
+    here = (each.backend for each in placed if each.retire_at is None)
+    was = levels.serving(here, document, now)
+    left = levels.serving(desired.by_pool.group(pool).values(), document, now)
+    return levels.peak(previous.pools[pool], was, now), left
 
 
-def _addresses(desired: Desired, previous: Generation) -> Mapping[tuple[str, Address], Backend]:
-    """Return the wanted backends by address, in pools of which a name has gone."""
-    pools = {key.pool for key in previous.backends.keys() - desired.backends.keys()}
-    there = (backend for key, backend in desired.backends.items() if key.pool in pools)
-    return {(backend.pool, backend.address): backend for backend in there}
+def _addresses(
+    wanted: Mapping[BackendKey, Backend], placed: Mapping[BackendKey, PlacedBackend]
+) -> Mapping[Address, Backend]:
+    """Return the wanted backends of a pool by address, if a name of it has gone."""
+    if placed.keys() <= wanted.keys():
+        return {}
+    return {backend.address: backend for backend in wanted.values()}
 
 
 def _leaves(
     placed: PlacedBackend,
-    desired: Desired,
-    addresses: Mapping[tuple[str, Address], Backend],
+    wanted: Mapping[BackendKey, Backend],
+    addresses: Mapping[Address, Backend],
+    document: Pool | None,
     now: int,
 ) -> bool:
-    """Say whether documents take a server out of service, under whatever name.
+    """Say whether documents take a server of a pool out of service, under whatever name.
 
     Changes by time alone do not count.
     """
     backend = placed.backend
-    wanted = desired.backends.get(backend.key) or addresses.get((backend.pool, backend.address))
-    if wanted is backend or wanted == backend:
+    new = wanted.get(backend.key) or addresses.get(backend.address)
+    if new is backend or new == backend:
         return False
-    return wanted is None or not _weight(wanted, placed.fitness, desired, now)
+    return new is None or not effect(new, document, now, placed.fitness).weight
 
 
 def _serving(pool: str, desired: Desired, previous: Generation, now: int) -> int:
     """Return how many of a pool's backends would take new flows with their present fitness."""
-    found = 0
-    for key, backend in desired.backends.items():
-        if key.pool == pool:
-            placed = previous.backends.get(key)
-            found += _weight(backend, placed.fitness if placed else FIT, desired, now) > 0
-    return found
-
-
-def _weight(backend: Backend, fitness: Fitness, desired: Desired, now: int) -> int:
-    return effect(backend, desired.pools.get(backend.pool), now, fitness).weight
+    placed, document = previous.by_pool.group(pool), desired.pools.get(pool)
+    return sum(
+        effect(backend, document, now, old.fitness if (old := placed.get(key)) else FIT).weight > 0
+        for key, backend in desired.by_pool.group(pool).items()
+    )
 
 
 def _too_many(gone: int, had: int, left: int, percent: int, *, free: int = 1) -> bool:

@@ -9,7 +9,8 @@ thousands must not hold up a change, which may be the one that takes a dead back
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeVar
+from functools import cached_property
+from typing import Final, NamedTuple
 
 from tidegate.errors import GenerationRefused
 from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_BACKENDS, MAX_POOLS, MAX_VIPS
@@ -23,8 +24,6 @@ from tidegate.model.generation import (
 )
 from tidegate.model.values import BackendKey
 
-_Name = TypeVar("_Name", str, BackendKey)
-
 FIRST: Final = 1
 """Id 0 is never allocated: in a table it means that the slot has no owner."""
 
@@ -37,10 +36,16 @@ class Allocator:
     """
 
     def __init__(
-        self, kind: str, taken: Iterable[int], freed: Mapping[int, Freed], limit: int, now: int
+        self,
+        kind: str,
+        taken: Iterable[int],
+        freed: Mapping[int, Freed],
+        limit: int,
+        now: int,
     ) -> None:
         self._kind = kind
-        self._taken = set(taken)
+        self._in_use = taken
+        self._reserved: set[int] = set()
         self._freed = freed
         self._limit = limit
         self._now = now
@@ -54,9 +59,14 @@ class Allocator:
             key=lambda id_: (self._freed[id_].at, id_),
         )
 
+    @cached_property
+    def _taken(self) -> set[int]:
+        """The ids that are not free; nearly no change asks for one."""
+        return {*self._in_use, *self._reserved}
+
     def reserve(self, ids: Iterable[int]) -> None:
-        """Give these ids to nobody: who had them comes back."""
-        self._taken.update(ids)
+        """Give these ids to nobody: who had them comes back. Before any is allocated."""
+        self._reserved.update(ids)
 
     def allocate(self) -> Identity:
         """Return the next free id.
@@ -106,5 +116,8 @@ def allocators(previous: Generation, now: int) -> Allocators:
     )
 
 
-def _taken(placed: Mapping[_Name, PlacedVip | PlacedPool | PlacedBackend]) -> set[int]:
-    return {each.identity.id for each in placed.values()}
+def _taken(
+    placed: Mapping[str, PlacedVip] | Mapping[str, PlacedPool] | Mapping[BackendKey, PlacedBackend],
+) -> Iterator[int]:
+    """Return the ids in use, which nobody counts unless one is allocated."""
+    return (each.identity.id for each in placed.values())

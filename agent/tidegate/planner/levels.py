@@ -7,13 +7,12 @@ over restarts. Of levels only those higher than all after them can matter, and t
 level that is merged into a later one is remembered for longer, which errs on the safe side.
 """
 
-from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final
 
 from tidegate.model.generation import Level, PlacedPool
-from tidegate.model.values import Backend, Desired, Pool
+from tidegate.model.values import Backend, Pool
 from tidegate.planner.effective import effect
 
 WINDOW_SECONDS: Final = 300
@@ -27,16 +26,9 @@ def serves(backend: Backend, pool: Pool | None, now: int) -> bool:
     return effect(backend, pool, now).weight > 0
 
 
-def serving(
-    backends: Iterable[Backend], wanted: Desired, pools: Container[str], now: int
-) -> Counter[str]:
-    """Return how many of these backends serve by their documents, by pool."""
-    found: Counter[str] = Counter()
-    for backend in backends:
-        name = backend.pool
-        if name in pools and serves(backend, wanted.pools.get(name), now):
-            found[name] += 1
-    return found
+def serving(backends: Iterable[Backend], pool: Pool | None, now: int) -> int:
+    """Return how many of a pool's backends serve by their documents."""
+    return sum(serves(backend, pool, now) for backend in backends)
 
 
 def after_change(placed: PlacedPool, was: int, is_now: int, now: int) -> tuple[Level, ...]:

@@ -2,33 +2,46 @@
 """Place VIPs: each with the identity of its endpoint, and with the pools that serve it now."""
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 
-from tidegate.model.generation import Generation, Identity, PlacedBackend, PlacedVip
-from tidegate.model.values import BackendKey, Vip
+from tidegate.model.generation import Generation, Identity, PlacedVip
+from tidegate.model.values import Vip
+from tidegate.planner.digest import vip_line
+from tidegate.planner.ids import Allocator
 from tidegate.planner.inheritance import VipIdentities
 
 
 def place_vips(
     wanted: Mapping[str, Vip],
-    backends: Mapping[BackendKey, PlacedBackend],
+    serving: Container[str],
     previous: Generation,
-    identities: VipIdentities,
+    allocator: Allocator,
+    now: int,
 ) -> dict[str, PlacedVip]:
-    """Return the VIPs of the next generation.
+    """Return the VIPs of the next generation, in the order of names.
+
+    Args:
+        wanted: their documents.
+        serving: pools of which a backend takes new flows.
+        previous: the generation in force.
+        allocator: of ids of VIPs.
+        now: wall clock, s.
 
     Raises:
         GenerationRefused: ids have run out.
     """
-    serving = {key.pool for key, backend in backends.items() if backend.weight > 0}
     placed: dict[str, PlacedVip] = {}
+    identities: VipIdentities | None = None
     for name in sorted(wanted):
         vip = wanted[name]
         old, unserved = previous.vips.get(name), _unserved(vip, serving)
         if old is not None and old.vip is vip and old.unserved == unserved:
-            placed[name] = old
+            placed[name] = old if old.line else replace(old, line=vip_line(vip, unserved))
             continue
+        # It looks at all VIPs, and nearly no change concerns one.
+        identities = identities or VipIdentities(wanted, previous, allocator, now)
         identity, moved = _identity(name, vip, unserved, identities)
-        placed[name] = PlacedVip(identity, vip, unserved, moved)
+        placed[name] = PlacedVip(identity, vip, unserved, moved, vip_line(vip, unserved))
     return placed
 
 

@@ -101,7 +101,7 @@ def pool_table(history: Iterable[Standing], pool: str) -> PoolTable | None:
             continue
         here = {key: (placed.weight, placed.identity) for key, placed in contents.backends.items()}
         if current is None or here != serving:
-            current, serving = current_table(pool, contents.backends), here
+            current, serving = current_table(contents.backends), here
         if found is None or not continues:
             found = _first(line, pool, current)
         elif isinstance(line, GenerationLine):

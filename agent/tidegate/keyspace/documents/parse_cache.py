@@ -14,7 +14,17 @@ from tidegate.keyspace.documents.build import build_backend, build_pool, build_v
 from tidegate.keyspace.documents.decode import Fault, decode_kept
 from tidegate.keyspace.paths import NAME_RULE, SETTINGS_KEY, is_name
 from tidegate.model.documents import BackendDocument, PoolDocument, SettingsDocument, VipDocument
-from tidegate.model.values import Address, Backend, BackendKey, Document, Pool, Vip
+from tidegate.model.grouped import Edits
+from tidegate.model.values import (
+    Address,
+    Backend,
+    BackendKey,
+    ByPool,
+    Document,
+    Documents,
+    Pool,
+    Vip,
+)
 
 Kind: TypeAlias = Literal["settings", "vip", "pool", "backend", "unknown"]
 
@@ -43,47 +53,62 @@ class ParseCache:
 
     Attributes:
         vips: by name, in any order; so are the others.
+        backends: shares the groups of pools of which no document changed with the last pass.
         refused: keys that are refused for themselves, by key.
         hash_seed: that of `settings`; None if it has none or is refused.
-        addresses: how many backends of a pool have an address.
-        shared: those that more than one has.
+        shared: addresses and server ids that more than one backend of a pool has.
+        sound: of the last pass, by pool, backends whose addresses were found to be in order.
+        sound_beside: what else that followed from.
     """
 
     def __init__(self) -> None:
+        self._documents = Documents()
         self._parsed: dict[str, ParsedKey] = {}
         self.vips: dict[str, Vip] = {}
         self.pools: dict[str, Pool] = {}
-        self.backends: dict[BackendKey, Backend] = {}
+        self.backends: ByPool[Backend] = ByPool()
         self.refused: dict[str, ParsedKey] = {}
         self.hash_seed: str | None = None
-        self.addresses: Counter[tuple[str, Address]] = Counter()
-        self.shared: set[tuple[str, Address]] = set()
+        self._having: Counter[tuple[str, Address | bytes]] = Counter()
+        self.shared: set[tuple[str, Address | bytes]] = set()
+        self.sound: dict[str, tuple[Mapping[BackendKey, Backend], Pool]] = {}
+        self.sound_beside: object = None
 
     def update(self, documents: Mapping[str, Document]) -> None:
         """Parse what is new or changed among these documents, and forget all others."""
+        last, self._documents = self._documents, Documents.of(documents)
+        backends = Edits(self.backends)
+        for name in self._documents.differing(last):
+            self._update_group(last.group(name), self._documents.group(name), backends)
+        self.backends = ByPool.of(backends.frozen())
+
+    def _update_group(
+        self,
+        before: Mapping[str, Document],
+        after: Mapping[str, Document],
+        backends: Edits[BackendKey, Backend],
+    ) -> None:
         parsed = self._parsed
-        for key, document in documents.items():
+        for key, document in after.items():
             known = parsed.get(key)
             if known is None:
-                self._add(key, parse_key(key, document))
+                self._add(key, parse_key(key, document), backends)
             elif known.document is not document:
-                self._forget(key, known)
+                self._forget(key, known, backends)
                 if (
                     known.document.value != document.value
                     or known.document.refused != document.refused
                 ):
                     known = parse_key(key, document)
-                self._add(key, known._replace(document=document))
-        if len(parsed) > len(documents):
-            for key in parsed.keys() - documents.keys():
-                self._forget(key, parsed[key])
-                del parsed[key]
+                self._add(key, known._replace(document=document), backends)
+        for key in before.keys() - after.keys():
+            self._forget(key, parsed.pop(key), backends)
 
-    def _add(self, key: str, parsed: ParsedKey) -> None:
+    def _add(self, key: str, parsed: ParsedKey, backends: Edits[BackendKey, Backend]) -> None:
         self._parsed[key] = parsed
         match parsed.found:
             case Backend() as backend:
-                self.backends[parsed.owner] = backend
+                backends[parsed.owner] = backend
                 self._count(backend, 1)
             case Vip() as vip:
                 self.vips[parsed.name] = vip
@@ -94,10 +119,10 @@ class ParseCache:
             case _:
                 self.refused[key] = parsed
 
-    def _forget(self, key: str, parsed: ParsedKey) -> None:
+    def _forget(self, key: str, parsed: ParsedKey, backends: Edits[BackendKey, Backend]) -> None:
         match parsed.found:
             case Backend() as backend:
-                del self.backends[parsed.owner]
+                del backends[parsed.owner]
                 self._count(backend, -1)
             case Vip():
                 del self.vips[parsed.name]
@@ -109,14 +134,18 @@ class ParseCache:
                 del self.refused[key]
 
     def _count(self, backend: Backend, by: int) -> None:
-        place = backend.pool, backend.address
-        self.addresses[place] += by
-        if self.addresses[place] > 1:
+        self._count_place((backend.pool, backend.address), by)
+        if backend.quic_server_id:
+            self._count_place((backend.pool, backend.quic_server_id), by)
+
+    def _count_place(self, place: tuple[str, Address | bytes], by: int) -> None:
+        self._having[place] += by
+        if self._having[place] > 1:
             self.shared.add(place)
         else:
             self.shared.discard(place)
-        if not self.addresses[place]:
-            del self.addresses[place]
+        if not self._having[place]:
+            del self._having[place]
 
 
 def parse_key(key: str, document: Document) -> ParsedKey:

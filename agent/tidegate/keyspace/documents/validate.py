@@ -11,30 +11,28 @@ The rules of one key are in `parse_cache`; those between documents are here:
   written first (lowest mod revision, then name) before the others, so every host decides the same
   from the same keys. Values that are kept from before get what is left. Networks that overlap are
   no conflict: packets go to an address before a port before a network, the longest first.
-* An address belongs to one backend of its pool, by the same rule, and so does a QUIC server id.
+* An address belongs to one backend of its pool, by the same rule, and so does a QUIC server id
+  (`backend_rules`).
 * Addresses that are not for documents to have on this host are refused (`host_rules`).
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from tidegate.keyspace.documents import capacity, loops
+from tidegate.keyspace.documents import backend_rules, capacity, loops
 from tidegate.keyspace.documents.capacity import Claim
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
     HostAddresses,
-    backend_fault,
     vip_fault,
 )
 from tidegate.keyspace.documents.parse_cache import ParseCache, ParsedKey
 from tidegate.keyspace.documents.rejections import Rejections
-from tidegate.keyspace.paths import backend_key, pool_key, vip_key
+from tidegate.keyspace.documents.work import Work
+from tidegate.keyspace.paths import pool_key, vip_key
+from tidegate.model.grouped import Edits
 from tidegate.model.values import (
-    Address,
-    Backend,
-    BackendKey,
     Desired,
     Endpoint,
     Pool,
@@ -43,8 +41,8 @@ from tidegate.model.values import (
     Vip,
 )
 
-_K = TypeVar("_K", str, BackendKey)
-_V = TypeVar("_V", Vip, Pool, Backend)
+_V = TypeVar("_V", Vip, Pool)
+_Size = Callable[[Vip], int]
 
 
 class Validation(NamedTuple):
@@ -52,22 +50,6 @@ class Validation(NamedTuple):
 
     desired: Desired
     rejections: tuple[Rejection, ...]
-
-
-@dataclass(slots=True)
-class _Work:
-    """What one pass has found so far; it begins with what is good by itself."""
-
-    snapshot: Snapshot
-    last: Desired
-    pools: dict[str, Pool]
-    backends: dict[BackendKey, Backend]
-    vips: dict[str, Vip]
-    rejections: Rejections
-    host: HostAddresses
-    kept: dict[str, Vip] = field(default_factory=dict)
-    hash_seed: str | None = None
-    has_last_backends: bool = False
 
 
 def validate(
@@ -86,11 +68,11 @@ def validate(
     """
     cache = cache or ParseCache()
     cache.update(snapshot.documents)
-    work = _Work(
+    work = Work(
         snapshot=snapshot,
         last=last_good,
         pools=dict(cache.pools),
-        backends=dict(cache.backends),
+        backends=Edits(cache.backends),
         vips=dict(cache.vips),
         rejections=Rejections(snapshot),
         host=host,
@@ -105,26 +87,26 @@ def validate(
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
-    _require_backends_pools(work)
-    _keep_backends_within_room(work)
-    _require_backends_addresses(work)
-    _share_addresses(work, cache)
-    _share_server_ids(work)
+    backend_rules.require_pools(work)
+    backend_rules.keep_within_room(work)
+    backend_rules.require_addresses(work, cache)
+    backend_rules.share_addresses(work, cache)
+    backend_rules.share_server_ids(work, cache)
     desired = Desired(
         revision=snapshot.revision,
         vips=_ordered(work.vips),
         pools=_ordered(work.pools),
-        backends=_ordered(work.backends),
+        backends=work.backends.frozen(),
         hash_seed=work.hash_seed,
     )
     return Validation(desired, work.rejections.ordered())
 
 
-def _ordered(found: dict[_K, _V]) -> dict[_K, _V]:
+def _ordered(found: dict[str, _V]) -> dict[str, _V]:
     return {key: found[key] for key in sorted(found)}
 
 
-def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
+def _refuse(work: Work, key: str, parsed: ParsedKey) -> None:
     """Refuse a key for itself, and keep its last value."""
     if isinstance(parsed.found, list):
         work.rejections.add_all(key, parsed.found)
@@ -140,26 +122,22 @@ def _refuse(work: _Work, key: str, parsed: ParsedKey) -> None:
         work.hash_seed = last.hash_seed
 
 
-def _created(work: _Work, key: str) -> int:
-    return work.snapshot.documents[key].create_revision if key in work.snapshot.documents else 0
-
-
-def _keep_pools_within_room(work: _Work) -> None:
+def _keep_pools_within_room(work: Work) -> None:
     """Refuse the pools that there is no room for."""
     room, last = capacity.POOLS, work.last.pools
     if len(work.pools) <= room.limit:
         return
     claims = (
-        (name, Claim(1, int(name in last), _created(work, pool_key(name)))) for name in work.pools
+        (name, Claim(1, int(name in last), work.created(pool_key(name)))) for name in work.pools
     )
     for name in capacity.beyond(room, claims):
         work.rejections.add(pool_key(name), "", room.reason, "reference")
         del work.pools[name]
 
 
-def _keep_vips_within_room(work: _Work) -> None:
+def _keep_vips_within_room(work: Work) -> None:
     """Refuse the VIPs that there is no room for, with all that they take."""
-    sizes: tuple[tuple[capacity.Room, Callable[[Vip], int]], ...] = (
+    sizes: tuple[tuple[capacity.Room, _Size], ...] = (
         (capacity.VIPS, lambda _: 1),
         (capacity.NETWORKS, lambda vip: int(vip.is_network)),
         (capacity.ROUTES, lambda vip: len(vip.source_routes) + len(vip.deny)),
@@ -174,7 +152,7 @@ def _keep_vips_within_room(work: _Work) -> None:
                 Claim(
                     size(vip),
                     size(work.last.vips[name]) if name in work.last.vips else 0,
-                    _created(work, vip_key(name)),
+                    work.created(vip_key(name)),
                 ),
             )
             for name, vip in wanted.items()
@@ -184,21 +162,7 @@ def _keep_vips_within_room(work: _Work) -> None:
                 _demote(work, name, "", room.reason)
 
 
-def _keep_backends_within_room(work: _Work) -> None:
-    """Refuse the backends that there is no room for."""
-    room, last = capacity.BACKENDS, work.last.backends
-    if len(work.backends) <= room.limit:
-        return
-    claims = (
-        (owner, Claim(1, int(owner in last), _created(work, backend_key(*owner))))
-        for owner in work.backends
-    )
-    for owner in capacity.beyond(room, claims):
-        work.rejections.add(backend_key(*owner), "", room.reason, "reference")
-        del work.backends[owner]
-
-
-def _leave_own_addresses(work: _Work) -> None:
+def _leave_own_addresses(work: Work) -> None:
     """Refuse VIPs that have an address of this host itself."""
     for name, vip in list(work.vips.items()):
         fault = vip_fault(vip, work.host)
@@ -206,7 +170,7 @@ def _leave_own_addresses(work: _Work) -> None:
             _demote(work, name, "address", f"address {fault}")
 
 
-def _leave_backends_in_force(work: _Work) -> None:
+def _leave_backends_in_force(work: Work) -> None:
     """Refuse VIPs and ways of pools by which packets to backends in force would come back."""
     vips, pools = loops.new_vips(work.vips, work.last), loops.other_pools(work.pools, work.last)
     if not vips and not pools:
@@ -235,7 +199,7 @@ def _leave_backends_in_force(work: _Work) -> None:
             _demote(work, name, "address", reason)
 
 
-def _require_pools(work: _Work) -> None:
+def _require_pools(work: Work) -> None:
     """Refuse VIPs whose pool is neither in force nor theirs from before its deletion."""
     held = {
         pool
@@ -266,7 +230,7 @@ def _uses(vip: Vip | None, pool: str) -> bool:
     return vip is not None and pool in vip.pools
 
 
-def _demote(work: _Work, name: str, place: str, reason: str) -> None:
+def _demote(work: Work, name: str, place: str, reason: str) -> None:
     """Refuse an accepted VIP document for what others say, and keep its last value if any."""
     work.rejections.add(vip_key(name), place, reason, "reference")
     del work.vips[name]
@@ -274,7 +238,7 @@ def _demote(work: _Work, name: str, place: str, reason: str) -> None:
         work.kept[name] = work.last.vips[name]
 
 
-def _share_endpoints(work: _Work) -> None:
+def _share_endpoints(work: Work) -> None:
     """Give each address, port and protocol to one VIP.
 
     The VIP that has it in force keeps it, whatever became of its document since; else the one whose
@@ -302,11 +266,11 @@ def _share_endpoints(work: _Work) -> None:
     work.vips.update(work.kept)
 
 
-def _keep_used_pools(work: _Work) -> None:
+def _keep_used_pools(work: Work) -> None:
     """Keep a deleted pool as it was for the VIPs that still use it."""
     users: dict[str, list[str]] = {}
     for name, vip in sorted(work.vips.items()):
-        for pool in sorted(set(vip.pools) - work.pools.keys()):
+        for pool in sorted({pool for pool in vip.pools if pool not in work.pools}):
             users.setdefault(pool, []).append(name)
     for pool, vips in users.items():
         if pool in work.last.pools:
@@ -319,80 +283,3 @@ def _keep_used_pools(work: _Work) -> None:
         else:  # `last_good` was no result of ours: it had a VIP without its pool
             for name in vips:
                 work.vips.pop(name, None)
-
-
-def _require_backends_pools(work: _Work) -> None:
-    """Refuse backends whose pool is not in force."""
-    for owner in [owner for owner in work.backends if owner.pool not in work.pools]:
-        del work.backends[owner]
-        document = work.snapshot.documents.get(pool_key(owner.pool))
-        what = "has no document" if document is None else "is refused itself"
-        reason = f"the pool {owner.pool} {what}; a backend needs its pool"
-        work.rejections.add(backend_key(*owner), "", reason, "reference")
-
-
-def _share_addresses(work: _Work, cache: ParseCache) -> None:
-    """Give each address of a pool to one backend, by the rule for addresses of VIPs.
-
-    One server with two names would have two shares and two ids, and taking one name out would leave
-    the other in. That an address has one name is what its flows' identity rests on.
-    """
-    if cache.shared or work.has_last_backends:  # else all are as they were parsed, and differ
-        _share(work, "address", lambda backend: (backend.pool, backend.address))
-
-
-def _require_backends_addresses(work: _Work) -> None:
-    """Refuse backends whose address is a VIP's, or not for a backend on this host."""
-    at: dict[Address, list[Vip]] = {}
-    networks = [vip for vip in work.vips.values() if vip.is_network and vip.protocol == "udp"]
-    for vip in work.vips.values():
-        if not vip.is_network:
-            at.setdefault(vip.address, []).append(vip)
-    for owner, backend in list(work.backends.items()):
-        pool = work.pools[owner.pool]
-        back = [vip for vip in networks if loops.takes(vip, backend, pool)]
-        fault = backend_fault(backend.address, [*at.get(backend.address, ()), *back], work.host)
-        if not fault:
-            continue
-        work.rejections.add(backend_key(*owner), "address", f"address {fault}", "reference")
-        if owner in work.last.backends:
-            work.backends[owner] = work.last.backends[owner]
-            work.has_last_backends = True
-        else:
-            del work.backends[owner]
-
-
-def _share_server_ids(work: _Work) -> None:
-    """Give each QUIC server id of a pool to one backend, by the same rule."""
-    _share(
-        work,
-        "quic_server_id",
-        lambda backend: (backend.pool, backend.quic_server_id) if backend.quic_server_id else None,
-    )
-
-
-def _share(work: _Work, name: str, of: Callable[[Backend], Hashable | None]) -> None:
-    """Refuse backends that want what another one has; None is nothing to have."""
-    documents = work.snapshot.documents
-
-    def rank(owner: BackendKey) -> tuple[bool, int, BackendKey]:
-        last, wanted = work.last.backends.get(owner), work.backends[owner]
-        in_force = last is not None and of(last) == of(wanted)
-        return not in_force, documents[backend_key(*owner)].create_revision, owner
-
-    losers = True
-    while losers:
-        having = [owner for owner, backend in work.backends.items() if of(backend) is not None]
-        owners: dict[Hashable, BackendKey] = {}
-        losers = False
-        for owner in sorted(having, key=rank):
-            first = owners.setdefault(of(work.backends[owner]), owner)
-            if first != owner:
-                losers = True
-                reason = f"{name} is that of the backend {first.name}; choose another one"
-                work.rejections.add(backend_key(*owner), name, reason, "reference")
-                last = work.last.backends.get(owner)
-                if last is None or last == work.backends[owner]:
-                    del work.backends[owner]
-                else:
-                    work.backends[owner] = last
