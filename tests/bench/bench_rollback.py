@@ -99,7 +99,7 @@ def journal() -> None:
         records = ledger.records(before)
         began = time.perf_counter()
         text = line_format.encode(
-            line_format.generation_line(records, after, ledger.records(after), origin)
+            line_format.generation_line(after, ledger.following(after, before, records), origin)
         )
         made = time.perf_counter() - began
         base = len(line_format.encode(line_format.base_line(before, "")))

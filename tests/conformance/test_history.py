@@ -58,7 +58,7 @@ def journal() -> tuple[list[line_format.Line], list[Generation]]:
         )
         made.append(
             line_format.generation_line(
-                ledger.records(previous), following, ledger.records(following), origin
+                following, ledger.following(following, previous, ledger.records(previous)), origin
             )
         )
         found.append(following)

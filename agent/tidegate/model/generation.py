@@ -220,19 +220,17 @@ class Generation:
         """The backends, in groups by pool."""
         return ByPool.of(self.backends)
 
-    @property
-    def server_ids(self) -> dict[tuple[str, bytes], PlacedBackend]:
-        """Who has each QUIC server id of a pool.
+    def server_ids(self, pool: str) -> dict[bytes, PlacedBackend]:
+        """Return who has each QUIC server id of a pool.
 
         A backend that drains yields to one that has a key; of two that drain one that is reachable
         comes first, and then the first by name: no host knows better than the others.
         """
-        having = [each for each in self.backends.values() if each.backend.quic_server_id]
+        having = [each for each in self.by_pool.group(pool).values() if each.backend.quic_server_id]
         having.sort(key=lambda p: (p.retire_at is not None, not p.reachable, p.backend.key))
-        found: dict[tuple[str, bytes], PlacedBackend] = {}
+        found: dict[bytes, PlacedBackend] = {}
         for placed in having:
-            backend = placed.backend
-            found.setdefault((backend.pool, backend.quic_server_id), placed)
+            found.setdefault(placed.backend.quic_server_id, placed)
         return found
 
     @property

@@ -71,7 +71,7 @@ class Grouped(Mapping[K, V], Generic[K, V]):
         Args:
             groups: by name. A group that has the same entries as before is left as it is.
         """
-        fresh = {n: g for n, g in groups.items() if not is_same(self.group(n), g)}
+        fresh = {n: g for n, g in groups.items() if self.group(n) != g}
         if not fresh:
             return self
         merged = {**self.groups, **{name: _sorted(group) for name, group in fresh.items()}}
@@ -85,7 +85,7 @@ class Grouped(Mapping[K, V], Generic[K, V]):
         there = [
             name
             for name, group in mine.items()
-            if (old := theirs.get(name)) is not group and (old is None or not is_same(old, group))
+            if (old := theirs.get(name)) is not group and old != group
         ]
         if mine.keys() >= theirs.keys():
             return there
@@ -111,6 +111,14 @@ class Grouped(Mapping[K, V], Generic[K, V]):
     def values(self) -> ValuesView[V]:
         """Return a view of the values, in order of keys."""
         return _Values(self)
+
+    def __or__(self, other: Mapping[K, V]) -> Self:
+        """Return the mapping with other entries besides, or instead."""
+        fresh: dict[str, dict[K, V]] = {}
+        for key, value in other.items():
+            name = self.group_of(key)
+            fresh.setdefault(name, dict(self.group(name)))[key] = value
+        return self.replaced(fresh)
 
     def __eq__(self, other: object) -> bool:
         """Compare entries; groups that are shared need no look."""
@@ -201,15 +209,35 @@ class _Values(ValuesView[V]):
 _NOTHING: Mapping[Any, Any] = {}
 
 
-def is_same(one: Mapping[K, V], other: Mapping[K, V]) -> bool:
-    """Return whether two groups have the same objects under the same keys."""
-    if one is other:
-        return True
-    return len(one) == len(other) and all(other.get(key) is value for key, value in one.items())
+G = TypeVar("G", bound=Grouped[Any, Any])
+
+
+def sharing(grouped: G, former: G) -> G:
+    """Return a mapping with the groups of a former version where the two are equal."""
+    groups = {
+        name: old if (old := former.group(name)) == group else group
+        for name, group in grouped.groups.items()
+    }
+    return type(grouped)(groups=groups)
+
+
+class ChangedItems(NamedTuple, Generic[K, V]):
+    """The items of two mappings that are not the same objects under the same key."""
+
+    before: dict[K, V]
+    after: dict[K, V]
+
+
+def changed_items(before: Mapping[K, V], after: Mapping[K, V]) -> ChangedItems[K, V]:
+    """Return the items by which two mappings differ."""
+    return ChangedItems(
+        {key: value for key, value in before.items() if after.get(key) is not value},
+        {key: value for key, value in after.items() if before.get(key) is not value},
+    )
 
 
 class ChangedValues(NamedTuple, Generic[V]):
-    """The values of two mappings that are not the same objects under the same key."""
+    """The values of such items."""
 
     before: list[V]
     after: list[V]
@@ -217,10 +245,8 @@ class ChangedValues(NamedTuple, Generic[V]):
 
 def changed_values(before: Mapping[K, V], after: Mapping[K, V]) -> ChangedValues[V]:
     """Return the values by which two mappings differ."""
-    return ChangedValues(
-        [value for key, value in before.items() if after.get(key) is not value],
-        [value for key, value in after.items() if before.get(key) is not value],
-    )
+    found = changed_items(before, after)
+    return ChangedValues(list(found.before.values()), list(found.after.values()))
 
 
 def _sorted(group: Mapping[K, V]) -> dict[K, V]:

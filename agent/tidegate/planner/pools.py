@@ -22,7 +22,6 @@ from tidegate.model.generation import (
     PlannedPool,
     Slots,
 )
-from tidegate.model.grouped import is_same
 from tidegate.model.values import Backend, BackendKey, ByPool, Desired, Fitness, Pool
 from tidegate.planner import levels
 from tidegate.planner.backends import place_backends
@@ -96,7 +95,7 @@ def _stands(known: PlannedPool, inputs: _Inputs, now: int) -> bool:
         return False
     # Where health is not known, each backend stays as it was.
     is_fit = inputs.fitness is None or known.fitness == inputs.fitness
-    return is_fit and is_same(known.wanted, inputs.wanted)
+    return is_fit and known.wanted == inputs.wanted
 
 
 def _plan_pool(inputs: _Inputs, number: int, now: int, ids: Allocators) -> PlannedPool:
@@ -109,7 +108,7 @@ def _plan_pool(inputs: _Inputs, number: int, now: int, ids: Allocators) -> Plann
         inputs.fitness,
         ids.backends,
     )
-    backends = inputs.before if is_same(inputs.before, found) else found
+    backends = inputs.before if inputs.before == found else found
     placed = _place(inputs, backends, number, now, ids)
     return PlannedPool(
         inputs.document,

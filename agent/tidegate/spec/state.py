@@ -303,21 +303,18 @@ class State:
         self.backends = backends
         self.stand_ins = {id_: _stand_ins(generation, name) for name, id_ in pools.items()}
         self.quic_servers = {
-            (pools[pool], server_id): placed.identity
-            for (pool, server_id), placed in generation.server_ids.items()
-            if pool in pools
+            (id_, server_id): placed.identity
+            for name, id_ in pools.items()
+            for server_id, placed in generation.server_ids(name).items()
         }
 
 
 def _stand_ins(generation: Generation, pool: str) -> list[int]:
     """Return ids of a pool's backends that take new flows, at most 16, drawn by their names."""
-    names = [
-        key.name
-        for key, placed in generation.backends.items()
-        if key.pool == pool and placed.reachable and placed.weight > 0
-    ]
+    there = generation.by_pool.group(pool)
+    names = [k.name for k, placed in there.items() if placed.reachable and placed.weight > 0]
     first = sorted(names, key=lambda name: (crc32(name.encode()), name))[:_STAND_INS]
-    return [generation.backends[BackendKey(pool, name)].identity.id for name in first]
+    return [there[BackendKey(pool, name)].identity.id for name in first]
 
 
 def _service(vip: Vip) -> Service:

@@ -11,7 +11,7 @@ from tidegate.model.generation import Generation
 def restarted(generation: Generation) -> Generation:
     """Return the generation that is left when only the pinned maps are."""
     meta = MetaRecord(generation.number, generation.revision, generation.hash_seed)
-    records = ledger.records(generation) | {Place(Kind.META, 0): meta}
+    records = {**ledger.records(generation), Place(Kind.META, 0): meta}
     pinned = {key: value for part in encoded(records).values() for key, value in part.items()}
     in_force = {
         placed.identity.id: tables.decode(bytes(tables.encode(placed.table)))

@@ -25,12 +25,16 @@ AT = "2026-01-31T12:00:00.000Z"
 SEED = "an-aimed-flow-is-an-attack"
 
 
+def since(before: Generation, after: Generation) -> ledger.Records:
+    return ledger.following(after, before, ledger.records(before))
+
+
 def step_of(
     before: Generation, after: Generation, now: int, at: str = AT
 ) -> line_format.GenerationLine:
     diff = difference(before, after)
     origin = line_format.Origin(at, now, line_format.Cause("time"), line_format.summary(diff))
-    return line_format.generation_line(ledger.records(before), after, ledger.records(after), origin)
+    return line_format.generation_line(after, since(before, after), origin)
 
 
 def journal_of(plans: Sequence[tuple[Generation, int]]) -> list[line_format.Line]:
@@ -132,9 +136,7 @@ def test_a_step_of_the_clock_moves_windows_in_the_journal_too() -> None:
     summary = line_format.summary(difference(second, third))
     origin = line_format.Origin(AT, 6020, line_format.Cause("time"), summary, stepped=5000)
     there = journal_of([(first, 1000), (second, 1010)])
-    there.append(
-        line_format.generation_line(ledger.records(second), third, ledger.records(third), origin)
-    )
+    there.append(line_format.generation_line(third, since(second, third), origin))
     again = replay.rebuild(lambda: replay.standings(there), None)
     assert again is not None
     assert_same(again.generation, third)

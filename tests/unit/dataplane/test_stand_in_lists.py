@@ -7,7 +7,9 @@ import numpy as np
 
 from support.documents.roster import VIP4, backend, desired, generations, vip
 from tidegate.dataplane.kernel import layout
-from tidegate.dataplane.publish.stand_ins import meanwhile, stand_ins
+from tidegate.dataplane.publish.desired import desired_maps
+from tidegate.dataplane.publish.entries import Contents
+from tidegate.dataplane.publish.stand_ins import meanwhile, of_pools
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Desired, Fitness
 from tidegate.planner import plan
@@ -21,9 +23,14 @@ def roster(count: int, *, out: tuple[str, ...] = ()) -> Desired:
     return desired([vip("web", VIP4)], [*servers, backend("c1", "10.2.0.1", pool="other")])
 
 
-def names(generation: Generation, pool: str = "web", **built: object) -> list[str]:
+def stand_ins(generation: Generation) -> Contents:
+    """Return the lists of all pools."""
+    return of_pools(generation, generation.pools)
+
+
+def names(generation: Generation, pool: str = "web") -> list[str]:
     """Return the list of a pool by name."""
-    value = stand_ins(generation, **built)[key(generation, pool)]  # type: ignore[arg-type]
+    value = stand_ins(generation)[key(generation, pool)]
     by_id = {placed.identity.id: name.name for name, placed in generation.backends.items()}
     return [by_id[int(id_)] for id_ in np.frombuffer(value, "<u4")]
 
@@ -66,11 +73,11 @@ def test_what_did_not_change_is_taken_over() -> None:
     """A list is built anew for a pool of which something changed, and for no other."""
     one, two = generations(roster(3), roster(4))
     known = {key(one): b"kept", key(one, "other"): b"kept"}
-    found = stand_ins(two, one, known)
-    assert found[key(two, "other")] == b"kept"
+    last = replace(desired_maps(one), maps={**desired_maps(one).maps, "stand_ins": known})
+    found = desired_maps(two, last).maps["stand_ins"]
     assert found == stand_ins(two) | {key(two, "other"): b"kept"}
     gone = replace(two, pools={"web": two.pools["web"]})
-    assert list(stand_ins(gone, two, known)) == [key(two)]
+    assert list(desired_maps(gone, last).maps["stand_ins"]) == [key(two)]
 
 
 def test_meanwhile_those_stand_in_who_serve_before_and_after() -> None:

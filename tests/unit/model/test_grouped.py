@@ -28,6 +28,8 @@ def test_a_mapping_in_groups_is_like_any_other() -> None:
     assert key("b/3") not in grouped
     assert grouped.get(key("z/1")) is None
     assert grouped != {**ENTRIES, key("a/1"): object()}
+    more = {key("a/1"): object(), key("d/1"): object()}
+    assert grouped | more == ENTRIES | more
 
 
 def test_versions_share_groups_that_stay() -> None:

@@ -270,12 +270,12 @@ def test_of_two_that_drain_the_first_name_has_the_server_id(order: tuple[str, st
     step = plan(web(servers[order[0]], other), NOTHING, 1000)
     step = plan(web(servers[order[1]], other), step, 1001)
     step = plan(web(other), step, 1002)
-    found = step.server_ids["web", b"\x01"]
+    found = step.server_ids("web")[b"\x01"]
     assert found.backend.name == "a"
-    assert restarted(step).server_ids["web", b"\x01"] == found
+    assert restarted(step).server_ids("web")[b"\x01"] == found
     key = BackendKey("web", "a")
     out = plan(web(other), step, 1003, {key: Fitness(is_out=True)})
-    assert out.server_ids["web", b"\x01"].backend.name == "b"
+    assert out.server_ids("web")[b"\x01"].backend.name == "b"
 
 
 def test_addresses_compare_by_value() -> None:

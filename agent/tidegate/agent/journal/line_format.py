@@ -241,17 +241,15 @@ def base_line(generation: Generation, at: Moment) -> BaseLine:
 
 
 def generation_line(
-    before: Records, generation: Generation, records: Records, origin: Origin
+    generation: Generation, records: ledger.Records, origin: Origin
 ) -> GenerationLine:
     """Return the line of a generation.
 
     Args:
-        before: the ledger's records of the generation before.
         generation: the one that came into force.
-        records: its records.
+        records: its records, and how they differ from those of the generation before.
         origin: when and why.
     """
-    changed = {place: r for place, r in records.items() if before.get(place) != r}
     return GenerationLine(
         at=origin.at,
         now=origin.now,
@@ -262,8 +260,8 @@ def generation_line(
         seed=fingerprint(generation.hash_seed),
         cause=origin.cause,
         summary=origin.summary,
-        changed=_entries(changed),
-        removed=tuple((int(p.kind), p.id) for p in sorted(before.keys() - records.keys())),
+        changed=_entries(records.changed),
+        removed=tuple((int(place.kind), place.id) for place in records.gone),
         stepped=origin.stepped,
     )
 

@@ -173,7 +173,7 @@ class Writer:
             published = [item.generation for item in batch if isinstance(item, Published)]
             if published and self._generation is not published[-1]:
                 self._generation = published[-1]
-                self._records = ledger.records(published[-1])
+                self._records = self._records_of(published[-1]).all
 
     def _add(self, pending: _Pending, item: Item, *, gap: bool) -> None:
         if not isinstance(item, Published):
@@ -181,23 +181,25 @@ class Writer:
                 self._begin(self._generation)
             pending.text += line_format.encode(item)
             return
-        records = ledger.records(item.generation)
-        before: line_format.Records = self._records
+        records = self._records_of(item.generation)
         if item.gap:
             self._flush(pending)
             self._close_file()
         if self._file is None and (gap or item.gap):
             # Windows may have opened in between: the base has all of them, and the line the rest.
             self._begin(item.generation)
-            before = records
+            records = ledger.Records(records.all, {})
         elif self._file is None or is_full(self._size().plus(pending.size), self._limits):
             self._flush(pending)
             self._begin(self._generation)
         pending.text += line_format.encode(
-            line_format.generation_line(before, item.generation, records, item.origin)
+            line_format.generation_line(item.generation, records, item.origin)
         )
         pending.generations += 1
-        self._generation, self._records = item.generation, records
+        self._generation, self._records = item.generation, records.all
+
+    def _records_of(self, generation: Generation) -> ledger.Records:
+        return ledger.following(generation, self._generation, self._records)
 
     def _begin(self, generation: Generation) -> None:
         """Begin a new file with all that this generation holds."""

@@ -13,7 +13,7 @@ Counters belong to an incarnation of an id: they are zeroed before an id gets it
 owner never inherits its predecessor's packets, not even in an agent that starts later.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.errors import DataplaneError
 from tidegate.model.decision import Decision, Reason
-from tidegate.model.generation import Generation, Identity
+from tidegate.model.generation import Generation, Identity, PlacedBackend, PlacedVip
+from tidegate.model.grouped import ChangedValues, changed_values
 
 BATCH_BYTES: Final = 1 << 19
 """Of one batch of values: half of what the smaller second-level caches hold."""
@@ -135,20 +136,30 @@ def clear_reused(fds: Mapping[str, int], before: Generation, after: Generation) 
 
     No packet is counted for them: they rested for longer than a flow may, and lead nowhere yet.
     """
-    pairs = (
-        ("vip_counts", layout.VIP_COUNTERS, before.vips, after.vips),
-        ("address_counts", layout.ADDRESS_COUNTERS, before.vips, after.vips),
-        ("backend_counts", layout.BACKEND_COUNTERS, before.backends, after.backends),
-    )
     # A VIP that comes back within its id's cooldown goes on where it was.
     returning = {Identity(id_, rest.incarnation) for id_, rest in before.freed.vips.items()}
-    for name, dtype, old, new in pairs:
+    of_vips = _reused(changed_values(before.vips, after.vips), returning)
+    of_backends = [
+        identity
+        for name in after.by_pool.differing(before.by_pool)
+        for identity in _reused(
+            changed_values(before.by_pool.group(name), after.by_pool.group(name)), set()
+        )
+    ]
+    for name, dtype, identities in (
+        ("vip_counts", layout.VIP_COUNTERS, of_vips),
+        ("address_counts", layout.ADDRESS_COUNTERS, of_vips),
+        ("backend_counts", layout.BACKEND_COUNTERS, of_backends),
+    ):
         zeros = bytes(dtype.itemsize * maps.cpu_count())
-        known = {each.identity for each in old.values()} | returning
-        for identity in _reused(known, (each.identity for each in new.values())):
+        for identity in identities:
             bpf.map_update(fds[name], identity.id.to_bytes(4, "little"), zeros)
 
 
-def _reused(known: set[Identity], wanted: Iterable[Identity]) -> list[Identity]:
+def _reused(
+    changed: ChangedValues[PlacedVip] | ChangedValues[PlacedBackend], returning: set[Identity]
+) -> list[Identity]:
     """Return new incarnations but the first of an id, whose counters are zero."""
-    return [use for use in wanted if use.incarnation > 1 and use not in known]
+    known = {each.identity for each in changed.before} | returning
+    uses = (each.identity for each in changed.after)
+    return [use for use in uses if use.incarnation > 1 and use not in known]

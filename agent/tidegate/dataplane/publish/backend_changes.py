@@ -28,12 +28,14 @@ def returning(standing: Generation, generation: Generation) -> list[PlacedBacken
         generation: what follows.
     """
     named: list[PlacedBackend] = []
-    for key, last in standing.backends.items():
-        placed, pool = generation.backends.get(key), standing.pools.get(key.pool)
-        if last.reachable or placed is None or not placed.reachable or pool is None:
-            continue
-        if placed.identity == last.identity and placed.identity.id in pool.table.current:
-            named.append(placed)
+    for name in generation.by_pool.differing(standing.by_pool):
+        pool, following = standing.pools.get(name), generation.by_pool.group(name)
+        for key, last in standing.by_pool.group(name).items():
+            placed = following.get(key)
+            if last.reachable or placed is None or not placed.reachable or pool is None:
+                continue
+            if placed.identity == last.identity and placed.identity.id in pool.table.current:
+                named.append(placed)
     return named
 
 
@@ -54,7 +56,11 @@ def write(
         later: backends that wait.
     """
     left = {Place(Kind.BACKEND, identity.id) for identity in later}
-    living = {p: r for p, r in wanted.records.items() if isinstance(r, _LIVING)}
+    living: dict[Place, ledger.Record] = {
+        place: record for place, record in wanted.changed.items() if isinstance(record, _LIVING)
+    }
+    # Those that were flagged early have records that the last generation does not know of.
+    living |= {place: wanted.records[place] for place in map(_place, changed)}
     mirror.record({place: record for place, record in living.items() if place not in left})
     reached(Step.LEDGER_WRITTEN)
     changing = mirror.differing("stand_ins", wanted.maps["stand_ins"])
@@ -74,3 +80,7 @@ def write(
     reached(Step.ENTRIES_SELECTED)
     mirror.put("quic_servers", wanted.maps["quic_servers"])
     reached(Step.QUIC_WRITTEN)
+
+
+def _place(placed: PlacedBackend) -> Place:
+    return Place(Kind.BACKEND, placed.identity.id)

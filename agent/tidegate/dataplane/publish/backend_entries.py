@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tidegate.dataplane.kernel import layout
+from tidegate.dataplane.publish import ledger
+from tidegate.dataplane.publish.desired import DesiredMaps
+from tidegate.dataplane.publish.ledger import Kind
 from tidegate.dataplane.publish.mirror import Mirror
 from tidegate.dataplane.publish.steps import Reached, Step
 from tidegate.model.address import packed
@@ -20,18 +23,22 @@ from tidegate.model.values import Pool
 
 def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
     """Return the backends whose entry differs, by their own document or their pool's."""
-    same_pools = {
-        name
-        for name, placed in after.pools.items()
-        if name in before.pools and _path(before.pools[name].pool) == _path(placed.pool)
-    }
-    other_pools = after.pools.keys() - same_pools
-    return [
-        placed
-        for key, placed in after.backends.items()
-        if ((old := before.backends.get(key)) is not placed and old != placed)
-        or key.pool in other_pools
-    ]
+    other_pools = [name for name, placed in after.pools.items() if _goes_otherwise(before, placed)]
+    found = [placed for name in other_pools for placed in after.by_pool.group(name).values()]
+    for name in set(after.by_pool.differing(before.by_pool)) - set(other_pools):
+        had = before.by_pool.group(name)
+        found += (
+            placed
+            for key, placed in after.by_pool.group(name).items()
+            if (old := had.get(key)) is not placed and old != placed
+        )
+    return found
+
+
+def _goes_otherwise(before: Generation, placed: PlacedPool) -> bool:
+    """Return whether packets to a pool's backends are sent in another way than before."""
+    old = before.pools.get(placed.pool.name)
+    return old is not placed and (old is None or _path(old.pool) != _path(placed.pool))
 
 
 def write(
@@ -49,6 +56,26 @@ def write(
         select(mirror.entries[placed.identity.id], placed)
     mirror.write_entries(ids)
     reached(Step.ENTRIES_SELECTED)
+
+
+def clear(mirror: Mirror, wanted: DesiredMaps, *, is_certain: bool) -> None:
+    """Empty the entries of backends that are gone.
+
+    Args:
+        mirror: the kernel's content.
+        wanted: what it shall hold.
+        is_certain: it held what `wanted` was made from, and nothing else.
+    """
+    if not is_certain:
+        mirror.clear_entries_but([b.identity.id for b in wanted.generation.backends.values()])
+        return
+    gone = (
+        place.id
+        for place, r in wanted.changed.items()
+        if isinstance(r, ledger.FreedRecord)
+        if place.kind is Kind.BACKEND
+    )
+    mirror.clear_entries(np.fromiter(gone, np.int64))
 
 
 def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> None:

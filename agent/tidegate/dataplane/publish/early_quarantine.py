@@ -58,7 +58,7 @@ class EarlyQuarantine:
     def _put_stand_ins(self, in_force: Generation, pools: set[str]) -> None:
         """Have those stand in who serve on, before others are flagged."""
         left = self.applied_to(in_force)
-        self._mirror.put("stand_ins", stand_ins.of_pools(left, pools, left.backends.values()))
+        self._mirror.put("stand_ins", stand_ins.of_pools(left, pools))
 
     def applied_to(self, generation: Generation) -> Generation:
         """Return a generation as the kernel has it with these flags.
@@ -112,5 +112,5 @@ def _with(generation: Generation, out: Mapping[BackendKey, PlacedBackend]) -> Ge
     return replace(
         generation,
         pools={**generation.pools, **pools},
-        backends={**generation.backends, **out},
+        backends=generation.by_pool | out,
     )

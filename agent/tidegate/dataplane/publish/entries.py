@@ -7,6 +7,7 @@ two endpoints is in force depends on what the entry was before.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -65,12 +66,19 @@ def routes(generation: Generation) -> Contents:
     return found
 
 
-def quic_servers(generation: Generation) -> Contents:
-    """Return map `quic_servers`: backends by pool and server id."""
+def quic_servers(generation: Generation, pools: Iterable[str] | None = None) -> Contents:
+    """Return map `quic_servers`: backends by pool and server id.
+
+    Args:
+        generation: what shall be in force.
+        pools: those whose part is wanted; None for all.
+    """
     found: Contents = {}
-    for (name, server_id), placed in generation.server_ids.items():
+    for name in generation.by_pool.groups if pools is None else pools:
         pool = generation.pools.get(name)
-        if pool is not None:
+        if pool is None:
+            continue
+        for server_id, placed in generation.server_ids(name).items():
             key = _one((pool.identity.id, len(server_id), server_id), layout.QUIC_KEY)
             found[key] = _one(tuple(placed.identity), layout.QUIC_SERVER)
     return found

@@ -10,7 +10,7 @@ record names the pools of its source routes by id, as a hundred names would not 
 recorded before their VIPs.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
@@ -37,6 +37,7 @@ from tidegate.model.generation import (
     PlacedPool,
     PlacedVip,
 )
+from tidegate.model.grouped import ChangedValues, changed_items, changed_values
 from tidegate.model.values import (
     Backend,
     BackendKey,
@@ -58,8 +59,10 @@ __all__ = [
     "Place",
     "PoolRecord",
     "Record",
+    "Records",
     "VipRecord",
     "contents",
+    "following",
     "of_backends",
     "records",
 ]
@@ -67,50 +70,65 @@ __all__ = [
 _NO_RECORDS: Final[Mapping[Place, Record]] = {}
 
 
-def records(
+class Records(NamedTuple):
+    """The ledger's records for a generation, without the meta record.
+
+    Attributes:
+        all: every one.
+        changed: those that an earlier generation has not, or has otherwise.
+        gone: places of those that the earlier one has besides.
+    """
+
+    all: Mapping[Place, Record]
+    changed: Mapping[Place, Record]
+    gone: tuple[Place, ...] = ()
+
+
+def records(generation: Generation) -> Mapping[Place, Record]:
+    """Return the ledger's records when this generation is in force, without the meta record."""
+    return following(generation).all
+
+
+def following(
     generation: Generation, last: Generation = NOTHING, known: Mapping[Place, Record] = _NO_RECORDS
-) -> dict[Place, Record]:
-    """Return the ledger's records when this generation is in force, without the meta record.
+) -> Records:
+    """Return the records of a generation, and how they differ from those of an earlier one.
 
     Args:
         generation: what is in force.
         last: another generation.
         known: its records, which are reused where the two are equal.
     """
-    result = dict(known)
-    for place in _left(last, generation):
-        result.pop(place, None)
     pool_ids = {name: placed.identity.id for name, placed in generation.pools.items()}
     has_same_pools = pool_ids == {name: p.identity.id for name, p in last.pools.items()}
-    for name, vip in generation.vips.items():
-        if last.vips.get(name) is not vip or not has_same_pools:
-            result[Place(Kind.VIP, vip.identity.id)] = _vip_record(vip, pool_ids)
-    for name, in_pool in generation.pools.items():
-        if last.pools.get(name) is not in_pool:
-            result[Place(Kind.POOL, in_pool.identity.id)] = _pool_record(in_pool)
-    for key, backend in generation.backends.items():
-        if last.backends.get(key) is not backend:
-            result[Place(Kind.BACKEND, backend.identity.id)] = _backend_record(backend)
-    for kind, freed in _freed(generation).items():
-        for id_, rest in freed.items():
-            result[Place(kind, id_)] = _freed_record(rest)
-    return result
-
-
-def _left(last: Generation, now: Generation) -> Iterator[Place]:
-    """Yield the places of what is gone or has changed."""
-    for name, vip in last.vips.items():
-        if now.vips.get(name) is not vip:
-            yield Place(Kind.VIP, vip.identity.id)
-    for name, pool in last.pools.items():
-        if now.pools.get(name) is not pool:
-            yield Place(Kind.POOL, pool.identity.id)
-    for key, backend in last.backends.items():
-        if now.backends.get(key) is not backend:
-            yield Place(Kind.BACKEND, backend.identity.id)
-    for kind, freed in _freed(last).items():
-        for id_ in freed:
-            yield Place(kind, id_)
+    had_vips: Mapping[str, PlacedVip] = last.vips
+    vips = changed_values(had_vips, generation.vips)
+    if not has_same_pools:  # a VIP's record names its pools by their ids
+        vips = ChangedValues(list(had_vips.values()), list(generation.vips.values()))
+    pools = changed_values(last.pools, generation.pools)
+    backends = [
+        changed_values(last.by_pool.group(name), generation.by_pool.group(name))
+        for name in generation.by_pool.differing(last.by_pool)
+    ]
+    fresh: dict[Place, Record] = {
+        Place(Kind.VIP, p.identity.id): _vip_record(p, pool_ids) for p in vips.after
+    }
+    fresh |= {Place(Kind.POOL, p.identity.id): _pool_record(p) for p in pools.after}
+    fresh |= of_backends(placed for each in backends for placed in each.after)
+    left = {Place(Kind.VIP, p.identity.id) for p in vips.before}
+    left |= {Place(Kind.POOL, p.identity.id) for p in pools.before}
+    left |= {Place(Kind.BACKEND, p.identity.id) for each in backends for p in each.before}
+    was, now = _freed(last), _freed(generation)
+    for kind in [kind for kind in now if now[kind] is not was[kind]]:
+        freed = changed_items(was[kind], now[kind])
+        left |= {Place(kind, id_) for id_ in freed.before}
+        fresh |= {Place(kind, id_): _freed_record(rest) for id_, rest in freed.after.items()}
+    changed = {place: record for place, record in fresh.items() if known.get(place) != record}
+    gone = left - fresh.keys()
+    result = {**known, **changed}
+    for place in gone:
+        result.pop(place, None)
+    return Records(result, changed, tuple(sorted(gone)))
 
 
 def _freed(generation: Generation) -> dict[Kind, Mapping[int, Freed]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
@@ -119,10 +120,13 @@ class Mirror:
             self.fds["backends"], ids.tobytes(), self.entries[ids].tobytes(), len(ids)
         )
 
-    def clear_entries(self, living: Collection[int]) -> None:
+    def clear_entries_but(self, living: Collection[int]) -> None:
         """Empty the entries of all but these ids."""
         used = np.flatnonzero(self.entries["incarnation"])
-        gone = np.setdiff1d(used, np.fromiter(living, np.int64, len(living)))
+        self.clear_entries(np.setdiff1d(used, np.fromiter(living, np.int64, len(living))))
+
+    def clear_entries(self, gone: npt.NDArray[np.int64]) -> None:
+        """Empty the entries of these ids."""
         self.entries[gone] = np.zeros((), layout.BACKEND)
         self.write_entries(gone.astype(np.uint32))
 

@@ -149,7 +149,8 @@ class Publisher:
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
                 "changed; the next attempt continues from there"
             )
-        wanted = self._desired = desired_maps(generation, self._desired)
+        last = self._desired if self.is_certain else NOTHING_DESIRED
+        wanted, self._desired = desired_maps(generation, last), NOTHING_DESIRED
         self.mirror.images.check_room(wanted.maps["vips"])
         filled: dict[int, Loaded] = {}
         before = dict(self.mirror.records)
@@ -172,6 +173,7 @@ class Publisher:
             rest = "each VIP is on its old or its new table"
             raise _failure(generation, error, rest) from error
         self.in_force = generation
+        self._desired = wanted
         self.is_certain = True
         self.early.clear()
 
@@ -302,7 +304,7 @@ class Publisher:
             mirror.forget_others(records)
             for name in ("quic_servers", "stand_ins"):
                 mirror.replace(name, wanted.maps[name])
-            mirror.clear_entries([placed.identity.id for placed in last.backends.values()])
+            mirror.clear_entries_but([each.identity.id for each in last.backends.values()])
         except _REFUSALS as error:
             self._reread()
             return f"each VIP is on its old table, but not all is rolled back ({error})"
@@ -371,16 +373,16 @@ class Publisher:
                 raise DataplaneError(f"cannot write the ledger: {error}") from error
 
     def _retire(self, wanted: DesiredMaps) -> None:
-        mirror, generation, records = self.mirror, wanted.generation, wanted.records
-        mirror.record({place: r for place, r in records.items() if place.kind is Kind.VIP})
+        mirror, generation, changed = self.mirror, wanted.generation, wanted.changed
+        mirror.record({place: r for place, r in changed.items() if place.kind is Kind.VIP})
         self.reached(Step.VIPS_FREED)
-        mirror.record(records)
+        mirror.record(changed)
         self.reached(Step.IDS_FREED)
         mirror.replace("quic_servers", wanted.maps["quic_servers"])
         self.reached(Step.QUIC_DELETED)
         mirror.replace("stand_ins", wanted.maps["stand_ins"])
         self.reached(Step.STAND_INS_COMPLETE)
-        mirror.clear_entries([placed.identity.id for placed in generation.backends.values()])
+        backend_entries.clear(mirror, wanted, is_certain=self.is_certain)
         self.reached(Step.ENTRIES_CLEARED)
         kept = {placed.identity.id for placed in generation.pools.values()}
         for pool_id in mirror.tables.keys() - kept:
@@ -389,7 +391,7 @@ class Publisher:
             mirror.tables.pop(pool_id).drop()
             self.reached(Step.POOL_UNPINNED)
         if not self.is_certain:
-            mirror.forget_others([*records, _META])
+            mirror.forget_others([*wanted.records, _META])
         mirror.record({_META: meta(generation, self.hold)})
         self.reached(Step.NUMBER_RECORDED)
 

@@ -10,35 +10,14 @@ before and after, since until the tables are swapped the others are not in, or a
 """
 
 import zlib
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from heapq import nsmallest
 
 import numpy as np
 
 from tidegate.dataplane.kernel import layout
 from tidegate.dataplane.publish.entries import Contents
-from tidegate.model.generation import NOTHING, Generation, PlacedBackend
-
-
-def stand_ins(
-    generation: Generation, last: Generation = NOTHING, known: Mapping[bytes, bytes] | None = None
-) -> Contents:
-    """Return map `stand_ins`: ids of serving backends by pool.
-
-    Args:
-        generation: what shall be in force.
-        last: an earlier one.
-        known: its map; of pools that are as they were, the result is taken from there.
-    """
-    changed = set(_changed_pools(last, generation))
-    ids = {placed.identity.id: name for name, placed in generation.pools.items()}
-    kept = {
-        key: value
-        for key, value in (known or {}).items()
-        if ids.get(int.from_bytes(key, "little"), "") not in {"", *changed}
-    }
-    return kept | of_pools(generation, changed, generation.backends.values())
+from tidegate.model.generation import Generation, PlacedBackend
 
 
 def meanwhile(generation: Generation, wanted: Contents, entries: np.ndarray) -> Contents:
@@ -51,41 +30,36 @@ def meanwhile(generation: Generation, wanted: Contents, entries: np.ndarray) -> 
     """
     ids = {int.from_bytes(key, "little") for key in wanted}
     pools = {name for name, placed in generation.pools.items() if placed.identity.id in ids}
-    there = (
-        placed
-        for placed in generation.backends.values()
-        if placed.backend.pool in pools
-        and (entry := entries[placed.identity.id])["incarnation"] == placed.identity.incarnation
-        and not entry["flags"]
-    )
-    return of_pools(generation, pools, there)
 
+    def serves(placed: PlacedBackend) -> bool:
+        entry = entries[placed.identity.id]
+        return entry["incarnation"] == placed.identity.incarnation and not entry["flags"]
 
-def _changed_pools(last: Generation, generation: Generation) -> Iterator[str]:
-    """Yield pools of which a backend, or the id, is another one than in an earlier generation."""
-    for name, placed in generation.pools.items():
-        if name not in last.pools or last.pools[name].identity != placed.identity:
-            yield name
-    for key, backend in generation.backends.items():
-        if (old := last.backends.get(key)) is not backend and old != backend:
-            yield key.pool
-    for key in last.backends.keys() - generation.backends.keys():
-        yield key.pool
+    return of_pools(generation, pools, serves)
 
 
 def of_pools(
-    generation: Generation, pools: Collection[str], backends: Iterable[PlacedBackend]
+    generation: Generation,
+    pools: Iterable[str],
+    serves: Callable[[PlacedBackend], bool] = lambda _: True,
 ) -> Contents:
-    """Return the lists of some pools: of those among these backends who take new flows."""
-    serving: defaultdict[str, list[PlacedBackend]] = defaultdict(list)
-    for placed in backends:
-        if placed.reachable and placed.weight and placed.backend.pool in pools:
-            serving[placed.backend.pool].append(placed)
-    return {
-        generation.pools[name].identity.id.to_bytes(4, "little"): _value(there)
-        for name, there in serving.items()
-        if name in generation.pools
-    }
+    """Return the lists of some pools: of those of their backends who take new flows.
+
+    Args:
+        generation: what has the pools.
+        pools: their names.
+        serves: what else holds for a backend of a list.
+    """
+    found: Contents = {}
+    for name in pools:
+        serving = [
+            placed
+            for placed in generation.by_pool.group(name).values()
+            if placed.reachable and placed.weight and serves(placed)
+        ]
+        if serving and name in generation.pools:
+            found[generation.pools[name].identity.id.to_bytes(4, "little")] = _value(serving)
+    return found
 
 
 def _value(serving: Iterable[PlacedBackend]) -> bytes:

@@ -20,7 +20,7 @@ from tidegate.dataplane.publish.steps import Reached, Step
 def put_in_force(mirror: Mirror, wanted: DesiredMaps, reached: Reached) -> None:
     """Write records, routes and VIPs, and delete what is gone; raise OSError, DataplaneError."""
     maps, images = wanted.maps, mirror.images
-    mirror.record({p: r for p, r in wanted.records.items() if isinstance(r, VipRecord)})
+    mirror.record({p: r for p, r in wanted.changed.items() if isinstance(r, VipRecord)})
     reached(Step.VIPS_RECORDED)
     mirror.put("routes", maps["routes"])
     reached(Step.ROUTES_WRITTEN)

@@ -4,7 +4,7 @@
 Nothing here retries or keeps state.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -178,7 +178,7 @@ def _documents(kvs: Iterable[Any], cut: int, budget: Budget) -> dict[str, Docume
 
 
 def history_holds(
-    etcd: Etcd, prefix: bytes, documents: dict[str, Document], known: History, revision: int
+    etcd: Etcd, prefix: bytes, documents: Mapping[str, Document], known: History, revision: int
 ) -> bool:
     """Say whether the store still has the history of which `documents` is the state at `revision`.
 

@@ -29,9 +29,8 @@ should be quick. Events that have arrived together become one snapshot.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Final
 
 from tidegate.event_log import EventLog
@@ -41,8 +40,9 @@ from tidegate.keyspace.etcd.listing import history_holds, read_prefix
 from tidegate.keyspace.etcd.settings import EtcdSettings
 from tidegate.keyspace.etcd.watch_loop import Next, WatchLoop, WatchState
 from tidegate.keyspace.paths import key_range
+from tidegate.model.grouped import Edits, sharing
 from tidegate.model.received_writes import NO_WRITES, KeyWrite, collect, merge
-from tidegate.model.values import Document, Snapshot
+from tidegate.model.values import Document, Documents, Snapshot
 
 log = EventLog(__name__)
 
@@ -78,7 +78,7 @@ class Watch(WatchLoop):
         super().__init__(settings, (key_range(prefix),), on_state, "tidegate-watch")
         self._prefix = prefix.encode()
         self._deliver = deliver
-        self._documents: dict[str, Document] = {}
+        self._documents: Edits[str, Document] = Edits(Documents())
         self._bounds = bounds
         self._budget = Budget(bounds)
         self._delivered: Snapshot | None = None
@@ -106,15 +106,18 @@ class Watch(WatchLoop):
                     previous=self._next - 1,
                     reason="etcd was restored from a backup or replaced; documents are read anew",
                 )
-        self._documents, self._budget = documents, budget
+        last = self._delivered
+        listed = Documents(documents)
+        if last is not None:
+            listed = sharing(listed, Documents.of(last.documents))
+        self._documents, self._budget = Edits(listed), budget
         self._history = history
         self._next = history.revision + 1
         self._list_at = time.monotonic() + self._settings.relist_interval
-        last = self._delivered
-        if last is None or history.revision < last.revision or documents != last.documents:
+        if last is None or history.revision < last.revision or listed != last.documents:
             if last is not None:
                 self._arrived = changed_keys.between(
-                    last.documents, documents, history.revision, time.time_ns()
+                    last.documents, listed, history.revision, time.time_ns()
                 )
             self._deliver_snapshot()
 
@@ -170,13 +173,14 @@ class Watch(WatchLoop):
             self._list_at = min(self._list_at, time.monotonic() + _UNTIL_LIST)
 
     def _deliver_snapshot(self) -> None:
-        documents = MappingProxyType(dict(self._documents))
+        documents = Documents.of(self._documents.frozen())
+        self._documents = Edits(documents)
         snapshot = Snapshot(self._next - 1, documents, self._arrived)
         self._deliver(snapshot)
         self._arrived = NO_WRITES
         self._delivered = snapshot  # only now: if that failed, the next list delivers it again
 
-    def _report_lost(self, listed: dict[str, Document]) -> None:
+    def _report_lost(self, listed: Mapping[str, Document]) -> None:
         """Log writes that the list shows and the streams should have brought."""
         lost = [
             key
