@@ -2,8 +2,8 @@
 """The files of the journal: `<state_dir>/journal/<number>.jsonl`, in the order of their numbers.
 
 A line counts once its end is there. What follows the last end is the line that a crash or a full
-disk cut short: readers leave it out, and the next writer cuts it off. Anything else that is not
-a line ends what can be read of its file, and is named.
+disk cut short: readers leave it out, and a writer that continues the file cuts it off. Anything
+else that is not a line ends what can be read of its file, and is named.
 
 The folder is for its owner alone, as documents may say more of a network than is for everyone.
 """
