@@ -37,7 +37,7 @@ static __always_inline bool take(struct bucket *bucket, u64 rate, u64 now)
 }
 
 /* The same from one that CPUs share. Each may find the last token, so as many can be taken too many as
- * there are CPUs, and no more. */
+ * there are CPUs; and as many again, once, where several find a bucket that lay for a second. */
 static __always_inline bool take_shared(struct bucket *bucket, u64 rate, u64 now)
 {
 	u64 token = rate ? SECOND / rate : SECOND + 1;

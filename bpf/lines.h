@@ -10,7 +10,7 @@
  *
  * An owner (fingerprint, backend, its incarnation) is one word, so that whatever two CPUs write into
  * one line, no packet follows the backend of another flow. The state beside it may for a moment be
- * that of an entry before: it says when the flow last spoke and whose it is, and never where it
+ * that of another entry in its place: it says when the flow last spoke and whose it is, and never where it
  * goes. */
 #pragma once
 

@@ -103,7 +103,7 @@ def journal() -> None:
         )
         made = time.perf_counter() - began
         base = len(line_format.encode(line_format.base_line(before, "")))
-        appender = Appender(Path(folder) / "line")
+        appender = Appender.create(Path(folder) / "line", b"")
         times = []
         for _ in range(50):
             began = time.perf_counter()

@@ -42,11 +42,15 @@ def _all(state_dir: Path) -> list[Line]:
     """Return every line of the journal; of its base lines the first."""
     folder = files.folder_of(state_dir)
     found: list[Line] = []
+    faults = 0
     for file in files.read_all(folder):
         if file.fault:
+            faults += 1
             print(f"tidegate: the rest of this file is left out: {file.fault}", file=sys.stderr)
         found += file.lines
     if not found:
+        if faults:
+            raise AgentError(f"nothing of the journal in {folder} can be read")
         raise AgentError(f"there is no journal in {folder}; did an agent with this state_dir run?")
     return found
 

@@ -17,12 +17,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
 
 from tidegate.event_log import Event
 from tidegate.telemetry.log_format import Logfmt, RepeatFilter
 
 QUEUE_BYTES: Final = 1 << 20
+_STDERR: Final = 2
 FLUSH_SECONDS: Final = 1.0
 """The end of the process waits for this long at the most for lines that are queued."""
 
@@ -160,10 +161,22 @@ class _QueuedText(io.TextIOBase):
 
 def set_up() -> None:
     """Write the log, and all of sys.stderr, to stderr through a queue until the process ends."""
-    fd = sys.stderr.fileno()
+    fd = _standard_error()
     handler = QueuedHandler(fd)
     handler.addFilter(RepeatFilter())
     handler.setFormatter(Logfmt())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     sys.stderr = _QueuedText(handler.writer, fd)
     atexit.register(handler.writer.close)
+
+
+def _standard_error() -> int:
+    """Return the descriptor of stderr; where it was closed, that of nothing.
+
+    Left free, its number would be the next map's or socket's, and the log would be written there.
+    """
+    given: TextIO | None = sys.stderr
+    if given is not None:
+        return given.fileno()
+    fd = os.open(os.devnull, os.O_WRONLY)
+    return fd if fd == _STDERR else os.dup2(fd, _STDERR)

@@ -2,6 +2,7 @@
 """Whatever a crash, a disk or a person has left of the journal, an agent starts and goes on."""
 
 import os
+import queue
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -12,6 +13,8 @@ from support.documents.roster import backend, web
 from tidegate.agent.config import AgentConfig, Encapsulation
 from tidegate.agent.history import History
 from tidegate.agent.journal import files, line_format
+from tidegate.agent.journal.limits import Limits
+from tidegate.agent.journal.writer import Writer
 from tidegate.agent.outcome import Applied
 from tidegate.model.generation import NOTHING, Generation
 from tidegate.planner import plan
@@ -124,3 +127,47 @@ def test_only_a_few_damaged_files_are_kept(tmp_path: Path) -> None:
         (folder / f"{number:08d}.jsonl").write_bytes(b"")
     start(tmp_path, NOTHING).close()
     assert len(list(folder.glob("*.unusable"))) == 4
+
+
+def test_folders_among_the_damaged_are_no_hindrance(tmp_path: Path) -> None:
+    """They are not emptied; the agent starts again and again, and goes on with its journal."""
+    folder = files.folder_of(tmp_path)
+    for _ in range(9):
+        history = start(tmp_path, NOTHING)
+        history.close()
+        assert history.problem == ""
+        newest = files.paths(folder)[-1]
+        assert files.read(newest).lines
+        newest.unlink()
+        (newest / "kept").mkdir(parents=True)
+    assert len(list(folder.glob("*/kept"))) == 9
+
+
+def test_a_line_that_cannot_be_made_ends_no_thread(tmp_path: Path) -> None:
+    """It is lost, `problem` says so, and what comes after it is written."""
+    said: queue.Queue[str] = queue.Queue()
+    limits = Limits(100, 1 << 24)
+    writer = Writer(files.folder_of(tmp_path), limits, NOTHING, lambda: said.put(writer.problem))
+    writer.start([])
+    writer.write(line_format.OrderLine("x", "freeze", object(), ""))  # type: ignore[arg-type]
+    assert "object" in said.get(timeout=20)
+    order = line_format.OrderLine("y", "thaw", "me", "")
+    writer.write(order)
+    assert said.get(timeout=20) == ""
+    writer.close()
+    file = files.read_usable(files.folder_of(tmp_path), 1 << 24)[-1]
+    assert file.lines[-1] == order
+
+
+@pytest.mark.parametrize("damage", ["garbage", "a link", "a folder", "a pipe"])
+def test_readers_leave_out_what_cannot_be_read(tmp_path: Path, damage: str) -> None:
+    """They name the file, and show all the others."""
+    folder = files.folder_of(tmp_path)
+    history = start(tmp_path, NOTHING)
+    apply(history, NOTHING, "b1")
+    history.close()
+    DAMAGES[damage](folder / "00000002.jsonl")
+    whole, damaged = files.read_all(folder)
+    assert whole.lines
+    assert not damaged.lines
+    assert "00000002.jsonl" in damaged.fault

@@ -2,8 +2,8 @@
 """The files of the journal: `<state_dir>/journal/<number>.jsonl`, in the order of their numbers.
 
 A line counts once its end is there. What follows the last end is the line that a crash or a full
-disk cut short: readers leave it out, and the next writer cuts it off. Anything else that is not
-a line ends what can be read of its file, and is named.
+disk cut short: readers leave it out, and a writer that continues the file cuts it off. Anything
+else that is not a line ends what can be read of its file, and is named.
 
 The folder is for its owner alone, as documents may say more of a network than is for everyone.
 """
@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -137,13 +138,13 @@ def _set_aside(path: Path, reason: str) -> None:
     aside = path.with_name(f"{path.name}{_ASIDE}")
     try:
         path.rename(aside)
-        older = sorted(path.parent.glob(f"*{_ASIDE}"))[:-_ASIDE_KEPT]
-        for each in older:
-            each.unlink()
     except OSError as error:
         log.warning("journal_left", reason=reason, failure=error.strerror)
         return
     log.warning("journal_set_aside", reason=reason, name=aside.name)
+    for each in sorted(path.parent.glob(f"*{_ASIDE}"))[:-_ASIDE_KEPT]:
+        with suppress(OSError):  # a folder is not ours to empty
+            each.unlink()
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -156,25 +157,31 @@ def _listed(folder: Path) -> list[Path]:
 def read_all(folder: Path) -> Iterator[File]:
     """Read every file, the oldest first. One that the agent drops meanwhile is left out.
 
+    One that cannot be read has no lines, and the reason.
+
     Raises:
-        AgentError: the folder or a file cannot be read.
+        AgentError: the folder cannot be read.
     """
     for path in _listed(folder):
-        if path.exists():
+        try:
             yield read(path)
+        except AgentError as error:
+            if path.exists() or path.is_symlink():
+                yield File(path, fault=str(error))
 
 
 class Appender:
     """Writes to one file, whole lines only."""
 
-    def __init__(self, path: Path, at: int = 0) -> None:
-        """Open it, and cut off what follows its first `at` bytes.
+    def __init__(self, path: Path, at: int = 0, flags: int = 0) -> None:
+        """Open it, and cut off what follows its first `at` bytes. No link is followed.
 
         Raises:
             OSError: it cannot be opened.
         """
         self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o600)
         self._at = at
         os.ftruncate(self._fd, at)
 
@@ -183,9 +190,9 @@ class Appender:
         """Make a new file with its first lines; if they cannot be written there is no file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, or something is there.
         """
-        made = cls(path)
+        made = cls(path, flags=os.O_CREAT | os.O_EXCL)
         try:
             made.append(first)
         except OSError:

@@ -111,7 +111,7 @@ class Writer:
             try:
                 self._file = files.Appender(there[-1].path, there[-1].size.bytes)
             except OSError as error:
-                self._fail(error)
+                self._fail(error.strerror or error)
         self._thread.start()
 
     def write(self, item: Item) -> None:
@@ -140,7 +140,10 @@ class Writer:
             try:
                 self._write([item for item in batch if item is not None])
             except OSError as error:
-                self._fail(error)
+                self._fail(error.strerror or error)
+            except Exception as error:  # a line that cannot be made is not worth this thread
+                log.exception("journal_failed")
+                self._fail(f"{type(error).__name__}: {error}")
             else:
                 self._set_problem("")
 
@@ -233,9 +236,9 @@ class Writer:
             self._file.close()
             self._file = None
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, reason: object) -> None:
         self._close_file()
-        self._set_problem(f"the journal is not written: {self._folder}: {error.strerror or error}")
+        self._set_problem(f"the journal is not written: {self._folder}: {reason}")
 
     def _set_problem(self, problem: str) -> None:
         if problem != self.problem:
@@ -273,4 +276,7 @@ def _lock_folder(folder: Path) -> int:
         raise AgentError(
             f"state_dir: another agent writes the journal in {folder}; choose another folder"
         ) from error
+    except OSError as error:
+        os.close(fd)
+        raise AgentError(f"state_dir: {folder} cannot be locked: {error.strerror}") from error
     return fd

@@ -9,6 +9,7 @@ Only the socket's owner may connect (mode 0600), and the kernel says who did.
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,14 +39,17 @@ class ControlSocket:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             _make_room(path)
             listening = _listen(path, limits.clients)
+            self._inode = path.lstat().st_ino
         except OSError as error:
             raise AgentError(f"control_socket {path}: {error.strerror or error}") from error
         self._server = HttpServer(listening, routes, limits, name="control-socket")
 
     def close(self) -> None:
-        """Stop listening and remove the file; clients that are connected are cut off."""
+        """Stop listening and remove the file, if it is still ours; clients are cut off."""
         self._server.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left there stops no start
+            if self._path.lstat().st_ino == self._inode:
+                self._path.unlink()
 
 
 def _make_room(path: Path) -> None:

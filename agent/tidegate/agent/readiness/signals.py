@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows readiness outside the agent: a file that is there while it is ready, systemd, the log."""
+"""Shows readiness outside the agent: a file that is there while it is ready, systemd, the log.
+
+The file is made anew under a name beside it and then renamed, so whatever stands at its path (a
+link, a pipe, a file of somebody else's) is replaced, and neither followed nor written to.
+"""
 
 import logging
 import os
@@ -47,10 +51,26 @@ class ReadySignals:
             if unready:
                 self._file.unlink(missing_ok=True)
             else:
-                fresh = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-                fresh.write_text(f"generation {generation}\n")
-                fresh.rename(self._file)
+                _replace(self._file, f"generation {generation}\n")
             self.problem = ""
         except OSError as error:
             self.problem = f"ready_file {self._file}: {error.strerror}"
             log.warning("ready_file", reason=self.problem)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a new file at a path; leave nothing beside it if that fails.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    fresh = path.with_name(f".{path.name}.fresh")
+    fresh.unlink(missing_ok=True)  # of an agent that was killed meanwhile
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(fd, "w") as opened:
+            opened.write(text)
+        fresh.rename(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise

@@ -47,7 +47,8 @@ class EtcdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         PositiveSeconds, Meta(description="Silence after which a watch asks for a sign of life.")
     ] = 2.0
     silence_limit: Annotated[
-        PositiveSeconds, Meta(description="Silence after which a watch is given up and reopened.")
+        PositiveSeconds,
+        Meta(description="Silence after which a watch is given up; a list follows."),
     ] = 6.0
     stale_after: Annotated[
         PositiveSeconds, Meta(description="Time without contact after which state is `stale`.")
