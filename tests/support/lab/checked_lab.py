@@ -49,9 +49,11 @@ class CheckedLab(NamedTuple):
     def verdicts(self) -> dict[str, Any]:
         """Return every host's verdict by `host/pool/backend`."""
         found = json.loads(self.lab.etcdctl("get", "--prefix", VERDICTS, "-w", "json"))
+        values = {_text(each["key"]): _text(each["value"]) for each in found.get("kvs", ())}
         return {
-            _text(each["key"]).removeprefix(VERDICTS): json.loads(_text(each["value"]))
-            for each in found.get("kvs", ())
+            key.removeprefix(VERDICTS): json.loads(value)
+            for key, value in values.items()
+            if not key.endswith("/@confirmed")
         }
 
     def wait_for_verdicts(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def of_health(turn: LastTurn, began: int) -> list[Family]:
     checked = (name for name, placed in generation.pools.items() if placed.pool.health is not None)
     last_resort = (name for name, placed in generation.vips.items() if placed.vip.sorry_pool)
     sorry = turn.document.on_sorry_pool
+    panics = {name: int(name in health.panics) for name in checked}
+    replaced = {name: int(name in sorry) for name in last_resort}
     return [
         _one(health_names.BLIND, int(health.blind)),
         _one(health_names.BROKEN_CHECKER, int(health.broken_checker)),
@@ -121,16 +123,8 @@ def of_health(turn: LastTurn, began: int) -> list[Family]:
         _one(health_names.UNCONFIRMED, len(health.unconfirmed)),
         _one(health_names.UNREADABLE, health.unreadable),
         _one(health_names.OVERWRITTEN, health.overwritten, began),
-        _by(
-            health_names.PANIC,
-            attributes.POOL,
-            {name: int(name in health.panics) for name in checked},
-        ),
-        _by(
-            health_names.ON_SORRY_POOL,
-            attributes.VIP,
-            {name: int(name in sorry) for name in last_resort},
-        ),
+        _by(health_names.PANIC, attributes.POOL, panics),
+        _by(health_names.ON_SORRY_POOL, attributes.VIP, replaced),
     ]
 
 
