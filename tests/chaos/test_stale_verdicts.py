@@ -203,7 +203,7 @@ def test_an_own_verdict_of_somebody_else_is_put_right(checked_lab: CheckedLab, h
 def test_unreadable_verdicts_are_named(checked_lab: CheckedLab) -> None:
     """By their keys in every host's status, which stays synced; those of others count."""
     lab = checked_lab.lab
-    keys = {"lb9/web/b2": "{", "lb9/web/b3": '{"state": "dead"}', "lb9/@confirmed": "[]"}
+    keys = {"lb9/web/b2": "{", "lb9/web/b3": '{"code": 5}', "lb9/@confirmed": "[]"}
     try:
         for key, value in keys.items():
             lab.etcdctl("put", f"{VERDICTS}{key}", value)
