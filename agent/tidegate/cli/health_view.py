@@ -114,7 +114,7 @@ class Report:
 
 
 def is_unwell(host: HostSummary) -> bool:
-    """Say whether a host is not ready, does not act on its checks, or does not come to make them."""
+    """Say whether a host is not ready, or does not make its checks or act on them."""
     health = host.health
     return not host.ready or health.broken_checker or bool(health.panics or health.late)
 
