@@ -122,7 +122,7 @@ class Trials:
     def _judged(self) -> dict[BackendKey, object]:
         self.mailbox.collect()
         in_force = self.publisher.in_force
-        assert self.health.judge(in_force, int(time.time()), woken=True, is_alone=False)
+        assert self.health.judge(in_force, woken=True, is_alone=False)
         assert self.health.fitness is not None
         return dict(self.health.fitness)
 

@@ -194,8 +194,9 @@ class Agent:
         """Judge health if there is anything new to judge; return whether it asks for a change."""
         health, in_force = self._parts.health, self._parts.changes.in_force
         is_alone = self._parts.follower.state.phase in ("stale", "fatal")
-        now = int(time.time())
-        if not health.judge(in_force, now, woken=woken, is_alone=is_alone):
+        is_judged = health.judge(in_force, woken=woken, is_alone=is_alone)
+        self._parts.status.compare(health.own_keys)
+        if not is_judged:
             return False
         is_new = self._parts.changes.flag_unhealthy(health.fitness)
         self._parts.status.submit_verdicts(health.verdicts())

@@ -33,6 +33,7 @@ from tidegate.dataplane.plane import DataPlane
 from tidegate.keyspace import paths
 from tidegate.keyspace.etcd.shared_seed import SharedSeed
 from tidegate.keyspace.follower import Follower
+from tidegate.keyspace.status.verdicts import confirmation_key
 from tidegate.keyspace.status.writer import StatusWriter
 from tidegate.keyspace.steering import Accepted, LocalHost
 from tidegate.model.generation import Generation
@@ -151,6 +152,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         telemetry.pipeline.metrics,
     )
     key = paths.status_key(config.etcd.root, config.fleet, config.host)
+    own_verdicts = paths.verdict_prefix(config.etcd.root, config.fleet, config.host)
     now = time.monotonic()
     return Parts(
         link_watch=link_watch,
@@ -168,6 +170,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
             lambda _reason: mailbox.wake(WakeReason.ETCD),
             traces.pending.acknowledged,
             hang=pulse.hang,
+            confirmation=f"{own_verdicts}{confirmation_key()}",
         ),
         traffic=TrafficSampler(plane.packet_outcomes),
         metrics=metrics,

@@ -40,6 +40,7 @@ class Facts:
         needed: families of outer packets that backends in force need.
         instance: of the host's data plane.
         unwritten: why etcd does not take the status until a person acts; empty if it does.
+        unreadable: verdicts of others that cannot be read; they do not make this host degraded.
     """
 
     config: AgentConfig
@@ -62,12 +63,13 @@ class Facts:
     instance: str = ""
     unwritten: str = ""
     warnings: tuple[str, ...] = ()
+    unreadable: Sequence[Rejection] = ()
 
 
 def describe(facts: Facts) -> StatusDocument:
     """Return the status document of these facts."""
     generation = facts.generation
-    listed, left_out = refusals((*facts.damages, *facts.outcome.rejections))
+    listed, left_out = refusals((*facts.damages, *facts.outcome.rejections, *facts.unreadable))
     state, reason = _state(facts)
     track, release = _followed(facts)
     return StatusDocument(
@@ -157,6 +159,8 @@ def _disbelieved(health: HealthStatus) -> str:
         return "This host finds dead what the other hosts reach: its own path is broken."
     if health.broken_checker:
         return "All checked backends failed at once: the checks are not believed."
+    if health.late:
+        return f"The checks of {health.late} backends are late: they have no finding here."
     return ""
 
 

@@ -3,6 +3,8 @@
 
 import time
 
+from msgspec import structs
+
 from tidegate.agent.beside import Beside
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.parts import Parts
@@ -46,6 +48,7 @@ class Reporter:
             *parts.telemetry.problems,
             self._signals.problem,
             self._seed_problem(),
+            parts.status.own_keys.problem,
         )
         changes, plane = parts.changes, parts.plane
         facts = Facts(
@@ -64,11 +67,14 @@ class Reporter:
             repairs=parts.auditor.repairs,
             started=self._started,
             applied=changes.applied_at,
-            health=parts.health.status(),
+            health=structs.replace(
+                parts.health.status(), overwritten=parts.status.own_keys.overwritten
+            ),
             unready=reason,
             instance=self._instance,
             unwritten=parts.status.problem,
             warnings=tuple(filter(None, problems)),
+            unreadable=parts.health.rejections,
         )
         document = describe(facts)
         parts.routes.status = document

@@ -62,7 +62,18 @@ def _host(host: HostSummary, *, is_blind: bool, only_bad: bool) -> Iterator[str]
         notes.append(f"panic, keeps all of {', '.join(host.health.panics)}")
     if host.health.waiting:
         notes.append(f"{host.health.waiting} unhealthy wait for the limit per minute")
+    notes += _doubts(host)
     yield f"host {host.host}: {'; '.join(notes)}"
+
+
+def _doubts(host: HostSummary) -> Iterator[str]:
+    """Say whose verdicts are in doubt."""
+    if host.health.late:
+        yield f"its checks of {host.health.late} are late, and it has no finding on them"
+    if host.health.unconfirmed:
+        yield f"misses the word of {', '.join(host.health.unconfirmed)} that their verdicts hold"
+    if host.health.overwritten:
+        yield f"{host.health.overwritten} of its verdicts were overwritten by others, and put right"
 
 
 def age(since: str, now: int) -> str:

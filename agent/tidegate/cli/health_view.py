@@ -70,6 +70,9 @@ class ChecksSummary(Struct, frozen=True, kw_only=True):
     broken_checker: bool = False
     panics: tuple[str, ...] = ()
     waiting: int = 0
+    late: int = 0
+    unconfirmed: tuple[str, ...] = ()
+    overwritten: int = 0
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
@@ -111,8 +114,9 @@ class Report:
 
 
 def is_unwell(host: HostSummary) -> bool:
-    """Say whether a host is not ready, or does not act on its checks."""
-    return not host.ready or host.health.broken_checker or bool(host.health.panics)
+    """Say whether a host is not ready, or does not make its checks or act on them."""
+    health = host.health
+    return not host.ready or health.broken_checker or bool(health.panics or health.late)
 
 
 def release_of(statuses: Snapshot) -> str:

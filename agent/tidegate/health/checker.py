@@ -2,17 +2,20 @@
 """Keeps what this host thinks of each backend, while generations come and go.
 
 It joins the three parts: what a generation wants probed, the engine that probes it, and the
-standings that follow from the results. It reports changes of state, not probes.
+standings that follow from the results. It reports changes of state, not probes. Its clock is never
+stepped, so that no state lasts longer or shorter when the wall clock is; whoever writes a verdict
+says its times in those of the wall clock.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 from tidegate.event_log import EventLog
 from tidegate.health.engine import Engine
+from tidegate.health.freshness import Freshness, limit
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
@@ -38,7 +41,7 @@ class Checker:
         changed: is called when the state or the code of any backend changes, on the engine's
             thread; it should only wake another thread.
         allow_exec: whether checks may run programs.
-        clock: wall clock, s.
+        clock: one that is never stepped, s.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Checker:
         changed: Callable[[], None],
         *,
         allow_exec: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changed = changed
         self._allow_exec = allow_exec
@@ -55,6 +58,9 @@ class Checker:
         self._rules: Mapping[BackendKey, Rules] = {}
         self._standings: dict[BackendKey, Standing] = {}
         self._identities: dict[BackendKey, Identity] = {}
+        self._freshness = Freshness()
+        self._late: dict[BackendKey, tuple[Standing, Standing]] = {}
+        """What they were when they became late, and what counts meanwhile."""
         self._passed = self._failed = 0
         self._tally = Tally()
         self.engine: Engine[BackendKey] = Engine(self._take)
@@ -87,16 +93,30 @@ class Checker:
                 for key, reason in plan.unprobed.items()
             }
             self._rules = plan.rules
-            self._tally.keep({key.pool for key in plan.targets})
+            pools = {key.pool for key in plan.targets}
+            self._freshness.follow(_limits(generation, pools), plan.targets.keys(), now)
+            self._tally.keep(pools)
             differs = before != self._standings
         self.engine.probe(plan.targets)
         if differs:
             self._changed()
 
     def standings(self) -> Mapping[BackendKey, Standing]:
-        """Return what this host's checks find now."""
+        """Return what this host's checks find now; of one whose checks are late, that they are."""
         with self._lock:
-            return dict(self._standings)
+            late = {key: each for key, (_, each) in self._late.items() if key in self._standings}
+            return {**self._standings, **late}
+
+    def late(self) -> Collection[BackendKey]:
+        """Look whose checks are late, and return them; from now on they have no finding."""
+        with self._lock:
+            before, self._late = self._late, {}
+            for key, limit in self._freshness.late(self._clock()).items():
+                was = self._standings[key]
+                known = before.get(key)
+                is_same = known is not None and known[0] is was
+                self._late[key] = known if known and is_same else (was, _late(was, limit))
+            return self._late.keys()
 
     def tallies(self) -> Mapping[str, PoolTally]:
         """Return the number of probes by pool, as of now."""
@@ -114,7 +134,9 @@ class Checker:
             before, rules = self._standings.get(key), self._rules.get(key)
             if before is None or rules is None:
                 return  # its generation has gone meanwhile
-            now = after(before, result, rules, self._clock())
+            moment = self._clock()
+            now = after(before, result, rules, moment)
+            self._freshness.heard(key, moment)
             if now is not before:
                 self._standings[key] = now
             self._tally.add(key.pool, result)
@@ -133,6 +155,17 @@ class Checker:
                     reason=now.reason,
                 )
             self._changed()
+
+
+def _limits(generation: Generation, pools: Collection[str]) -> dict[str, float]:
+    """Return when checks of these pools are late, s."""
+    checks = {name: generation.pools[name].pool.health for name in pools}
+    return {name: limit(h.check) for name, h in checks.items() if h is not None and h.check}
+
+
+def _late(was: Standing, allowed: float) -> Standing:
+    reason = f"No check has ended for {allowed:.0f} s; it was {was.state} before that."
+    return replace(was, state="initial", code="late", reason=reason)
 
 
 def _kept(before: Standing | None, fresh: Standing) -> Standing:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much health checks alone may do to a pool: never make it worse than it is.
 
-Pure functions of what the fleet thinks and of the wall clock, so that all hosts take out the same
-backends. Three rules, for each pool:
+Pure functions of what the fleet thinks. All times are of one clock that cannot be stepped, so no
+wall clock, of this host or of another, decides anything here. Three rules, for each pool:
 
 * **Panic.** If fewer than a set share of the backends are healthy, all are kept: either the checks
   are wrong, or the few that are left would fall under the load of all. Where that share is 0, all
   may be out if a sorry pool serves in their place, and else not the last ones.
 * **Velocity.** Health alone takes out at most a set number within a minute. Backends that failed
-  earlier go first, the others in turn, a minute after the one whose place they take. All of that
-  follows from the times in the verdicts, with no memory.
+  earlier go first, the others in turn, a minute after the one whose place they take. It limits who
+  goes and brings nobody back: who is out and still found dead stays out, whatever the dates.
 * **Broken checker.** If all of a fleet's backends failed within one interval of their checks, it is
   not believed: nothing is taken out until a person looks, or one of them passes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,12 +45,12 @@ class Ejection:
 
     Attributes:
         out: backends that are to be taken out now.
-        waiting: backends that are to follow, with the wall-clock second of each.
+        waiting: backends that are to follow, with the second of each.
         panic: whether unhealthy backends are kept because too few are healthy.
     """
 
     out: frozenset[BackendKey]
-    waiting: Mapping[BackendKey, int]
+    waiting: Mapping[BackendKey, float]
     panic: bool
 
 
@@ -58,7 +58,8 @@ def eject(
     members: Collection[BackendKey],
     health: Mapping[BackendKey, Effective],
     limits: Limits,
-    now: int,
+    now: float,
+    gone: Container[BackendKey] = frozenset(),
 ) -> Ejection:
     """Return which backends of a pool health takes out.
 
@@ -66,7 +67,8 @@ def eject(
         members: backends of the pool that would serve if they were healthy.
         health: what the fleet thinks; a backend that is not in it counts as healthy.
         limits: of the pool.
-        now: wall clock, s.
+        now: the clock of `health`, s.
+        gone: backends that are out already.
     """
     failed = sorted(
         (found.since, key)
@@ -77,12 +79,12 @@ def eject(
     is_emptied = healthy == 0 and not limits.may_empty
     if failed and (is_emptied or 100 * healthy < limits.panic_percent * len(members)):
         return Ejection(frozenset(), {}, panic=True)
-    moments: list[int] = []
-    for place, (since, _) in enumerate(failed):
+    moments: list[float] = []
+    for place, (since, key) in enumerate(failed):
         earliest = since
         if place >= limits.most_per_minute:
             earliest = max(since, moments[place - limits.most_per_minute] + _MINUTE)
-        moments.append(earliest)
+        moments.append(min(earliest, now) if key in gone else earliest)
     planned = {key: moment for (_, key), moment in zip(failed, moments, strict=True)}
     return Ejection(
         frozenset(key for key, moment in planned.items() if moment <= now),
@@ -91,16 +93,13 @@ def eject(
     )
 
 
-def is_checker_broken(health: Mapping[BackendKey, Effective], interval: float) -> bool:
+def is_checker_broken(failed: Iterable[float | None], interval: float) -> bool:
     """Return whether all backends, two or more, failed so close together that the checks did it.
 
     Args:
-        health: what the fleet thinks of all backends that are checked.
+        failed: of each backend that is checked, when it failed, s; None if it has not.
         interval: the longest interval of their checks, s.
     """
-    times = [found.since for found in health.values()]
-    return (
-        len(times) > 1
-        and all(found.state == "unhealthy" for found in health.values())
-        and max(times) - min(times) <= interval
-    )
+    times = list(failed)
+    moments = [moment for moment in times if moment is not None]
+    return len(times) == len(moments) > 1 and max(moments) - min(moments) <= interval

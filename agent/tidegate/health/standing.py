@@ -38,7 +38,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What this host thinks of a backend. Times are wall-clock seconds.
+    """What this host thinks of a backend. Times are seconds of a clock that is never stepped.
 
     Attributes:
         since: when the state began.

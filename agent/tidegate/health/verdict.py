@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Final, Literal
 
 from tidegate.model.health import Vote, Votes
@@ -34,13 +35,13 @@ class Effective:
     """What the fleet thinks of a backend.
 
     Attributes:
-        since: wall-clock second at which the majority was reached.
+        since: second at which the majority was reached, of the clock of the votes.
         healthy, unhealthy: votes that count.
         has_recovered: whether most of those who find it healthy have seen it unhealthy before.
     """
 
     state: Literal["healthy", "unhealthy"]
-    since: int
+    since: float
     healthy: int
     unhealthy: int
     has_recovered: bool = False
@@ -62,10 +63,10 @@ class Opinion:
 def opinion(votes: Votes) -> Opinion:
     """Return the fleet's opinion, the same on every host that has the same votes."""
     cast = _by_backend(votes)
-    blind = frozenset(host for host, mine in votes.items() if _is_blind(mine, cast))
+    blind = frozenset(host for host, mine in votes.items() if is_blind(mine, _dead(mine), cast))
     if blind:
         cast = _by_backend({host: mine for host, mine in votes.items() if host not in blind})
-    return Opinion({key: _effective(tuple(each)) for key, each in cast.items()}, blind)
+    return Opinion({key: effective(tuple(each.values())) for key, each in cast.items()}, blind)
 
 
 def can_be_spared(host: str, votes: Votes, blind: Collection[str]) -> bool:
@@ -87,16 +88,20 @@ def can_be_spared(host: str, votes: Votes, blind: Collection[str]) -> bool:
     return 2 * sum(name not in blind for name in peers) > len(peers)
 
 
-def _by_backend(votes: Votes) -> dict[BackendKey, list[Vote]]:
-    found: defaultdict[BackendKey, list[Vote]] = defaultdict(list)
-    for cast in votes.values():
+def _by_backend(votes: Votes) -> dict[BackendKey, dict[str, Vote]]:
+    found: defaultdict[BackendKey, dict[str, Vote]] = defaultdict(dict)
+    for host, cast in votes.items():
         for key, vote in cast.items():
-            found[key].append(vote)
+            found[key][host] = vote
     return found
 
 
+def _dead(mine: Mapping[BackendKey, Vote]) -> list[BackendKey]:
+    return [key for key, vote in mine.items() if not vote.is_healthy]
+
+
 @lru_cache(_REMEMBERED)
-def _effective(cast: tuple[Vote, ...]) -> Effective:
+def effective(cast: tuple[Vote, ...]) -> Effective:
     """Return the outcome of votes; cached, as most of thousands of backends have the same votes."""
     dead = [vote.since for vote in cast if not vote.is_healthy]
     alive = [vote.since for vote in cast if vote.is_healthy]
@@ -109,32 +114,38 @@ def _effective(cast: tuple[Vote, ...]) -> Effective:
     return Effective("healthy", since, len(alive), len(dead), has_recovered)
 
 
-def _reached(times: Iterable[int], needed: int) -> int:
+def _reached(times: Iterable[float], needed: int) -> float:
     """Return the second at which there were enough of these votes."""
     return sorted(times)[needed - 1]
 
 
-def _is_blind(mine: Mapping[BackendKey, Vote], cast: Mapping[BackendKey, list[Vote]]) -> bool:
+def is_blind(
+    mine: Mapping[BackendKey, Vote],
+    dead: Collection[BackendKey],
+    cast: Mapping[BackendKey, Mapping[str, Vote]],
+) -> bool:
     """Return whether a host finds many backends dead that the others find alive.
 
     Args:
         mine: its votes.
-        cast: all votes on each backend; its own among them.
+        dead: the backends that it finds dead.
+        cast: all votes on each backend by host; its own among them.
     """
-    if all(vote.is_healthy for vote in mine.values()):
+    differing = sum(_others_find_alive(cast[key], mine[key]) for key in dead)
+    if not differing:
         return False
-    shared = differing = 0
-    for key, vote in mine.items():
-        alive, others = _alive(tuple(cast[key]))
-        others -= 1
-        alive -= vote.is_healthy
-        if others and 2 * alive >= others:
-            shared += 1
-            differing += not vote.is_healthy
-    if not 0 < shared <= 2 * differing:
-        return False
-    known = sum(len(each) > (key in mine) for key, each in cast.items())
-    return differing >= min(_BLIND_LEAST, known)
+    if differing < _BLIND_LEAST:
+        known = (key for key, each in cast.items() if len(each) > (key in mine))
+        if differing < len([*islice(known, _BLIND_LEAST)]):
+            return False
+    shared = (key for key, vote in mine.items() if _others_find_alive(cast[key], vote))
+    return len([*islice(shared, 2 * differing + 1)]) <= 2 * differing
+
+
+def _others_find_alive(cast: Mapping[str, Vote], mine: Vote) -> bool:
+    alive, others = _alive(tuple(cast.values()))
+    others -= 1
+    return others > 0 and 2 * (alive - mine.is_healthy) >= others
 
 
 @lru_cache(_REMEMBERED)

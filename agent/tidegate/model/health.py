@@ -11,12 +11,13 @@ class Vote(NamedTuple):
     """One host's decided verdict on one backend.
 
     Attributes:
-        since: wall-clock second of the verdict.
+        since: second of the verdict. As it was written: of its writer's wall clock. Once it was
+            dated by its receiver: of the receiver's monotonic clock, and it is judged by that.
         has_recovered: whether the host has seen it unhealthy before.
     """
 
     is_healthy: bool
-    since: int
+    since: float
     has_recovered: bool = False
 
 

@@ -18,6 +18,7 @@ Health = Literal["healthy", "unhealthy", "initial", "draining", "unused"]
 HealthCode = Literal[
     "passed",
     "checking",
+    "late",
     "timeout",
     "refused",
     "reset",
@@ -157,8 +158,9 @@ class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Meta(
             description=(
                 "Why, for programs. passed: checks succeed. checking: the first checks are under "
-                "way. timeout: no answer in time. refused, reset: the connection was. unreachable: "
-                "no way there. mismatch: another answer than expected. certificate: not accepted. "
+                "way. late: none has ended for too long. timeout: no answer in time. refused, "
+                "reset: the connection was. unreachable: no way there. "
+                "mismatch: another answer than expected. certificate: not accepted. "
                 "error: another failure. held-down: checks succeed, after too many changes. "
                 "draining: by its document. not-used: no VIP uses its pool. no-check: its pool has "
                 "no check. external: a control system says so."

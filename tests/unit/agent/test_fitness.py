@@ -4,7 +4,8 @@
 from typing import Any
 
 from support.documents.roster import backend, web
-from tidegate.agent.health.fitness import Judgement, judge
+from tidegate.agent.health.fitness import Judgement, Moment
+from tidegate.agent.health.fitness import judge as judge_at
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Effective, Opinion
 from tidegate.model.checks import Check, Health, HealthMode
@@ -42,6 +43,13 @@ def own(signs: str) -> dict[BackendKey, Standing]:
         )
         for place, sign in enumerate(signs)
     }
+
+
+def judge(
+    generation: Generation, standings: dict[BackendKey, Standing], opinion: Opinion, now: float
+) -> Judgement:
+    """Judge at a moment of a wall clock that is equal to the monotonic one."""
+    return judge_at(generation, standings, opinion, Moment(now))
 
 
 NOBODY = Opinion({}, frozenset())

@@ -22,6 +22,7 @@ from tidegate.telemetry.metrics.endpoint import Place, PrometheusSettings, place
 from tidegate.telemetry.metrics.exposition import rendered
 from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series, Spread
 from tidegate.telemetry.metrics.recorder import Recorder
+from tidegate.telemetry.names import health_metrics as health_names
 from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 
@@ -118,7 +119,7 @@ def test_names_are_written_once_and_values_each_time() -> None:
 def test_a_histogram_has_running_counts() -> None:
     """Each class has all below it too, as Prometheus wants it; sum and count are of all."""
     series = Series((attributes.POOL,), [("web",)])
-    spread = Spread(names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])
+    spread = Spread(health_names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])
     found = samples(rendered([spread]))
     name, pool = "tidegate_health_probe_duration_seconds", ("tidegate_pool", "web")
     assert found == {
@@ -174,7 +175,7 @@ def test_only_what_never_counted_is_left_out_of_an_export() -> None:
 def test_a_histogram_is_exported_with_its_classes() -> None:
     """Each class has its own count; what is not known of it is left out."""
     series = Series((attributes.POOL,), [("web",)], began=5)
-    [part] = exported([Spread(names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])])
+    [part] = exported([Spread(health_names.PROBE_DURATION, series, (0.5, 1), [(3, 0, 2)], [4.25])])
     [metric] = part.resource_metrics[0].scope_metrics[0].metrics
     assert isinstance(metric.data, Histogram)
     [point] = metric.data.data_points

@@ -92,7 +92,7 @@ def test_all_hosts_come_to_the_same(hosts: list[str], shuffle: random.Random) ->
     assert opinion({host: dict(theirs) for host, theirs in items}) == opinion(cast)
 
 
-def dead(*places: int, since: int = 100, step: int = 0) -> dict[BackendKey, Effective]:
+def dead(*places: int, since: float = 100, step: int = 0) -> dict[BackendKey, Effective]:
     return {
         B[place]: Effective("unhealthy", since + step * number, 0, 1)
         for number, place in enumerate(places)
@@ -152,20 +152,27 @@ def test_no_minute_sees_more_than_the_limit(
 
 
 @pytest.mark.parametrize(
-    ("health", "broken"),
+    ("failed", "broken"),
     [
-        (dead(0, 1, 2, step=1), True),
-        (dead(0, 1, 2, step=5), False),
-        (dead(0, 1) | {B[2]: Effective("healthy", 50, 1, 0)}, False),
-        (dead(0), False),
-        ({}, False),
+        ((100, 101, 102), True),
+        ((100, 105, 110), False),
+        ((100, 100, None), False),
+        ((100,), False),
+        ((), False),
     ],
 )
 def test_a_broken_checker_is_not_believed(
-    health: dict[BackendKey, Effective], *, broken: bool
+    failed: tuple[float | None, ...], *, broken: bool
 ) -> None:
     """All of two or more backends failing within one interval says more of the checks."""
-    assert is_checker_broken(health, 3.0) == broken
+    assert is_checker_broken(failed, 3.0) == broken
+
+
+def test_who_is_out_is_not_brought_back_by_dates() -> None:
+    """Whatever the times of its verdicts say, a dead backend that is out stays out."""
+    for since in (-1e9, 100, 103, 1e9):
+        found = eject(B[:4], dead(0, since=since), Limits(), 104, gone={B[0]})
+        assert found.out == {B[0]}, since
 
 
 def spared(*hosts: str) -> str:

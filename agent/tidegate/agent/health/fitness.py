@@ -10,10 +10,14 @@ verdicts expired with their leases while etcd was away.
 A backend whose key was deleted is checked for as long as it drains, and taken out like others. It
 is no member that a panic or a broken checker would need: one that is out comes back only when it is
 found healthy, also where nobody checks any more, since its pool or its check has gone.
+
+All times are of this host's monotonic clock, those of votes that others cast too (`ballots`); only
+where a slow start is counted from is told in wall-clock time, which the planner knows. A slow start
+is for who was out: verdicts that are read anew begin none for a backend that is in service.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -26,6 +30,8 @@ from tidegate.model.values import BackendKey, Fitness, Pool
 _SPREAD: Final = 2.0
 """Intervals within which all hosts see one failure: each has a phase of its own, and jitter."""
 
+_OUT: Final = Fitness(is_out=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -36,16 +42,36 @@ class Judgement:
         panics: pools that keep unhealthy backends since too few are healthy.
         is_checker_broken: everything failed at once, which is not believed.
         waiting: unhealthy backends that the limit per minute still keeps in.
-        next_moment: wall-clock second at which time alone changes it, or None.
+        next_moment: monotonic second at which time alone changes it, or None.
         found: the opinion that counts for each backend that has one.
+        joined: monotonic second from which each that had been out is back.
     """
 
     fitness: Mapping[BackendKey, Fitness]
     panics: tuple[str, ...] = ()
     is_checker_broken: bool = False
     waiting: int = 0
-    next_moment: int | None = None
+    next_moment: float | None = None
     found: Mapping[BackendKey, Effective] = field(default_factory=dict, compare=False)
+    joined: Mapping[BackendKey, float] = field(default_factory=dict, compare=False)
+
+
+NOTHING_JUDGED: Final = Judgement({})
+
+
+class Moment(NamedTuple):
+    """When it is judged, and in which light.
+
+    Attributes:
+        now: monotonic clock, s.
+        ahead: seconds by which the wall clock is ahead of that.
+        is_unsure: contact to etcd was lost, and not all verdicts have been read anew. What is out
+            and this host itself finds dead then stays out, whatever is read.
+    """
+
+    now: float
+    ahead: float = 0.0
+    is_unsure: bool = False
 
 
 class Evidence(NamedTuple):
@@ -77,7 +103,8 @@ def judge(
     generation: Generation,
     own: Mapping[BackendKey, Standing],
     fleet: Opinion | None,
-    now: int,
+    moment: Moment,
+    before: Judgement = NOTHING_JUDGED,
 ) -> Judgement:
     """Return what health makes of the backends of a generation.
 
@@ -85,7 +112,8 @@ def judge(
         generation: pools and backends.
         own: what this host thinks.
         fleet: what the fleet thinks; None if that is not known, so each pool goes by `own`.
-        now: wall clock, s.
+        moment: when.
+        before: the last judgement.
     """
     by_pool: defaultdict[str, list[BackendKey]] = defaultdict(list)
     for key in generation.backends:
@@ -103,11 +131,19 @@ def judge(
         found |= {key: source[key] for key in by_pool[name] if key in source}
         if health.check is not None:
             interval = max(interval, health.check.interval)
-    probed = {key: e for key, e in found.items() if key in own}
+    gone = _gone(generation, before)
+    joined = _joined(found, before, gone, {key for name in checked for key in by_pool[name]})
+    fit = {
+        key: Fitness(is_out=False, joins_at=round(at + moment.ahead)) for key, at in joined.items()
+    }
     left = _left(generation, found)
-    if is_checker_broken(probed, _SPREAD * interval):
-        return Judgement(_fit(found) | left, is_checker_broken=True, found=found)
-    judgement = _limited(generation, checked, by_pool, found, now)
+    if is_checker_broken(_failures(found, own), _SPREAD * interval):
+        return Judgement(fit | left, is_checker_broken=True, found=found, joined=joined)
+    judgement = _limited(generation, checked, by_pool, found, moment.now, gone)
+    fitness = {**fit, **judgement.fitness}
+    if moment.is_unsure:
+        kept = {n for n in by_pool if n not in judgement.panics}
+        fitness |= {key: _OUT for key in gone if key.pool in kept and _is_dead(own.get(key))}
     undecided = {
         key: generation.backends[key].fitness
         for name, pool in checked.items()
@@ -117,7 +153,52 @@ def judge(
         and not _is_unused(own.get(key))
         and generation.backends[key].fitness.is_out
     }
-    return replace(judgement, fitness={**undecided, **judgement.fitness, **left}, found=found)
+    fitness = {**undecided, **fitness, **left}
+    return replace(judgement, fitness=fitness, found=found, joined=joined)
+
+
+def _gone(generation: Generation, before: Judgement) -> set[BackendKey]:
+    """Return those that are out, in the generation in force or by the last judgement."""
+    gone = {key for key, placed in generation.backends.items() if placed.fitness.is_out}
+    return gone | {key for key, fit in before.fitness.items() if fit.is_out}
+
+
+def _joined(
+    found: Mapping[BackendKey, Effective],
+    before: Judgement,
+    gone: Container[BackendKey],
+    checked: Container[BackendKey],
+) -> dict[BackendKey, float]:
+    """Return when those that were out came back; who is in service keeps what it has."""
+    joined = {
+        key: moment for key, moment in before.joined.items() if key in checked and key not in gone
+    }
+    for key, effective in found.items():
+        if effective.state == "healthy" and effective.has_recovered:
+            joined.setdefault(key, effective.since)
+    return joined
+
+
+def _failures(
+    found: Mapping[BackendKey, Effective], own: Mapping[BackendKey, Standing]
+) -> Iterator[float | None]:
+    """Yield for each probed backend when it failed: by own probes, if they say so, or by votes.
+
+    Votes that are read anew after a while seem to have been cast together; own findings remember.
+    """
+    for key, effective in found.items():
+        standing = own.get(key)
+        if standing is None:
+            continue
+        if effective.state == "healthy":
+            yield None
+        else:
+            seen = standing.since if standing.state == "unhealthy" else effective.since
+            yield min(seen, effective.since)
+
+
+def _is_dead(standing: Standing | None) -> bool:
+    return standing is not None and standing.state == "unhealthy"
 
 
 def _left(
@@ -136,24 +217,25 @@ def _limited(
     checked: Mapping[str, Pool],
     by_pool: Mapping[str, list[BackendKey]],
     found: Mapping[BackendKey, Effective],
-    now: int,
+    now: float,
+    gone: Container[BackendKey],
 ) -> Judgement:
-    fitness = _fit(found)
+    fitness: dict[BackendKey, Fitness] = {}
     panics: list[str] = []
-    moments: list[int] = []
+    moments: list[float] = []
     replaceable = _replaceable(generation)
     for name, pool in checked.items():
         assert pool.health is not None  # noqa: S101 - that is what `checked` means
         limits = Limits(pool.health.panic_percent, pool.health.most_per_minute, name in replaceable)
         members = [key for key in by_pool[name] if _may_serve(generation, key)]
-        ejection = eject(members, found, limits, now)
+        ejection = eject(members, found, limits, now, gone)
         out = set(ejection.out)
         if ejection.panic:
             panics.append(name)
         else:  # a dead one that drains is taken out as well: its flows are better off elsewhere
             others = set(by_pool[name]) - set(members)
             out |= {k for k in others if k in found and found[k].state == "unhealthy"}
-        fitness |= {key: Fitness(is_out=True) for key in out}
+        fitness |= dict.fromkeys(out, _OUT)
         moments += ejection.waiting.values()
     return Judgement(
         fitness,
@@ -175,15 +257,6 @@ def _replaceable(generation: Generation) -> set[str]:
     return {pool for vip in vips for pool in vip.own_pools} - wanting - sorry
 
 
-def _fit(found: Mapping[BackendKey, Effective]) -> dict[BackendKey, Fitness]:
-    """Return the fitness of those that have recovered; all others are fit without an entry."""
-    return {
-        key: Fitness(is_out=False, joins_at=effective.since)
-        for key, effective in found.items()
-        if effective.state == "healthy" and effective.has_recovered
-    }
-
-
 def _is_unused(standing: Standing | None) -> bool:
     """Return whether nobody will ever decide, since the check cannot be made."""
     return standing is not None and standing.state == "unused"
@@ -199,7 +272,7 @@ def _own(standings: Mapping[BackendKey, Standing]) -> dict[BackendKey, Effective
     """Return this host's findings as an opinion of one."""
     found: dict[BackendKey, Effective] = {}
     for key, standing in standings.items():
-        since = int(standing.since)
+        since = standing.since
         if standing.state == "healthy":
             found[key] = Effective("healthy", since, 1, 0, standing.has_recovered)
         elif standing.state == "unhealthy":

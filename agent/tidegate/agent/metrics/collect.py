@@ -182,8 +182,8 @@ class MetricCollector:
         if turn is not None:
             contact = sources.etcd.last_contact
             families += host_points.of_host(turn, contact, time.monotonic(), self._began)
-            families += host_points.of_health(turn)
-        families += self._checks.points(checks.standings(), checks.tallies(), time.time())
+            families += host_points.of_health(turn, self._began)
+        families += self._checks.points(checks.standings(), checks.tallies(), time.monotonic())
         if sources.flows.is_active:
             families += host_points.of_flows(sources.flows.counts, self._began)
         cpu = self._cpu + (0.0 if self._sender is None else self._sender.cpu)

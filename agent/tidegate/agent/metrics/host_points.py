@@ -17,6 +17,7 @@ from tidegate.model.constants import MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.steering import Health
 from tidegate.model.values import BackendKey, Stage
 from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series, Spread
+from tidegate.telemetry.names import health_metrics as health_names
 from tidegate.telemetry.names import metric_attributes as attributes
 from tidegate.telemetry.names import metrics as names
 from tidegate.telemetry.registry import Attribute, Instrument
@@ -101,20 +102,29 @@ def of_host(turn: LastTurn, contact: float, now: float, began: int) -> list[Fami
     ]
 
 
-def of_health(turn: LastTurn) -> list[Family]:
-    """Return points that say why failed backends are left in, or another pool serves."""
+def of_health(turn: LastTurn, began: int) -> list[Family]:
+    """Return points that say why failed backends are left in, or another pool serves.
+
+    Args:
+        turn: the loop's last one.
+        began: when the agent started, ns since 1970.
+    """
     health, generation = turn.facts.health, turn.facts.generation
     checked = (name for name, placed in generation.pools.items() if placed.pool.health is not None)
     last_resort = (name for name, placed in generation.vips.items() if placed.vip.sorry_pool)
     sorry = turn.document.on_sorry_pool
+    panics = {name: int(name in health.panics) for name in checked}
+    replaced = {name: int(name in sorry) for name in last_resort}
     return [
-        _one(names.BLIND, int(health.blind)),
-        _one(names.BROKEN_CHECKER, int(health.broken_checker)),
-        _one(names.WAITING, health.waiting),
-        _by(names.PANIC, attributes.POOL, {name: int(name in health.panics) for name in checked}),
-        _by(
-            names.ON_SORRY_POOL, attributes.VIP, {name: int(name in sorry) for name in last_resort}
-        ),
+        _one(health_names.BLIND, int(health.blind)),
+        _one(health_names.BROKEN_CHECKER, int(health.broken_checker)),
+        _one(health_names.WAITING, health.waiting),
+        _one(health_names.LATE, health.late),
+        _one(health_names.UNCONFIRMED, len(health.unconfirmed)),
+        _one(health_names.UNREADABLE, health.unreadable),
+        _one(health_names.OVERWRITTEN, health.overwritten, began),
+        _by(health_names.PANIC, attributes.POOL, panics),
+        _by(health_names.ON_SORRY_POOL, attributes.VIP, replaced),
     ]
 
 
@@ -171,7 +181,7 @@ class CheckPoints:
         Args:
             standings: of each backend in force.
             tallies: by pool.
-            now: wall clock, s.
+            now: monotonic clock, s.
         """
         found = Counter([(key.pool, standing.state) for key, standing in standings.items()])
         pools = sorted({key.pool for key in standings})
@@ -184,9 +194,11 @@ class CheckPoints:
         healthy = [int(each.state == "healthy") for each in checked.values()]
         ages = [max(0.0, now - each.since) for each in checked.values()]
         return [
-            Points(names.POOL_BACKENDS, states, [found[p, s] for p in pools for s in _HEALTH]),
-            Points(names.BACKEND_HEALTHY, self._backends, healthy),
-            Points(names.BACKEND_STATE_AGE, self._backends, ages),
+            Points(
+                health_names.POOL_BACKENDS, states, [found[p, s] for p in pools for s in _HEALTH]
+            ),
+            Points(health_names.BACKEND_HEALTHY, self._backends, healthy),
+            Points(health_names.BACKEND_STATE_AGE, self._backends, ages),
             *self._probes(tallies),
         ]
 
@@ -194,9 +206,9 @@ class CheckPoints:
         outcomes = {(p, code): n for p, t in tallies.items() for code, n in t.by_code.items()}
         of_probes = Series((attributes.POOL, attributes.PROBE_OUTCOME), [*outcomes], self._began)
         return [
-            Points(names.PROBES, of_probes, [*outcomes.values()]),
+            Points(health_names.PROBES, of_probes, [*outcomes.values()]),
             Spread(
-                names.PROBE_DURATION,
+                health_names.PROBE_DURATION,
                 Series((attributes.POOL,), [(pool,) for pool in tallies], self._began),
                 BOUNDS,
                 [tuple(each.by_duration) for each in tallies.values()],

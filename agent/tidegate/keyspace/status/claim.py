@@ -78,8 +78,8 @@ class Claim:
         if (found[0].mod_revision if found else 0) != self.revision:
             raise self._lost()
 
-    def write(self, values: dict[str, bytes | None], lease: int) -> None:
-        """Write keys under a lease, if the status key is as it was left.
+    def write(self, values: dict[str, bytes | None], lease: int) -> int:
+        """Write keys under a lease, if the status key is as it was left; return the revision.
 
         Raises:
             CallFailed: it is not (the remedy is RELIST), or etcd does not answer.
@@ -89,6 +89,7 @@ class Claim:
             raise self._lost()
         if self._key in values:
             self.revision = revision
+        return revision
 
     def _lost(self) -> CallFailed:
         return CallFailed(Remedy.RELIST, f"somebody else has written or deleted {self._key}")

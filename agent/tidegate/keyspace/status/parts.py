@@ -118,7 +118,7 @@ class BackendsStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class HealthStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Why health checks leave failed backends in, where they do."""
+    """Why health checks leave failed backends in, where they do; whose verdicts are in doubt."""
 
     blind: Annotated[
         bool,
@@ -145,6 +145,43 @@ class HealthStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Count,
         Meta(
             description="Unhealthy backends that the limit per minute still keeps in.",
+            examples=[0],
+        ),
+    ] = 0
+    late: Annotated[
+        Count,
+        Meta(
+            description=(
+                "Backends on which this host has no finding any more, as none of their checks has "
+                "ended for three intervals and a timeout."
+            ),
+            examples=[0],
+        ),
+    ] = 0
+    unconfirmed: Annotated[
+        tuple[Name, ...],
+        Meta(
+            description=(
+                "Hosts whose verdicts are there, and that have not said for three times as long as "
+                "they should that those are up to date."
+            ),
+            examples=[[], ["lb3"]],
+        ),
+    ] = ()
+    unreadable: Annotated[
+        Count,
+        Meta(
+            description="Verdicts of all hosts that cannot be read; `refusals` names them.",
+            examples=[0],
+        ),
+    ] = 0
+    overwritten: Annotated[
+        Count,
+        Meta(
+            description=(
+                "Verdicts of this host that somebody else wrote or deleted since its agent "
+                "started; each was written anew."
+            ),
             examples=[0],
         ),
     ] = 0

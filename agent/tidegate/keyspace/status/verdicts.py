@@ -3,14 +3,18 @@
 
 A host writes all that it knows; only `healthy` and `unhealthy` are votes. What cannot be read is
 not a vote, and is refused by name. What follows from votes is decided elsewhere.
+
+Beside its verdicts a host writes, again and again, that all of them are up to date: those that do
+not change are not written again, so by themselves they do not say whether anybody stands by them.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta, Struct
 
 from tidegate.keyspace.documents.decode import decode, shortened
 from tidegate.keyspace.documents.timestamps import parse_timestamp
@@ -23,6 +27,8 @@ from tidegate.model.values import BackendKey, Rejection, Snapshot
 _PARTS = 3
 _REMEMBERED: Final = 1 << 16
 """Keys and documents that need not be read again."""
+_CONFIRMED: Final = "@confirmed"
+"""Name of the key of a host's confirmation, where its verdicts have a pool's name."""
 _SHAPE = "the key is not one of Tidegate's; it must be health/<host>/<pool>/<backend>"
 
 
@@ -51,30 +57,72 @@ def votes(
     cast: defaultdict[str, dict[BackendKey, Vote]] = defaultdict(dict)
     rejections: list[Rejection] = []
     for key, document in snapshot.documents.items():
-        signed = _signed(key)
-        vote = _SHAPE if signed is None else document.refused or _vote(document.value)
-        if isinstance(vote, str):
-            rejections.append(_refused(key, vote, document.mod_revision))
-        elif vote is not None and signed is not None:
-            host, backend = signed
-            cast[host][backend] = vote
+        by = signed(key)
+        if isinstance(by, str):
+            rejections.append(refused(key, by, document.mod_revision))
+            continue
+        host, backend = by
+        if backend is None:
+            continue
+        found = document.refused or vote(document.value)
+        if isinstance(found, str):
+            rejections.append(refused(key, found, document.mod_revision))
+        elif found is not None:
+            cast[host][backend] = found
     return dict(cast), tuple(rejections)
 
 
+class Confirmation(Struct, frozen=True, forbid_unknown_fields=True):
+    """A host's word that all its verdicts are up to date.
+
+    Attributes:
+        number: grows with each; of the host's monotonic clock, ns, when it began to be written.
+        every: seconds after which the next one is due.
+    """
+
+    number: Annotated[int, Meta(ge=0)]
+    every: Annotated[float, Meta(gt=0, le=3600)]
+
+
+def confirmation_key() -> str:
+    """Return the key of a confirmation, relative to the prefix of its host's verdicts."""
+    return _CONFIRMED
+
+
+def encode_confirmation(said: Confirmation) -> bytes:
+    """Return a confirmation as JSON."""
+    return msgspec.json.encode(said)
+
+
+def confirmation(value: bytes) -> Confirmation | str:
+    """Return a host's confirmation, or why it cannot be read."""
+    try:
+        return msgspec.json.decode(value, type=Confirmation)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return shortened(f"not a confirmation: {error}", 500)
+
+
 @lru_cache(_REMEMBERED)
-def _signed(key: str) -> tuple[str, BackendKey] | None:
-    """Return whose verdict a key is, and on what; None if it is not a verdict's key."""
+def signed(key: str) -> tuple[str, BackendKey | None] | str:
+    """Return whose key it is and on what backend, None being its confirmation; or why it is none.
+
+    Args:
+        key: relative to the prefix of the fleet's verdicts.
+    """
+    host, _, rest = key.partition("/")
+    if rest == _CONFIRMED and is_name(host):
+        return host, None
     parts = key.split("/")
     if len(parts) != _PARTS or not all(map(is_name, parts[:2])):
-        return None
-    host, pool, backend = parts
+        return _SHAPE
+    _, pool, backend = parts
     if not (is_name(backend) or backend.startswith("@")):  # one that lost its name and leaves
-        return None
+        return _SHAPE
     return host, BackendKey(pool, backend)
 
 
 @lru_cache(_REMEMBERED)
-def _vote(value: bytes) -> Vote | str | None:
+def vote(value: bytes) -> Vote | str | None:
     """Return the vote of a document, None if it is not one yet, or why it cannot be read.
 
     When one verdict changes, thousands do not, and a decision waits for all of them to be read.
@@ -90,5 +138,6 @@ def _vote(value: bytes) -> Vote | str | None:
     return Vote(found.state == "healthy", since, found.recovered)
 
 
-def _refused(key: str, reason: str, revision: int) -> Rejection:
+def refused(key: str, reason: str, revision: int) -> Rejection:
+    """Return the refusal of a key, which is relative to the prefix of the fleet's verdicts."""
     return Rejection(f"health/{shortened(key)}", "", reason, "schema", revision)

@@ -6,11 +6,15 @@ lease makes the keys disappear when the host dies. If the lease was lost (etcd d
 longer than its time, or was wiped), all is written again under a new one. A lease is not renewed
 while etcd refuses what is new: a status that cannot follow its host must go, not lie. Nor is it
 while whoever submits hangs. Whose name it is, is decided in `claim`; the content elsewhere.
+
+With each renewal, and at once after anything failed, the host confirms its verdicts (`verdicts`):
+after all that is new was written, so whoever reads a confirmation has read no older ones. What
+somebody else wrote over them, or deleted, is put right (`own_keys`).
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -19,8 +23,11 @@ from tidegate.keyspace.etcd.client import Etcd
 from tidegate.keyspace.etcd.failures import CallFailed, Remedy
 from tidegate.keyspace.etcd.retry import until_done
 from tidegate.keyspace.etcd.settings import EtcdSettings
+from tidegate.keyspace.status import verdicts
 from tidegate.keyspace.status.claim import Claim
 from tidegate.keyspace.status.document import StatusDocument, encode
+from tidegate.keyspace.status.own_keys import OwnKeys, OwnKeyWatch
+from tidegate.keyspace.status.verdicts import Confirmation
 
 log = EventLog(__name__)
 
@@ -46,6 +53,7 @@ class StatusWriter:
         on_error: Callable[[str], None] = lambda _reason: None,
         on_written: Callable[[StatusDocument], None] = lambda _status: None,
         hang: Callable[[], str] = lambda: "",
+        confirmation: str = "",
     ) -> None:
         """Prepare it; nothing is sent yet.
 
@@ -56,6 +64,7 @@ class StatusWriter:
                 the writer's thread.
             on_written: gets each status that etcd has taken, on the writer's thread.
             hang: why nothing is renewed, as whoever submits does not go on; empty if it does.
+            confirmation: key of the confirmation of verdicts; empty writes none.
 
         Raises:
             ConfigError: the settings cannot be used.
@@ -76,6 +85,13 @@ class StatusWriter:
         self._written: dict[str, bytes] = {}
         self._lease = 0
         self._renew_at = 0.0
+        self._confirmation = confirmation
+        self._must_confirm = True
+        self._is_confirmed = False
+        self.own_keys = OwnKeyWatch()
+        self._read: OwnKeys | None = None
+        """What is to be compared yet."""
+        self._compared: OwnKeys | None = None
         self._error = ""
         self._thread = threading.Thread(target=self._run, name="tidegate-status", daemon=True)
 
@@ -101,6 +117,18 @@ class StatusWriter:
         with self._changed:
             status = {key: value for key, value in self._latest.items() if key == self._key}
             self._latest = {**status, **verdicts}
+            self._changed.notify()
+
+    def compare(self, read: OwnKeys) -> None:
+        """Put right what of this host's verdicts somebody else has changed; as `submit`.
+
+        Args:
+            read: the keys as they were read last.
+        """
+        if read is self._compared:
+            return
+        with self._changed:
+            self._read = self._compared = read
             self._changed.notify()
 
     def stop(self, timeout: float = 3.0) -> bool:
@@ -162,8 +190,12 @@ class StatusWriter:
         """Wait for a new document, for the lease to be due, or for the stop."""
         with self._changed:
             while not self._stop.is_set():
-                due = self._renew_at - time.monotonic()
+                due = self._renew_at
+                if self._read is not None:
+                    due = min(due, self.own_keys.due())
+                due -= time.monotonic()
                 new = self._latest != self._written
+                new |= self._must_confirm and len(self._latest) > 1
                 if self._latest and (new or due <= 0):
                     return
                 self._changed.wait(max(due, 0.0) if self._latest else None)
@@ -174,19 +206,18 @@ class StatusWriter:
             latest, status = dict(self._latest), self._status
         is_new = latest.get(self._key) != self._written.get(self._key)
         try:
-            if not self._lease:
-                self._lease = self._etcd.grant(self._settings.status_ttl)
-                self._renew_at = time.monotonic() + self._settings.status_ttl / 3
-                self._is_claimed = False
-            if not self._is_claimed:
-                self._claim.look(status.instance if status else "")
-                self._is_claimed, self._written = True, {}
-            self._write(latest)
-            if time.monotonic() >= self._renew_at:
+            self._make_sure()
+            self._write(latest, self._strays(latest))
+            is_due = time.monotonic() >= self._renew_at
+            if is_due:
                 self._claim.verify()
+            if is_due or self._must_confirm:
+                self._confirm(latest)
+            if is_due:
                 self._etcd.keep_alive(self._lease)
                 self._renew_at = time.monotonic() + self._settings.status_ttl / 3
         except CallFailed as failure:
+            self._must_confirm = True
             if failure.remedy is not Remedy.RELIST:
                 raise
             self._lease = 0
@@ -194,23 +225,63 @@ class StatusWriter:
         if is_new and status is not None:
             self._acknowledge(status)
 
+    def _make_sure(self) -> None:
+        """Have a lease and the name."""
+        if not self._lease:
+            self._lease = self._etcd.grant(self._settings.status_ttl)
+            self._renew_at = time.monotonic() + self._settings.status_ttl / 3
+            self._is_claimed = False
+            self._must_confirm, self._is_confirmed = True, False
+        if not self._is_claimed:
+            self._claim.look(self._status.instance if self._status else "")
+            self._is_claimed, self._written = True, {}
+            self.own_keys.forget()
+
     def _acknowledge(self, status: StatusDocument) -> None:
         try:
             self._on_written(status)
         except Exception:
             log.exception("status_not_acknowledged")
 
-    def _write(self, latest: dict[str, bytes]) -> None:
+    def _strays(self, latest: Mapping[str, bytes]) -> list[str]:
+        """Have what somebody else changed written anew; return keys that are not this host's."""
+        with self._changed:
+            read = self._read
+            if read is None or time.monotonic() < self.own_keys.due():
+                return []
+            self._read = None
+        foreign = self.own_keys.foreign(read)
+        for key in foreign:
+            self._written.pop(key, None)
+        self._must_confirm |= self._confirmation in foreign
+        return [key for key in foreign if key not in latest and key != self._confirmation]
+
+    def _confirm(self, latest: Mapping[str, bytes]) -> None:
+        """Say that all verdicts are up to date; take that back if there are none any more."""
+        has_verdicts = len(latest) > 1
+        if self._confirmation and (has_verdicts or self._is_confirmed):
+            said = Confirmation(time.monotonic_ns(), self._settings.status_ttl / 3)
+            value = verdicts.encode_confirmation(said) if has_verdicts else None
+            self._commit({self._confirmation: value})
+        self._must_confirm, self._is_confirmed = not has_verdicts, has_verdicts
+
+    def _commit(self, values: dict[str, bytes | None]) -> None:
+        self.own_keys.wrote(
+            {key: value for key, value in values.items() if key != self._key},
+            self._claim.write(values, self._lease),
+        )
+
+    def _write(self, latest: dict[str, bytes], strays: Iterable[str]) -> None:
         """Write the difference between `latest` and what is written, in batches."""
         written = self._written
         changes: dict[str, bytes | None] = {
             key: value for key, value in latest.items() if written.get(key) != value
         }
-        changes |= dict.fromkeys(written.keys() - latest.keys())
+        changes |= dict.fromkeys((*(written.keys() - latest.keys()), *strays))
         # The status first: it is what holds the name.
         rest = iter(sorted(changes.items(), key=lambda change: change[0] != self._key))
         while batch := dict(islice(rest, _BATCH)):
-            self._claim.write(batch, self._lease)
+            self._commit(batch)
             for key, value in batch.items():
                 if value is None:
                     written.pop(key, None)
