@@ -14,6 +14,7 @@ from pyroute2 import IPRoute
 from support.documents.roster import backend, desired, generations, vip
 from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane import removal
 from tidegate.dataplane.kernel import loader, maps, programs
 from tidegate.dataplane.kernel.pins import make_plane_folder, pinned_programs
 from tidegate.dataplane.links import Gateways
@@ -52,7 +53,7 @@ def pins() -> Iterator[Path]:
     folder = Path(f"/sys/fs/bpf/tgproof-{secrets.token_hex(4)}")
     make_plane_folder(folder)
     yield folder
-    dataplane.remove(folder, [])
+    removal.remove(folder, [])
 
 
 @pytest.mark.parametrize("features", [frozenset(), frozenset({Feature.V6}), ALL_FEATURES])
@@ -142,5 +143,5 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
             assert programs.attached("lb0") != running
         finally:
             plane.close()
-            dataplane.remove(settings.pins, ["lb0"])
+            removal.remove(settings.pins, ["lb0"])
             netns.remove(name)

@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 def make_plane_folder(pins: Path) -> None:
     """Make the folder of a data plane's pins; raise as `make_bpf_folder` does."""
+    make_bpf_folder(pins)  # by itself, so that advice names it
     make_bpf_folder(pins / "tables")
 
 
@@ -34,7 +36,8 @@ def make_bpf_folder(pins: Path) -> None:
         if _MOUNT_POINT not in pins.parents:
             raise CapabilityError(
                 f"pin_dir {pins} is not on a BPF file system: mount one there "
-                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
+                f"(`mkdir -p {pins} && mount -t bpf -o mode=0700 bpf {pins}`), or use a folder of "
+                f"{_MOUNT_POINT}"
             )
         _mount()
     try:
@@ -80,3 +83,18 @@ def pin_anew(fd: int, path: Path) -> None:
     """Pin a map or program, in place of what is pinned at this path."""
     path.unlink(missing_ok=True)
     bpf.pin(fd, str(path))
+
+
+def empty_plane_folder(pins: Path) -> None:
+    """Remove all pins of a folder and leave it ready for new ones; what is attached runs on."""
+    for folder, _, names in os.walk(pins, topdown=False):
+        for name in own_pins(names):
+            (Path(folder) / name).unlink()
+    next_maps = pins / "next"
+    if next_maps.exists():
+        next_maps.rmdir()
+
+
+def own_pins(names: Iterable[str]) -> list[str]:
+    """Leave out files of the kernel's own, which are at the top of a BPF file system."""
+    return [name for name in names if "." not in name]
