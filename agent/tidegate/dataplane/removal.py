@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tidegate.dataplane.kernel import maps, programs
-from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.owner import Owner
-from tidegate.dataplane.kernel.pins import own_pins, pinned_programs
+from tidegate.dataplane.kernel.pins import number_at, own_pins, pinned_programs
 from tidegate.dataplane.takeover import attached
 from tidegate.dataplane.tunnel.probes import detach_probes
 from tidegate.errors import CapabilityError, DataplaneError
@@ -111,12 +110,7 @@ def _locked(pins: Path) -> Iterator[None]:
 def _ours(pins: Path, interfaces: Sequence[str], owner: Owner) -> set[int]:
     """Return the numbers of this data plane's programs: pinned ones, and those known otherwise."""
     ours = pinned_programs(pins)
-    held = set()
-    for name in maps.shapes(maps.Capacity()):
-        if (pins / name).exists():
-            fd = bpf.open_pin(str(pins / name))
-            held.add(bpf.object_id(fd))
-            os.close(fd)
+    held = {number_at(pins / name) for name in maps.shapes(maps.Capacity())} - {0}
     for number, where in attached.places(interfaces).items():
         if number not in ours and attached.look(number, where).is_of(owner, held):
             ours.add(number)

@@ -2,6 +2,7 @@
 """The folder of a data plane's pins on the BPF file system, and the programs pinned in it."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,13 +71,25 @@ def _mount() -> None:
 
 def pinned_programs(pins: Path) -> set[int]:
     """Return the ids of pinned programs: one, or two after a crash during a replacement."""
-    found: set[int] = set()
-    for path in (pins / PROGRAM, pins / NEXT_PROGRAM):
-        if path.exists():
-            fd = bpf.open_pin(str(path))
-            found.add(bpf.object_id(fd))
-            os.close(fd)
-    return found
+    return {number_at(pins / name) for name in (PROGRAM, NEXT_PROGRAM)} - {0}
+
+
+def number_at(path: Path) -> int:
+    """Return the number of what is pinned at a path; 0 if nothing is, or what is no BPF object.
+
+    Raises:
+        OSError: it cannot be told, as for want of descriptors.
+    """
+    try:
+        fd = bpf.open_pin(str(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
+            return 0
+        raise
+    try:
+        return bpf.object_id(fd)
+    finally:
+        os.close(fd)
 
 
 def pin_anew(fd: int, path: Path) -> None:

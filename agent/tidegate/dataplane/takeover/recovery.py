@@ -20,7 +20,13 @@ from tidegate.dataplane.kernel import maps, objects, programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.maps import Shape
 from tidegate.dataplane.kernel.owner import Owner
-from tidegate.dataplane.kernel.pins import PROGRAM, empty_plane_folder, pin_anew, pinned_programs
+from tidegate.dataplane.kernel.pins import (
+    PROGRAM,
+    empty_plane_folder,
+    number_at,
+    pin_anew,
+    pinned_programs,
+)
 from tidegate.dataplane.publish import tables
 from tidegate.dataplane.takeover import attached
 from tidegate.dataplane.takeover.attached import Seen
@@ -103,8 +109,8 @@ class Recovery:
         found = {}
         for name in self._shapes:
             for path in (self._folder / NEXT / name, self._folder / name):
-                if name not in found and path.exists():
-                    found[name] = _number(path)
+                if name not in found and (number := number_at(path)):
+                    found[name] = number
         return found
 
     def _fill(self, live: Seen, *, is_whole: bool = False) -> None:
@@ -143,7 +149,7 @@ class Recovery:
             slots = tables.slots(fd)
         finally:
             os.close(fd)
-        pinned = {_number(path) for path in (self._folder / "tables").iterdir()}
+        pinned = {number_at(path) for path in (self._folder / "tables").iterdir()}
         for pool_id, number in slots.items():
             if number in pinned:
                 continue
@@ -218,11 +224,3 @@ def refusal(seen: Seen, file: Path) -> str:
         f"{where} has {seen}, and was left alone: stop that agent and run `tidegate agent remove` "
         f"with its file; {force} at once"
     )
-
-
-def _number(path: Path) -> int:
-    fd = bpf.open_pin(str(path))
-    try:
-        return bpf.object_id(fd)
-    finally:
-        os.close(fd)
