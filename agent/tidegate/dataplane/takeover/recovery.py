@@ -90,7 +90,7 @@ class Recovery:
         if self.put_back:
             log.warning("pins_put_back", pins=self.put_back, folder=self._owner.pins)
         for each in seen:
-            log.warning("program_adopted" if each in ours else "program_taken_over", found=each)
+            log.warning("program_found", found=each, is_ours=each in ours)
         return pinned | {each.id for each in seen}
 
     def _pinned_one(self, number: int) -> Seen:

@@ -15,12 +15,12 @@ The rules of one key are in `parse_cache`; those between documents are here:
 * Addresses that are not for documents to have on this host are refused (`host_rules`).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from tidegate.keyspace.documents import capacity, loops
-from tidegate.keyspace.documents.capacity import Claim
+from tidegate.keyspace.documents.capacity import Claim, Places, Room
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
@@ -40,6 +40,7 @@ from tidegate.model.values import (
     Pool,
     Rejection,
     Snapshot,
+    Stage,
     Vip,
 )
 
@@ -75,6 +76,7 @@ def validate(
     last_good: Desired,
     cache: ParseCache | None = None,
     host: HostAddresses = ANYWHERE,
+    places: Places = Places(),  # noqa: B008 - it does not change
 ) -> Validation:
     """Check every document and every reference, in one pass that finds all faults.
 
@@ -83,6 +85,7 @@ def validate(
         last_good: the `desired` of the last validation, or EMPTY.
         cache: of the last validation; makes this one faster, and changes nothing else.
         host: where the documents are to be in force.
+        places: that what is in force there has.
     """
     cache = cache or ParseCache()
     cache.update(snapshot.documents)
@@ -98,15 +101,16 @@ def validate(
     )
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
-    _keep_pools_within_room(work)
-    _keep_vips_within_room(work)
+    _keep_within_room(work, places.pools(work.pools), work.pools, last_good.pools, pool_key)
+    _keep_vips_within_room(work, places)
     _leave_own_addresses(work)
     _leave_backends_in_force(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
     _require_backends_pools(work)
-    _keep_backends_within_room(work)
+    room = places.backends(work.backends)
+    _keep_within_room(work, room, work.backends, last_good.backends, lambda key: backend_key(*key))
     _require_backends_addresses(work)
     _share_addresses(work, cache)
     _share_server_ids(work)
@@ -144,23 +148,22 @@ def _created(work: _Work, key: str) -> int:
     return work.snapshot.documents[key].create_revision if key in work.snapshot.documents else 0
 
 
-def _keep_pools_within_room(work: _Work) -> None:
-    """Refuse the pools that there is no room for."""
-    room, last = capacity.POOLS, work.last.pools
-    if len(work.pools) <= room.limit:
+def _keep_within_room(
+    work: _Work, room: Room, found: dict[_K, _V], last: Mapping[_K, _V], key_of: Callable[[_K], str]
+) -> None:
+    """Refuse the pools or backends that there is no room for."""
+    if len(found) <= room.limit:
         return
-    claims = (
-        (name, Claim(1, int(name in last), _created(work, pool_key(name)))) for name in work.pools
-    )
+    claims = ((n, Claim(1, int(n in last), _created(work, key_of(n)))) for n in found)
     for name in capacity.beyond(room, claims):
-        work.rejections.add(pool_key(name), "", room.reason, "reference")
-        del work.pools[name]
+        work.rejections.add(key_of(name), "", room.reason, room.stage)
+        del found[name]
 
 
-def _keep_vips_within_room(work: _Work) -> None:
+def _keep_vips_within_room(work: _Work, places: Places) -> None:
     """Refuse the VIPs that there is no room for, with all that they take."""
-    sizes: tuple[tuple[capacity.Room, Callable[[Vip], int]], ...] = (
-        (capacity.VIPS, lambda _: 1),
+    sizes: tuple[tuple[Room, Callable[[Vip], int]], ...] = (
+        (places.vips(work.vips | work.kept), lambda _: 1),
         (capacity.NETWORKS, lambda vip: int(vip.is_network)),
         (capacity.ROUTES, lambda vip: len(vip.source_routes) + len(vip.deny)),
     )
@@ -181,21 +184,7 @@ def _keep_vips_within_room(work: _Work) -> None:
         )
         for name in capacity.beyond(room, claims):
             if name in work.vips:
-                _demote(work, name, "", room.reason)
-
-
-def _keep_backends_within_room(work: _Work) -> None:
-    """Refuse the backends that there is no room for."""
-    room, last = capacity.BACKENDS, work.last.backends
-    if len(work.backends) <= room.limit:
-        return
-    claims = (
-        (owner, Claim(1, int(owner in last), _created(work, backend_key(*owner))))
-        for owner in work.backends
-    )
-    for owner in capacity.beyond(room, claims):
-        work.rejections.add(backend_key(*owner), "", room.reason, "reference")
-        del work.backends[owner]
+                _demote(work, name, "", room.reason, room.stage)
 
 
 def _leave_own_addresses(work: _Work) -> None:
@@ -266,9 +255,9 @@ def _uses(vip: Vip | None, pool: str) -> bool:
     return vip is not None and pool in vip.pools
 
 
-def _demote(work: _Work, name: str, place: str, reason: str) -> None:
+def _demote(work: _Work, name: str, place: str, reason: str, stage: Stage = "reference") -> None:
     """Refuse an accepted VIP document for what others say, and keep its last value if any."""
-    work.rejections.add(vip_key(name), place, reason, "reference")
+    work.rejections.add(vip_key(name), place, reason, stage)
     del work.vips[name]
     if name in work.last.vips:
         work.kept[name] = work.last.vips[name]
