@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -44,6 +45,7 @@ def roster(*names: str) -> Desired:
 
 
 BEFORE, AFTER = roster("b1", "b2"), roster("b1", "b3", "b4", "b5")
+CLAMPED = replace(BEFORE, vips=BEFORE.vips | {"four": replace(VIPS[0], mss_clamp=1200)})
 
 
 @pytest.fixture
@@ -200,18 +202,24 @@ def test_pins_come_back_below_a_lost_mount(host: Host) -> None:
             established.assert_kept(host, plane)
 
 
-def test_pins_that_cannot_come_back_are_named(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_emptied", [False, True], ids=["unmounted", "and emptied"])
+def test_pins_that_cannot_come_back_are_named(
+    host: Host, tmp_path: Path, *, is_emptied: bool
+) -> None:
     """The only BPF file system goes: it forwards, follows, and its advice is what helps."""
     place = tmp_path / "bpf"
     host.pins = place / "tg"
     with mounted(place):
         established = Established(host)
         with plane_of(host) as plane:
+            if is_emptied:
+                shutil.rmtree(host.pins)
             subprocess.run(["umount", "--lazy", str(place)], check=True)
             plane.follow()
             (problem,) = [each for each in plane.problems if "is gone" in each]
-            publish(plane, AFTER)
+            publish(plane, CLAMPED)  # takes another program
             assert plane.publisher.in_force.number > established.generation.number
+            assert plane.audit(deep=True) == []
             assert run(host, commands(problem)[0]).returncode == 0
             plane.follow()
             assert not [each for each in plane.problems if "is gone" in each]

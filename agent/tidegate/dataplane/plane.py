@@ -85,6 +85,7 @@ class DataPlane:
         self._program = -1
         self._probes: Probes | None = None
         self._put_back_pins: list[Finding] = []
+        self._ours: set[int] = set()
         self._opened = ExitStack()
         try:
             self._open(settings, reached)
@@ -162,13 +163,15 @@ class DataPlane:
         self._ours.add(bpf.object_id(fresh))
         # Pinned under a second name until it is attached: what is attached is always pinned.
         try:
-            pin_anew(fresh, folder / NEXT_PROGRAM)
+            with suppress(FileNotFoundError):  # as in `tables.pin`
+                pin_anew(fresh, folder / NEXT_PROGRAM)
             reached(Step.PROGRAM_PINNED)
             self._takeover.copy()
             self.follow()
             reached(Step.PROGRAM_ATTACHED)
             self._takeover.finish()
-            (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
+            with suppress(FileNotFoundError):
+                (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
         except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
             raise DataplaneError(f"cannot replace the program: {error}") from error
@@ -310,6 +313,8 @@ class DataPlane:
         """
         found = [*self.publisher.audit(deep=deep), *repaired(self._differences())]
         put_back, self._put_back_pins = self._put_back_pins, []
+        if self._fence.lost:  # that is one problem, and no packet meets it
+            found = [finding for finding in found if finding.map != "pins"]
         return [*put_back, *found]
 
     def _check_fence(self) -> None:
@@ -320,10 +325,8 @@ class DataPlane:
             self._put_back_pins += found
 
     def _is_attached(self) -> bool:
-        """Return whether our program is on an interface."""
-        if self._program < 0:
-            return False
-        return bpf.object_id(self._program) in places(self._interfaces)
+        """Return whether a program of ours is on an interface."""
+        return not self._ours.isdisjoint(places(self._interfaces))
 
     def _differences(self) -> Iterator[Difference]:
         """Find pins and attachments that are not as we left them."""
