@@ -5,16 +5,14 @@ Real processes open the data plane on a veth of a namespace of the test's own, a
 ordered over a pipe. Replacing the program is killed at each of its steps in the same way.
 """
 
-import ctypes
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from support.crash.bench import SMALL, fork, link_loopback, open_maps, wait_gone
+from support.crash.capabilities import CAP_PERFMON, CAP_SYS_ADMIN, without_capabilities
 from support.crash.host import NOW, Host, assert_flows_stay, packets_of, publish
 from support.documents.roster import backend, desired, vip
 from tidegate.dataplane import plane as dataplane
@@ -31,7 +29,6 @@ pytestmark = pytest.mark.root
 
 PLAIN = desired([vip("web4", "192.0.2.1")], [backend("b1"), backend("b2")])
 CLAMPED = desired([vip("web4", "192.0.2.1", mss_clamp=1200)], [backend("b1"), backend("b3")])
-CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
 OF_PROGRAMS = [step for step in Step if step.name.startswith("PROGRAM_")]
 
 
@@ -140,8 +137,7 @@ def test_an_agent_that_wakes_beside_a_new_plane_writes_nothing(
     stale = agents()
     assert stale.tell("plain") == "done 1"
     os.kill(stale.pid, signal.SIGSTOP)
-    with netns.entered(host.name):
-        dataplane.remove(host.pins, ["lb0"])
+    host.take_down()
     fresh = agents()
     assert (fresh.opened, fresh.tell("plain")) == ("open", "done 1")
     there, program = holds(host), host.attached()
@@ -160,8 +156,7 @@ def test_an_agent_whose_plane_was_removed_does_not_make_it_again(
     """Its folder is gone: it says so, and nothing comes back."""
     left = agents()
     assert left.tell("plain") == "done 1"
-    with netns.entered(host.name):
-        dataplane.remove(host.pins, ["lb0"])
+    host.take_down()
     for order in ("clamped", "follow", "audit"):
         assert "was removed while this agent ran" in left.tell(order)
     assert left.tell("close").startswith("done")
@@ -245,20 +240,3 @@ def test_a_refused_program_leaves_the_last_one(host: Host) -> None:
             plane.close()
 
     fork(work, None)
-
-
-@contextmanager
-def without_capabilities(*numbers: int) -> Iterator[None]:
-    """Take capabilities from this thread's effective set (capset(2)) until the end."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = struct.pack("<Ii", 0x20080522, 0)
-    data = ctypes.create_string_buffer(24)
-    assert libc.capget(header, data) == 0
-    words = list(struct.unpack("<6I", data.raw))  # effective, permitted, inheritable; twice
-    for number in numbers:
-        words[3 * (number // 32)] &= ~(1 << number % 32)
-    assert libc.capset(header, struct.pack("<6I", *words)) == 0
-    try:
-        yield
-    finally:
-        assert libc.capset(header, data.raw) == 0

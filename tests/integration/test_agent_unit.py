@@ -32,7 +32,7 @@ def user(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def mounted_lab(bare_lab: Lab, user: int) -> Iterator[Lab]:
-    """A lab whose first host has a BPF file system for its pins alone, which the agent's user has."""
+    """A lab whose first host has a BPF file system for pins alone, which the agent's user has."""
     pins = bare_lab.folder("lb1") / "pins"
     pins.mkdir()
     options = "mode=0700,nosuid,nodev,noexec"

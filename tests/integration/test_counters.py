@@ -3,12 +3,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.documents.roster import backend, desired, generations, vip
-from tidegate.dataplane import plane
+from tidegate.dataplane import removal
 from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import make_plane_folder
@@ -78,7 +79,7 @@ def stepped(*steps: tuple[int, list[str]]) -> Iterator[Generation]:
 
 def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
     """What a gone VIP or backend counted is not shown of the next owner of its id."""
-    pins = plane.Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
+    pins = Path(f"/sys/fs/bpf/tgtest-{os.getpid()}")
     make_plane_folder(pins)
     try:
         publisher = Publisher(kernel, pins, 0.0)
@@ -104,4 +105,4 @@ def test_a_reused_id_begins_with_zero(kernel: maps.Maps) -> None:
         assert after.backends[of["b1"].id] == before.backends[of["b1"].id]
     finally:
         publisher.close()
-        plane.remove(pins, ())
+        removal.remove(pins, ())

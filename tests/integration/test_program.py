@@ -2,8 +2,6 @@
 """The program is built for the documents in force, proven, and replaced under traffic."""
 
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +10,10 @@ import pytest
 from pyroute2 import IPRoute
 
 from support.documents.roster import backend, desired, generations, vip
+from support.lab.datagrams import Datagrams
 from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane import removal
 from tidegate.dataplane.kernel import loader, maps, programs
 from tidegate.dataplane.kernel.pins import make_plane_folder, pinned_programs
 from tidegate.dataplane.links import Gateways
@@ -26,33 +26,13 @@ from tidegate.model.features import ALL_FEATURES, Feature
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-# Sends numbered datagrams to the echo service until its input ends; prints how many it sent, and
-# the numbers of those that were not answered. It runs on the client, so it is a script.
-_DATAGRAMS = """
-import select, socket, sys, time
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-sock.connect((sys.argv[1], 7))
-missing, sent, end = set(), 0, None
-while end is None or (missing and time.monotonic() < end):
-    if end is None:
-        sock.send(b"%d" % sent)
-        missing.add(sent)
-        sent += 1
-        if select.select([sys.stdin], [], [], 0)[0]:
-            end = time.monotonic() + 5
-    while select.select([sock], [], [], 0.005)[0]:
-        missing.discard(int(sock.recv(100).split()[-1]))
-print(sent, sorted(missing))
-"""
-
 
 @pytest.fixture
 def pins() -> Iterator[Path]:
     folder = Path(f"/sys/fs/bpf/tgproof-{secrets.token_hex(4)}")
     make_plane_folder(folder)
     yield folder
-    dataplane.remove(folder, [])
+    removal.remove(folder, [])
 
 
 @pytest.mark.parametrize("features", [frozenset(), frozenset({Feature.V6}), ALL_FEATURES])
@@ -86,11 +66,7 @@ def test_the_program_is_replaced_under_traffic(bare_lab: Lab, status: StatusWatc
     download = lab.client(1).popen(
         ["curl", "--silent", "--fail", "--max-time", "60", "--output", "/dev/null", url]
     )
-    echo = lab.client(1).popen(
-        [sys.executable, "-c", _DATAGRAMS, str(lab.vip4())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    echo = Datagrams(lab)
     for options in ({"mss_clamp": 1400}, {"tracking": "transition"}, {"mss_clamp": 1200}, {}):
         status.wait_applied(control.put("vips/web", service | options).revision)
         fetch = ["curl", "--silent", "--fail", "--max-time", "5", f"http://{lab.vip4()}/"]
@@ -99,9 +75,9 @@ def test_the_program_is_replaced_under_traffic(bare_lab: Lab, status: StatusWatc
     assert download.poll() in (None, 0)
     download.kill()
     download.wait()
-    sent, missing = echo.communicate(timeout=30)[0].decode().split(maxsplit=1)
-    assert int(sent) > 100
-    assert missing.strip() == "[]"  # not one packet was lost over four exchanges
+    sent, missing = echo.end()
+    assert sent > 100
+    assert missing == "[]"  # not one packet was lost over four exchanges
     built = [line for line in agent.tail(200).splitlines() if "program id=" in line]
     assert any("CLAMP" in line for line in built)
     assert any("TRANSITION" in line for line in built)
@@ -142,5 +118,5 @@ def test_a_build_that_fails_leaves_the_old_one_running() -> None:
             assert programs.attached("lb0") != running
         finally:
             plane.close()
-            dataplane.remove(settings.pins, ["lb0"])
+            removal.remove(settings.pins, ["lb0"])
             netns.remove(name)

@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from tidegate.agent.operator.orders import Posted
 from tidegate.agent.operator.socket import ControlSocket
 from tidegate.agent.outcome import Applied
 from tidegate.agent.parts import make_parts
+from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.pulse import HangWatch
 from tidegate.agent.readiness import sd_notify
 from tidegate.agent.reporter import Reporter
@@ -44,8 +46,12 @@ class Timed(Protocol):
 class Agent:
     """One load balancer's agent, from start to stop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, takes_over: bool = False) -> None:
         """Read the file and open the data plane.
+
+        Args:
+            path: of the file.
+            takes_over: whether programs that are not certainly this agent's are replaced.
 
         Raises:
             ConfigError: the file cannot be used.
@@ -56,7 +62,8 @@ class Agent:
         log_format.use(self._config.log_format)
         logging.getLogger().setLevel(self._config.log_level.upper())
         self._mailbox = Mailbox()
-        self._parts = parts = make_parts(self._config, self._mailbox)
+        settings = replace(plane_settings(self._config), file=path, takes_over=takes_over)
+        self._parts = parts = make_parts(self._config, settings, self._mailbox)
         self._beside = Beside()
         self._reporter = Reporter(parts, self._beside, self._config.ready_file)
         self._hang_watch = HangWatch(parts.pulse, self._reporter.show_hang)

@@ -17,7 +17,6 @@ from tidegate.agent.long_work import LongWork
 from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.agent.metrics.collect import MetricCollector, Sources
 from tidegate.agent.operator.routes import OperatorRoutes
-from tidegate.agent.plane_settings import plane_settings
 from tidegate.agent.plane_start import open_plane
 from tidegate.agent.pulse import Pulse
 from tidegate.agent.readiness import sd_notify
@@ -30,6 +29,7 @@ from tidegate.agent.traces.flows import FlowTraces, flow_traces
 from tidegate.agent.traffic_rates import TrafficSampler
 from tidegate.dataplane.network.watch import LinkWatch
 from tidegate.dataplane.plane import DataPlane
+from tidegate.dataplane.settings import Settings
 from tidegate.keyspace import paths
 from tidegate.keyspace.etcd.shared_seed import SharedSeed
 from tidegate.keyspace.follower import Follower
@@ -100,8 +100,13 @@ def shared_seed(config: AgentConfig, in_force: Generation) -> SharedSeed | None:
     return SharedSeed(config.etcd.root, config.fleet, hashed_with)
 
 
-def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
+def make_parts(config: AgentConfig, settings: Settings, mailbox: Mailbox) -> Parts:
     """Make the parts of an agent; their threads leave mail.
+
+    Args:
+        config: the agent's file.
+        settings: of the data plane.
+        mailbox: where they leave it.
 
     Raises:
         CapabilityError, DataplaneError: the data plane cannot be opened.
@@ -111,8 +116,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
     stages = StageRecorder(beat=pulse.beat)
     long_work = LongWork(pulse.progress)
-    settings = replace(plane_settings(config), aside=long_work.run)
-    plane = open_plane(settings, stages.reached)
+    plane = open_plane(replace(settings, aside=long_work.run), stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
         config.etcd,

@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from tidegate.agent.config import AgentConfig
-from tidegate.dataplane.plane import Settings
+from tidegate.dataplane.kernel.owner import Owner
+from tidegate.dataplane.settings import Settings
 
 
 def plane_settings(config: AgentConfig) -> Settings:
@@ -19,4 +20,5 @@ def plane_settings(config: AgentConfig) -> Settings:
         probe_tunnel=config.probe_tunnel,
         merging_off=config.merging_off,
         macs=config.macs(),
+        owner=Owner(config.fleet, config.host),
     )

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tidegate.agent.readiness import sd_notify
-from tidegate.dataplane.plane import DataPlane, Settings
+from tidegate.dataplane.plane import DataPlane
 from tidegate.dataplane.publish.steps import Reached
+from tidegate.dataplane.settings import Settings
 from tidegate.errors import DataplaneError
 from tidegate.event_log import EventLog
 

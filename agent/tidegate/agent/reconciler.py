@@ -23,6 +23,7 @@ from tidegate.dataplane.kernel.compiler import LONGEST_COMPILATION
 from tidegate.dataplane.plane import DataPlane
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.event_log import EventLog
+from tidegate.keyspace.documents.capacity import RETRY_SECONDS, Places
 from tidegate.keyspace.documents.decode import shortened
 from tidegate.keyspace.documents.host_rules import HostAddresses
 from tidegate.keyspace.documents.parse_cache import ParseCache
@@ -83,7 +84,7 @@ class Reconciler:
         self._applied: list[Applied] = []
         self._view: View | None = None
         self._limits = limits
-        self._is_guarded = False
+        self._is_guarded = self._awaits_room = False
         self._checked_against: frozenset[Address] | None = None
         self._fitness: Mapping[BackendKey, Fitness] | None = None
 
@@ -145,6 +146,7 @@ class Reconciler:
             moments.append(guards.next_expiry(self._view.steering.overrides, last))
         if self._is_guarded:
             moments.append(guards.next_relief(self._publisher.in_force, int(last)))
+        moments += [int(last) + RETRY_SECONDS] * self._awaits_room
         return min((moment for moment in moments if moment is not None), default=None)
 
     def is_due(self) -> bool:
@@ -225,10 +227,11 @@ class Reconciler:
         if self._view is None:
             return self._last_good, ()
         steering, snapshot = self._view.steering, self._view.snapshot
-        host = self._host()
+        host, places = self._host(), Places(self._publisher.in_force)
         desired, rejections = self._aside(
-            lambda: validate(snapshot, self._last_good, self._parse_cache, host)
+            lambda: validate(snapshot, self._last_good, self._parse_cache, host, places)
         )
+        self._awaits_room = any(rejection.stage == "build" for rejection in rejections)
         self._refused = frozenset(rejection.key for rejection in rejections)
         desired = replace(
             desired,

@@ -2,7 +2,7 @@
 """What the agent reports to the fleet: facts in, status document out."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidegate import __version__
 from tidegate.agent.config import AgentConfig
@@ -39,6 +39,7 @@ class Facts:
         unready: why the host is not ready; empty if it is.
         needed: families of outer packets that backends in force need.
         instance: of the host's data plane.
+        resting: ids that rest, by table.
         unwritten: why etcd does not take the status until a person acts; empty if it does.
         unreadable: verdicts of others that cannot be read; they do not make this host degraded.
     """
@@ -64,6 +65,7 @@ class Facts:
     unwritten: str = ""
     warnings: tuple[str, ...] = ()
     unreadable: Sequence[Rejection] = ()
+    resting: Mapping[str, int] = field(default_factory=dict)
 
 
 def describe(facts: Facts) -> StatusDocument:
@@ -106,9 +108,12 @@ def describe(facts: Facts) -> StatusDocument:
             for name in facts.config.interfaces
         ),
         capacity={
-            "vips": Usage(used=len(generation.vips), limit=MAX_VIPS - 1),
-            "pools": Usage(used=len(generation.pools), limit=MAX_POOLS - 1),
-            "backends": Usage(used=len(generation.backends), limit=MAX_BACKENDS - 1),
+            name: Usage(used=used, resting=facts.resting.get(name, 0), limit=limit)
+            for name, used, limit in (
+                ("vips", len(generation.vips), MAX_VIPS - 1),
+                ("pools", len(generation.pools), MAX_POOLS - 1),
+                ("backends", len(generation.backends), MAX_BACKENDS - 1),
+            )
         },
         backends=_backends(generation),
         on_sorry_pool=generation.on_sorry_pool,

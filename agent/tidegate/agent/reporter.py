@@ -13,6 +13,8 @@ from tidegate.agent.readiness.readiness import Condition, unready
 from tidegate.agent.readiness.signals import ReadySignals
 from tidegate.agent.report import Facts, describe
 from tidegate.dataplane.instance import instance
+from tidegate.model.generation import FreedIds
+from tidegate.planner.ids import resting
 
 
 class Reporter:
@@ -30,6 +32,7 @@ class Reporter:
         self._started = time.time()
         self._instance = instance(parts.plane.publisher.mirror.fds)
         self._signals = ReadySignals(ready_file)
+        self._rested: tuple[FreedIds | None, int, dict[str, int]] = (None, 0, {})
         self.socket_problem = ""
         """Why there is no control socket; empty if there is."""
 
@@ -75,11 +78,19 @@ class Reporter:
             unwritten=parts.status.problem,
             warnings=tuple(filter(None, problems)),
             unreadable=parts.health.rejections,
+            resting=self._resting(changes.in_force.freed),
         )
         document = describe(facts)
         parts.routes.status = document
         parts.metrics.update(facts, document)
         parts.status.submit(document)
+
+    def _resting(self, freed: FreedIds) -> dict[str, int]:
+        """Count resting ids, once a minute and change: there may be 65,535."""
+        minute = int(time.time()) // 60
+        if self._rested[0] is not freed or self._rested[1] != minute:
+            self._rested = (freed, minute, resting(freed, 60 * minute))
+        return self._rested[2]
 
     def _seed_problem(self) -> str:
         """Return what is wrong with the key of the flow hash, if that is the one in force."""

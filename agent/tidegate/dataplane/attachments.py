@@ -35,19 +35,22 @@ class Attachments:
         before, self._last = self._last, {name: _program(name) for name in self._interfaces}
         return self._last != before
 
-    def note_foreign(self, interface: str, program: int) -> None:
+    def note_foreign(self, interface: str, there: programs.Attachment) -> None:
         """Take note that a foreign program is there."""
-        reason = foreign_program(interface, program)
+        reason = foreign_program(interface, there)
         if self.foreign.get(interface) != reason:
-            log.error("foreign_program", interface=interface, program=program, reason=reason)
+            log.error(
+                "foreign_program", interface=interface, program=there.program_id, reason=reason
+            )
         self.foreign[interface] = reason
 
 
-def foreign_program(interface: str, program: int) -> str:
+def foreign_program(interface: str, there: programs.Attachment) -> str:
     """Return what to do about a program that is not ours."""
     return (
-        f"{interface} has an XDP program that is not Tidegate's (id {program}), and forwards "
-        f"nothing: if it is not needed, detach it with `ip link set dev {interface} xdp off`"
+        f"{interface} has an XDP program that is not Tidegate's (id {there.program_id}), and "
+        "forwards nothing: if it is not needed, detach it with "
+        f"{programs.off_command(interface, there.mode)}"
     )
 
 

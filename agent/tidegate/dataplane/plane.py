@@ -7,11 +7,10 @@ agents never write to one data plane.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeGuard
 
 import numpy as np
@@ -20,14 +19,13 @@ import numpy.typing as npt
 from tidegate.dataplane import links
 from tidegate.dataplane.attachments import Attachments, foreign_program
 from tidegate.dataplane.inspect.counter_reader import CounterReader
-from tidegate.dataplane.kernel import programs
+from tidegate.dataplane.kernel import owner, programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import (
     NEXT_PROGRAM,
     PROGRAM,
     make_plane_folder,
     pin_anew,
-    pinned_programs,
 )
 from tidegate.dataplane.links import Gateways, Link
 from tidegate.dataplane.network.merge_watch import MergeWatch
@@ -35,11 +33,14 @@ from tidegate.dataplane.network.merging import Stack
 from tidegate.dataplane.network.next_hops import NO_BACKENDS, backends_of
 from tidegate.dataplane.network.own_addresses import OwnAddresses
 from tidegate.dataplane.proof import prove
-from tidegate.dataplane.publish.audit import Difference, Finding, repaired
+from tidegate.dataplane.publish.audit import Difference, Finding, missing_pins, repaired
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.dataplane.repin import recovery
+from tidegate.dataplane.settings import Settings
 from tidegate.dataplane.sweep import Sweeper
+from tidegate.dataplane.takeover.attached import places
 from tidegate.dataplane.takeover.takeover import Takeover
 from tidegate.dataplane.tunnel.probes import Probes, detach_probes, has_checks
 from tidegate.errors import CapabilityError, DataplaneError
@@ -50,33 +51,6 @@ from tidegate.model.generation import Generation
 log = EventLog(__name__)
 
 _PROBE_COUNTS: Final = "probe_counts"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a data plane.
-
-    Attributes:
-        pins: folder on a BPF file system.
-        mode: `auto` is native, or generic where the driver refuses native.
-        grace: seconds for which a replaced table stays loaded.
-        probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
-            mark names (bpf/healthcheck.c at the interfaces' tc egress).
-        macs: MAC addresses beside the interfaces' own, whose frames are taken; four at most.
-        aside: makes a program, which takes seconds, beside what else there is to do.
-        merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw).
-    """
-
-    pins: Path
-    interfaces: Sequence[str]
-    mode: programs.ModeChoice
-    build: programs.Build
-    gateways: Gateways
-    grace: float
-    probe_tunnel: bool = False
-    merging_off: bool = True
-    aside: Callable[[Callable[[], int]], int] = lambda work: work()
-    macs: tuple[bytes, ...] = ()
 
 
 class DataPlane:
@@ -110,6 +84,8 @@ class DataPlane:
         self._build: programs.Build | None = None
         self._program = -1
         self._probes: Probes | None = None
+        self._put_back_pins: list[Finding] = []
+        self._ours: set[int] = set()
         self._opened = ExitStack()
         try:
             self._open(settings, reached)
@@ -123,20 +99,22 @@ class DataPlane:
     def _open(self, settings: Settings, reached: Reached) -> None:
         """Take the lock and open the maps; `close` closes what was opened, last one first."""
         make_plane_folder(self._pins)
-        self._fence = self._opened.enter_context(closing(Fence(self._pins)))
+        self._fence = self._opened.enter_context(closing(Fence(self._pins, self._is_attached)))
+        replaced = recovery(settings, self._fence.folder).run()
         takeover = Takeover(
             self._fence.folder, self._pins, settings.build.capacity, self._interfaces, reached
         )
         self._takeover = self._opened.enter_context(closing(takeover))
         self.adopted = takeover.adopted
         self._maps = self._opened.enter_context(closing(takeover.maps))
+        owner.write(self._maps["owner"], settings.own)
         self.own_addresses = OwnAddresses(self._maps["own_addresses"])
         publisher = Publisher(
             self._maps,
             self._fence.folder,
             settings.grace,
             reached=reached,
-            fence=self._fence.check,
+            fence=self._check_fence,
         )
         self.publisher = self._opened.enter_context(closing(publisher))
         capacity, counts = settings.build.capacity, takeover.folder_of("vip_counts")
@@ -144,7 +122,7 @@ class DataPlane:
         self.counter_reader = self._opened.enter_context(closing(reader))
         sweeper = Sweeper(self._maps["flows"], capacity.pairs["flows"], self.publisher)
         self.sweeper = self._opened.enter_context(closing(sweeper))
-        self._ours = pinned_programs(self._pins)
+        self._ours = replaced
         if settings.probe_tunnel:
             self._probes = self._load_probes()
 
@@ -185,13 +163,15 @@ class DataPlane:
         self._ours.add(bpf.object_id(fresh))
         # Pinned under a second name until it is attached: what is attached is always pinned.
         try:
-            pin_anew(fresh, folder / NEXT_PROGRAM)
+            with suppress(FileNotFoundError):  # as in `tables.pin`
+                pin_anew(fresh, folder / NEXT_PROGRAM)
             reached(Step.PROGRAM_PINNED)
             self._takeover.copy()
             self.follow()
             reached(Step.PROGRAM_ATTACHED)
             self._takeover.finish()
-            (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
+            with suppress(FileNotFoundError):
+                (folder / NEXT_PROGRAM).rename(folder / PROGRAM)
         except (OSError, DataplaneError, CapabilityError) as error:
             self._put_back(before, fresh)
             raise DataplaneError(f"cannot replace the program: {error}") from error
@@ -256,9 +236,10 @@ class DataPlane:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What somebody should know of next hops and of merged frames."""
+        """What somebody should know of next hops, merged frames, other programs and lost pins."""
         hops = (each for link in self._links.values() for each in link.warnings)
-        return (*hops, *self._merging.problems, *self.attachments.foreign.values())
+        lost = filter(None, [self._fence.lost])
+        return (*hops, *self._merging.problems, *self.attachments.foreign.values(), *lost)
 
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
         """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
@@ -282,7 +263,7 @@ class DataPlane:
             DataplaneError: an interface that is there refuses the program.
             FenceError: another agent has taken over the data plane.
         """
-        self._fence.check()
+        self._check_fence()
         self.links_outdated = False
         self.own_addresses.follow()  # before the program is attached, which leaves them out
         for interface in self._interfaces:
@@ -306,7 +287,7 @@ class DataPlane:
                 log.info("link", **link.log_fields())
             if self._build is not None and self._is_foreign(link.program):
                 self.modes.pop(interface, None)
-                self.attachments.note_foreign(interface, link.program.program_id)
+                self.attachments.note_foreign(interface, link.program)
                 continue
             self._attach(link, stack)
             self.attachments.foreign.pop(interface, None)
@@ -330,21 +311,43 @@ class DataPlane:
             FenceError: another agent has taken over the data plane.
             DataplaneError: the kernel cannot be read.
         """
-        return [*self.publisher.audit(deep=deep), *repaired(self._differences())]
+        found = [*self.publisher.audit(deep=deep), *repaired(self._differences())]
+        put_back, self._put_back_pins = self._put_back_pins, []
+        if self._fence.lost:  # that is one problem, and no packet meets it
+            found = [finding for finding in found if finding.map != "pins"]
+        return [*put_back, *found]
+
+    def _check_fence(self) -> None:
+        """Make sure that the pins are ours; put all back if they went without an agent's doing."""
+        if self._fence.check():
+            found = repaired((*self._lost_pins(), *missing_pins(self.publisher.mirror)))
+            log.error("pins_put_back", folder=self._pins, pins=len(found))
+            self._put_back_pins += found
+
+    def _is_attached(self) -> bool:
+        """Return whether a program of ours is on an interface."""
+        return not self._ours.isdisjoint(places(self._interfaces))
 
     def _differences(self) -> Iterator[Difference]:
         """Find pins and attachments that are not as we left them."""
-        for name, fd in {**self._maps, PROGRAM: self._program}.items():
-            path = self._fence.folder / name
-            if not path.exists():
-                repair = partial(bpf.pin, fd, str(path))
-                yield Difference(Finding("pins", name, "missing"), repair)
+        yield from self._lost_pins()
         for interface in list(self.modes):
             with suppress(DataplaneError):  # `follow` reports an interface that is away
                 on = programs.attached(interface)
                 fault = "changed" if on else "missing"
                 if on is None or on.program_id != bpf.object_id(self._program):
                     yield Difference(Finding("program", interface, fault), self.follow)
+
+    def _lost_pins(self) -> Iterator[Difference]:
+        for name, fd in {**self._maps, PROGRAM: self._program}.items():
+            path = self._fence.folder / name
+            if not path.exists():
+                repair = partial(bpf.pin, fd, str(path))
+                yield Difference(Finding("pins", name, "missing"), repair)
+        counts = self._fence.folder / _PROBE_COUNTS
+        if self._probes is not None and not counts.exists():
+            repair = partial(self._probes.pin_counters, counts)
+            yield Difference(Finding("pins", _PROBE_COUNTS, "missing"), repair)
 
     def _is_foreign(self, there: programs.Attachment | None) -> TypeGuard[programs.Attachment]:
         return there is not None and there.program_id not in self._ours
@@ -356,7 +359,7 @@ class DataPlane:
             self.modes[interface] = there.mode
             return
         if self._is_foreign(there):
-            raise DataplaneError(foreign_program(interface, there.program_id))
+            raise DataplaneError(foreign_program(interface, there))
         if link.refusal:
             raise DataplaneError(link.refusal)
         mode: programs.XdpMode = "generic" if self._mode == "generic" else "native"
@@ -381,19 +384,3 @@ class DataPlane:
         if self._program >= 0:
             os.close(self._program)
         self._opened.close()
-
-
-def remove(pins: Path, interfaces: Sequence[str]) -> None:
-    """Detach the programs from these interfaces and remove the pins: the data plane's end."""
-    ours = pinned_programs(pins)
-    for interface in interfaces:
-        there = programs.attached(interface)
-        if there is not None and there.program_id in ours:
-            programs.detach(interface, there.mode)
-        detach_probes(interface)
-    for folder, _, names in os.walk(pins, topdown=False):
-        for name in names:
-            if "." not in name:  # a file of the kernel's own, at the top of a BPF file system
-                (Path(folder) / name).unlink()
-        if not os.path.ismount(folder):  # a mount of its own stays, for the next agent
-            Path(folder).rmdir()

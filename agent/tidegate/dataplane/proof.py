@@ -9,6 +9,7 @@ the one that runs stays.
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -50,7 +51,8 @@ def prove(program: Program, build: programs.Build, pins: Path) -> None:
     """
     place = pins / "proof"
     shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-    (place / "tables").mkdir(parents=True)
+    with suppress(FileNotFoundError):  # the pins are gone; none is needed to run it
+        (place / "tables").mkdir(parents=True)
     own = maps.create(maps.few(maps.shapes(build.capacity), ids=16))
     publisher = Publisher(own, place, grace=0)
     fd = -1
@@ -65,7 +67,7 @@ def prove(program: Program, build: programs.Build, pins: Path) -> None:
         own.close()
         if fd >= 0:
             os.close(fd)
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _compare(fd: int, build: programs.Build, generation: Generation) -> None:

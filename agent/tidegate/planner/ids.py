@@ -16,6 +16,7 @@ from tidegate.errors import GenerationRefused
 from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_BACKENDS, MAX_POOLS, MAX_VIPS
 from tidegate.model.generation import (
     Freed,
+    FreedIds,
     Generation,
     Identity,
     PlacedBackend,
@@ -91,6 +92,15 @@ class Allocator:
         self._taken.add(id_)
         last = self._freed.get(id_)
         return Identity(id_, last.incarnation + 1 if last else 1)
+
+
+def resting(freed: FreedIds, now: int) -> dict[str, int]:
+    """Count the ids that rest at this wall-clock second, by the table that they are of."""
+    kinds = {"vips": freed.vips, "pools": freed.pools, "backends": freed.backends}
+    return {
+        kind: sum(now < last.at + ID_COOLDOWN_SECONDS for last in ids.values())
+        for kind, ids in kinds.items()
+    }
 
 
 class Allocators(NamedTuple):

@@ -3,16 +3,18 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 
 from support.crash.bench import SMALL, Packets
 from support.packets.kernel import BUILD
 from tidegate.dataplane import plane as dataplane
+from tidegate.dataplane import removal
 from tidegate.dataplane.kernel import maps, programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.pins import NEXT_PROGRAM, PROGRAM
@@ -49,12 +51,22 @@ class Host:
     def close(self) -> None:
         """Take everything away."""
         self.release()
-        with netns.entered(self.name), suppress(FileNotFoundError):
-            dataplane.remove(self.pins, self.interfaces)
+        with netns.entered(self.name):
+            removal.remove(self.pins, self.interfaces)
         netns.remove(self.name)
 
+    def take_down(self, mode: programs.XdpMode = "generic") -> None:
+        """Do what `tidegate agent remove` does, though an agent may hold the pins."""
+        with netns.entered(self.name):
+            for name in self.interfaces:
+                programs.detach(name, mode)
+        shutil.rmtree(self.pins)
+
     def open(
-        self, reached: Callable[[Step], None] = lambda _: None, capacity: maps.Capacity = SMALL
+        self,
+        reached: Callable[[Step], None] = lambda _: None,
+        capacity: maps.Capacity = SMALL,
+        **others: Any,
     ) -> dataplane.DataPlane:
         """Return the data plane, as an agent opens it; the thread must be in the namespace."""
         settings = dataplane.Settings(
@@ -65,6 +77,7 @@ class Host:
             Gateways(None, None),
             grace=0,
         )
+        settings = replace(settings, **others)
         return dataplane.DataPlane(settings, reached)
 
     def attached(self, interface: str = "lb0") -> int | None:

@@ -4,14 +4,16 @@
 import pytest
 
 from support.documents.keyspaces import Contents, refused, snapshot, vip
-from tidegate.keyspace.documents.capacity import Claim, Room, beyond
+from tidegate.keyspace.documents.capacity import Claim, Places, Room, beyond
 from tidegate.keyspace.documents.validate import Validation, validate
-from tidegate.model.constants import MAX_NETWORK_VIPS, MAX_POOLS, MAX_ROUTES, MAX_VIPS
-from tidegate.model.values import EMPTY, Desired
+from tidegate.model.constants import MAX_BACKENDS, MAX_NETWORK_VIPS, MAX_POOLS, MAX_ROUTES, MAX_VIPS
+from tidegate.model.generation import NOTHING, Generation
+from tidegate.model.values import EMPTY, BackendKey, Desired
+from tidegate.planner import plan
 
 
-def check(contents: Contents, last: Desired = EMPTY) -> Validation:
-    return validate(snapshot(contents), last)
+def check(contents: Contents, last: Desired = EMPTY, there: Generation = NOTHING) -> Validation:
+    return validate(snapshot(contents), last, places=Places(there))
 
 
 def test_a_pool_too_many_is_refused_alone() -> None:
@@ -24,6 +26,60 @@ def test_a_pool_too_many_is_refused_alone() -> None:
     again = check(first, found.desired)
     assert sorted(key for key, _, _ in refused(again)) == ["pools/a", f"pools/p{MAX_POOLS - 1}"]
     assert again.desired.pools == found.desired.pools
+
+
+def test_places_of_what_leaves_are_not_given_twice() -> None:
+    """All pools are taken, one goes, another comes: it waits a turn, and a quarantine does not."""
+    server: Contents = {"pools/p1/backends/b1": {"address": "198.51.100.1"}}
+    many: Contents = {f"pools/p{n}": {} for n in range(MAX_POOLS - 1)} | server
+    first = plan(check(many).desired, NOTHING, 1000)
+    server["pools/p1/backends/b1"]["state"] = "quarantine"
+    wanted = {key: value for key, value in many.items() if key != "pools/p7"}
+    wanted |= server | {"pools/new": {}}
+    found = check(wanted, check(many).desired, first)
+    assert refused(found) == [("pools/new", "", "build")]
+    assert "1 that were deleted have not left yet" in found.rejections[0].reason
+    second = plan(found.desired, first, 1001)
+    assert not second.backends[BackendKey("p1", "b1")].reachable
+    again = check(wanted, found.desired, second)
+    assert refused(again) == []
+    assert "new" in plan(again.desired, second, 1002).pools
+
+
+def test_backends_that_drain_keep_their_places() -> None:
+    """40,000 make way for as many others: those that find no id come in when the old have left."""
+
+    def servers(names: str) -> Contents:
+        return {
+            f"pools/web/backends/{names}{n}": {"address": f"10.{ord(names)}.{n >> 8}.{n & 255}"}
+            for n in range(40_000)
+        }
+
+    pool: Contents = {"pools/web": {"deregistration_delay": 60}}
+    first = plan(check(pool | servers("a")).desired, NOTHING, 1000)
+    wanted = pool | servers("b")
+    found = check(wanted, EMPTY, first)
+    assert {stage for _, _, stage in refused(found)} == {"build"}
+    assert len(found.desired.backends) == MAX_BACKENDS - 1 - 40_000
+    second = plan(found.desired, first, 1001)
+    assert len(check(wanted, found.desired, second).desired.backends) == MAX_BACKENDS - 1 - 40_000
+    third = plan(found.desired, second, 1100)
+    assert refused(check(wanted, found.desired, third)) == []
+
+
+def test_a_vip_makes_way_for_another_in_two_changes() -> None:
+    """All VIPs are taken, one goes, another comes: everything else of that change is in force."""
+    many: Contents = {"pools/web": {}} | {
+        f"vips/v{n}": vip() | {"address": f"10.9.{n >> 8}.{n & 255}"} for n in range(MAX_VIPS - 1)
+    }
+    first = plan(check(many).desired, NOTHING, 1000)
+    wanted = {key: value for key, value in many.items() if key != "vips/v7"}
+    wanted |= {"vips/new": vip() | {"address": "10.10.0.1"}}
+    found = check(wanted, check(many).desired, first)
+    assert refused(found) == [("vips/new", "", "build")]
+    second = plan(found.desired, first, 1001)
+    again = check(wanted, found.desired, second)
+    assert "new" in plan(again.desired, second, 1002).vips
 
 
 def networks(count: int) -> Contents:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from support.documents.roster import VIP4, backend, desired, generations, vip, web
 from tidegate.errors import GenerationRefused
-from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, TABLE_SIZE
+from tidegate.model.constants import ID_COOLDOWN_SECONDS, MAX_NETWORK_VIPS, MAX_POOLS, TABLE_SIZE
 from tidegate.model.generation import NOTHING, Freed, Generation, Identity
 from tidegate.model.values import BackendKey, Desired, Fitness, Quic, SourceRoute, SynLimit
 from tidegate.planner import confirm, next_moment, plan
-from tidegate.planner.ids import Allocator
+from tidegate.planner.ids import Allocator, resting
 
 NAMES = [f"b{i}" for i in range(1, 8)]
 
@@ -177,6 +177,8 @@ def test_names_that_come_and_go_hold_no_change_up() -> None:
     found = plan(desired([vip("a", VIP4)], [*after, fresh], delay=0), generation, 1030)
     assert not found.backends[BackendKey("web", "b1")].reachable
     assert found.pools["new"].identity.incarnation > 1
+    assert resting(found.freed, 1030)["pools"] == MAX_POOLS - 1 - len(found.pools)
+    assert set(resting(found.freed, 1030 + ID_COOLDOWN_SECONDS).values()) == {0}
 
 
 def test_a_vip_that_comes_back_finds_its_id_though_ids_are_short() -> None:

@@ -37,6 +37,14 @@ def test_the_agent_has_three_capabilities_and_a_filter() -> None:
     assert service["NoNewPrivileges"] == service["MemoryDenyWriteExecute"] == "yes"
 
 
+def test_lost_pins_come_back_before_the_agent_starts() -> None:
+    """By a command that has root's powers and ends; that it fails does not stop the start."""
+    service = parsed(AGENT)["Service"]
+    flags, _, command = service["ExecStartPre"].partition("/")
+    assert set(flags) == {"+", "-"}
+    assert command.split()[1:] == ["agent", "repin", *service["ExecStart"].split()[3:]]
+
+
 def test_pins_have_a_file_system_of_their_own() -> None:
     """Its unit is called as its place, hides no pins that are there, and comes before the agent."""
     mount, agent = parsed(MOUNT), parsed(AGENT)["Unit"]

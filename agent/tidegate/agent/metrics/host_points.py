@@ -96,6 +96,7 @@ def of_host(turn: LastTurn, contact: float, now: float, began: int) -> list[Fami
         _by(names.REFUSALS, attributes.REFUSAL_STAGE, {stage: stages[stage] for stage in _STAGES}),
         _one(names.REPAIRS, facts.repairs, began),
         _by(names.IDS, attributes.KIND, used),
+        _by(names.RESTING_IDS, attributes.KIND, dict.fromkeys(used, 0) | {**facts.resting}),
         _by(names.ID_LIMIT, attributes.KIND, _ID_LIMITS),
         _by(names.RX_QUEUES, attributes.INTERFACE, queues),
         _by(names.ATTACHED, attributes.INTERFACE, attached),

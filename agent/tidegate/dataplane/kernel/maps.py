@@ -33,6 +33,7 @@ from tidegate.spec.answer import Answer
 
 LEDGER_VALUE_BYTES: Final = 256
 WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
+OWNER_BYTES: Final = 1024
 _BATCH: Final = 512
 """Elements that are read at once: many more than a bucket of a hash has."""
 VERDICTS: Final = 4
@@ -130,6 +131,8 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
             MAX_VIPS + MAX_POOLS,
             bpf.F_NO_PREALLOC,
         ),
+        # Whose data plane it is, for who finds the program without pins (kernel/owner.py).
+        "owner": Shape(bpf.ARRAY, u32, OWNER_BYTES, 1),
     }
 
 
@@ -148,6 +151,11 @@ def cpu_count() -> int:
     return int(text.strip().split("-")[-1].split(",")[-1]) + 1
 
 
+def kernel_name(name: str) -> str:
+    """Return what the kernel calls a map; it takes 15 characters."""
+    return f"tg_{name}"[:15]
+
+
 def create_inner() -> int:
     """Create an empty inner table; return its descriptor."""
     return _create("inner", INNER)
@@ -157,7 +165,7 @@ def _create(name: str, shape: Shape, inner_fd: int = 0) -> int:
     try:
         return bpf.map_create(
             shape.kind,
-            f"tg_{name}",
+            kernel_name(name),
             shape.key_size,
             shape.value_size,
             shape.max_entries,
@@ -269,7 +277,7 @@ def other_shape(path: Path, found: Shape, wanted: Shape) -> DataplaneError:
     return DataplaneError(
         f"the pinned map {path} has another shape ({found}) than this version wants ({wanted}): "
         "it belongs to another version or another capacity setting. Restore that setting, or, "
-        f"to give up the flows that it tracks, detach the program and remove {path.parent}"
+        "to give up the flows that it tracks, start the agent once with --take-over"
     )
 
 

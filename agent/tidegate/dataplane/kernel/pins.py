@@ -2,7 +2,9 @@
 """The folder of a data plane's pins on the BPF file system, and the programs pinned in it."""
 
 import ctypes
+import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ _MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
 
 def make_plane_folder(pins: Path) -> None:
     """Make the folder of a data plane's pins; raise as `make_bpf_folder` does."""
+    make_bpf_folder(pins)  # by itself, so that advice names it
     make_bpf_folder(pins / "tables")
 
 
@@ -34,7 +37,8 @@ def make_bpf_folder(pins: Path) -> None:
         if _MOUNT_POINT not in pins.parents:
             raise CapabilityError(
                 f"pin_dir {pins} is not on a BPF file system: mount one there "
-                f"(mount -t bpf bpf {pins}), or use a folder of {_MOUNT_POINT}"
+                f"(`mkdir -p {pins} && mount -t bpf -o mode=0700 bpf {pins}`), or use a folder of "
+                f"{_MOUNT_POINT}"
             )
         _mount()
     try:
@@ -67,16 +71,43 @@ def _mount() -> None:
 
 def pinned_programs(pins: Path) -> set[int]:
     """Return the ids of pinned programs: one, or two after a crash during a replacement."""
-    found: set[int] = set()
-    for path in (pins / PROGRAM, pins / NEXT_PROGRAM):
-        if path.exists():
-            fd = bpf.open_pin(str(path))
-            found.add(bpf.object_id(fd))
-            os.close(fd)
-    return found
+    return {number_at(pins / name) for name in (PROGRAM, NEXT_PROGRAM)} - {0}
+
+
+def number_at(path: Path) -> int:
+    """Return the number of what is pinned at a path; 0 if nothing is, or what is no BPF object.
+
+    Raises:
+        OSError: it cannot be told, as for want of descriptors.
+    """
+    try:
+        fd = bpf.open_pin(str(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
+            return 0
+        raise
+    try:
+        return bpf.object_id(fd)
+    finally:
+        os.close(fd)
 
 
 def pin_anew(fd: int, path: Path) -> None:
     """Pin a map or program, in place of what is pinned at this path."""
     path.unlink(missing_ok=True)
     bpf.pin(fd, str(path))
+
+
+def empty_plane_folder(pins: Path) -> None:
+    """Remove all pins of a folder and leave it ready for new ones; what is attached runs on."""
+    for folder, _, names in os.walk(pins, topdown=False):
+        for name in own_pins(names):
+            (Path(folder) / name).unlink()
+    next_maps = pins / "next"
+    if next_maps.exists():
+        next_maps.rmdir()
+
+
+def own_pins(names: Iterable[str]) -> list[str]:
+    """Leave out files of the kernel's own, which are at the top of a BPF file system."""
+    return [name for name in names if "." not in name]

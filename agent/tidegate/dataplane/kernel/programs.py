@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from tidegate.dataplane.kernel import jiffies, layout, maps
+from tidegate.dataplane.kernel import jiffies, layout, maps, objects
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.compiler import Program, compile_program
 from tidegate.dataplane.kernel.loader import load
@@ -28,6 +28,9 @@ from tidegate.spec import Settings, icmp_error
 
 XdpMode: TypeAlias = Literal["native", "generic"]
 ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
+
+BALANCER: Final = "balancer"
+"""Name of the program, in the kernel too."""
 
 _FLAGS: Final[Mapping[XdpMode, int]] = {"native": 1 << 2, "generic": 1 << 1}
 _ATTACHED: Final[Mapping[str, XdpMode]] = {"xdp": "native", "xdpgeneric": "generic"}
@@ -112,7 +115,7 @@ def compile_balancer(build: Build) -> Program:
         CompileError: with the compiler's messages.
         DataplaneError: the layouts differ.
     """
-    program = compile_program("balancer", build.constants())
+    program = compile_program(BALANCER, build.constants())
     layout.check(program)
     return program
 
@@ -155,11 +158,17 @@ def detach(interface: str, mode: XdpMode) -> None:
     attach(-1, interface, mode)
 
 
+def off_command(interface: str, mode: XdpMode) -> str:
+    """Return the command that detaches a program; `xdp off` leaves a generic one attached."""
+    return f"`ip link set dev {interface} {'xdp' if mode == 'native' else 'xdpgeneric'} off`"
+
+
 def load_balancer(program: Program, fds: Mapping[str, int]) -> int:
     """Load a compiled balancer over these maps and return its descriptor.
 
     What belongs to one program alone is made here: an inner table to verify against, and the memory
-    in which the steps of one packet hand on what they found.
+    in which the steps of one packet hand on what they found. Maps that no packet reads are bound to
+    it, so that all live for as long as it is attached, whatever becomes of their pins.
 
     Raises:
         CompileError: with the verifier's log.
@@ -173,7 +182,9 @@ def load_balancer(program: Program, fds: Mapping[str, int]) -> int:
         ),
     }
     try:
-        return load(program, {**fds, **own})
+        loaded = load(program, {**fds, **own})
+        objects.bind(loaded, fds.values())
+        return loaded
     finally:
         for fd in own.values():
             os.close(fd)

@@ -60,6 +60,11 @@ def _bpf(command: int, attr: bytes) -> tuple[int, bytes]:
     return _call(command, buffer), buffer.raw
 
 
+def command(number: int, attr: bytes) -> int:
+    """Give bpf(2) a command that has no function here; return its result."""
+    return _bpf(number, attr)[0]
+
+
 def _call(command: int, attr: ctypes.Array[ctypes.c_char]) -> int:
     result: int = _libc.syscall(_NUMBERS[platform.machine()], command, attr, len(attr))
     if result < 0:

@@ -91,7 +91,7 @@ def _differences(mirror: Mirror, generation: Generation, *, deep: bool) -> Itera
         yield from _keyed(mirror, name)
     yield from _entries(mirror, generation, deep=deep)
     yield from _slots(mirror, generation)
-    yield from _pins(mirror)
+    yield from missing_pins(mirror)
     if deep:
         yield from _tables(mirror, generation)
 
@@ -169,8 +169,8 @@ def _slots(mirror: Mirror, generation: Generation) -> Iterator[Difference]:
             yield Difference(finding, partial(mirror.point, {pool_id: table}))
 
 
-def _pins(mirror: Mirror) -> Iterator[Difference]:
-    """Find missing pins: without them the next agent would not find what packets use."""
+def missing_pins(mirror: Mirror) -> Iterator[Difference]:
+    """Find missing pins of tables: without them the next agent would not find what packets use."""
     for table in mirror.tables.values():
         if not table.pin.exists():
             finding = Finding("pins", f"tables/{table.pin.name}", "missing")

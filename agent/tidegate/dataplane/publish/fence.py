@@ -8,30 +8,41 @@ it looks, before it writes, whether the folder at its path is still the one that
 it names its pins by the locked folder's descriptor, so that even what it does a moment too late
 goes nowhere. Whoever writes to the same maps without the lock has left a number there that is not
 ours.
+
+Whoever takes everything down detaches the program before the pins go. So where the folder is gone
+and our program is attached, nobody has done that: pins were deleted, or the file system is gone.
+Then a folder is made again, and locked.
 """
 
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.maps import WIDE_LEDGER_VALUE_BYTES
+from tidegate.dataplane.kernel.pins import make_plane_folder
 from tidegate.dataplane.publish import ledger_bytes
 from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
-from tidegate.errors import DataplaneError, FenceError
+from tidegate.errors import CapabilityError, DataplaneError, FenceError
 
 
 class Fence:
     """The lock on a folder of pins, from opening to `close`."""
 
-    def __init__(self, pins: Path) -> None:
+    def __init__(self, pins: Path, is_live: Callable[[], bool] = lambda: False) -> None:
         """Take the lock.
+
+        Args:
+            pins: the folder.
+            is_live: whether our program is still on an interface; asked where the folder is gone.
 
         Raises:
             DataplaneError: another agent has it.
         """
-        self._pins = pins
+        self._pins, self._is_live = pins, is_live
+        self.lost = ""
+        """Why nothing is pinned, and what to do; empty if all is well."""
         self._fd = os.open(pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,25 +61,63 @@ class Fence:
         """The locked folder, whatever is at its path now; in one that is gone nothing is pinned."""
         return Path(f"/proc/self/fd/{self._fd}")
 
-    def check(self) -> None:
-        """Make sure that the folder at the path is the locked one.
+    def check(self) -> bool:
+        """Make sure that the folder at the path is the locked one, or that nobody took over.
+
+        Where the folder is gone and our program is still attached, nobody has taken anything over:
+        the pins were deleted, or the BPF file system is gone. A new folder is made and locked then.
+
+        Returns:
+            Whether that has happened, so that everything has to be pinned again.
 
         Raises:
-            FenceError: it was removed or replaced.
+            FenceError: it was removed with the program, or replaced by another agent.
         """
         ours = os.fstat(self._fd)
         try:
             there = self._pins.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            if self._is_live():
+                return self._make_again()
             raise FenceError(
-                f"{self._pins} was removed while this agent ran, so it writes nothing more; "
-                "restart the agent to set up a new data plane"
+                f"{self._pins} was removed while this agent ran, and its program detached, so it "
+                "writes nothing more; restart the agent to set up a new data plane"
             ) from None
-        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
-            raise FenceError(
-                f"{self._pins} was removed and created again by another agent while this one did "
-                "not run, so this agent writes nothing more; stop one of the two"
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            self.lost = ""
+            return False
+        if self._is_live():
+            return self._make_again()
+        raise self._another()
+
+    def _another(self) -> FenceError:
+        return FenceError(
+            f"{self._pins} was removed and created again by another agent while this one did "
+            "not run, so this agent writes nothing more; stop one of the two"
+        )
+
+    def _make_again(self) -> bool:
+        """Make and lock a new folder at the path; return whether that was possible."""
+        try:
+            make_plane_folder(self._pins)
+            fd = os.open(self._pins, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (CapabilityError, OSError) as error:
+            self.lost = (
+                f"{self._pins} is gone and cannot be made again, so nothing is pinned. Packets are "
+                f"forwarded, and this agent puts the pins back as soon as it can. {error}"
             )
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (self._pins / "ledger").exists():
+                raise self._another()
+            os.dup2(fd, self._fd, inheritable=False)  # so that `folder` names the new one
+        except BlockingIOError:
+            raise self._another() from None
+        finally:
+            os.close(fd)
+        self.lost = ""
+        return True
 
     def close(self) -> None:
         """Release the lock."""

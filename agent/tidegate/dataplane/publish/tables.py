@@ -7,6 +7,7 @@ id that the outer map returns would take CAP_SYS_ADMIN.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -108,13 +109,14 @@ def pin_path(pins: Path, pool_id: int, generation: int) -> Path:
 
 
 def pin(fd: int, path: Path) -> None:
-    """Pin a table.
+    """Pin a table. In a folder that is gone nothing is pinned: the slot keeps the table alive.
 
     Raises:
         DataplaneError: the kernel refused.
     """
     try:
-        bpf.pin(fd, str(path))
+        with suppress(FileNotFoundError):
+            bpf.pin(fd, str(path))
     except OSError as error:
         raise DataplaneError(f"cannot pin table {path.name}: {error.strerror}") from error
 

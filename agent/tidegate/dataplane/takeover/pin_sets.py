@@ -29,7 +29,7 @@ log = EventLog(__name__)
 
 NEXT: Final = "next"
 FLOWS: Final = "flows"
-_IRREPLACEABLE: Final = ("outer", "ledger", "wide_ledger")
+IRREPLACEABLE: Final = ("outer", "ledger", "wide_ledger")
 """Maps whose content follows from nothing else, and cannot be copied without knowing its shape."""
 
 
@@ -194,4 +194,4 @@ def _is_replaceable(name: str, found: Shape, wanted: Shape) -> bool:
     """Return whether a map of this shape may make way: copied, filled anew, or begun at zero."""
     if name == FLOWS:
         return is_hashed(found) or found == replace(wanted, max_entries=found.max_entries)
-    return name not in _IRREPLACEABLE
+    return name not in IRREPLACEABLE

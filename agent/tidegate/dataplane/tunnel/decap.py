@@ -70,7 +70,7 @@ def attach(
     with _locked(interface, pins) as folder:
         there = programs.attached(interface)
         if there is not None and there.program_id not in _ours(folder):
-            raise _foreign(interface, there.program_id)
+            raise _foreign(interface, there)
         shutil.rmtree(folder / _NEXT, ignore_errors=True)
         (folder / _NEXT).mkdir()
         with tunnel.Decap(accept) as decap:
@@ -92,7 +92,7 @@ def detach(interface: str, pins: Path) -> bool:
     with _locked(interface, pins) as folder:
         there = programs.attached(interface) if _exists(interface) else None
         if there is not None and there.program_id not in _ours(folder):
-            raise _foreign(interface, there.program_id)
+            raise _foreign(interface, there)
         if there is not None:
             programs.detach(interface, there.mode)
         shutil.rmtree(folder)
@@ -157,10 +157,11 @@ def _ours(folder: Path) -> set[int]:
     return found
 
 
-def _foreign(interface: str, program: int) -> DataplaneError:
+def _foreign(interface: str, there: programs.Attachment) -> DataplaneError:
     return DataplaneError(
-        f"{interface} has an XDP program that `tidegate decap` did not attach (id {program}): "
-        f"if it is not needed, detach it with `ip link set dev {interface} xdp off`"
+        f"{interface} has an XDP program that `tidegate decap` did not attach "
+        f"(id {there.program_id}): if it is not needed, detach it with "
+        f"{programs.off_command(interface, there.mode)}"
     )
 
 

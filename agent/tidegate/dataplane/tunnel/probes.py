@@ -114,8 +114,8 @@ def read_probe_counters(path: Path) -> Counter[Reason]:
         os.close(fd)
 
 
-def detach_probes(interface: str) -> None:
-    """Detach bpf/healthcheck.c from an interface; do nothing if it is not there.
+def detach_probes(interface: str) -> bool:
+    """Detach bpf/healthcheck.c from an interface; return whether it was there.
 
     Raises:
         DataplaneError: there is no such interface.
@@ -136,6 +136,8 @@ def detach_probes(interface: str) -> None:
         except NetlinkError as error:
             if error.code not in (errno.ENOENT, errno.EINVAL):  # no filter; no clsact
                 raise
+            return False
+    return True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Of these, one pass works on what the last one has not found in order already (`P
 from collections.abc import Callable, Hashable
 
 from tidegate.keyspace.documents import capacity, loops
-from tidegate.keyspace.documents.capacity import Claim
+from tidegate.keyspace.documents.capacity import Claim, Places
 from tidegate.keyspace.documents.host_rules import backend_fault
 from tidegate.keyspace.documents.parse_cache import ParseCache
 from tidegate.keyspace.documents.work import Work
@@ -15,9 +15,9 @@ from tidegate.keyspace.paths import backend_key, pool_key
 from tidegate.model.values import Address, Backend, BackendKey, Vip
 
 
-def keep_within_room(work: Work) -> None:
+def keep_within_room(work: Work, places: Places) -> None:
     """Refuse the backends that there is no room for."""
-    room, last = capacity.BACKENDS, work.last.backends
+    room, last = places.backends(work.backends), work.last.backends
     if len(work.backends) <= room.limit:
         return
     claims = (
@@ -25,7 +25,7 @@ def keep_within_room(work: Work) -> None:
         for owner in work.backends
     )
     for owner in capacity.beyond(room, claims):
-        work.rejections.add(backend_key(*owner), "", room.reason, "reference")
+        work.rejections.add(backend_key(*owner), "", room.reason, room.stage)
         del work.backends[owner]
 
 

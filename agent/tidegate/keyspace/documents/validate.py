@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from tidegate.keyspace.documents import backend_rules, capacity, loops
-from tidegate.keyspace.documents.capacity import Claim
+from tidegate.keyspace.documents.capacity import Claim, Places, Room
 from tidegate.keyspace.documents.decode import shown
 from tidegate.keyspace.documents.host_rules import (
     ANYWHERE,
@@ -38,6 +38,7 @@ from tidegate.model.values import (
     Pool,
     Rejection,
     Snapshot,
+    Stage,
     Vip,
 )
 
@@ -57,6 +58,7 @@ def validate(
     last_good: Desired,
     cache: ParseCache | None = None,
     host: HostAddresses = ANYWHERE,
+    places: Places = Places(),  # noqa: B008 - it does not change
 ) -> Validation:
     """Check every document and every reference, in one pass that finds all faults.
 
@@ -65,6 +67,7 @@ def validate(
         last_good: the `desired` of the last validation, or EMPTY.
         cache: of the last validation; makes this one faster, and changes nothing else.
         host: where the documents are to be in force.
+        places: that what is in force there has.
     """
     cache = cache or ParseCache()
     cache.update(snapshot.documents)
@@ -80,15 +83,15 @@ def validate(
     )
     for key, parsed in cache.refused.items():
         _refuse(work, key, parsed)
-    _keep_pools_within_room(work)
-    _keep_vips_within_room(work)
+    _keep_pools_within_room(work, places)
+    _keep_vips_within_room(work, places)
     _leave_own_addresses(work)
     _leave_backends_in_force(work)
     _require_pools(work)
     _share_endpoints(work)
     _keep_used_pools(work)
     backend_rules.require_pools(work)
-    backend_rules.keep_within_room(work)
+    backend_rules.keep_within_room(work, places)
     backend_rules.require_addresses(work, cache)
     backend_rules.share_addresses(work, cache)
     backend_rules.share_server_ids(work, cache)
@@ -122,23 +125,23 @@ def _refuse(work: Work, key: str, parsed: ParsedKey) -> None:
         work.hash_seed = last.hash_seed
 
 
-def _keep_pools_within_room(work: Work) -> None:
+def _keep_pools_within_room(work: Work, places: Places) -> None:
     """Refuse the pools that there is no room for."""
-    room, last = capacity.POOLS, work.last.pools
+    room, last = places.pools(work.pools), work.last.pools
     if len(work.pools) <= room.limit:
         return
     claims = (
         (name, Claim(1, int(name in last), work.created(pool_key(name)))) for name in work.pools
     )
     for name in capacity.beyond(room, claims):
-        work.rejections.add(pool_key(name), "", room.reason, "reference")
+        work.rejections.add(pool_key(name), "", room.reason, room.stage)
         del work.pools[name]
 
 
-def _keep_vips_within_room(work: Work) -> None:
+def _keep_vips_within_room(work: Work, places: Places) -> None:
     """Refuse the VIPs that there is no room for, with all that they take."""
-    sizes: tuple[tuple[capacity.Room, _Size], ...] = (
-        (capacity.VIPS, lambda _: 1),
+    sizes: tuple[tuple[Room, _Size], ...] = (
+        (places.vips(work.vips | work.kept), lambda _: 1),
         (capacity.NETWORKS, lambda vip: int(vip.is_network)),
         (capacity.ROUTES, lambda vip: len(vip.source_routes) + len(vip.deny)),
     )
@@ -159,7 +162,7 @@ def _keep_vips_within_room(work: Work) -> None:
         )
         for name in capacity.beyond(room, claims):
             if name in work.vips:
-                _demote(work, name, "", room.reason)
+                _demote(work, name, "", room.reason, room.stage)
 
 
 def _leave_own_addresses(work: Work) -> None:
@@ -230,9 +233,9 @@ def _uses(vip: Vip | None, pool: str) -> bool:
     return vip is not None and pool in vip.pools
 
 
-def _demote(work: Work, name: str, place: str, reason: str) -> None:
+def _demote(work: Work, name: str, place: str, reason: str, stage: Stage = "reference") -> None:
     """Refuse an accepted VIP document for what others say, and keep its last value if any."""
-    work.rejections.add(vip_key(name), place, reason, "reference")
+    work.rejections.add(vip_key(name), place, reason, stage)
     del work.vips[name]
     if name in work.last.vips:
         work.kept[name] = work.last.vips[name]

@@ -184,7 +184,7 @@ class StatusDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         dict[str, Usage],
         Meta(
             description="Use of the data plane's tables, by table.",
-            examples=[{"vips": {"used": 12, "limit": 4095}}],
+            examples=[{"vips": {"used": 12, "resting": 1, "limit": 4095}}],
         ),
     ] = {}
     backends: Annotated[

@@ -191,4 +191,15 @@ class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How full one table of the data plane is."""
 
     used: Annotated[Count, Meta(description="Entries in use.", examples=[12])]
+    resting: Annotated[
+        Count,
+        Meta(
+            description=(
+                "Ids that were used within the last hour and are used again last, as of the last "
+                "full minute. They keep nothing out: where all others are used, the one that has "
+                "rested longest is taken."
+            ),
+            examples=[0],
+        ),
+    ] = 0
     limit: Annotated[Count, Meta(description="Entries that fit.", examples=[4095])]

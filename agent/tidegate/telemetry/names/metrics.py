@@ -175,6 +175,13 @@ IDS: Final = Instrument(
     description="Ids that the generation in force uses.",
     attributes=(by.KIND,),
 )
+RESTING_IDS: Final = Instrument(
+    name="tidegate.ids.resting",
+    kind="gauge",
+    unit="{id}",
+    description="Ids that were freed within the last hour, and are used again last.",
+    attributes=(by.KIND,),
+)
 ID_LIMIT: Final = Instrument(
     name="tidegate.ids.limit",
     kind="gauge",
