@@ -17,7 +17,6 @@ from typing import Final
 
 from tidegate.agent.dead_man import DEAD_MAN, Contact, DeadMan
 from tidegate.agent.history import History
-from tidegate.agent.long_work import Runs, directly
 from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.outcome import Applied, Outcome
@@ -27,6 +26,7 @@ from tidegate.agent.rollback_states import State
 from tidegate.agent.stages import StageRecorder
 from tidegate.agent.traces.changes import ChangeTraces
 from tidegate.dataplane.plane import DataPlane
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
 from tidegate.event_log import EventLog
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Override, View
@@ -50,7 +50,7 @@ class ChangeLifecycle:
         traces: made from what `stages` has.
         has_samples: whether sampled packets of a generation will be reported to the traces.
         clock: wall clock, s.
-        aside: does what may take long and changes nothing (`long_work`).
+        aside: does what may take long (`long_work`).
         confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; 0: at once.
     """
 
@@ -63,7 +63,7 @@ class ChangeLifecycle:
         traces: ChangeTraces,
         has_samples: Callable[[Generation], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
-        aside: Runs = directly,
+        aside: Aside = NOTHING_ASIDE,
         confirm_delay: float = 0.0,
     ) -> None:
         self._publisher = plane.publisher

@@ -110,7 +110,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
     stages = StageRecorder(beat=pulse.beat)
     long_work = LongWork(pulse.progress)
-    settings = replace(plane_settings(config), aside=long_work.run)
+    settings = replace(plane_settings(config), aside=long_work)
     plane = open_plane(settings, stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
@@ -132,7 +132,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         stages,
         traces,
         flows.has_samples,
-        aside=long_work.run,
+        aside=long_work,
         confirm_delay=config.confirm_delay,
     )
     follower = Follower(

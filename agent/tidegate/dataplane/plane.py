@@ -7,7 +7,7 @@ agents never write to one data plane.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ from tidegate.dataplane.network.merging import Stack
 from tidegate.dataplane.network.next_hops import NO_BACKENDS, backends_of
 from tidegate.dataplane.network.own_addresses import OwnAddresses
 from tidegate.dataplane.proof import prove
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
 from tidegate.dataplane.publish.audit import Difference, Finding, repaired
 from tidegate.dataplane.publish.fence import Fence
 from tidegate.dataplane.publish.publisher import Publisher
@@ -63,7 +64,7 @@ class Settings:
         probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
             mark names (bpf/healthcheck.c at the interfaces' tc egress).
         macs: MAC addresses beside the interfaces' own, whose frames are taken; four at most.
-        aside: makes a program, which takes seconds, beside what else there is to do.
+        aside: what there is to do beside making a program and publishing, which take seconds.
         merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw).
     """
 
@@ -75,7 +76,7 @@ class Settings:
     grace: float
     probe_tunnel: bool = False
     merging_off: bool = True
-    aside: Callable[[Callable[[], int]], int] = lambda work: work()
+    aside: Aside = NOTHING_ASIDE
     macs: tuple[bytes, ...] = ()
 
 
@@ -97,7 +98,6 @@ class DataPlane:
         self._gateways = settings.gateways
         self._macs = settings.macs
         self._interfaces = tuple(settings.interfaces)
-        self._mode = settings.mode
         self._merging = MergeWatch(turns_off=settings.merging_off)
         self._links: dict[str, Link] = {}
         self._backends = NO_BACKENDS
@@ -105,7 +105,7 @@ class DataPlane:
         """Whether backends have come or gone since the links were read, of no new family."""
         self.attachments = Attachments(self._interfaces)
         self.modes: dict[str, programs.XdpMode] = {}
-        self._pins, self._aside = settings.pins, settings.aside
+        self._pins, self._aside, self._mode = settings.pins, settings.aside, settings.mode
         self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -137,6 +137,7 @@ class DataPlane:
             settings.grace,
             reached=reached,
             fence=self._fence.check,
+            aside=self._aside,
         )
         self.publisher = self._opened.enter_context(closing(publisher))
         capacity, counts = settings.build.capacity, takeover.folder_of("vip_counts")
@@ -179,7 +180,7 @@ class DataPlane:
             return
         self.publisher.check()
         reached, folder = self.publisher.reached, self._fence.folder
-        fresh = self._aside(lambda: self._proven(build))
+        fresh = self._aside.run(lambda: self._proven(build))
         reached(Step.PROGRAM_LOADED)
         before, self._program = self._program, fresh
         self._ours.add(bpf.object_id(fresh))
@@ -216,7 +217,7 @@ class DataPlane:
 
     def _note_backends(self, *generations: Generation) -> None:
         """Know where packets go before they do; a family that is new is asked about at once."""
-        before, self._backends = self._backends, backends_of(*generations)
+        before, self._backends = self._backends, self._aside.run(lambda: backends_of(*generations))
         self.links_outdated |= self._backends.names.keys() != before.names.keys()
         if self._backends.needed - before.needed and self.modes:
             try:
