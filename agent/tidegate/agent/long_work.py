@@ -56,7 +56,10 @@ class LongWork:
             target=_settle, args=(outcome, work, done), name="long-work", daemon=True
         )
         began, spent = time.monotonic(), 0.0
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the host has no thread left: better late than not at all
+            return work()
         while not done.wait(_STEP_SECONDS):
             before, spent = spent, _cpu_seconds(thread)
             if spent > before and time.monotonic() - began < self._longest:

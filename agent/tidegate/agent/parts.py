@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from tidegate.agent.auditor import Auditor
+from tidegate.agent.beside import Beside
 from tidegate.agent.change import ChangeLifecycle
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.health.fleet import FleetHealth
@@ -62,6 +63,7 @@ class Parts:
     links: LinkRefresh
     pulse: Pulse
     long_work: LongWork
+    beside: Beside
 
     def start(self) -> None:
         """Start all threads."""
@@ -109,7 +111,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
     link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
     pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
     stages = StageRecorder(beat=pulse.beat)
-    long_work = LongWork(pulse.progress)
+    long_work, beside = LongWork(pulse.progress), Beside()
     settings = replace(plane_settings(config), aside=long_work)
     plane = open_plane(settings, stages.reached)
     in_force = plane.publisher.in_force
@@ -134,6 +136,7 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         flows.has_samples,
         aside=long_work,
         confirm_delay=config.confirm_delay,
+        beside=beside,
     )
     follower = Follower(
         config.etcd,
@@ -178,4 +181,5 @@ def make_parts(config: AgentConfig, mailbox: Mailbox) -> Parts:
         links=LinkRefresh(plane, now),
         pulse=pulse,
         long_work=long_work,
+        beside=beside,
     )

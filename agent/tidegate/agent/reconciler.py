@@ -182,6 +182,12 @@ class Reconciler:
             refused += tuple(rejection for rejection in again if rejection not in refused)
         return self._outcome((*rejections, *refused), refused, kept)
 
+    def failed(self, error: Exception) -> Outcome:
+        """Return the outcome of a reconciliation that ended in an error which nobody expected."""
+        reason = f"an error in the agent, {type(error).__name__}: {error}"
+        refused = (_whole("publish", reason, self._revision),)
+        return self._outcome(refused, refused, "")
+
     def restore(self, desired: Desired, order: str) -> Outcome:
         """Bring other documents into force, past all guards, as an operator ordered.
 

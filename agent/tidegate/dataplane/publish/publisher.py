@@ -59,7 +59,7 @@ from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
 
-_REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
+_REFUSALS: Final = (OSError, DataplaneError, CapabilityError, MemoryError)
 """How a refusal by the kernel arrives."""
 
 _Records = dict[Place, ledger.Record]
@@ -164,6 +164,11 @@ class Publisher:
         )
         try:
             self._put_in_force(publication, now + self.grace)
+        except DataplaneError:
+            raise
+        except BaseException:  # whatever it was, what is in the kernel is not known any more
+            self.is_certain, self._is_unread = False, True
+            raise
         finally:
             self._publication = None
 
