@@ -13,11 +13,12 @@ changes become generations strictly one after another.
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
+from tidegate.agent.beside import Beside
 from tidegate.agent.dead_man import DEAD_MAN, Contact, DeadMan
 from tidegate.agent.history import History
-from tidegate.agent.long_work import Runs, directly
 from tidegate.agent.operator.execute import Done, Operator
 from tidegate.agent.operator.orders import Order
 from tidegate.agent.outcome import Applied, Outcome
@@ -25,8 +26,10 @@ from tidegate.agent.reconciler import Reconciler
 from tidegate.agent.refusals import RefusalLog
 from tidegate.agent.rollback_states import State
 from tidegate.agent.stages import StageRecorder
-from tidegate.agent.traces.changes import ChangeTraces
+from tidegate.agent.traces.changes import Begun, ChangeTraces
 from tidegate.dataplane.plane import DataPlane
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
+from tidegate.errors import FenceError
 from tidegate.event_log import EventLog
 from tidegate.model.generation import Generation
 from tidegate.model.values import BackendKey, Fitness, Override, View
@@ -50,8 +53,9 @@ class ChangeLifecycle:
         traces: made from what `stages` has.
         has_samples: whether sampled packets of a generation will be reported to the traces.
         clock: wall clock, s.
-        aside: does what may take long and changes nothing (`long_work`).
+        aside: does what may take long (`long_work`).
         confirm_delay: seconds after which an answer of etcd confirms a change of VIPs; 0: at once.
+        beside: does what may fail: the history, traces, the log.
     """
 
     def __init__(
@@ -63,9 +67,12 @@ class ChangeLifecycle:
         traces: ChangeTraces,
         has_samples: Callable[[Generation], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
-        aside: Runs = directly,
+        aside: Aside = NOTHING_ASIDE,
         confirm_delay: float = 0.0,
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside or Beside()
+        self._aside = aside
         self._publisher = plane.publisher
         self._reconciler = Reconciler(plane, limits, stages, clock, aside)
         self._history = history
@@ -110,7 +117,7 @@ class ChangeLifecycle:
     def accept_view(self, view: View) -> None:
         """Take a new view; the next reconciliation works on it."""
         frozen = self.frozen
-        self._traces.received(view)
+        self._beside.once("traces", lambda: self._traces.received(view))
         self._reconciler.accept_view(view)
         if self.frozen and self.frozen != frozen:
             log.warning("frozen", reason=self.frozen)
@@ -137,12 +144,38 @@ class ChangeLifecycle:
 
     def reconcile(self) -> Outcome:
         """Make one change, and all that follows from it."""
-        begun = self._traces.begin()
-        outcome = self._reconciler.reconcile()
+        begun = self._beside.once("traces", self._traces.begin)
+        outcome = self._reconciled()
         self._record(outcome.applied)
         self._schedule_retry(failed=outcome.failed)
-        self._refusals.write(outcome.rejections, time.monotonic())
         in_force = self.in_force
+        self._beside.once(
+            "refusals", lambda: self._refusals.write(outcome.rejections, time.monotonic())
+        )
+        if begun is not None:
+            self._beside.once("traces", lambda: self._end_trace(begun, outcome, in_force))
+        self._beside.once(
+            "journal",
+            lambda: self._history.refused(outcome.rejections, in_force, outcome.revision),
+        )
+        self.outcome = outcome
+        return outcome
+
+    def _reconciled(self) -> Outcome:
+        """Reconcile; what nobody expected is a failure of this change, and tried again later.
+
+        Raises:
+            FenceError: the data plane is another agent's now.
+        """
+        try:
+            return self._reconciler.reconcile()
+        except FenceError:
+            raise
+        except Exception as error:
+            log.exception("change_failed")
+            return self._reconciler.failed(error)
+
+    def _end_trace(self, begun: Begun, outcome: Outcome, in_force: Generation) -> None:
         self._traces.end(
             begun,
             outcome,
@@ -151,17 +184,20 @@ class ChangeLifecycle:
             self._history.cause.kind,
             has_samples=self._has_samples(in_force),
         )
-        self._history.refused(outcome.rejections, in_force, outcome.revision)
-        self.outcome = outcome
-        return outcome
 
     def carry_out(self, order: Order) -> Done:
         """Carry out an operator's order, and all that follows from it."""
-        begun = self._traces.begin_order()
+        begun = self._beside.once("traces", self._traces.begin_order)
         done = self._operator.carry_out(order)
-        if done.noted:
-            self._history.ordered(done.noted, order.signature)
+        noted = done.noted
+        if noted:
+            self._beside.once("journal", lambda: self._history.ordered(noted, order.signature))
         self._record(done.applied)
+        if begun is not None:
+            self._beside.once("traces", lambda: self._end_order(begun, order, done))
+        return done
+
+    def _end_order(self, begun: Begun, order: Order, done: Done) -> None:
         self._traces.end_order(
             begun,
             order,
@@ -169,7 +205,6 @@ class ChangeLifecycle:
             self._history.cause.kind,
             has_samples=self._has_samples(self.in_force),
         )
-        return done
 
     def take_back(self, to: State, contact: Contact) -> tuple[Applied, ...]:
         """Go back to these documents as etcd was lost, and hold; return what came into force."""
@@ -196,9 +231,10 @@ class ChangeLifecycle:
         """Write what came into force to the history."""
         for each in applied:
             self.applied_at = self._clock()
-            self._history.applied(each)
+            self._beside.once("journal", partial(self._history.applied, each))
             self.dead_man.note(each)
             self._stages.mark("journal")
+            self._aside.between()
 
     def _schedule_retry(self, *, failed: bool) -> None:
         self._retry_seconds = min(2 * self._retry_seconds, _MAX_RETRY_SECONDS)

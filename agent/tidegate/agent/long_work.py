@@ -4,7 +4,7 @@
 To read 60,000 documents and to plan for them takes seconds, a compiler takes seconds, and a backend
 that dies in that time must not wait for either. So such work, which changes nothing outside itself,
 is done on a thread of its own, while the loop waits for it and meanwhile ejects. All that changes
-the data plane stays on the loop's thread, so nothing needs a lock.
+the data plane stays on the loop's thread, so nothing needs a lock; it ejects between two steps.
 
 The loop counts as alive for as long as the work makes progress: as the thread, or the compiler that
 it waits for, uses a CPU, and at most for `longest` seconds. It is not its end that feeds the
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 
@@ -36,10 +36,17 @@ class LongWork:
         self._beat = beat
         self._longest = longest
         self._meanwhile: Callable[[], None] = _nothing
+        self._looked = 0.0
 
     def beside(self, meanwhile: Callable[[], None]) -> None:
         """Have the loop do this between two looks at the work; it must be short."""
         self._meanwhile = meanwhile
+
+    def between(self) -> None:
+        """Leave a mark of progress between two steps, and look at what there is, if it is time."""
+        self._beat()
+        if time.monotonic() - self._looked >= _STEP_SECONDS:
+            self._look()
 
     def run(self, work: Callable[[], _T]) -> _T:
         """Return what work returns, or raise what it raises."""
@@ -49,25 +56,20 @@ class LongWork:
             target=_settle, args=(outcome, work, done), name="long-work", daemon=True
         )
         began, spent = time.monotonic(), 0.0
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the host has no thread left: better late than not at all
+            return work()
         while not done.wait(_STEP_SECONDS):
             before, spent = spent, _cpu_seconds(thread)
             if spent > before and time.monotonic() - began < self._longest:
                 self._beat()
-            self._meanwhile()
+            self._look()
         return outcome.result()
 
-
-class Runs(Protocol):
-    """Does a piece of work, and returns what it returns."""
-
-    def __call__(self, work: Callable[[], _T], /) -> _T:
-        """Do it."""
-
-
-def directly(work: Callable[[], _T]) -> _T:
-    """Do work at once, where there is nothing to do beside it."""
-    return work()
+    def _look(self) -> None:
+        self._meanwhile()
+        self._looked = time.monotonic()
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ Only this loop writes to the data plane, so changes become generations strictly 
 The watch, the status writer, the link watch, the journal and the control socket have threads of
 their own and only leave mail. Each part says when it is due next; the loop sleeps until the first.
 Nothing outside may block it; if anything does, what says that the host is well runs out (`pulse`).
+Nothing but the fence may end it either: parts that fail are named and tried again (`beside`).
 """
 
 import logging
@@ -12,11 +13,11 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from tidegate import __version__
-from tidegate.agent.beside import Beside
 from tidegate.agent.config import changes, read, reloaded
 from tidegate.agent.dead_man import Contact
 from tidegate.agent.mailbox import Mail, Mailbox, WakeReason
@@ -64,20 +65,17 @@ class Agent:
         self._mailbox = Mailbox()
         settings = replace(plane_settings(self._config), file=path, takes_over=takes_over)
         self._parts = parts = make_parts(self._config, settings, self._mailbox)
-        self._beside = Beside()
+        self._beside = parts.beside
         self._reporter = Reporter(parts, self._beside, self._config.ready_file)
         self._hang_watch = HangWatch(parts.pulse, self._reporter.show_hang)
-        self._has_ejected = False
+        self._is_health_new = self._has_ejected = self._is_reloaded = False
         parts.long_work.beside(self._eject)
         self._socket: ControlSocket | None = None
         self._ends_at: float | None = None
-        self._timed: tuple[Timed, ...] = (
-            parts.changes,
-            parts.changes.dead_man,
-            parts.health,
-            parts.announcer,
-        )
         self._timed_beside: dict[str, Timed] = {
+            "contact": parts.changes.dead_man,
+            "health": parts.health,
+            "announce": parts.announcer,
             "links": parts.links,
             "reap": parts.plane.publisher,
             "audit": parts.auditor,
@@ -142,7 +140,9 @@ class Agent:
         if self._has_ejected:
             return 0.0
         now = time.monotonic()
-        due = [self._ends_at, *(part.next_due() for part in self._timed)]
+        due = [self._ends_at, self._parts.changes.next_due(), self._beside.owed_at]
+        if self._is_health_new:
+            due.append(self._beside.due("health", now))
         for name, part in self._timed_beside.items():
             at = part.next_due()
             due.append(at if at is None else self._beside.due(name, at))
@@ -150,21 +150,23 @@ class Agent:
 
     def _handle(self, mail: Mail) -> None:
         """Make one turn: everything that has arrived, and everything that is due."""
-        now, parts = time.monotonic(), self._parts
-        is_reload = WakeReason.RELOAD in mail.reasons
-        if is_reload:
-            self._reload()
-        is_woken = is_reload or WakeReason.LINKS in mail.reasons
-        self._beside.run("links", lambda: parts.links.refresh(now, woken=is_woken))
+        now, parts, beside = time.monotonic(), self._parts, self._beside
+        if WakeReason.RELOAD in mail.reasons:
+            beside.owe("reload", self._reload)
+        beside.settle()
+        is_reload, self._is_reloaded = self._is_reloaded, False
+        if is_reload or WakeReason.LINKS in mail.reasons:
+            beside.owe("links", lambda: parts.links.refresh(time.monotonic(), woken=True))
+            beside.settle("links")
+        beside.run("links", lambda: parts.links.refresh(now, woken=False))
         answers = self._run_orders(mail)
         if mail.view is not None:
             parts.changes.accept_view(mail.view)
-        is_due = self._judge_contact() or parts.changes.is_due(now)
+        is_due = bool(beside.run("contact", self._judge_contact)) or parts.changes.is_due(now)
         is_health_new = self._apply_health(woken=WakeReason.HEALTH in mail.reasons)
         is_health_new, self._has_ejected = is_health_new or self._has_ejected, False
         if is_health_new or answers or mail.view is not None or is_due or is_reload:
             self._note_generations(parts.changes.reconcile().applied)
-        beside = self._beside
         beside.run("reap", lambda: parts.plane.publisher.reap(now))
         beside.run("audit", lambda: parts.auditor.audit(time.monotonic()))
         beside.run("sweep", lambda: parts.sweeps.sweep(now))
@@ -199,15 +201,24 @@ class Agent:
 
     def _apply_health(self, *, woken: bool) -> bool:
         """Judge health if there is anything new to judge; return whether it asks for a change."""
-        health, in_force = self._parts.health, self._parts.changes.in_force
-        is_alone = self._parts.follower.state.phase in ("stale", "fatal")
-        is_judged = health.judge(in_force, woken=woken, is_alone=is_alone)
-        self._parts.status.compare(health.own_keys)
-        if not is_judged:
-            return False
-        is_new = self._parts.changes.flag_unhealthy(health.fitness)
-        self._parts.status.submit_verdicts(health.verdicts())
+        self._is_health_new = woken or self._is_health_new
+        return bool(self._beside.run("health", self._judge_health))
+
+    def _judge_health(self) -> bool:
+        parts = self._parts
+        is_alone = parts.follower.state.phase in ("stale", "fatal")
+        in_force, woken = parts.changes.in_force, self._is_health_new
+        is_judged = parts.health.judge(in_force, woken=woken, is_alone=is_alone)
+        parts.status.compare(parts.health.own_keys)
+        is_new = is_judged and parts.changes.flag_unhealthy(parts.health.fitness)
+        self._is_health_new = False
+        if is_judged:
+            self._beside.owe("verdicts", self._submit_verdicts)
+            self._beside.settle("verdicts")
         return is_new
+
+    def _submit_verdicts(self) -> None:
+        self._parts.status.submit_verdicts(self._parts.health.verdicts())
 
     def _eject(self) -> None:
         """Take the dead out while a change is in the making; the next turn plans without them."""
@@ -217,9 +228,12 @@ class Agent:
     def _note_generations(self, applied: tuple[Applied, ...]) -> None:
         """Have probes and flow traces follow what came into force."""
         for each in applied:
-            self._parts.flows.follow(each.previous, each.generation)
+            self._beside.once(
+                "flows", partial(self._parts.flows.follow, each.previous, each.generation)
+            )
         if applied:
-            self._parts.health.follow(applied[-1].generation)
+            self._beside.owe("probes", partial(self._parts.health.follow, applied[-1].generation))
+            self._beside.settle("probes")
 
     def _report(self) -> None:
         self._reporter.report(self._config, is_stopping=self._ends_at is not None)
@@ -237,14 +251,17 @@ class Agent:
     def _reload(self) -> None:
         """Read the file again; what cannot change while running is named and stays."""
         sd_notify.reloading()
-        fresh = reloaded(self._path, self._config)
-        if fresh is not None:
-            changed = changes(self._config, fresh).reloadable
-            self._config = fresh
-            logging.getLogger().setLevel(fresh.log_level.upper())
-            self._parts.reload(fresh)
-            log.info("reload", changed=changed)
-        sd_notify.notify("READY=1")
+        try:
+            fresh = reloaded(self._path, self._config)
+            if fresh is not None:
+                changed = changes(self._config, fresh).reloadable
+                logging.getLogger().setLevel(fresh.log_level.upper())
+                self._parts.reload(fresh)
+                self._config = fresh
+                log.info("reload", changed=changed)
+            self._is_reloaded = True
+        finally:
+            sd_notify.notify("READY=1")
 
     def _stop(self) -> None:
         self._hang_watch.stop()

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came of a change, as values: the generations that came into force, and what was refused."""
 
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tidegate.event_log import EventLog
 from tidegate.model.generation import Generation
 from tidegate.model.values import Desired, Rejection, Snapshot
 from tidegate.planner.diff import Diff
+
+log = EventLog(__name__)
 
 
 class Applied(NamedTuple):
@@ -50,3 +54,26 @@ class Outcome:
     failed: bool = False
     applied: tuple[Applied, ...] = ()
     kept: str = ""
+
+
+def log_applied(applied: Applied, started: float, planned: float) -> None:
+    """Log a generation that has come into force.
+
+    Args:
+        applied: the generation.
+        started: monotonic clock, s, when planning began.
+        planned: the same, when publishing began.
+    """
+    generation = applied.generation
+    log.info(
+        "generation",
+        number=generation.number,
+        release=generation.release or "unknown",
+        revision=generation.revision,
+        digest=generation.digest,
+        **applied.diff.log_fields(),
+        plan_ms=round((planned - started) * 1e3, 1),
+        publish_ms=round((time.monotonic() - planned) * 1e3, 1),
+    )
+    if generation.on_sorry_pool != applied.previous.on_sorry_pool:
+        log.warning("sorry_pool", vips=generation.on_sorry_pool)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from tidegate.agent.auditor import Auditor
+from tidegate.agent.beside import Beside
 from tidegate.agent.change import ChangeLifecycle
 from tidegate.agent.config import AgentConfig
 from tidegate.agent.health.fleet import FleetHealth
@@ -63,6 +64,7 @@ class Parts:
     links: LinkRefresh
     pulse: Pulse
     long_work: LongWork
+    beside: Beside
 
     def start(self) -> None:
         """Start all threads."""
@@ -115,8 +117,8 @@ def make_parts(config: AgentConfig, settings: Settings, mailbox: Mailbox) -> Par
     link_watch = LinkWatch(lambda: mailbox.wake(WakeReason.LINKS))
     pulse = Pulse(config.etcd.status_ttl, sd_notify.watchdog_interval())
     stages = StageRecorder(beat=pulse.beat)
-    long_work = LongWork(pulse.progress)
-    plane = open_plane(replace(settings, aside=long_work.run), stages.reached)
+    long_work, beside = LongWork(pulse.progress), Beside()
+    plane = open_plane(replace(settings, aside=long_work), stages.reached)
     in_force = plane.publisher.in_force
     health = FleetHealth(
         config.etcd,
@@ -137,8 +139,9 @@ def make_parts(config: AgentConfig, settings: Settings, mailbox: Mailbox) -> Par
         stages,
         traces,
         flows.has_samples,
-        aside=long_work.run,
+        aside=long_work,
         confirm_delay=config.confirm_delay,
+        beside=beside,
     )
     follower = Follower(
         config.etcd,
@@ -185,4 +188,5 @@ def make_parts(config: AgentConfig, settings: Settings, mailbox: Mailbox) -> Par
         links=LinkRefresh(plane, now),
         pulse=pulse,
         long_work=long_work,
+        beside=beside,
     )

@@ -41,6 +41,8 @@ class Pulse:
         self._clock = clock
         self._notify_at = 0.0
         self._marked = clock()
+        self.fault = ""
+        """Why what says that the host is well is not to be renewed, though the loop goes on."""
 
     @property
     def interval(self) -> float:
@@ -67,7 +69,7 @@ class Pulse:
         """Return that the loop hangs, as a sentence; empty if it does not. For any thread."""
         silence = self._clock() - self._marked
         if silence <= self._limit:
-            return ""
+            return self.fault
         return f"The agent's loop has made no progress for {silence:.0f} s."
 
 

@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import Final
 
 from tidegate.agent.clock import StepWatch
-from tidegate.agent.long_work import Runs, directly
-from tidegate.agent.outcome import Applied, Outcome
+from tidegate.agent.outcome import Applied, Outcome, log_applied
 from tidegate.agent.rollback_states import in_force_as_desired
 from tidegate.agent.stages import AGAIN, StageRecorder
 from tidegate.dataplane.kernel.compiler import LONGEST_COMPILATION
 from tidegate.dataplane.plane import DataPlane
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
 from tidegate.errors import CapabilityError, CompileError, DataplaneError, GenerationRefused
 from tidegate.event_log import EventLog
 from tidegate.keyspace.documents.capacity import RETRY_SECONDS, Places
@@ -57,7 +57,7 @@ class Reconciler:
         limits: what guards hold changes to.
         stages: records when each stage has ended (docs/telemetry.md).
         clock: wall clock, s.
-        aside: does what may take long and changes nothing; backends may be flagged meanwhile.
+        aside: does what may take long; backends may be flagged meanwhile.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reconciler:
         limits: Limits,
         stages: StageRecorder,
         clock: Callable[[], float] = time.time,
-        aside: Runs = directly,
+        aside: Aside = NOTHING_ASIDE,
     ) -> None:
         self._plane = plane
         self._aside = aside
@@ -184,6 +184,12 @@ class Reconciler:
             refused += tuple(rejection for rejection in again if rejection not in refused)
         return self._outcome((*rejections, *refused), refused, kept)
 
+    def failed(self, error: Exception) -> Outcome:
+        """Return the outcome of a reconciliation that ended in an error which nobody expected."""
+        reason = f"an error in the agent, {type(error).__name__}: {error}"
+        refused = (_whole("publish", reason, self._revision),)
+        return self._outcome(refused, refused, "")
+
     def restore(self, desired: Desired, order: str) -> Outcome:
         """Bring other documents into force, past all guards, as an operator ordered.
 
@@ -215,9 +221,8 @@ class Reconciler:
             Whether there is anything for a change to do.
         """
         is_new, self._fitness = fitness != self._fitness, fitness
-        out = (key for key, fit in (fitness or {}).items() if fit.is_out)
         try:
-            self._publisher.flag_unhealthy(out)
+            self._publisher.flag_unhealthy(_out_of(fitness))
         except DataplaneError as error:
             log.warning("flag_unhealthy_failed", reason=error)
         return is_new
@@ -228,7 +233,7 @@ class Reconciler:
             return self._last_good, ()
         steering, snapshot = self._view.steering, self._view.snapshot
         host, places = self._host(), Places(self._publisher.in_force)
-        desired, rejections = self._aside(
+        desired, rejections = self._aside.run(
             lambda: validate(snapshot, self._last_good, self._parse_cache, host, places)
         )
         self._awaits_room = any(rejection.stage == "build" for rejection in rejections)
@@ -256,7 +261,7 @@ class Reconciler:
     def _guard(self, desired: Desired, now: int) -> tuple[Rejection, ...]:
         in_force = self._publisher.in_force
         overrides = self.overrides
-        refused = self._aside(
+        refused = self._aside.run(
             lambda: guards.refusals(desired, in_force, self._limits, overrides, now)
         )
         self._is_guarded = bool(refused)
@@ -269,7 +274,7 @@ class Reconciler:
         """Plan and publish; return why it may not, or could not, be."""
         previous = self._publisher.in_force
         started, early = time.monotonic(), self._publisher.early
-        flagged = early.keys
+        flagged, fitness = early.keys, self._fitness
         try:
             base = self._publisher.standing
             base = after_step(base, self._stepped) if self._stepped else base
@@ -284,11 +289,14 @@ class Reconciler:
             self._stages.expect(LONGEST_COMPILATION)
             self._plane.serve(previous, generation)
             self._stages.mark("program")
-            if early.keys - flagged and generation.number == base.number:
-                return self._apply(desired, now, order, is_kept=is_kept)  # there is a change now
             # Who was flagged while this was planned stays out; the next one is planned without.
-            generation = early.added_to(generation, flagged)
+            out = () if self._fitness is fitness else _out_of(self._fitness)
+            flagged_too = early.added_to(generation, flagged, out)
+            if flagged_too is not generation and generation.number == base.number:
+                return self._apply(desired, now, order, is_kept=is_kept)  # there is a change now
+            generation = flagged_too
             self._publisher.publish(generation, time.monotonic())
+            generation = self._publisher.in_force
         except (GenerationRefused, CompileError, CapabilityError) as error:
             self._stages.mark("build")
             return (_whole("build", str(error), desired.revision),)
@@ -329,30 +337,12 @@ class Reconciler:
             generation = plan(desired, base, now, fitness)
             return generation, difference(previous, generation)
 
-        return self._aside(both)
+        return self._aside.run(both)
 
     def _came_into_force(self, applied: Applied, started: float, planned: float) -> None:
-        """Take note of a generation that has come into force.
-
-        Args:
-            applied: the generation.
-            started: monotonic clock, s, when planning began.
-            planned: the same, when publishing began.
-        """
+        """Take note of a generation that has come into force; moments as in `log_applied`."""
         self._applied.append(applied)
-        generation = applied.generation
-        log.info(
-            "generation",
-            number=generation.number,
-            release=generation.release or "unknown",
-            revision=generation.revision,
-            digest=generation.digest,
-            **applied.diff.log_fields(),
-            plan_ms=round((planned - started) * 1e3, 1),
-            publish_ms=round((time.monotonic() - planned) * 1e3, 1),
-        )
-        if generation.on_sorry_pool != applied.previous.on_sorry_pool:
-            log.warning("sorry_pool", vips=generation.on_sorry_pool)
+        log_applied(applied, started, planned)
 
     def _check(self, diff: Diff, desired: Desired, now: int) -> tuple[Rejection, ...]:
         """Hold a plan to the guard over tables; what is in force already is not held up by it."""
@@ -393,6 +383,11 @@ class Reconciler:
         )
         self._came_into_force(applied, started, planned)
         return f"; generation {generation.number} is what was in force before"
+
+
+def _out_of(fitness: Mapping[BackendKey, Fitness] | None) -> list[BackendKey]:
+    """Return the backends that health has taken out."""
+    return [key for key, fit in (fitness or {}).items() if fit.is_out]
 
 
 def _whole(stage: Stage, reason: str, revision: int) -> Rejection:

@@ -37,7 +37,23 @@ class Reporter:
         """Why there is no control socket; empty if there is."""
 
     def report(self, config: AgentConfig, *, is_stopping: bool) -> None:
-        """Bring readiness, announcements, status and metrics up to date."""
+        """Bring readiness, announcements, status and metrics up to date; it may fail.
+
+        A host whose state cannot be reported is not ready, and its status is not kept: it goes.
+        """
+        pulse, beside = self._parts.pulse, self._beside
+        beside.run("report", lambda: self._report(config, is_stopping=is_stopping))
+        failure = beside.fails("report")
+        fault = f"The agent's state cannot be reported: {failure}." if failure else ""
+        if fault == pulse.fault:
+            return
+        pulse.fault = fault
+        if fault:
+            self.show_hang(fault)
+        else:  # what was just reported says that it is not ready
+            beside.run("report", lambda: self._report(config, is_stopping=is_stopping))
+
+    def _report(self, config: AgentConfig, *, is_stopping: bool) -> None:
         parts = self._parts
         reason = self._show_readiness(config, is_stopping=is_stopping)
         problems = (
@@ -82,8 +98,8 @@ class Reporter:
         )
         document = describe(facts)
         parts.routes.status = document
-        parts.metrics.update(facts, document)
         parts.status.submit(document)
+        self._beside.run("metrics", lambda: parts.metrics.update(facts, document))
 
     def _resting(self, freed: FreedIds) -> dict[str, int]:
         """Count resting ids, once a minute and change: there may be 65,535."""
@@ -126,9 +142,12 @@ class Reporter:
             is_stopping=is_stopping,
             stands_back=parts.health.can_be_spared and not config.ready_when_blind,
         )
-        reason = unready(condition, time.time())
+        reason = parts.pulse.fault or unready(condition, time.time())
         self._signals.show(reason, generation.number)
-        parts.announcer.update(
-            generation, is_ready=not reason, is_stopping=is_stopping, now=time.monotonic()
+        self._beside.run(
+            "announce",
+            lambda: parts.announcer.update(
+                generation, is_ready=not reason, is_stopping=is_stopping, now=time.monotonic()
+            ),
         )
         return reason

@@ -71,7 +71,6 @@ class DataPlane:
         self._gateways = settings.gateways
         self._macs = settings.macs
         self._interfaces = tuple(settings.interfaces)
-        self._mode = settings.mode
         self._merging = MergeWatch(turns_off=settings.merging_off)
         self._links: dict[str, Link] = {}
         self._backends = NO_BACKENDS
@@ -79,7 +78,7 @@ class DataPlane:
         """Whether backends have come or gone since the links were read, of no new family."""
         self.attachments = Attachments(self._interfaces)
         self.modes: dict[str, programs.XdpMode] = {}
-        self._pins, self._aside = settings.pins, settings.aside
+        self._pins, self._aside, self._mode = settings.pins, settings.aside, settings.mode
         self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
@@ -115,6 +114,7 @@ class DataPlane:
             settings.grace,
             reached=reached,
             fence=self._check_fence,
+            aside=self._aside,
         )
         self.publisher = self._opened.enter_context(closing(publisher))
         capacity, counts = settings.build.capacity, takeover.folder_of("vip_counts")
@@ -157,7 +157,7 @@ class DataPlane:
             return
         self.publisher.check()
         reached, folder = self.publisher.reached, self._fence.folder
-        fresh = self._aside(lambda: self._proven(build))
+        fresh = self._aside.run(lambda: self._proven(build))
         reached(Step.PROGRAM_LOADED)
         before, self._program = self._program, fresh
         self._ours.add(bpf.object_id(fresh))
@@ -196,7 +196,7 @@ class DataPlane:
 
     def _note_backends(self, *generations: Generation) -> None:
         """Know where packets go before they do; a family that is new is asked about at once."""
-        before, self._backends = self._backends, backends_of(*generations)
+        before, self._backends = self._backends, self._aside.run(lambda: backends_of(*generations))
         self.links_outdated |= self._backends.names.keys() != before.names.keys()
         if self._backends.needed - before.needed and self.modes:
             try:

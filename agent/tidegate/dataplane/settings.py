@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a host's data plane, as values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import msgspec
 from tidegate.dataplane.kernel import programs
 from tidegate.dataplane.kernel.owner import Owner
 from tidegate.dataplane.links import Gateways
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Settings:
         probe_tunnel: whether marked connections of this host to a VIP go to the backend that the
             mark names (bpf/healthcheck.c at the interfaces' tc egress).
         macs: MAC addresses beside the interfaces' own, whose frames are taken; four at most.
-        aside: makes a program, which takes seconds, beside what else there is to do.
+        aside: what there is to do beside making a program and publishing, which take seconds.
         merging_off: whether NICs are told not to merge packets (LRO, rx-gro-hw).
         owner: fleet and host, by which its program is known without pins.
         file: the agent's, for advice.
@@ -38,7 +39,7 @@ class Settings:
     grace: float
     probe_tunnel: bool = False
     merging_off: bool = True
-    aside: Callable[[Callable[[], int]], int] = lambda work: work()
+    aside: Aside = NOTHING_ASIDE
     macs: tuple[bytes, ...] = ()
     owner: Owner = field(default_factory=Owner)
     file: Path = Path("/etc/tidegate/agent.toml")

@@ -78,6 +78,7 @@ class LifecycleHost:
             replace(BUILD, capacity=SMALL),
             Gateways(None, None),
             grace=0,
+            aside=self.long_work,
         )
         sources = Encapsulation(source4=IPv4Network("10.0.0.1"), source6=IPv6Network("fd00::/64"))
         config = AgentConfig(
@@ -99,7 +100,7 @@ class LifecycleHost:
             self.traces,
             lambda _: self.has_samples,
             lambda: time.time() + self.ahead,
-            self.long_work.run,
+            self.long_work,
         )
 
     def _reached(self, step: Step) -> None:

@@ -55,3 +55,42 @@ def test_a_plane_that_is_anothers_ends_the_agent() -> None:
     """It must not write any more, whoever found out."""
     with pytest.raises(FenceError):
         Beside().run("audit", Part(FenceError("it is another agent's")))
+
+
+def test_what_is_owed_is_done_until_it_succeeds() -> None:
+    """Once, and not before a second has passed since it failed; only the last of a part counts."""
+    now = [100.0]
+    beside, stale, part = Beside(lambda: now[0]), Part(None), Part(OSError(errno.EMFILE, "none"))
+    beside.owe("probes", stale)
+    beside.owe("probes", part)
+    for _ in range(3):
+        beside.settle()
+    assert (stale.runs, part.runs, beside.owed_at) == (0, 1, 100.0 + RETRY_SECONDS)
+    now[0] += RETRY_SECONDS
+    part.error = None
+    for _ in range(3):
+        beside.settle()
+    assert (part.runs, beside.owed_at, beside.problems) == (2, None, [])
+
+
+def test_only_the_parts_that_are_named_settle() -> None:
+    """In the middle of a change verdicts may be given, and nothing that touches the data plane."""
+    beside, verdicts, reload = Beside(), Part(None), Part(None)
+    beside.owe("verdicts", verdicts)
+    beside.owe("reload", reload)
+    beside.settle("verdicts")
+    assert (verdicts.runs, reload.runs) == (1, 0)
+    beside.settle()
+    assert (verdicts.runs, reload.runs) == (1, 1)
+
+
+def test_what_cannot_wait_is_tried_though_it_has_just_failed() -> None:
+    """A generation is written to the journal when it comes into force, or never."""
+    beside, part = Beside(lambda: 100.0), Part(OSError(errno.ENOSPC, "No space left on device"))
+    for _ in range(3):
+        assert beside.once("journal", part) is None
+    assert part.runs == 3
+    assert beside.fails("journal") == "journal: OSError: [Errno 28] No space left on device"
+    part.error = None
+    beside.once("journal", part)
+    assert beside.fails("journal") == ""

@@ -3,6 +3,7 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -81,3 +82,28 @@ def test_progress_takes_nothing_of_what_is_allowed() -> None:
     assert pulse.hang() == ""
     now[0] += 6
     assert pulse.hang()
+
+
+def test_a_host_without_threads_still_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop does the work itself, and nothing beside it: that is late, and not never."""
+
+    def refuse(_self: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    work = LongWork(lambda: None)
+    assert work.run(lambda: threading.current_thread().name) == threading.main_thread().name
+
+
+def test_steps_are_progress_and_leave_room() -> None:
+    """Each of many steps leaves a mark; what there is to do is done some fifty times a second."""
+    marks, looks = [], []
+    work = LongWork(lambda: marks.append(1))
+    work.beside(lambda: looks.append(time.monotonic()))
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        work.between()
+    assert len(marks) > 100
+    assert 2 <= len(looks) <= 16
+    assert all(b - a >= 0.019 for a, b in pairwise(looks))

@@ -100,3 +100,12 @@ def test_a_hung_agent_is_not_ready_at_its_socket() -> None:
     hang = "The agent's loop has made no progress for 16 s."
     assert (ready(request).status, ready(request).value["reason"]) == (503, hang)
     assert b'"degraded"' in routes.routes()["GET", "/status"](request).value
+
+
+def test_a_fault_counts_as_a_hang() -> None:
+    """A loop that turns, and cannot say how its host is, renews nothing either."""
+    pulse = Pulse(10)
+    pulse.fault = "The agent's state cannot be reported."
+    assert pulse.hang() == pulse.fault
+    pulse.fault = ""
+    assert pulse.hang() == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.crash.bench import no_descriptors
 from tidegate.agent import config
 from tidegate.agent.mailbox import Mailbox, WakeReason
 from tidegate.agent.readiness import sd_notify
@@ -152,6 +153,22 @@ def test_the_service_manager_is_notified(tmp_path: Path, monkeypatch: pytest.Mon
     sd_notify.notify("READY=1")  # the manager is gone, which is no reason to fail
     monkeypatch.delenv("NOTIFY_SOCKET")
     sd_notify.notify("READY=1")
+
+
+def test_a_manager_is_notified_without_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket is kept: an agent that can open nothing is alive, and says so."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        sd_notify.notify("READY=1")
+        with no_descriptors():
+            sd_notify.notify("WATCHDOG=1")
+        assert manager.recv(100) == b"READY=1"
+        manager.settimeout(5)
+        assert manager.recv(100) == b"WATCHDOG=1"
 
 
 def test_the_watchdog_is_fed_twice_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,10 @@ class Operator:
         except (DataplaneError, FenceError) as error:
             log.warning("order_refused", order=type(order).__name__.lower(), reason=error)
             return Done(refused(str(error), HTTPStatus.INTERNAL_SERVER_ERROR))
+        except Exception as error:
+            log.exception("order_failed", order=type(order).__name__.lower())
+            sentence = f"an error in the agent, {type(error).__name__}: {error}"
+            return Done(refused(sentence, HTTPStatus.INTERNAL_SERVER_ERROR))
 
     def _roll_back(self, signature: Signature, to: int | None) -> Done:
         target = self._states.before() if to is None else self._states.find(to)

@@ -11,6 +11,23 @@ _PATIENCE: Final = 1.0
 """Seconds for which a manager whose queue is full is waited for."""
 
 
+class _Channel:
+    """A socket that is kept, so that an agent without descriptors is not taken for dead."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def send(self, address: str, text: str) -> None:
+        """Send a datagram; raise OSError."""
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.settimeout(_PATIENCE)
+        self._socket.sendto(text.encode(), address)
+
+
+_CHANNEL: Final = _Channel()
+
+
 def notify(*assignments: str) -> None:
     """Send assignments such as READY=1; without a service manager, do nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -19,10 +36,8 @@ def notify(*assignments: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     # A manager that went away, or that does not read, must not take the agent with it.
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.settimeout(_PATIENCE)
-        channel.connect(address)
-        channel.sendall("\n".join(assignments).encode())
+    with suppress(OSError):
+        _CHANNEL.send(address, "\n".join(assignments))
 
 
 def reloading() -> None:

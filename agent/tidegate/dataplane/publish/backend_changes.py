@@ -6,11 +6,10 @@ others stand in for it until then, and the new table is the first that has packe
 that began with them. So does its record, in case the agent dies in between.
 """
 
-from collections.abc import Collection
-
-import numpy as np
+from collections.abc import Callable, Collection
 
 from tidegate.dataplane.publish import backend_entries, ledger, stand_ins
+from tidegate.dataplane.publish.backend_entries import batched
 from tidegate.dataplane.publish.desired import DesiredMaps
 from tidegate.dataplane.publish.ledger import Kind, Place
 from tidegate.dataplane.publish.mirror import Mirror
@@ -44,6 +43,7 @@ def write(
     wanted: DesiredMaps,
     changed: list[PlacedBackend],
     reached: Reached,
+    between: Callable[[], None],
     later: Collection[Identity] = (),
 ) -> None:
     """Write records, who stands in, entries, and server ids, in this order.
@@ -53,6 +53,7 @@ def write(
         wanted: what it shall hold.
         changed: backends whose entries are written.
         reached: called after each step.
+        between: called between some hundred records or entries.
         later: backends that wait.
     """
     left = {Place(Kind.BACKEND, identity.id) for identity in later}
@@ -61,23 +62,16 @@ def write(
     }
     # Those that were flagged early have records that the last generation does not know of.
     living |= {place: wanted.records[place] for place in map(_place, changed)}
-    mirror.record({place: record for place, record in living.items() if place not in left})
+    for part in batched([(place, r) for place, r in living.items() if place not in left]):
+        mirror.record(dict(part))
+        between()
     reached(Step.LEDGER_WRITTEN)
     changing = mirror.differing("stand_ins", wanted.maps["stand_ins"])
     mirror.put("stand_ins", stand_ins.meanwhile(wanted.generation, changing, mirror.entries))
     reached(Step.STAND_INS_WRITTEN)
+    between()
     ready = [placed for placed in changed if placed.identity not in later]
-    ids = np.array([placed.identity.id for placed in ready], np.uint32)
-    for placed in ready:
-        pool = wanted.generation.pools.get(placed.backend.pool)
-        backend_entries.stage(mirror.entries[placed.identity.id], placed, pool)
-    mirror.write_entries(ids)
-    reached(Step.ENTRIES_STAGED)
-    # Every address is in place; now select it. A packet sees the old one or the new one.
-    for placed in ready:
-        backend_entries.select(mirror.entries[placed.identity.id], placed)
-    mirror.write_entries(ids)
-    reached(Step.ENTRIES_SELECTED)
+    backend_entries.write(mirror, wanted.generation, ready, reached, between)
     mirror.put("quic_servers", wanted.maps["quic_servers"])
     reached(Step.QUIC_WRITTEN)
 

@@ -6,7 +6,8 @@ endpoint, where no packet looks, and then selected: an update of an array's elem
 and a packet that reads in its middle must not see half an address.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -17,8 +18,12 @@ from tidegate.dataplane.publish.ledger import Kind
 from tidegate.dataplane.publish.mirror import Mirror
 from tidegate.dataplane.publish.steps import Reached, Step
 from tidegate.model.address import packed
-from tidegate.model.generation import Generation, PlacedBackend, PlacedPool
+from tidegate.model.generation import Generation, PlacedBackend, PlacedPool, Slots
 from tidegate.model.values import Pool
+
+_T = TypeVar("_T")
+
+_BATCH: Final = 500
 
 
 def changed(before: Generation, after: Generation) -> list[PlacedBackend]:
@@ -41,20 +46,32 @@ def _goes_otherwise(before: Generation, placed: PlacedPool) -> bool:
     return old is not placed and (old is None or _path(old.pool) != _path(placed.pool))
 
 
+def batched(items: Sequence[_T], size: int = _BATCH) -> Iterator[Sequence[_T]]:
+    """Yield parts that take some milliseconds to write."""
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
 def write(
-    mirror: Mirror, generation: Generation, changed: Sequence[PlacedBackend], reached: Reached
+    mirror: Mirror,
+    generation: Generation,
+    changed: Sequence[PlacedBackend],
+    reached: Reached,
+    between: Callable[[], None],
 ) -> None:
-    """Write the entries of these backends."""
-    ids = np.array([placed.identity.id for placed in changed], np.uint32)
-    for placed in changed:
-        pool = generation.pools.get(placed.backend.pool)
-        stage(mirror.entries[placed.identity.id], placed, pool)
-    mirror.write_entries(ids)
+    """Write the entries of these backends; `between` is called now and then."""
+    for part in batched(changed):
+        for placed in part:
+            pool = generation.pools.get(placed.backend.pool)
+            stage(mirror.entries[placed.identity.id], placed, pool)
+        mirror.write_entries(_ids(part))
+        between()
     reached(Step.ENTRIES_STAGED)
     # Every address is in place; now select it. A packet sees the old one or the new one.
-    for placed in changed:
-        select(mirror.entries[placed.identity.id], placed)
-    mirror.write_entries(ids)
+    for part in batched(changed):
+        for placed in part:
+            select(mirror.entries[placed.identity.id], placed)
+        mirror.write_entries(_ids(part))
+        between()
     reached(Step.ENTRIES_SELECTED)
 
 
@@ -76,6 +93,10 @@ def clear(mirror: Mirror, wanted: DesiredMaps, *, is_certain: bool) -> None:
         if place.kind is Kind.BACKEND
     )
     mirror.clear_entries(np.fromiter(gone, np.int64))
+
+
+def _ids(placed: Sequence[PlacedBackend]) -> Slots:
+    return np.array([each.identity.id for each in placed], np.uint32)
 
 
 def stage(entry: np.void, placed: PlacedBackend, pool: PlacedPool | None) -> None:

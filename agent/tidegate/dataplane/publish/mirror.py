@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish import entries, ledger, ledger_bytes, tables
-from tidegate.dataplane.publish.ledger import Place
+from tidegate.dataplane.publish.ledger import Kind, Place
 from tidegate.dataplane.publish.vip_images import VipImages
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Slots
@@ -52,6 +52,7 @@ class Mirror:
         images: VIPs of one address.
         records: the ledger's records, as values.
         tables: tables in force by pool id.
+        held: ids of backends whose record and flag stay as they are, whatever is written.
     """
 
     def __init__(self, fds: Mapping[str, int], pins: Path) -> None:
@@ -62,6 +63,7 @@ class Mirror:
         self.images = VipImages(fds)
         self.records: dict[Place, ledger.Record] = {}
         self.tables: dict[int, Loaded] = {}
+        self.held: set[int] = set()
 
     def load(self, *, strict: bool) -> None:
         """Read everything but the tables.
@@ -95,11 +97,13 @@ class Mirror:
 
     def record(self, wanted: Mapping[Place, ledger.Record]) -> None:
         """Write records that are new or changed."""
-        records = self.records
+        records, held = self.records, self.held
         changed = {
             place: record
             for place, record in wanted.items()
-            if (old := records.get(place)) is not record and old != record
+            if (old := records.get(place)) is not record
+            and old != record
+            and not (place.kind is Kind.BACKEND and place.id in held)
         }
         for name, values in ledger_bytes.encoded(changed).items():
             self.put(name, values)
@@ -116,14 +120,17 @@ class Mirror:
 
     def write_entries(self, ids: Slots) -> None:
         """Write these backends' entries as they stand in `entries`."""
+        if self.held:
+            self.entries["flags"][list(self.held)] = layout.QUARANTINED
         bpf.map_update_batch(
             self.fds["backends"], ids.tobytes(), self.entries[ids].tobytes(), len(ids)
         )
 
     def clear_entries_but(self, living: Collection[int]) -> None:
         """Empty the entries of all but these ids."""
-        used = np.flatnonzero(self.entries["incarnation"])
-        self.clear_entries(np.setdiff1d(used, np.fromiter(living, np.int64, len(living))))
+        is_gone = self.entries["incarnation"] > 0
+        is_gone[np.fromiter(living, np.int64, len(living))] = False
+        self.clear_entries(np.flatnonzero(is_gone))
 
     def clear_entries(self, gone: npt.NDArray[np.int64]) -> None:
         """Empty the entries of these ids."""

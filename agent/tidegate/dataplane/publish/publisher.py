@@ -19,6 +19,8 @@ leaves a VIP on its old or new table. The next start reads the kernel, plans fro
 so finishes or discards the rest: a backend with an entry and no slot is as good as one that was
 just added. The number is written first, so that no two attempts ever have the same one.
 
+Backends may be flagged between all of these steps (`publication`).
+
 Before all of this each VIP is given its place; where one finds none, nothing is written. When the
 kernel refuses something up to step 2, all is rolled back, and the last generation is in force
 completely. Later there are flows that began on the new tables, and putting the old ones back would
@@ -37,28 +39,27 @@ from typing import Final
 
 import msgspec
 
-from tidegate.dataplane.kernel import counters
-from tidegate.dataplane.publish import backend_changes, backend_entries, emptied, ledger, tables
+from tidegate.dataplane.publish import backend_changes, ledger, tables
+from tidegate.dataplane.publish.aside import NOTHING_ASIDE, Aside
 from tidegate.dataplane.publish.audit import Finding, audit
-from tidegate.dataplane.publish.desired import NOTHING_DESIRED, DesiredMaps, desired_maps, meta
+from tidegate.dataplane.publish.desired import NOTHING_DESIRED, desired_maps, meta
 from tidegate.dataplane.publish.early_quarantine import EarlyQuarantine
 from tidegate.dataplane.publish.fence import check_number
-from tidegate.dataplane.publish.ledger import Kind, MetaRecord, Place
+from tidegate.dataplane.publish.ledger import MetaRecord, Place
 from tidegate.dataplane.publish.mirror import Loaded, Mirror
+from tidegate.dataplane.publish.publication import META, Publication
 from tidegate.dataplane.publish.replaced_tables import ReplacedTables
 from tidegate.dataplane.publish.restore import restored_generation
-from tidegate.dataplane.publish.steps import Reached, Step, unwatched
+from tidegate.dataplane.publish.steps import Reached, unwatched
 from tidegate.dataplane.publish.vip_change import put_in_force
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
-from tidegate.model.generation import NOTHING, Generation, PlacedBackend, PlacedPool
+from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
 
-_META: Final = Place(Kind.META, 0)
-
-_REFUSALS: Final = (OSError, DataplaneError, CapabilityError)
+_REFUSALS: Final = (OSError, DataplaneError, CapabilityError, MemoryError)
 """How a refusal by the kernel arrives."""
 
 _Records = dict[Place, ledger.Record]
@@ -73,6 +74,7 @@ class Publisher:
         grace: seconds for which a replaced table stays loaded.
         reached: called after each step.
         fence: called before anything is written; raises if nothing may be.
+        aside: is let work between steps, some milliseconds apart; it may call `flag_unhealthy`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Publisher:
         *,
         reached: Reached = unwatched,
         fence: Callable[[], None] = lambda: None,
+        aside: Aside = NOTHING_ASIDE,
     ) -> None:
         self.mirror = Mirror(fds, pins)
         self.grace = grace
@@ -90,8 +93,8 @@ class Publisher:
         self._fence = fence
         self._retired = ReplacedTables()
         self.early = EarlyQuarantine(self.mirror)
-        self._abandoned: frozenset[str] = frozenset()
-        self._waiting: list[PlacedBackend] = []
+        self._aside = aside
+        self._publication: Publication | None = None
         self._desired = NOTHING_DESIRED
         self.is_certain = True
         """Whether the kernel holds exactly the generation in force, as far as is known."""
@@ -120,7 +123,7 @@ class Publisher:
         self.mirror.load(strict=True)
         self.mirror.load_tables()
         self.in_force = self._restored()
-        kept = self.mirror.records.get(_META)
+        kept = self.mirror.records.get(META)
         self.hold = kept.hold if isinstance(kept, MetaRecord) else ""
         self.is_certain = False
         return self.in_force
@@ -149,31 +152,59 @@ class Publisher:
                 "what the kernel holds had to be read again after an earlier failure: nothing is "
                 "changed; the next attempt continues from there"
             )
-        last = self._desired if self.is_certain else NOTHING_DESIRED
-        wanted, self._desired = desired_maps(generation, last), NOTHING_DESIRED
-        self.mirror.images.check_room(wanted.maps["vips"])
-        filled: dict[int, Loaded] = {}
-        before = dict(self.mirror.records)
-        returning = backend_changes.returning(self.standing, generation)
+        self._publication = publication = Publication(
+            self.mirror,
+            self.early,
+            self._retired,
+            self.in_force,
+            generation,
+            is_certain=self.is_certain,
+            reached=self.reached,
+            aside=self._aside,
+        )
         try:
-            self._prepare(wanted, filled, returning)
+            self._put_in_force(publication, now + self.grace)
+        except DataplaneError:
+            raise
+        except BaseException:  # whatever it was, what is in the kernel is not known any more
+            self.is_certain, self._is_unread = False, True
+            raise
+        finally:
+            self._publication = None
+
+    def _put_in_force(self, publication: Publication, until: float) -> None:
+        """Do all steps; what has begun is finished or undone.
+
+        Args:
+            publication: of the generation.
+            until: monotonic second until which replaced tables stay loaded.
+        """
+        generation = publication.generation
+        before = dict(self.mirror.records)
+        try:
+            # What was written last is known only while nothing has failed since.
+            known = self._desired if self.is_certain else NOTHING_DESIRED
+            publication.compare(known, self.standing)
+        except DataplaneError:
+            if self.mirror.held:  # who was flagged meanwhile stays so, in the last generation
+                self._undo(before, {})
+            raise
+        try:
+            publication.prepare(self.hold)
         except _REFUSALS as error:
-            rest = self._undo(before, filled)
+            rest = self._undo(before, publication.filled)
             raise _failure(generation, error, rest) from error
         try:
-            late = self._swap_most(generation.pools, filled, now)
-            if returning:
-                backend_changes.write(self.mirror, wanted, returning, self.reached)
-            put_in_force(self.mirror, wanted, self.reached)
-            self._empty(generation, late, now)
-            self._retire(wanted)
+            publication.swap(until)
+            put_in_force(self.mirror, publication.wanted, self.reached)
+            publication.empty(until)
+            self._desired = publication.retire(self.hold)
         except _REFUSALS as error:
-            self.mirror.drop_unused(filled.values())
+            self.mirror.drop_unused(publication.filled.values())
             self._reread()
             rest = "each VIP is on its old or its new table"
             raise _failure(generation, error, rest) from error
-        self.in_force = generation
-        self._desired = wanted
+        self.in_force = self._desired.generation
         self.is_certain = True
         self.early.clear()
 
@@ -187,9 +218,12 @@ class Publisher:
             return 0
         self.check()
         try:
+            if self._publication is not None:
+                return self._publication.flag(keys)
             return self.early.flag(keys, self.in_force)
         except OSError as error:
-            self._reread()
+            if self._publication is None:  # else publishing ends with it, and reads what it must
+                self._reread()
             raise DataplaneError(f"cannot flag backends: {error}") from error
 
     def check(self) -> None:
@@ -199,7 +233,7 @@ class Publisher:
             FenceError: another agent does.
         """
         self._fence()
-        taken = self.mirror.records.get(_META)
+        taken = self.mirror.records.get(META)
         if isinstance(taken, MetaRecord):
             check_number(self.mirror.fds, taken)
 
@@ -229,10 +263,10 @@ class Publisher:
             DataplaneError: the ledger cannot be written.
         """
         self.check()
-        before = self.mirror.records.get(_META)
+        before = self.mirror.records.get(META)
         known = before if isinstance(before, MetaRecord) else MetaRecord(0, 0)
         try:
-            self.mirror.record({_META: msgspec.structs.replace(known, hold=reason)})
+            self.mirror.record({META: msgspec.structs.replace(known, hold=reason)})
         except OSError as error:
             raise DataplaneError(f"cannot write the ledger: {error}") from error
         self.hold = reason
@@ -269,25 +303,6 @@ class Publisher:
             return
         self._is_unread = False
 
-    def _prepare(
-        self, wanted: DesiredMaps, filled: dict[int, Loaded], returning: list[PlacedBackend]
-    ) -> None:
-        """Do steps 1 and 2: write what no table and no VIP in force leads to."""
-        generation, certain = wanted.generation, self.is_certain
-        taken = msgspec.structs.replace(meta(self.in_force, self.hold), attempt=generation.number)
-        self.mirror.record({_META: taken})
-        # Before a record names the next owner of an id, so that it happens once, or to no effect.
-        counters.clear_reused(self.mirror.fds, self.in_force, generation)
-        self.reached(Step.NUMBER_TAKEN)
-        differing = backend_entries.changed(self.in_force, generation)
-        differing += self.early.placed_in(generation)
-        changed = differing if certain else list(generation.backends.values())
-        later = {placed.identity for placed in returning}
-        self._abandoned = emptied.abandoned(self.in_force, generation, is_certain=certain)
-        at_once, self._waiting = emptied.split(changed, self._abandoned)
-        backend_changes.write(self.mirror, wanted, at_once, self.reached, later)
-        self._fill_tables(generation, filled)
-
     def _undo(self, records: _Records, filled: Mapping[int, Loaded]) -> str:
         """Undo what `_prepare` has done; return what is in force then."""
         for table in filled.values():
@@ -295,11 +310,13 @@ class Publisher:
         if not self.is_certain:
             self._reread()
             return "what was found at the start is in force"
+        self.early.restore(records)
         mirror, last = self.mirror, self.early.applied_to(self.in_force)
         try:
             mirror.load(strict=False)
             wanted = desired_maps(last)
-            backend_changes.write(mirror, wanted, list(last.backends.values()), self.reached)
+            everybody = list(last.backends.values())
+            backend_changes.write(mirror, wanted, everybody, self.reached, _go_on)
             mirror.record(records)
             mirror.forget_others(records)
             for name in ("quic_servers", "stand_ins"):
@@ -310,90 +327,19 @@ class Publisher:
             return f"each VIP is on its old table, but not all is rolled back ({error})"
         return f"generation {last.number} stays in force"
 
-    def _fill_tables(self, generation: Generation, filled: dict[int, Loaded]) -> None:
-        """Make the tables that differ; each is in `filled` from its first moment on."""
-        for name, placed in generation.pools.items():
-            old = self.in_force.pools.get(name)
-            if old is not None and old.table is placed.table and placed.identity == old.identity:
-                continue
-            pool_id = placed.identity.id
-            pin = tables.pin_path(self.mirror.pins, pool_id, placed.table.generation)
-            filled[pool_id] = Loaded(tables.fill(placed.table, self.reached), pin)
-            self.reached(Step.TABLE_FILLED)
-            tables.pin(filled[pool_id].fd, pin)
-            self.reached(Step.TABLE_PINNED)
-
-    def _swap_most(
-        self, pools: Mapping[str, PlacedPool], filled: Mapping[int, Loaded], now: float
-    ) -> dict[int, Loaded]:
-        """Do step 3; return the tables that wait for VIPs."""
-        waiting = {pools[name].identity.id for name in self._abandoned}
-        self._swap({id_: table for id_, table in filled.items() if id_ not in waiting}, now)
-        self.reached(Step.TABLES_SWAPPED)
-        return {id_: table for id_, table in filled.items() if id_ in waiting}
-
-    def _empty(self, generation: Generation, late: Mapping[int, Loaded], now: float) -> None:
-        """Take out what VIPs have just left, if they have left anything."""
-        if not self._waiting and not late:
-            return
-        backend_entries.write(self.mirror, generation, self._waiting, self.reached)
-        self.reached(Step.EMPTIED_TAKEN_OUT)
-        self._swap(late, now)
-        self.reached(Step.EMPTIED_SWAPPED)
-
-    def _swap(self, new: Mapping[int, Loaded], now: float) -> None:
-        mirror = self.mirror
-        try:
-            mirror.point(new)
-        except OSError:
-            there = tables.slots(mirror.fds["outer"])
-            for pool_id, table in new.items():
-                if there.get(pool_id) == tables.id_of(table.fd):
-                    self._replaced(pool_id, table, now)
-                else:
-                    table.drop()
-            raise
-        for pool_id, table in new.items():
-            self._replaced(pool_id, table, now)
-
-    def _replaced(self, pool_id: int, table: Loaded, now: float) -> None:
-        old = self.mirror.tables.get(pool_id)
-        if old is not None:
-            self._retired.keep(old, now + self.grace)
-        self.mirror.tables[pool_id] = table
-
     def _note_origin(self, generation: Generation) -> None:
         """Record that what is in force is of another release now, if it is."""
         before, after = meta(self.in_force, self.hold), meta(generation, self.hold)
         if (before.release, before.pointer) != (after.release, after.pointer):
             self.check()
             try:
-                self.mirror.record({_META: after})
+                self.mirror.record({META: after})
             except OSError as error:
                 raise DataplaneError(f"cannot write the ledger: {error}") from error
 
-    def _retire(self, wanted: DesiredMaps) -> None:
-        mirror, generation, changed = self.mirror, wanted.generation, wanted.changed
-        mirror.record({place: r for place, r in changed.items() if place.kind is Kind.VIP})
-        self.reached(Step.VIPS_FREED)
-        mirror.record(changed)
-        self.reached(Step.IDS_FREED)
-        mirror.replace("quic_servers", wanted.maps["quic_servers"])
-        self.reached(Step.QUIC_DELETED)
-        mirror.replace("stand_ins", wanted.maps["stand_ins"])
-        self.reached(Step.STAND_INS_COMPLETE)
-        backend_entries.clear(mirror, wanted, is_certain=self.is_certain)
-        self.reached(Step.ENTRIES_CLEARED)
-        kept = {placed.identity.id for placed in generation.pools.values()}
-        for pool_id in mirror.tables.keys() - kept:
-            tables.clear_slot(mirror.fds["outer"], pool_id)
-            self.reached(Step.SLOT_CLEARED)
-            mirror.tables.pop(pool_id).drop()
-            self.reached(Step.POOL_UNPINNED)
-        if not self.is_certain:
-            mirror.forget_others([*wanted.records, _META])
-        mirror.record({_META: meta(generation, self.hold)})
-        self.reached(Step.NUMBER_RECORDED)
+
+def _go_on() -> None:
+    """Let nobody flag anything while what was done is undone."""
 
 
 def _failure(generation: Generation, error: Exception, rest: str) -> DataplaneError:
