@@ -40,6 +40,7 @@ class Reporter:
             self.socket_problem,
             *self._beside.problems,
             *parts.plane.problems,
+            parts.auditor.problem,
             parts.traffic.problem,
             *parts.announcer.problems,
             *parts.metrics.problems,

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +41,14 @@ from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Reached, Step, unwatched
 from tidegate.dataplane.sweep import Sweeper
 from tidegate.dataplane.takeover.takeover import Takeover
-from tidegate.dataplane.tunnel.probes import Probes, detach_probes, has_checks
+from tidegate.dataplane.tunnel.probe_tunnel import ProbeTunnel, release
+from tidegate.dataplane.tunnel.probes import Probes, has_checks
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
 from tidegate.model.features import Feature, features
 from tidegate.model.generation import Generation
 
 log = EventLog(__name__)
-
-_PROBE_COUNTS: Final = "probe_counts"
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,13 @@ class DataPlane:
         self._backends = NO_BACKENDS
         self.links_outdated = False
         """Whether backends have come or gone since the links were read, of no new family."""
-        self.attachments = Attachments(self._interfaces)
+        self.probe_tunnel = ProbeTunnel(settings.pins, self._load_probes)
+        self.attachments = Attachments(self._interfaces, self.probe_tunnel.is_whole)
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins, self._aside = settings.pins, settings.aside
         self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
-        self._probes: Probes | None = None
         self._opened = ExitStack()
         try:
             self._open(settings, reached)
@@ -146,14 +145,10 @@ class DataPlane:
         self.sweeper = self._opened.enter_context(closing(sweeper))
         self._ours = pinned_programs(self._pins)
         if settings.probe_tunnel:
-            self._probes = self._load_probes()
+            self.probe_tunnel.load()
 
     def _load_probes(self) -> Probes:
-        """Load the probe program with every feature, so no change of documents needs another."""
-        probes = self._opened.enter_context(Probes(self.default_build, self._maps))
-        (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
-        probes.pin_counters(self._pins / _PROBE_COUNTS)
-        return probes
+        return self._opened.enter_context(Probes(self.default_build, self._maps))
 
     def serve(self, *generations: Generation) -> None:
         """Make the program one that can do what these generations need, and nothing more.
@@ -170,10 +165,10 @@ class DataPlane:
                 case the one before stays.
         """
         self._note_backends(*generations)
-        if self._probes is None and any(map(has_checks, generations)):
-            self._probes = self._load_probes()
+        if not self.probe_tunnel.is_loaded and any(map(has_checks, generations)):
+            self.probe_tunnel.load()
             for interface in self.modes:
-                self._take_over_egress(interface)
+                self.probe_tunnel.keep(interface)
         build = self._build_for(*generations)
         if build == self._build:
             return
@@ -258,7 +253,8 @@ class DataPlane:
     def problems(self) -> tuple[str, ...]:
         """What somebody should know of next hops and of merged frames."""
         hops = (each for link in self._links.values() for each in link.warnings)
-        return (*hops, *self._merging.problems, *self.attachments.foreign.values())
+        others = (*self.attachments.foreign.values(), *self.probe_tunnel.problems)
+        return (*hops, *self._merging.problems, *others)
 
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
         """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
@@ -294,12 +290,13 @@ class DataPlane:
                     del self.modes[interface]
                     self._links.pop(interface, None)
                     self._merging.forget(interface)
+                    self.probe_tunnel.forget(interface)
                     continue
                 if not self.modes and len(self._interfaces) == 1:
                     raise
                 continue
-            if interface not in self.modes:
-                self._take_over_egress(interface)
+            if interface not in self.modes or self.probe_tunnel.is_loaded:
+                self.probe_tunnel.keep(interface)
             if self._links.get(interface) != link:  # first, as the program drops what has no way
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
@@ -311,14 +308,6 @@ class DataPlane:
             self._attach(link, stack)
             self.attachments.foreign.pop(interface, None)
             self._merging.look(stack, self.modes[interface])
-
-    def _take_over_egress(self, interface: str) -> None:
-        """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""
-        if self._probes is None:
-            detach_probes(interface)
-            return
-        self._probes.attach(interface)
-        log.info("probe_tunnel", interface=interface)
 
     def audit(self, *, deep: bool) -> list[Finding]:
         """Compare maps, pins and attachments with what has to be there, and repair them.
@@ -390,7 +379,7 @@ def remove(pins: Path, interfaces: Sequence[str]) -> None:
         there = programs.attached(interface)
         if there is not None and there.program_id in ours:
             programs.detach(interface, there.mode)
-        detach_probes(interface)
+        release(interface, pins)
     for folder, _, names in os.walk(pins, topdown=False):
         for name in names:
             if "." not in name:  # a file of the kernel's own, at the top of a BPF file system
