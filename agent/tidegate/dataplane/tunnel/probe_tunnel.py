@@ -73,7 +73,10 @@ class ProbeTunnel:
     @property
     def problems(self) -> list[str]:
         """What somebody should know, as sentences."""
-        ends = {True: "no backend is checked until it is there", False: "one place holds them alone"}
+        ends = {
+            True: "no backend is checked until it is there",
+            False: "one place holds them alone",
+        }
         return [f"{each}; {ends[name in self._plain]}" for name, each in self._faults.items()]
 
     def load(self) -> None:
