@@ -41,6 +41,7 @@ class Reporter:
             *self._beside.problems,
             *parts.plane.problems,
             parts.auditor.problem,
+            parts.health.checks.problem,
             parts.traffic.problem,
             *parts.announcer.problems,
             *parts.metrics.problems,

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from tidegate.event_log import EventLog
-from tidegate.health.engine import Engine
+from tidegate.health.engine import Engine, Way
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
@@ -21,6 +22,9 @@ from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
+
+_NAMED_SECONDS: Final = 10.0
+"""For which a probe that did not leave is named in the status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Checker:
         changed: is called when the state or the code of any backend changes, on the engine's
             thread; it should only wake another thread.
         allow_exec: whether checks may run programs.
+        way: of the probes' packets.
         clock: wall clock, s.
     """
 
@@ -46,6 +51,7 @@ class Checker:
         changed: Callable[[], None],
         *,
         allow_exec: bool = False,
+        way: Way | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._changed = changed
@@ -57,7 +63,7 @@ class Checker:
         self._identities: dict[BackendKey, Identity] = {}
         self._passed = self._failed = 0
         self._tally = Tally()
-        self.engine: Engine[BackendKey] = Engine(self._take)
+        self.engine: Engine[BackendKey] = Engine(self._take, way)
 
     def start(self) -> None:
         """Start probing; once."""
@@ -107,6 +113,17 @@ class Checker:
     def counts(self) -> Counts:
         """Return the number of probes since the start."""
         return Counts(self._passed, self._failed)
+
+    @property
+    def problem(self) -> str:
+        """Why probes found out nothing lately, as a sentence; empty if they do."""
+        reason, at = self.engine.last_unsent
+        if time.monotonic() - at > _NAMED_SECONDS:
+            return ""
+        return (
+            "Probes did not leave this host through the tunnel, so they say nothing of backends: "
+            f"{self.engine.unsent} since the start, the last one: {reason}"
+        )
 
     def _take(self, key: BackendKey, result: Result) -> None:
         """Take one more result in; called on the engine's thread."""

@@ -17,6 +17,7 @@ from math import ceil
 from tidegate.agent.health.fitness import Evidence, Judgement, evidence, judge
 from tidegate.event_log import EventLog
 from tidegate.health.checker import Checker
+from tidegate.health.engine import Way
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, can_be_spared, opinion
 from tidegate.keyspace import paths
@@ -44,6 +45,7 @@ class FleetHealth:
         wake: Callable[[], None],
         *,
         allow_exec: bool,
+        way: Way | None = None,
     ) -> None:
         """Prepare it; nothing is probed or read yet.
 
@@ -53,12 +55,13 @@ class FleetHealth:
             host: this host, as its verdicts are signed.
             wake: is called, on other threads, when there is something to judge anew.
             allow_exec: whether checks may run programs.
+            way: of the probes' packets.
         """
         self._etcd = etcd
         self._prefix = paths.verdict_prefix(etcd.root, fleet)
         self._host = host
         self._wake = wake
-        self._checker = Checker(wake, allow_exec=allow_exec)
+        self._checker = Checker(wake, allow_exec=allow_exec, way=way)
         self._watch: Watch | None = None
         self._latest: Snapshot | None = None
         self._read: Snapshot | None = None
