@@ -39,7 +39,7 @@
 #define MOST_BYTES 0xffff /* of an IP packet */
 
 BPF_TABLE("percpu_array", u32, u64, probe_counts, 1);
-BPF_TABLE("array", u32, u32, probe_sent, 1); /* by backend id; read in mapped memory */
+BPF_TABLE("array", u32, u64, probe_sent, 1); /* by backend id; read in mapped memory */
 
 /* The headers as they are written, from `eth` on; `unused` puts the IP header where its words are
  * aligned. */
@@ -195,8 +195,8 @@ int healthcheck(struct __sk_buff *skb)
 	struct packet packet = {};
 	u32 reason, pulled;
 	struct vip *vip;
-	u64 *count;
-	u32 *sent, id = skb->mark & ((1 << ID_BITS) - 1);
+	u64 *count, *sent;
+	u32 id = skb->mark & ((1 << ID_BITS) - 1);
 
 	if (skb->mark >> ID_BITS != MARK)
 		return TC_ACT_UNSPEC;

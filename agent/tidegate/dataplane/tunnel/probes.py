@@ -45,7 +45,7 @@ def probe_shapes() -> dict[str, maps.Shape]:
     """Return the maps of bpf/healthcheck.c that the balancer does not have."""
     return {
         "probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason)),
-        "probe_sent": maps.Shape(bpf.ARRAY, 4, 4, MAX_BACKENDS, bpf.F_MMAPABLE),
+        "probe_sent": maps.Shape(bpf.ARRAY, 4, 8, MAX_BACKENDS, bpf.F_MMAPABLE),
     }
 
 
@@ -78,8 +78,8 @@ class Probes(CountedProgram):
             os.close(template)
         super().__init__(fd, fds, "probe_counts", len(Reason))
         # Mapped for as long as anybody looks: another thread may, while this is closed.
-        memory = mmap.mmap(fds["probe_sent"], 4 * MAX_BACKENDS, mmap.MAP_SHARED, mmap.PROT_READ)
-        self._sent = memoryview(memory).cast("I")
+        memory = mmap.mmap(fds["probe_sent"], 8 * MAX_BACKENDS, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._sent = memoryview(memory).cast("Q")
 
     def attach(self, interface: str) -> None:
         """Attach it to an interface's tc egress, in place of the one that is there.
