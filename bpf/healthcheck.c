@@ -39,6 +39,7 @@
 #define MOST_BYTES 0xffff /* of an IP packet */
 
 BPF_TABLE("percpu_array", u32, u64, probe_counts, 1);
+BPF_TABLE("array", u32, u64, probe_sent, 1); /* by backend id; read in mapped memory */
 
 /* The headers as they are written, from `eth` on; `unused` puts the IP header where its words are
  * aligned. */
@@ -194,7 +195,8 @@ int healthcheck(struct __sk_buff *skb)
 	struct packet packet = {};
 	u32 reason, pulled;
 	struct vip *vip;
-	u64 *count;
+	u64 *count, *sent;
+	u32 id = skb->mark & ((1 << ID_BITS) - 1);
 
 	if (skb->mark >> ID_BITS != MARK)
 		return TC_ACT_UNSPEC;
@@ -215,5 +217,10 @@ int healthcheck(struct __sk_buff *skb)
 	count = probe_counts.lookup(&reason);
 	if (count)
 		(*count)++;
+	/* Who waits for the answer may believe that there is none: what is too big for the tunnel is too
+	 * big for clients. For other reasons it is this host that fails. */
+	sent = reason == DROP_NONE || reason == DROP_TOO_BIG ? probe_sent.lookup(&id) : NULL;
+	if (sent)
+		__sync_fetch_and_add(sent, 1);
 	return reason ? TC_ACT_SHOT : TC_ACT_OK;
 }

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -74,6 +75,47 @@ def test_no_answer_is_a_timeout(engine: Engine[str], reports: Reports) -> None:
             result = reports.wait(lambda report: report[1].code == "timeout")[1]
     assert result.reason == "No answer to the handshake within 0.1 s."
     assert 0.1 <= result.seconds < 0.3
+
+
+class Tunnel:
+    """A way that is taken as it is set."""
+
+    is_closed = False
+
+    def __init__(self) -> None:
+        self.takes = True
+        self._packets = 0
+
+    def sent(self, mark: int) -> int | None:
+        """Return another number each time, if it is taken."""
+        self._packets += mark == 1 and self.takes
+        return self._packets
+
+
+def test_a_probe_that_did_not_leave_says_nothing(
+    reports: Reports, listener: tuple[str, int]
+) -> None:
+    """Neither a pass nor a failure; it is counted, and how it ended is kept."""
+    tunnel = Tunnel()
+    engine: Engine[str] = Engine(lambda key, got: reports((key, got, time.monotonic())), tunnel)
+    engine.start()
+    try:
+        engine.probe({"a": replace(tcp(*listener), mark=1)})
+        assert first(reports).passed
+        tunnel.takes = False
+        wait_until(lambda: engine.unsent > 3)
+        assert engine.last_unsent.reason == "it passed"
+        engine.probe({"b": replace(tcp("127.0.0.1", free_port()), mark=1)})
+        wait_until(lambda: engine.last_unsent.reason == "Connection refused.")
+        tunnel.is_closed = True
+        wait_until(lambda: engine.last_unsent.reason == "the way is closed")
+        began = engine.started
+        wait_until(lambda: engine.unsent > 10)
+        assert engine.started == began
+        tunnel.is_closed, tunnel.takes = False, True
+        assert first(reports, "b").code == "refused"
+    finally:
+        assert engine.stop()
 
 
 def test_a_source_that_is_not_ours_is_an_error(engine: Engine[str], reports: Reports) -> None:

@@ -6,6 +6,7 @@ its last one is still checked; deep at a set interval. What was repaired is coun
 could not be is a refusal of stage `verify` until a later comparison finds it right.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from tidegate.dataplane.plane import DataPlane
@@ -36,6 +37,8 @@ class Auditor:
         self.repairs = 0
         """Differences that were repaired since the start."""
         self.damages: tuple[Rejection, ...] = ()
+        self.problem = ""
+        """Why the kernel cannot be compared, as a sentence; empty if it can."""
 
     def set_interval(self, interval: float) -> None:
         """Leave other times between deep comparisons from now on."""
@@ -48,11 +51,12 @@ class Auditor:
         return min(deep, self._last + _SHALLOW_SECONDS) if is_pushed else deep
 
     def audit(self, now: float) -> None:
-        """Compare and repair, if it is time.
+        """Compare and repair, if it is time; take note of what was repaired meanwhile.
 
         Raises:
             FenceError: the data plane is another agent's now.
         """
+        self._note(self._plane.probe_tunnel.take_findings())
         if now < self.next_due():
             return
         is_deep = now >= self._deep + self._interval
@@ -63,7 +67,14 @@ class Auditor:
             found = self._plane.audit(deep=is_deep)
         except DataplaneError as error:
             log.error("audit_failed", reason=error)
+            self.problem = f"The kernel cannot be compared with what it has to hold: {error}"
             return
+        self.problem = ""
+        self._note(found)
+        revision = self._plane.publisher.in_force.revision
+        self.damages = tuple(_damage(each, revision) for each in found if each.failure)
+
+    def _note(self, found: Sequence[Finding]) -> None:
         for finding in found:
             log.error(
                 "audit",
@@ -73,8 +84,6 @@ class Auditor:
                 failure=finding.failure,
             )
         self.repairs += sum(not finding.failure for finding in found)
-        revision = self._plane.publisher.in_force.revision
-        self.damages = tuple(_damage(each, revision) for each in found if each.failure)
 
 
 def _damage(finding: Finding, revision: int) -> Rejection:

@@ -11,8 +11,11 @@ from tidegate.event_log import EventLog
 log = EventLog(__name__)
 
 _SECONDS: Final = 15.0
-_ATTACHED_SECONDS: Final = 1.0
-"""Between two looks at who is attached: a foreign program in our place forwards nothing."""
+_ATTACHED_SECONDS: Final = 0.5
+"""Between two looks at who is attached: a foreign program in our place forwards nothing, and some
+ways to attach one send no message."""
+_WOKEN_SECONDS: Final = 0.1
+"""Between two such looks that messages ask for: a look takes some milliseconds."""
 _REST: Final = 20.0
 """Times the duration of a reading, until the next: where routes change all the time (a host that
 speaks BGP), reading takes no more than a twentieth of the loop's time."""
@@ -39,7 +42,7 @@ class Attached(Protocol):
 
 
 class LinkRefresh:
-    """Reads the links when they, the backends or what is attached changed, and every 15 s.
+    """Reads the links when they, the backends or what is attached change, and every 15 s.
 
     Args:
         plane: whose links they are; they were just read.
@@ -54,7 +57,7 @@ class LinkRefresh:
         self._clock = clock
         self._due = now + _SECONDS
         self._rested = now
-        self._look_at = now
+        self._look_at = self._may_look = now
 
     def next_due(self) -> float:
         """Return the monotonic second at which time alone asks for it."""
@@ -69,8 +72,10 @@ class LinkRefresh:
         """
         if woken or self._plane.links_outdated:
             self._due = min(self._due, max(now, self._rested))
+        if woken:
+            self._look_at = min(self._look_at, max(now, self._may_look))
         if now >= self._look_at:
-            self._look_at = now + _ATTACHED_SECONDS
+            self._look_at, self._may_look = now + _ATTACHED_SECONDS, now + _WOKEN_SECONDS
             if self._plane.attachments.differ():
                 self._due = now
         if now < self._due:

@@ -126,6 +126,7 @@ def make_parts(config: AgentConfig, settings: Settings, mailbox: Mailbox) -> Par
         config.host,
         lambda: mailbox.wake(WakeReason.HEALTH),
         allow_exec=config.health.allow_exec,
+        way=plane.probe_tunnel,
     )
     history = History(config, in_force, lambda: mailbox.wake(WakeReason.JOURNAL), health.evidence)
     telemetry = Telemetry(config)

@@ -61,6 +61,8 @@ class Reporter:
             self.socket_problem,
             *self._beside.problems,
             *parts.plane.problems,
+            parts.auditor.problem,
+            parts.health.checks.problem,
             parts.traffic.problem,
             *parts.announcer.problems,
             *parts.metrics.problems,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is attached to the interfaces: noticed within a second, also if it is nobody of ours.
+"""Who is attached to the interfaces: noticed within half a second, also if it is nobody of ours.
 
 Programs come and go without a word: only some ways to attach one send a message. A foreign program
 in our place is left alone, as somebody put it there; the interface counts as not forwarding until
 it is gone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tidegate.dataplane.kernel import programs
 from tidegate.errors import DataplaneError
@@ -20,20 +20,24 @@ class Attachments:
 
     Args:
         interfaces: their names.
+        is_whole: whether all else that belongs on an interface is there.
 
     Attributes:
         foreign: by interface, which program is there instead of ours, as a sentence.
     """
 
-    def __init__(self, interfaces: Sequence[str]) -> None:
+    def __init__(
+        self, interfaces: Sequence[str], is_whole: Callable[[str], bool] = lambda _name: True
+    ) -> None:
         self._interfaces = interfaces
+        self._is_whole = is_whole
         self._last: dict[str, int] = {}
         self.foreign: dict[str, str] = {}
 
     def differ(self) -> bool:
-        """Return whether other programs are attached than when this was last asked."""
+        """Return whether other programs are attached than when this was last asked, or too few."""
         before, self._last = self._last, {name: _program(name) for name in self._interfaces}
-        return self._last != before
+        return self._last != before or not all(map(self._is_whole, self._interfaces))
 
     def note_foreign(self, interface: str, there: programs.Attachment) -> None:
         """Take note that a foreign program is there."""

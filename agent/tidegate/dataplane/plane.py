@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,14 @@ from tidegate.dataplane.settings import Settings
 from tidegate.dataplane.sweep import Sweeper
 from tidegate.dataplane.takeover.attached import places
 from tidegate.dataplane.takeover.takeover import Takeover
-from tidegate.dataplane.tunnel.probes import Probes, detach_probes, has_checks
+from tidegate.dataplane.tunnel.probe_tunnel import ProbeTunnel
+from tidegate.dataplane.tunnel.probes import Probes, has_checks
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.event_log import EventLog
 from tidegate.model.features import Feature, features
 from tidegate.model.generation import Generation
 
 log = EventLog(__name__)
-
-_PROBE_COUNTS: Final = "probe_counts"
 
 
 class DataPlane:
@@ -76,13 +75,13 @@ class DataPlane:
         self._backends = NO_BACKENDS
         self.links_outdated = False
         """Whether backends have come or gone since the links were read, of no new family."""
-        self.attachments = Attachments(self._interfaces)
+        self.probe_tunnel = ProbeTunnel(settings.pins, self._load_probes)
+        self.attachments = Attachments(self._interfaces, self.probe_tunnel.is_whole)
         self.modes: dict[str, programs.XdpMode] = {}
         self._pins, self._aside, self._mode = settings.pins, settings.aside, settings.mode
         self.default_build = settings.build
         self._build: programs.Build | None = None
         self._program = -1
-        self._probes: Probes | None = None
         self._put_back_pins: list[Finding] = []
         self._ours: set[int] = set()
         self._opened = ExitStack()
@@ -124,14 +123,10 @@ class DataPlane:
         self.sweeper = self._opened.enter_context(closing(sweeper))
         self._ours = replaced
         if settings.probe_tunnel:
-            self._probes = self._load_probes()
+            self.probe_tunnel.load()
 
     def _load_probes(self) -> Probes:
-        """Load the probe program with every feature, so no change of documents needs another."""
-        probes = self._opened.enter_context(Probes(self.default_build, self._maps))
-        (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
-        probes.pin_counters(self._pins / _PROBE_COUNTS)
-        return probes
+        return self._opened.enter_context(Probes(self.default_build, self._maps))
 
     def serve(self, *generations: Generation) -> None:
         """Make the program one that can do what these generations need, and nothing more.
@@ -148,10 +143,10 @@ class DataPlane:
                 case the one before stays.
         """
         self._note_backends(*generations)
-        if self._probes is None and any(map(has_checks, generations)):
-            self._probes = self._load_probes()
+        if not self.probe_tunnel.is_loaded and any(map(has_checks, generations)):
+            self.probe_tunnel.load()
             for interface in self.modes:
-                self._take_over_egress(interface)
+                self.probe_tunnel.keep(interface)
         build = self._build_for(*generations)
         if build == self._build:
             return
@@ -239,7 +234,8 @@ class DataPlane:
         """What somebody should know of next hops, merged frames, other programs and lost pins."""
         hops = (each for link in self._links.values() for each in link.warnings)
         lost = filter(None, [self._fence.lost])
-        return (*hops, *self._merging.problems, *self.attachments.foreign.values(), *lost)
+        others = (*self.attachments.foreign.values(), *self.probe_tunnel.problems, *lost)
+        return (*hops, *self._merging.problems, *others)
 
     def packet_outcomes(self) -> npt.NDArray[np.uint64]:
         """Read the outcomes of each VIP id's packets, as `counters.packet_outcomes` has them.
@@ -275,12 +271,13 @@ class DataPlane:
                     del self.modes[interface]
                     self._links.pop(interface, None)
                     self._merging.forget(interface)
+                    self.probe_tunnel.forget(interface)
                     continue
                 if not self.modes and len(self._interfaces) == 1:
                     raise
                 continue
-            if interface not in self.modes:
-                self._take_over_egress(interface)
+            if interface not in self.modes or self.probe_tunnel.is_loaded:
+                self.probe_tunnel.keep(interface)
             if self._links.get(interface) != link:  # first, as the program drops what has no way
                 links.write(self._maps["links"], link)
                 self._links[interface] = link
@@ -292,14 +289,6 @@ class DataPlane:
             self._attach(link, stack)
             self.attachments.foreign.pop(interface, None)
             self._merging.look(stack, self.modes[interface])
-
-    def _take_over_egress(self, interface: str) -> None:
-        """Make an interface's tc egress as the settings want it, whatever an earlier agent left."""
-        if self._probes is None:
-            detach_probes(interface)
-            return
-        self._probes.attach(interface)
-        log.info("probe_tunnel", interface=interface)
 
     def audit(self, *, deep: bool) -> list[Finding]:
         """Compare maps, pins and attachments with what has to be there, and repair them.
@@ -344,10 +333,7 @@ class DataPlane:
             if not path.exists():
                 repair = partial(bpf.pin, fd, str(path))
                 yield Difference(Finding("pins", name, "missing"), repair)
-        counts = self._fence.folder / _PROBE_COUNTS
-        if self._probes is not None and not counts.exists():
-            repair = partial(self._probes.pin_counters, counts)
-            yield Difference(Finding("pins", _PROBE_COUNTS, "missing"), repair)
+        yield from self.probe_tunnel.lost_pins()
 
     def _is_foreign(self, there: programs.Attachment | None) -> TypeGuard[programs.Attachment]:
         return there is not None and there.program_id not in self._ours

@@ -16,7 +16,7 @@ from tidegate.dataplane.kernel import maps, programs
 from tidegate.dataplane.kernel.owner import Owner
 from tidegate.dataplane.kernel.pins import number_at, own_pins, pinned_programs
 from tidegate.dataplane.takeover import attached
-from tidegate.dataplane.tunnel.probes import detach_probes
+from tidegate.dataplane.tunnel.probe_tunnel import release
 from tidegate.errors import CapabilityError, DataplaneError
 
 Result = Literal["removed", "absent", "foreign", "failed"]
@@ -80,7 +80,7 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
         ours = _ours(pins, interfaces, owner or Owner(pins=str(pins)))
         found = []
         for interface in interfaces:
-            found += [_detach(interface, ours), _unfilter(interface)]
+            found += [_detach(interface, ours), _unfilter(interface, pins)]
         if any(each.part == "program" and each.result == "failed" for each in found):
             why = "a program that they belong to is still attached"
             return [*found, Part("pins", str(pins), "failed", why)]
@@ -135,9 +135,9 @@ def _detach(interface: str, ours: set[int]) -> Part:
     return Part("program", interface, "removed", f"id {there.program_id}")
 
 
-def _unfilter(interface: str) -> Part:
+def _unfilter(interface: str, pins: Path) -> Part:
     try:
-        was_there = detach_probes(interface)
+        was_there = release(interface, pins)
     except (DataplaneError, CapabilityError) as error:
         is_away = _is_away(interface)
         return Part("filter", interface, "absent" if is_away else "failed", str(error))

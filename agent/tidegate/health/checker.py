@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from tidegate.event_log import EventLog
-from tidegate.health.engine import Engine
+from tidegate.health.engine import Engine, Way
 from tidegate.health.freshness import Freshness, limit
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
@@ -24,6 +25,9 @@ from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
+
+_NAMED_SECONDS: Final = 10.0
+"""For which a probe that did not leave is named in the status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Checker:
         changed: is called when the state or the code of any backend changes, on the engine's
             thread; it should only wake another thread.
         allow_exec: whether checks may run programs.
+        way: of the probes' packets.
         clock: one that is never stepped, s.
     """
 
@@ -49,6 +54,7 @@ class Checker:
         changed: Callable[[], None],
         *,
         allow_exec: bool = False,
+        way: Way | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._changed = changed
@@ -63,7 +69,7 @@ class Checker:
         """What they were when they became late, and what counts meanwhile."""
         self._passed = self._failed = 0
         self._tally = Tally()
-        self.engine: Engine[BackendKey] = Engine(self._take)
+        self.engine: Engine[BackendKey] = Engine(self._take, way)
 
     def start(self) -> None:
         """Start probing; once."""
@@ -127,6 +133,17 @@ class Checker:
     def counts(self) -> Counts:
         """Return the number of probes since the start."""
         return Counts(self._passed, self._failed)
+
+    @property
+    def problem(self) -> str:
+        """Why probes found out nothing lately, as a sentence; empty if they do."""
+        reason, at = self.engine.last_unsent
+        if time.monotonic() - at > _NAMED_SECONDS:
+            return ""
+        return (
+            "Probes did not leave this host through the tunnel, so they say nothing of backends: "
+            f"{self.engine.unsent} since the start, the last one: {reason}"
+        )
 
     def _take(self, key: BackendKey, result: Result) -> None:
         """Take one more result in; called on the engine's thread."""

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from tidegate.event_log import EventLog
 from tidegate.health.handshakes import Handshake, Handshakes, Line
@@ -48,6 +48,17 @@ _RECENT: Final = 10_000
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
+class Way(Protocol):
+    """Tells whether packets of a mark leave by the way that the mark names."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether they would leave by another one."""
+
+    def sent(self, mark: int) -> int | None:
+        """Return a number that changes with each such packet; None if that cannot be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What is probed, and when.
@@ -57,11 +68,20 @@ class Target:
             the interval, and does not raise for a failure.
         interval: seconds between two probes.
         jitter: share of the interval by which a probe may be later, 0 to 1.
+        mark: of its packets; 0: it takes no way of its own.
     """
 
     probe: Handshake | Callable[[], Awaitable[Result]]
     interval: float
     jitter: float = 0.0
+    mark: int = 0
+
+
+class Unsent(NamedTuple):
+    """The last probe that did not take its way: how it ended, and when (monotonic clock, s)."""
+
+    reason: str
+    at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +95,8 @@ class _Scheduled(Generic[K]):
     number: int = 0
     moment: float = 0.0
     """When the next probe is due on the loop's clock, with its jitter."""
+    sent: int | None = None
+    """What the way said when the probe that runs began."""
     is_running: bool = False
     is_gone: bool = False
 
@@ -91,10 +113,13 @@ class Engine(Generic[K]):
 
     Args:
         report: gets each result, on the engine's thread; should be quick.
+        way: of marked packets. A probe none of whose packets took it found out nothing of its
+            target, whatever the result: it is counted and not reported.
     """
 
-    def __init__(self, report: Callable[[K, Result], None]) -> None:
+    def __init__(self, report: Callable[[K, Result], None], way: Way | None = None) -> None:
         self._report = report
+        self._way = way
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="tidegate-health", daemon=True)
         self._targets: dict[K, _Scheduled[K]] = {}
@@ -111,6 +136,9 @@ class Engine(Generic[K]):
         """Probes begun."""
         self.skipped = 0
         """Probes that were due while the one before was still running."""
+        self.unsent = 0
+        """Probes that did not take their way."""
+        self.last_unsent = Unsent("", -math.inf)
         self.missed = 0
         """Probes that were left out after a pause."""
 
@@ -214,9 +242,14 @@ class Engine(Generic[K]):
         return begins
 
     def _begin(self, scheduled: _Scheduled[K]) -> None:
+        probe, mark = scheduled.target.probe, scheduled.target.mark
+        if self._way is not None and mark:
+            if self._way.is_closed:
+                self._note_unsent("the way is closed")
+                return
+            scheduled.sent = self._way.sent(mark)
         scheduled.is_running = True
         self.started += 1
-        probe = scheduled.target.probe
         if scheduled.line is not None:
             # Somebody must look at the clock when its limit has passed.
             self._slot(self._loop.time() + scheduled.line.handshake.limit)
@@ -239,5 +272,14 @@ class Engine(Generic[K]):
 
     def _finish(self, scheduled: _Scheduled[K], result: Result) -> None:
         scheduled.is_running = False
-        if not scheduled.is_gone:
+        if scheduled.is_gone:
+            return
+        before, way = scheduled.sent, self._way
+        if way is not None and before is not None and way.sent(scheduled.target.mark) == before:
+            self._note_unsent(result.reason or "it passed")
+        else:
             self._report(scheduled.key, result)
+
+    def _note_unsent(self, reason: str) -> None:
+        self.unsent += 1
+        self.last_unsent = Unsent(reason, self._loop.time())

@@ -101,8 +101,11 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
         if isinstance(way, str):
             unprobed[key] = way
             continue
-        probe = _probe(_to(way, placed), check, key)
-        wanted[key] = Target(probe, check.interval, check.jitter_percent / 100)
+        to = _to(way, placed)
+        # A program that is a check makes connections of its own, if any.
+        mark = 0 if check.type == "exec" else to.mark
+        jitter = check.jitter_percent / 100
+        wanted[key] = Target(_probe(to, check, key), check.interval, jitter, mark)
         rules[key] = Rules(check.rise, check.fall, float(health.hold_down))
     return Plan(wanted, rules, unprobed)
 

@@ -151,6 +151,16 @@ def _route_vips(router: Any, lbs: list[Station]) -> None:  # noqa: ANN401
             router.route("add", family=family, dst=str(network), multipath=hops)
 
 
+def renew_link(spec: LabSpec, station: Station) -> None:
+    """Delete a load balancer's interface, and make another one of the same name and addresses."""
+    with netlink(spec.namespace(station.name)) as handle:
+        handle.link("del", index=handle.link_lookup(ifname=NIC)[0])
+    with netlink(spec.namespace(ROUTER)) as router:
+        _uplink(router, spec, station)
+        _route_vips(router, [station])
+    _station(spec, station)
+
+
 def add_loopback_address(namespace: str, address: IPv4Address | IPv6Address) -> None:
     """Put a VIP on a backend's loopback; nothing happens if it is there."""
     with netlink(namespace) as handle:

@@ -19,9 +19,11 @@ class Attached:
     """What is attached, as it is set."""
 
     differs = False
+    asked = 0
 
     def differ(self) -> bool:
         """Return whether something else is."""
+        self.asked += 1
         return self.differs
 
 
@@ -51,7 +53,7 @@ def test_a_change_is_followed_at_once() -> None:
     assert links.read == 0
     refresh.refresh(101.0, woken=True)
     assert links.read == 1
-    assert refresh.next_due() == 101.0 + 1
+    assert refresh.next_due() == 101.0 + 0.1  # a message has come since the last look
     for second in range(102, 116):
         refresh.refresh(float(second), woken=False)
     assert links.read == 1
@@ -59,7 +61,7 @@ def test_a_change_is_followed_at_once() -> None:
     assert links.read == 2
 
 
-def test_who_is_attached_is_looked_at_each_second() -> None:
+def test_who_is_attached_is_looked_at_twice_a_second() -> None:
     """If it is somebody else, everything is read at once."""
     clock = Clock()
     links = Links(clock, 0.01)
@@ -67,11 +69,29 @@ def test_who_is_attached_is_looked_at_each_second() -> None:
     refresh = LinkRefresh(links, clock.now, clock)
     refresh.refresh(clock.now, woken=False)
     links.attachments.differs = True
-    refresh.refresh(clock.now + 0.9, woken=False)
+    refresh.refresh(clock.now + 0.4, woken=False)
     assert links.read == 0
-    assert refresh.next_due() == clock.now + 1
-    refresh.refresh(clock.now + 1, woken=False)
+    assert refresh.next_due() == clock.now + 0.5
+    refresh.refresh(clock.now + 0.5, woken=False)
     assert links.read == 1
+
+
+def test_a_message_has_who_is_attached_looked_at_at_once() -> None:
+    """Also while the reading of links rests; but messages that never end are ten looks a second."""
+    clock = Clock()
+    links = Links(clock, 0.1)
+    links.attachments = Attached()
+    refresh = LinkRefresh(links, clock.now, clock)
+    refresh.refresh(clock.now, woken=True)
+    assert links.read == 1
+    assert refresh.next_due() < clock.now + 0.5
+    links.attachments.differs = True
+    refresh.refresh(clock.now + 0.05, woken=True)
+    assert links.read == 2
+    links.attachments.differs = False
+    for step in range(100):
+        refresh.refresh(clock.now + step / 100, woken=True)
+    assert links.attachments.asked <= 2 + 11
 
 
 def test_routes_that_change_all_the_time_do_not_fill_the_loop() -> None:

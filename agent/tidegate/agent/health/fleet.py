@@ -21,6 +21,7 @@ from tidegate.agent.health.gap import Gap
 from tidegate.agent.health.wall import Wall
 from tidegate.event_log import EventLog
 from tidegate.health.checker import Checker
+from tidegate.health.engine import Way
 from tidegate.health.poll import Poll
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import can_be_spared
@@ -63,6 +64,7 @@ class FleetHealth:
         wake: Callable[[], None],
         *,
         allow_exec: bool,
+        way: Way | None = None,
     ) -> None:
         """Prepare it; nothing is probed or read yet.
 
@@ -72,13 +74,14 @@ class FleetHealth:
             host: this host, as its verdicts are signed.
             wake: is called, on other threads, when there is something to judge anew.
             allow_exec: whether checks may run programs.
+            way: of the probes' packets.
         """
         self._etcd = etcd
         self._prefix = paths.verdict_prefix(etcd.root, fleet)
         self._host = host
         self._wake = wake
         self._clock = time.monotonic
-        self._checker = Checker(self._note_finding, allow_exec=allow_exec)
+        self._checker = Checker(self._note_finding, allow_exec=allow_exec, way=way)
         self._watch: Watch | None = None
         self._poll = Poll()
         self._ballots = Ballots(host, self._prefix, self._poll)

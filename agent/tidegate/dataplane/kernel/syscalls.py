@@ -31,7 +31,7 @@ _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 
 _PROG_LOAD = 5
 _OBJ_PIN, _OBJ_GET, _PROG_TEST_RUN, _OBJ_INFO = 6, 7, 10, 15
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
-_ENABLE_STATS: Final = 32
+LINK_CREATE, LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 6, 9, 11, 12
 RINGBUF: Final = 27
@@ -265,16 +265,19 @@ def open_pin(path: str, *, read_only: bool = False) -> int:
 
 def object_id(fd: int) -> int:
     """Return the kernel's id of a program or map; both have it in the second word of their info."""
-    info = ctypes.create_string_buffer(88)
+    return int.from_bytes(object_info(fd, 88)[4:8], "little")
+
+
+def object_info(fd: int, size: int) -> bytes:
+    """Return the kernel's info of a program, map or link, of this many bytes at the most."""
+    info = ctypes.create_string_buffer(size)
     _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
-    return int.from_bytes(info.raw[4:8], "little")
+    return info.raw
 
 
 def map_info(fd: int) -> MapInfo:
     """Read the type, id and sizes of a map."""
-    info = ctypes.create_string_buffer(88)
-    _bpf(_OBJ_INFO, struct.pack("<IIQ", fd, len(info), _address(info)))
-    return MapInfo(*struct.unpack_from("<IIIIII", info.raw))
+    return MapInfo(*struct.unpack_from("<IIIIII", object_info(fd, 88)))
 
 
 class Loaded(NamedTuple):

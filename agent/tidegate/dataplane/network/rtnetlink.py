@@ -21,8 +21,12 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _NEIGHBOUR: Final = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ROUTE_HOP: Final = 8  # bytes of struct rtnexthop, whose attributes follow
-_NLMSG_ERROR, _NEW_NEIGH, _GET_NEIGH, _GET_ROUTE = 2, 28, 30, 26
-_REQUEST, _ACK, _REPLACE, _CREATE = 0x1, 0x4, 0x100, 0x400
+_FILTER: Final = struct.Struct("=BxxxiIII")  # struct tcmsg: family, device, handle, parent, info
+_NLMSG_ERROR, _NLMSG_DONE, _NEW_NEIGH, _GET_NEIGH, _GET_ROUTE = 2, 3, 28, 30, 26
+_NEW_FILTER, _GET_FILTER = 44, 46
+_REQUEST, _ACK, _REPLACE, _DUMP, _CREATE = 0x1, 0x4, 0x100, 0x300, 0x400
+_TCA_OPTIONS, _BPF_FLAGS, _BPF_FLAGS_GEN, _BPF_ID = 2, 8, 9, 11
+_DIRECT, _SKIP_SW = 1, 2  # TCA_BPF_FLAG_ACT_DIRECT, TCA_CLS_FLAGS_SKIP_SW
 _DST, _OIF, _GATEWAY, _MULTIPATH, _TABLE, _VIA, _NH_ID = 1, 4, 5, 9, 15, 18, 30  # RTA_*
 _LOOKUP_TABLE: Final = 0x1000  # RTM_F_LOOKUP_TABLE
 _FIB_MATCH: Final = 0x2000  # RTM_F_FIB_MATCH
@@ -58,6 +62,20 @@ class Neighbour(NamedTuple):
 
     mac: bytes | None
     is_fresh: bool
+
+
+class Filter(NamedTuple):
+    """A tc filter.
+
+    Attributes:
+        place: handle, and priority and protocol as the kernel joins them.
+        program: id of its BPF program; 0 for a filter of another kind.
+        decides: whether the program's answer is the verdict, and the kernel runs it (not the NIC).
+    """
+
+    place: tuple[int, int]
+    program: int
+    decides: bool
 
 
 class RouteSocket:
@@ -125,6 +143,29 @@ class RouteSocket:
         self._ask(probed, _NEW_NEIGH, _REQUEST | _ACK | _CREATE | _REPLACE)
         return found
 
+    def filters(self, device: int, parent: int) -> list[Filter]:
+        """Return the tc filters of a device at this parent; none where it has no such parent.
+
+        Raises:
+            DataplaneError: the kernel does not answer.
+        """
+        self._sequence += 1
+        body = _FILTER.pack(0, device, 0, parent, 0)
+        head = _HEADER.pack(
+            _HEADER.size + len(body), _GET_FILTER, _REQUEST | _DUMP, self._sequence, 0
+        )
+        found: list[Filter] = []
+        try:
+            self._socket.send(head + body)
+            while True:
+                for kind, sequence, each in _messages(self._socket.recv(65536)):
+                    if sequence == self._sequence and kind in {_NLMSG_DONE, _NLMSG_ERROR}:
+                        return found
+                    if sequence == self._sequence and kind == _NEW_FILTER:
+                        found.append(_filter(each))
+        except OSError as error:
+            raise DataplaneError(f"the kernel's filters cannot be read: {error}") from error
+
     def _ask(self, bodies: Sequence[bytes], kind: int, flags: int) -> list[Reply]:
         replies: list[Reply] = []
         for at in range(0, len(bodies), _AT_ONCE):
@@ -146,13 +187,29 @@ class RouteSocket:
     def _answers(self, wanted: range) -> dict[int, Reply]:
         found: dict[int, Reply] = {}
         while len(found) < len(wanted):
-            data = self._socket.recv(65536)
-            while len(data) >= _HEADER.size:
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+            for kind, sequence, body in _messages(self._socket.recv(65536)):
                 if sequence in wanted:
-                    found[sequence] = _reply(kind, data[_HEADER.size : length])
-                data = data[(length + 3) & ~3 :]
+                    found[sequence] = _reply(kind, body)
         return found
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Give kind, sequence number and body of each message."""
+    while len(data) >= _HEADER.size:
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+        yield kind, sequence, data[_HEADER.size : length]
+        data = data[(max(length, _HEADER.size) + 3) & ~3 :]
+
+
+def _filter(body: bytes) -> Filter:
+    _, _, handle, _, info = _FILTER.unpack_from(body)
+    options = _attributes(_attributes(body[_FILTER.size :]).get(_TCA_OPTIONS, b""))
+
+    def word(kind: int) -> int:
+        return int.from_bytes(options.get(kind, b"")[:4], sys.byteorder)
+
+    decides = bool(word(_BPF_FLAGS) & _DIRECT) and not word(_BPF_FLAGS_GEN) & _SKIP_SW
+    return Filter((handle, info), word(_BPF_ID), decides)
 
 
 def _reply(kind: int, body: bytes) -> Reply:

@@ -11,6 +11,7 @@ from typing import Final
 _GROUPS: Final = (
     1,  # RTNLGRP_LINK: features of devices too
     3,  # RTNLGRP_NEIGH
+    4,  # RTNLGRP_TC: the filter of our probes may go
     5,  # RTNLGRP_IPV4_IFADDR
     7,  # RTNLGRP_IPV4_ROUTE
     8,  # RTNLGRP_IPV4_RULE

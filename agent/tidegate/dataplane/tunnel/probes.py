@@ -6,13 +6,14 @@ object is closed. The content of probes and their answers is not handled here.
 """
 
 import errno
+import mmap
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -24,22 +25,28 @@ from tidegate.dataplane.kernel.loader import Kind, load
 from tidegate.dataplane.kernel.programs import Build, interface_index
 from tidegate.dataplane.tunnel.tunnel import CountedProgram, create_map, named, read_totals
 from tidegate.errors import CapabilityError, DataplaneError
+from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.decision import Reason
 from tidegate.model.features import ALL_FEATURES
 from tidegate.model.generation import Generation
 
-_EGRESS: Final = 0xFFFFFFF3
+EGRESS: Final = 0xFFFFFFF3
 """The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
 _FILTER: Final = "tidegate-probes"
-_HANDLE, _PRIORITY = 0x5447, 0x5447
+HANDLE, PRIORITY = 0x5447, 0x5447
 """Our filter's own place, so that no other filter is replaced or removed."""
-_ALL_PROTOCOLS: Final = 0x0003
+ALL_PROTOCOLS: Final = 0x0003
 """ETH_P_ALL."""
+_INFO: Final = PRIORITY << 16
+"""The priority alone, of whatever protocol."""
 
 
 def probe_shapes() -> dict[str, maps.Shape]:
-    """Return the map of bpf/healthcheck.c that the balancer does not have."""
-    return {"probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason))}
+    """Return the maps of bpf/healthcheck.c that the balancer does not have."""
+    return {
+        "probe_counts": maps.Shape(bpf.PERCPU_ARRAY, 4, 8, len(Reason)),
+        "probe_sent": maps.Shape(bpf.ARRAY, 4, 8, MAX_BACKENDS, bpf.F_MMAPABLE),
+    }
 
 
 class Probes(CountedProgram):
@@ -70,6 +77,9 @@ class Probes(CountedProgram):
         finally:
             os.close(template)
         super().__init__(fd, fds, "probe_counts", len(Reason))
+        # Mapped for as long as anybody looks: another thread may, while this is closed.
+        memory = mmap.mmap(fds["probe_sent"], 8 * MAX_BACKENDS, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._sent = memoryview(memory).cast("Q")
 
     def attach(self, interface: str) -> None:
         """Attach it to an interface's tc egress, in place of the one that is there.
@@ -87,18 +97,32 @@ class Probes(CountedProgram):
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
-            netlink.tc(
-                "replace-filter",
-                "bpf",
-                index,
-                _HANDLE,
-                fd=self.program,
-                name=_FILTER,
-                parent=_EGRESS,
-                prio=_PRIORITY,
-                protocol=_ALL_PROTOCOLS,
-                direct_action=True,
-            )
+            try:
+                self._replace_filter(netlink, index)
+            except NetlinkError as error:
+                if error.code != errno.EINVAL:
+                    raise
+                # Something else than a BPF filter has the place, and would have it for ever.
+                netlink.tc("del-filter", index=index, parent=EGRESS, info=_INFO)
+                self._replace_filter(netlink, index)
+
+    def _replace_filter(self, netlink: Any, index: int) -> None:  # noqa: ANN401 - untyped
+        netlink.tc(
+            "replace-filter",
+            "bpf",
+            index,
+            HANDLE,
+            fd=self.program,
+            name=_FILTER,
+            parent=EGRESS,
+            prio=PRIORITY,
+            protocol=ALL_PROTOCOLS,
+            direct_action=True,
+        )
+
+    def sent(self, backend: int) -> int:
+        """Return a number that changes with each packet that is sent to the backend of this id."""
+        return self._sent[backend]
 
     def counters(self) -> Counter[Reason]:
         """Read the probes by outcome: `NONE` was sent, the others were dropped."""
@@ -115,7 +139,7 @@ def read_probe_counters(path: Path) -> Counter[Reason]:
 
 
 def detach_probes(interface: str) -> bool:
-    """Detach bpf/healthcheck.c from an interface; return whether it was there.
+    """Take bpf/healthcheck.c out of an interface's tc filters; return whether it was there.
 
     Raises:
         DataplaneError: there is no such interface.
@@ -128,10 +152,10 @@ def detach_probes(interface: str) -> bool:
                 "del-filter",
                 "bpf",
                 index,
-                _HANDLE,
-                parent=_EGRESS,
-                prio=_PRIORITY,
-                protocol=_ALL_PROTOCOLS,
+                HANDLE,
+                parent=EGRESS,
+                prio=PRIORITY,
+                protocol=ALL_PROTOCOLS,
             )
         except NetlinkError as error:
             if error.code not in (errno.ENOENT, errno.EINVAL):  # no filter; no clsact
