@@ -40,6 +40,21 @@ static __always_inline u32 moments_passed(u32 then, u32 now)
 	return age > MOMENT_MASK - TICKS_AHEAD ? 0 : age;
 }
 
+/* What is counted is 1 or 0 computed without a branch, as of two ways the verifier would follow each
+ * sum; OPAQUE keeps clang from making it one. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/* 1 if so many moments have passed, one at least, else 0. */
+static __always_inline u32 have_passed(u32 then, u32 now, u32 least)
+{
+	u32 age = (now - then) & MOMENT_MASK;
+	u32 is_old = least - 1 - age, is_past = age - (MOMENT_MASK + 1 - TICKS_AHEAD);
+
+	OPAQUE(is_old);
+	OPAQUE(is_past);
+	return (is_old & is_past) >> 31;
+}
+
 /* The age in ticks above which more than so many seconds have passed. */
 static __always_inline u32 ticks_of(u32 seconds)
 {

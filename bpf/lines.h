@@ -30,6 +30,7 @@
 
 #define HANDSHAKE_MOMENTS 3 /* a mark that is younger is not overwritten */
 #define PLACES (2 * LINE_ENTRIES)
+#define SPARE_PLACES 6 /* to be left for one more mark of a prefix above its limit */
 
 struct pair {
 	struct line *home, *other;
@@ -163,22 +164,33 @@ static __always_inline void put_at(const struct pair *pair, u32 place, u64 owner
 		put(pair->other, place - LINE_ENTRIES, owner, state);
 }
 
-/* The place for a new mark: an empty one, else the oldest whose handshake should be over; PLACES if
- * there is none. */
-static __always_inline u32 place_for_mark(const struct pair *pair, u32 moment)
+static __always_inline u32 is_taken(u64 owner)
 {
-	u32 most = 0;
+	u64 negative = -owner;
+
+	OPAQUE(negative);
+	return (owner | negative) >> 63;
+}
+
+/* The place for a new mark: an empty one, else the oldest whose handshake should be over; PLACES if
+ * there are not so many at least. */
+static __always_inline u32 place_for_mark(const struct pair *pair, u32 moment, u32 least)
+{
+	u32 most = 0, taken = 0;
 
 	for (u32 i = 0; i < PLACES; i++) {
 		struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
 		u32 at = i < LINE_ENTRIES ? i : i - LINE_ENTRIES;
-		u32 age = moments_passed(line->moments >> (MOMENT_BITS * at), moment);
+		u32 then = line->moments >> (MOMENT_BITS * at);
+		u32 age = moments_passed(then, moment);
+		u32 is_full = is_taken(line->owners[at]) & ~have_passed(then, moment, HANDSHAKE_MOMENTS);
 		u32 here = (line->owners[at] ? age : MOMENT_MASK + 1) << 4 | (PLACES - i);
 
+		taken += is_full;
 		if (here >> 4 >= HANDSHAKE_MOMENTS && here > most)
 			most = here;
 	}
-	return PLACES - (most & 0xf);
+	return taken > PLACES - least ? PLACES : PLACES - (most & 0xf);
 }
 
 static __always_inline void put_mark(struct line *line, u32 at, u64 owner, u32 sequence, u32 moment)

@@ -37,6 +37,15 @@ def roster(tracking: Tracking, count: int) -> Desired:
     return desired(vips, [backend(f"b{n}") for n in range(1, count + 1)], window=60)
 
 
+def drained(tracking: Tracking) -> Desired:
+    """Return the roster of four when all but one drain: what is before the window takes nothing."""
+    whole = roster(tracking, 4)
+    first = min(whole.backends)
+    states = {key: "active" if key == first else "drain" for key in whole.backends}
+    backends = {key: replace(b, state=states[key]) for key, b in whole.backends.items()}
+    return replace(whole, backends=backends)
+
+
 def homes(both: Both, flags: str, seq: int, ports: range = FLOWS) -> list[str | None]:
     return [both.backend(both.send(tcp(flags, ip4(), sport=port, seq=seq))) for port in ports]
 
@@ -74,6 +83,19 @@ def test_handshakes_of_a_window_outlive_a_flood_of_syns(small: Both, tracking: T
     assert homes(small, "A", 1) == first
     small.want(roster(tracking, 4), after=400)
     assert homes(small, "A", 2) == first
+
+
+def test_one_prefix_splits_no_handshake_of_others(small: Both, tracking: Tracking) -> None:
+    """Nor where the owner from before the window takes no new flows, and so each SYN is marked."""
+    small.want(roster(tracking, 4))
+    small.want(drained(tracking))
+    clients = [ip4(f"10.7.{number}.1") for number in range(len(FLOWS))]
+    first: list[str | None] = []
+    for port, client in zip(FLOWS, clients, strict=True):
+        first += small.backends([tcp("S", client)])
+        for forged in range(40):
+            small.send(tcp("S", ip4(f"10.9.9.{forged}"), sport=port))
+    assert small.backends(tcp("A", client) for client in clients) == first
 
 
 def test_who_answered_a_handshake_outlives_who_came_from_nowhere(

@@ -138,18 +138,20 @@ class Lines:
         """Write an entry."""
         self.entries[place] = Entry(fingerprint_of(key), incarnation & 0xFF, backend, state)
 
-    def mark_room(self, key: int, moment: int) -> int | None:
+    def mark_room(self, key: int, moment: int, *, least: int = 1) -> int | None:
         """Return the place for a new mark, or None if the handshakes of all may be under way.
 
-        An empty place; else that of the oldest mark, of equals the first.
+        An empty place; else that of the oldest mark, of equals the first. There have to be so many
+        places to have at `least`.
         """
-        best, most = None, _HANDSHAKE_MOMENTS - 1
+        best, most, room = None, _HANDSHAKE_MOMENTS - 1, 0
         for place in self.places(key):
             there = self.entries.get(place)
             age = 1 << MOMENT_BITS if there is None else moments_passed(there.moment, moment)
+            room += age >= _HANDSHAKE_MOMENTS
             if age > most:
                 best, most = place, age
-        return best
+        return best if room >= least else None
 
     def mark_lot(self, key: int) -> int:
         """Return the place that a key draws by lot."""
