@@ -282,7 +282,7 @@ static __always_inline void track(struct choice *choice, const struct vip *vip,
 	} else if (find_flow(choice)) {
 		put_flow(&choice->found, owner, state);
 	} else if (flow_pair(&pair, choice->key)) {
-		place = room_in(&pair, tick);
+		place = room_in(&pair, tick, id);
 		if (place < PLACES)
 			put_at(&pair, place, owner, state);
 	}

@@ -301,7 +301,7 @@ def track(state: State, about: Subject, choice: Choice) -> bool:
     if bucket.take(about.vip.vip.insert_limit, about.now, clock):
         place = state.flows.find(key)
         if place is None:
-            place = state.flows.room(key, tick)
+            place = state.flows.room(key, tick, id_)
     if place is None:
         counters.untracked += 1
         return False
