@@ -11,7 +11,8 @@
  *   quic.h         the server id in the connection id
  *   lines.h        the tables that packets write
  *   choice.h       the backend of a packet, and what it is chosen from
- *   select.h       connection table, marks of SYNs, Maglev table -> backend
+ *   marks.h        marks of SYNs
+ *   select.h       connection table, marks, Maglev table -> backend
  *   clamp.h        MSS on SYN
  *   encapsulate.h  outer header; transmit to the gateway
  *   gue.h          and a UDP header, where the pool wants GUE
@@ -38,6 +39,7 @@
 #include "icmp_error.h"
 #include "client.h"
 #include "choice.h"
+#include "marks.h"
 #include "select.h"
 #include "fragment.h"
 #include "quic.h"
@@ -80,7 +82,7 @@ static __always_inline int decide(struct choice *choice, struct xdp_md *ctx, str
 	if (!choice->pool || (packet->is_error && is_denied(vip->id, packet->sender)))
 		return DROP_DENIED;
 #if WITH_SYN_LIMIT
-	if (packet->is_syn && vip->syn_rate && !syn_is_within_limit(vip, packet))
+	if (packet->is_syn && vip->syn_rate && !syn_is_within_limit(choice->prefix, vip, packet))
 		return DROP_SYN_LIMIT;
 #endif
 #if WITH_QUIC

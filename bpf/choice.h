@@ -15,6 +15,7 @@ struct choice {
 	u32 vip; /* that a later fragment is of; 0: the packet names its VIP itself */
 	u32 current; /* the slot, if the pool has a table */
 	u32 fallback;
+	u32 prefix[4]; /* of the client, whose limit is asked for */
 	u64 table_generation;
 	bool has_table;
 	bool look; /* for an entry or a mark: one may name another backend than the slot's owner */
@@ -24,6 +25,7 @@ struct choice {
 	bool track;
 	bool had_entry; /* the connection table named a backend, usable or not */
 	bool continues; /* from a mark, whose backend may be unusable */
+	bool is_over_limit; /* its prefix has left its share of marks */
 	bool is_promoted; /* an entry was written */
 	bool is_refused; /* or the limit on entries refused it, or nobody had to make room */
 	struct found found; /* the flow's entry */
@@ -63,4 +65,32 @@ static __always_inline bool choose(struct choice *choice, u32 id, u32 incarnatio
 	choice->incarnation = backend->incarnation;
 	choice->decision = decision;
 	return true;
+}
+
+static __always_inline bool find_flow(struct choice *choice)
+{
+	struct pair pair;
+	bool is_there = flow_pair(&pair, choice->key) && find_in(&choice->found, &pair, choice->key);
+
+	STEP();
+	return is_there;
+}
+
+static __always_inline void put_flow(const struct found *found, u64 owner, u32 state)
+{
+	u32 number = found->line;
+	struct line *line = flows.lookup(&number);
+
+	if (line)
+		put(line, found->at, owner, state);
+}
+
+static __always_inline void put_state(const struct found *found, u32 state)
+{
+	u32 number = found->line, at = found->at;
+	struct line *line = flows.lookup(&number);
+
+	asm volatile("" : "+r"(at));
+	if (line && at < LINE_ENTRIES)
+		line->states[at] = state;
 }

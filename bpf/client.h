@@ -41,29 +41,13 @@ static __always_inline u32 pool_for(const struct vip *vip, const struct packet *
 	return vip->pool;
 }
 
-static __always_inline u32 leading_bits(u32 word, int bits)
-{
-	if (bits <= 0)
-		return 0;
-	return bits >= 32 ? word : word & bpf_htonl(0xffffffffU << (32 - bits));
-}
-
 /* False if the client's prefix has sent its share of SYNs. */
-static __always_inline bool syn_is_within_limit(const struct vip *vip, const struct packet *packet)
+static __always_inline bool syn_is_within_limit(u32 *prefix, const struct vip *vip,
+						const struct packet *packet)
 {
-	int bits = packet->is_v6 ? vip->syn_prefix6 : 96 + vip->syn_prefix4;
-	struct limit_key key = { .vip = vip->id };
-	u64 now = bpf_jiffies64();
-	struct bucket *bucket;
+	u64 hash = prefix_hash(prefix, packet, vip->syn_prefix4, vip->syn_prefix6, vip->salt);
+	u32 cell = cell_of(hash), other_cell = other_cell_of(hash);
+	u64 *one = syn_limits.lookup(&cell), *other = syn_limits.lookup(&other_cell);
 
-	for (int i = 0; i < 4; i++)
-		key.prefix[i] = leading_bits(packet->source[i], bits - 32 * i);
-	bucket = syn_limits.lookup(&key);
-	if (!bucket) {
-		struct bucket fresh = { .spent = (now << FRACTION) - SECOND + SECOND / vip->syn_rate };
-
-		syn_limits.update(&key, &fresh);
-		return true;
-	}
-	return take_shared(bucket, vip->syn_rate, now);
+	return one && other && take_of_two(one, other, vip->syn_rate, bpf_jiffies64());
 }

@@ -23,6 +23,19 @@ static __always_inline u32 passed(u32 then, u32 now)
 	return age > TICK_MASK - TICKS_AHEAD ? 0 : age;
 }
 
+/* What is counted is 1 or 0 computed without a branch, as of two ways the verifier would follow each
+ * sum; OPAQUE keeps clang from making it one. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+
+/* The same as `passed`, without a branch. */
+static __always_inline u32 ticks_since(u32 then, u32 now)
+{
+	u32 age = (now - then) & TICK_MASK, is_past = age - (TICK_MASK + 1 - TICKS_AHEAD);
+
+	OPAQUE(is_past);
+	return age & -(is_past >> 31);
+}
+
 /* Marks of SYNs have six bits of time, in quarters of a tick: one to two seconds each. */
 #define MOMENT_BITS 6
 #define MOMENT_MASK ((1 << MOMENT_BITS) - 1)
@@ -38,6 +51,17 @@ static __always_inline u32 moments_passed(u32 then, u32 now)
 	u32 age = (now - then) & MOMENT_MASK;
 
 	return age > MOMENT_MASK - TICKS_AHEAD ? 0 : age;
+}
+
+/* 1 if so many moments have passed, one at least, else 0. */
+static __always_inline u32 have_passed(u32 then, u32 now, u32 least)
+{
+	u32 age = (now - then) & MOMENT_MASK;
+	u32 is_old = least - 1 - age, is_past = age - (MOMENT_MASK + 1 - TICKS_AHEAD);
+
+	OPAQUE(is_old);
+	OPAQUE(is_past);
+	return (is_old & is_past) >> 31;
 }
 
 /* The age in ticks above which more than so many seconds have passed. */

@@ -27,7 +27,7 @@ static __always_inline void remember_fragment(const struct packet *packet,
 			put(line, choice->found.at, owner, state);
 		return;
 	}
-	place = room_in(&pair, tick);
+	place = room_in(&pair, tick, vip->id);
 	if (place < PLACES)
 		put_at(&pair, place, owner, state);
 }

@@ -111,6 +111,32 @@ static __always_inline u64 fragment_key(const struct packet *packet)
 	return v0 ^ v1 ^ v2 ^ v3;
 }
 
+static __always_inline u32 leading_bits(u32 word, int bits)
+{
+	if (bits <= 0)
+		return 0;
+	return bits >= 32 ? word : word & bpf_htonl(0xffffffffU << (32 - bits));
+}
+
+/* The hash of a source prefix, for a limit of the VIP with this salt. The prefix is written to memory of
+ * which the verifier knows nothing, or it would follow the hash for each length. */
+static __always_inline u64 prefix_hash(u32 *prefix, const struct packet *packet, u32 bits4, u32 bits6,
+				       u64 salt)
+{
+	int bits = packet->is_v6 ? bits6 : 96 + bits4;
+
+	BEGIN_HASH(3);
+
+	for (int i = 0; i < 4; i++)
+		prefix[i] = leading_bits(packet->source[i], bits - 32 * i);
+	asm volatile("" ::: "memory");
+	ABSORB(two_words(prefix));
+	ABSORB(two_words(prefix + 2));
+	ABSORB(salt);
+	END_HASH();
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
 /* The slot of a hash: its upper half scaled to the table, without a division. */
 static __always_inline u32 slot_of(u64 hash)
 {

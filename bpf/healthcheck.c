@@ -29,6 +29,7 @@
 #include "checksum.h"
 #include "ethernet.h"
 #include "choice.h"
+#include "marks.h"
 #include "select.h"
 #include "encapsulate.h"
 #include "gue.h"

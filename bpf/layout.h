@@ -162,11 +162,6 @@ struct bucket {
 	u64 unused;
 };
 
-struct limit_key {
-	u32 vip;
-	u32 prefix[4];
-};
-
 /* The MAC addresses of a frame to a gateway, destination first, as they are written: by words. */
 struct macs {
 	u32 words[3];

@@ -30,6 +30,10 @@
 
 #define HANDSHAKE_MOMENTS 3 /* a mark that is younger is not overwritten */
 #define PLACES (2 * LINE_ENTRIES)
+#define POSITION_BITS 4
+#define POSITION_MASK ((1 << POSITION_BITS) - 1)
+#define LAST_PLACES 3 /* of a pair, that a VIP gets only if it has few there */
+#define SPARE_PLACES 6 /* to be left for one more mark of a prefix above its limit */
 
 struct pair {
 	struct line *home, *other;
@@ -114,36 +118,79 @@ static __always_inline bool find_in(struct found *found, const struct pair *pair
 	       find_in_line(found, pair->other, pair->first ^ 1, fingerprint);
 }
 
-/* How readily an entry makes room; 0: not at all. */
-static __always_inline u32 claim(u64 owner, u32 state, u32 tick)
+static __always_inline u32 is_taken(u64 owner)
 {
-	u32 quiet = age_of(state, tick);
+	u64 negative = -owner;
 
-	if (!owner)
-		return 3 * (TICK_MASK + 1);
-	if (state & FLOW_ENDING)
-		return 2 * (TICK_MASK + 1) + quiet;
-	return state & FLOW_SPOKE ? 0 : TICK_MASK + 1 + quiet;
+	OPAQUE(negative);
+	return (owner | negative) >> 63;
+}
+
+static __always_inline u32 is_of(u32 state, u32 vip)
+{
+	u32 difference = (vip_of(state) ^ vip) - 1;
+
+	OPAQUE(difference);
+	return difference >> 31;
+}
+
+static __always_inline u32 larger(u32 a, u32 b)
+{
+	u32 less = -((b - a) >> 31);
+
+	OPAQUE(less);
+	return b + ((a - b) & less);
+}
+
+/* How readily an entry makes room; 0: not at all. */
+static __always_inline u32 claim(u32 taken, u32 state, u32 tick)
+{
+	u32 ending = state & FLOW_ENDING, spoke = state / FLOW_SPOKE & 1;
+	u32 kept = spoke & ~ending, quiet = ticks_since(state >> TICK_IN_STATE, tick);
+	u32 of_flow = (ending + 1) * (TICK_MASK + 1) + quiet;
+
+	OPAQUE(kept);
+	of_flow &= kept - 1;
+	return (of_flow & -taken) | (3 * (TICK_MASK + 1) & (taken - 1));
+}
+
+/* 1 if a number below 2^31 is not 0. */
+static __always_inline u32 is_any(u32 number)
+{
+	u32 negative = -number;
+
+	OPAQUE(negative);
+	return negative >> 31;
 }
 
 /* The place for a key that has no entry: an empty one; else that of a flow that is ending, or spoke
  * once, in this order; of several the one that has been quiet longest, of equals the first. Returns
  * PLACES if nobody has to make room: silence alone is no reason, or whoever sends many packets of
- * no flow could have those forgotten that wait. What is silent for a VIP's time has ended. */
-static __always_inline u32 room_in(const struct pair *pair, u32 tick)
+ * no flow could have those forgotten that wait. What is silent for a VIP's time has ended.
+ *
+ * The last places are shared out: of so few that are not its own, and could be had, a VIP gets one
+ * while it has fewer in the pair than those, and else one of its own makes room. */
+static __always_inline u32 room_in(const struct pair *pair, u32 tick, u32 vip)
 {
-	u32 most = 0;
+	u32 most = POSITION_MASK, most_own = POSITION_MASK, own = 0, free = 0;
 
 	for (u32 i = 0; i < PLACES; i++) {
 		struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
 		u32 at = i < LINE_ENTRIES ? i : i - LINE_ENTRIES;
+		u64 owner = line->owners[at];
+		u32 state = line->states[at], taken = is_taken(owner), ours = taken & is_of(state, vip);
 		/* Claim and place in one number: the verifier has nothing to tell apart. */
-		u32 here = claim(line->owners[at], line->states[at], tick) << 4 | (PLACES - i);
+		u32 claimed = claim(taken, state, tick);
+		u32 here = claimed << POSITION_BITS | (PLACES - i);
 
-		if (here >> 4 && here > most)
-			most = here;
+		own += ours;
+		free += is_any(claimed) & ~ours;
+		most = larger(most, here & (ours - 1));
+		most_own = larger(most_own, here & -ours);
 	}
-	return PLACES - (most & 0xf);
+	if (free > LAST_PLACES || own < free)
+		most_own = larger(most_own, most);
+	return most_own == POSITION_MASK ? PLACES : PLACES - (most_own & POSITION_MASK);
 }
 
 static __always_inline void put(struct line *line, u32 at, u64 owner, u32 state)
@@ -164,21 +211,24 @@ static __always_inline void put_at(const struct pair *pair, u32 place, u64 owner
 }
 
 /* The place for a new mark: an empty one, else the oldest whose handshake should be over; PLACES if
- * there is none. */
-static __always_inline u32 place_for_mark(const struct pair *pair, u32 moment)
+ * there are not so many at least. */
+static __always_inline u32 place_for_mark(const struct pair *pair, u32 moment, u32 least)
 {
-	u32 most = 0;
+	u32 most = 0, taken = 0;
 
 	for (u32 i = 0; i < PLACES; i++) {
 		struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
 		u32 at = i < LINE_ENTRIES ? i : i - LINE_ENTRIES;
-		u32 age = moments_passed(line->moments >> (MOMENT_BITS * at), moment);
+		u32 then = line->moments >> (MOMENT_BITS * at);
+		u32 age = moments_passed(then, moment);
+		u32 is_full = is_taken(line->owners[at]) & ~have_passed(then, moment, HANDSHAKE_MOMENTS);
 		u32 here = (line->owners[at] ? age : MOMENT_MASK + 1) << 4 | (PLACES - i);
 
+		taken += is_full;
 		if (here >> 4 >= HANDSHAKE_MOMENTS && here > most)
 			most = here;
 	}
-	return PLACES - (most & 0xf);
+	return taken > PLACES - least ? PLACES : PLACES - (most & 0xf);
 }
 
 static __always_inline void put_mark(struct line *line, u32 at, u64 owner, u32 sequence, u32 moment)

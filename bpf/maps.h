@@ -18,7 +18,8 @@ BPF_TABLE("array", u32, struct line, syns, 1); /* marks of flows whose handshake
 BPF_TABLE("array", u32, struct line, fragments, 1);
 BPF_TABLE("hash", struct quic_key, struct quic_server, quic_servers, 1);
 BPF_TABLE("hash", u32, struct stand_ins, stand_ins, 1); /* by pool */
-BPF_TABLE("lru_hash", struct limit_key, struct bucket, syn_limits, 1);
+BPF_TABLE("array", u32, u64, syn_limits, 1); /* two rows of cells that all prefixes share (limit.h) */
+BPF_TABLE("array", u32, u64, mark_limits, 1); /* likewise, of marks */
 BPF_TABLE("percpu_array", u32, struct bucket, insert_limits, 1);
 BPF_TABLE("percpu_array", u32, struct bucket, answer_limits, 1); /* by kind of answer */
 BPF_TABLE("percpu_array", u32, struct bucket, error_limits, 1); /* of ICMP errors, by VIP id */

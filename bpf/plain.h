@@ -189,7 +189,7 @@ static __always_inline void enter_plain(const struct target *target, const struc
 	struct pair pair;
 
 	if (budget && take(budget, vip->insert_rate, bpf_jiffies64()) && flow_pair(&pair, key))
-		place = room_in(&pair, tick);
+		place = room_in(&pair, tick, id);
 	if (place < PLACES) {
 		put_at(&pair, place, owner, state_of(tick, id, 0));
 		counters->tracked++;

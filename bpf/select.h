@@ -26,32 +26,6 @@
 #define HANDSHAKE_BYTES 0xffff
 /* An ending flow that speaks again after so many ticks is another one on the same ports. */
 #define SILENCE_TICKS 2
-static __always_inline bool find_flow(struct choice *choice)
-{
-	struct pair pair;
-	bool is_there = flow_pair(&pair, choice->key) && find_in(&choice->found, &pair, choice->key);
-
-	STEP();
-	return is_there;
-}
-
-static __always_inline void put_flow(const struct found *found, u64 owner, u32 state)
-{
-	u32 number = found->line;
-	struct line *line = flows.lookup(&number);
-
-	if (line)
-		put(line, found->at, owner, state);
-}
-
-static __always_inline bool find_mark(struct choice *choice)
-{
-	struct pair pair;
-	bool is_there = mark_pair(&pair, choice->key) && find_in(&choice->mark, &pair, choice->key);
-
-	STEP();
-	return is_there;
-}
 
 /* A reset ends its flow, so it is not worth an entry; an error is not a packet of its flow. */
 static __always_inline bool is_worth_an_entry(const struct packet *packet)
@@ -78,16 +52,6 @@ static __always_inline bool choose_marked(struct choice *choice, const struct pa
 	choice->had_entry = false; /* it is another flow than that of the entry */
 	choice->track = !packet->is_syn && is_worth_an_entry(packet);
 	return true;
-}
-
-static __always_inline void put_state(const struct found *found, u32 state)
-{
-	u32 number = found->line, at = found->at;
-	struct line *line = flows.lookup(&number);
-
-	asm volatile("" : "+r"(at));
-	if (line && at < LINE_ENTRIES)
-		line->states[at] = state;
 }
 
 /* Notes in the flow's entry that a packet of it was forwarded; and whose it is, in case that two CPUs
@@ -196,65 +160,6 @@ static __always_inline bool choose_rehashed(struct choice *choice, u8 decision)
 			return true;
 	}
 	return choose_stand_in(choice, hash, decision);
-}
-
-/* There is no room for a mark: the flow goes to the owner from before the window, where what follows
- * its SYN goes without one. */
-static __always_inline bool step_back(struct choice *choice)
-{
-	u32 id = choice->fallback & OWNER;
-	struct backend *backend = usable(id, ANY_INCARNATION);
-
-	if (!(choice->fallback & IN_WINDOW) || choice->had_entry || !backend ||
-	    backend->flags & BACKEND_DRAINING || backend->pool != choice->pool)
-		return false;
-	choice->is_rehashed = false;
-	return choose(choice, id, ANY_INCARNATION, BY_SYN);
-}
-
-/* Finds the place for a mark that is not there yet; false if the flow needs none. */
-static __always_inline bool find_room(struct choice *choice, u32 moment)
-{
-	struct found *mark = &choice->mark;
-	struct pair pair;
-
-	if (!mark_pair(&pair, choice->key))
-		return false;
-	mark->line = pair.first;
-	mark->at = place_for_mark(&pair, moment);
-	STEP();
-	if (mark->at >= PLACES) {
-		if (step_back(choice))
-			return false;
-		mark->at = (choice->key & 0xffff) * PLACES >> 16; /* by lot */
-	}
-	STEP();
-	if (mark->at >= LINE_ENTRIES) {
-		mark->at -= LINE_ENTRIES;
-		mark->line ^= 1;
-	}
-	return true;
-}
-
-/* Leaves a mark of a new flow, so that what follows its SYN, or the SYN again, finds its backend. */
-static __always_inline void mark(struct choice *choice, const struct packet *packet)
-{
-	u32 moment = moment_now(), number;
-	bool is_wanted = find_mark(choice) || find_room(choice, moment);
-	struct line *line;
-
-	STEP();
-	if (is_wanted) {
-		number = choice->mark.line;
-		line = syns.lookup(&number);
-		if (line)
-			put_mark(line, choice->mark.at,
-				 owner_of(choice->key, choice->id, choice->incarnation),
-				 packet->sequence, moment);
-	}
-	STEP();
-	if (choice->had_entry && find_flow(choice))
-		put_state(&choice->found, choice->found.state | FLOW_CONTESTED);
 }
 
 /* Reads the flow's slot of the pool's table into the choice, if there is a table. */
@@ -377,7 +282,7 @@ static __always_inline void track(struct choice *choice, const struct vip *vip,
 	} else if (find_flow(choice)) {
 		put_flow(&choice->found, owner, state);
 	} else if (flow_pair(&pair, choice->key)) {
-		place = room_in(&pair, tick);
+		place = room_in(&pair, tick, id);
 		if (place < PLACES)
 			put_at(&pair, place, owner, state);
 	}

@@ -23,7 +23,7 @@ from tidegate.model.generation import NOTHING, Generation
 from tidegate.model.values import Vip
 from tidegate.planner import plan
 from tidegate.spec import Link, Result
-from tidegate.spec.limit import Bucket
+from tidegate.spec.limit import FRACTION, Bucket
 from tidegate.spec.simulation import counters, differences, tables
 
 FIRST_SECOND: Final = 1000
@@ -122,14 +122,15 @@ class Session:
             values = np.array([(fill.spent, 0)] * maps.cpu_count(), layout.BUCKET)
             key = identity.id.to_bytes(4, sys.byteorder)
             bpf.map_update(fds["insert_limits"], key, values.tobytes())
-            for id_, prefix in list(state.syn_limits):
-                if id_ != identity.id or vip.syn_limit is None:
-                    continue
-                rate = vip.syn_limit.rate
-                fill = Bucket.holding(turn if rate == 1 else rate, rate, now, clock)
-                state.syn_limits[id_, prefix] = fill
-                value = np.array((fill.spent, 0), layout.BUCKET)
-                bpf.map_update(fds["syn_limits"], key + prefix, value.tobytes())
+        second = state.settings.clock.hz << FRACTION
+        for name, limits in (("syn_limits", state.syn_limits), ("mark_limits", state.mark_limits)):
+            # What is spent: nothing, or a limit of one a second.
+            spent = (now << FRACTION) - turn * second
+            for cell in limits.cells:
+                limits.cells[cell] = spent
+                bpf.map_update(
+                    fds[name], cell.to_bytes(4, sys.byteorder), spent.to_bytes(8, sys.byteorder)
+                )
 
     def send(self, frame: bytes) -> tuple[Result, str | None]:
         """Send a frame; return the specification's result, and how the kernel differs."""

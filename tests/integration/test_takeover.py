@@ -208,6 +208,19 @@ def test_packets_flow_during_a_takeover(host: Host) -> None:
     assert len({address for there in traffic.found.values() for address in there}) == 2
 
 
+def test_limits_of_another_shape_begin_anew(host: Host) -> None:
+    """The version before had a hash of source prefixes, and none for marks: flows stay."""
+    opened = Opened(host, BEFORE)
+    for name in ("syn_limits", "mark_limits"):
+        (host.pins / name).unlink()
+    old = maps.create_one("syn_limits", Shape(bpf.LRU_HASH, 20, 16, 1 << 16))
+    bpf.pin(old, str(host.pins / "syn_limits"))
+    os.close(old)
+    new = reopened(host, SMALL, AFTER)
+    assert_is_whole(host, SMALL)
+    assert_flows_stay(host, opened.generation, new, opened.vips, opened.flows)
+
+
 def test_a_map_that_cannot_be_copied_is_refused(host: Host) -> None:
     """By name, before anything is changed."""
     Opened(host, BEFORE)

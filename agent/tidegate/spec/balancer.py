@@ -290,7 +290,7 @@ def _remember_fragment(state: State, about: Subject, choice: Choice) -> None:
     key = fragment_key(state.settings.hash_keys, about.packet)
     place = fragments.find(key)
     if place is None:
-        place = fragments.room(key, tick)
+        place = fragments.room(key, tick, about.vip.identity.id)
     if place is not None:
         entry_state = state_of(tick, about.vip.identity.id, 0)
         fragments.put(place, key, choice.entry.incarnation, choice.backend, entry_state)

@@ -2,7 +2,7 @@
 """What depends on who the client is: denied, routed to another pool, or sending too many SYNs."""
 
 from tidegate.model.address import unpacked
-from tidegate.spec.limit import Bucket
+from tidegate.spec.hash import prefix_hash
 from tidegate.spec.packet import Packet
 from tidegate.spec.state import State, VipEntry
 
@@ -29,12 +29,7 @@ def syn_is_within_limit(state: State, entry: VipEntry, packet: Packet, now: int)
     limit = entry.vip.syn_limit
     if limit is None:
         return True
-    bits = limit.prefix6 if packet.is_v6 else 96 + limit.prefix4
-    mask = (1 << 128) - (1 << (128 - bits))
-    prefix = (int.from_bytes(packet.source) & mask).to_bytes(16)
-    key = entry.identity.id, prefix
-    if key not in state.syn_limits:
-        clock = state.settings.clock
-        state.syn_limits[key] = Bucket.holding(limit.rate - 1, limit.rate, now, clock)
-        return True
-    return state.syn_limits[key].take(limit.rate, now, state.settings.clock)
+    hash_ = prefix_hash(
+        state.settings.hash_keys, packet, (limit.prefix4, limit.prefix6), entry.salt
+    )
+    return state.syn_limits.take(hash_, limit.rate, now, state.settings.clock)

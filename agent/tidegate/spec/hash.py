@@ -91,6 +91,21 @@ def fragment_key(keys: tuple[int, int], packet: Packet) -> int:
     return siphash13(keys, [*map(_word, words), id_])
 
 
+def prefix_hash(keys: tuple[int, int], packet: Packet, bits: tuple[int, int], salt: int) -> int:
+    """Return the hash of a packet's source prefix, for the limits on prefixes.
+
+    Args:
+        keys: of the hash.
+        packet: whose source it is.
+        bits: length of the prefix, in IPv4 and in IPv6.
+        salt: of the VIP that has the limit; 0: all VIPs share it.
+    """
+    length = bits[1] if packet.is_v6 else 96 + bits[0]
+    mask = (1 << 128) - (1 << (128 - length))
+    prefix = (int.from_bytes(packet.source) & mask).to_bytes(16)
+    return siphash13(keys, [_word(prefix[:8]), _word(prefix[8:]), salt])
+
+
 def slot_of(hash_: int, size: int) -> int:
     """Return the slot of a hash in a table of `size` slots: the upper 32 bits, scaled."""
     return (hash_ >> 32) * size >> 32

@@ -33,6 +33,9 @@ COPIED: Final = 8
 _FLAG_BITS: Final = 4
 _VIP_BITS: Final = 12
 
+LAST_PLACES: Final = 3
+"""Places of a pair that a VIP gets only if it has few there."""
+
 SEQUENCE_BITS: Final = 32
 MOMENT_BITS: Final = 6
 _HANDSHAKE_MOMENTS: Final = 3
@@ -119,37 +122,45 @@ class Lines:
                 return place
         return None
 
-    def room(self, key: int, tick: int) -> int | None:
+    def room(self, key: int, tick: int, vip: int) -> int | None:
         """Return the place for a key that has no entry, or None if nobody has to make room.
 
         An empty place; else that of a flow that is ending; else of one that spoke once. Of several
         the one that has been quiet longest, of equals the first. Silence alone is no reason, or
         whoever sends many packets of no flow could have those forgotten that wait.
+
+        The last places of a pair are shared out: once there are LAST_PLACES or fewer that are not
+        the VIP's own and could be had, it gets another one only while it has fewer in the pair than
+        those. Else one of its own has to make room. So packets of one VIP take seven places of the
+        ten, and those of two VIPs nine.
         """
-        best, most = None, 0
-        for place in self.places(key):
-            there = self.entries.get(place)
-            score = 3 * TICKS if there is None else _claim(there, tick)
-            if score > most:
-                best, most = place, score
-        return best
+        there = [(place, self.entries.get(place)) for place in self.places(key)]
+        own = [place for place, entry in there if entry is not None and entry.vip == vip]
+        claims = {place: 3 * TICKS if e is None else _claim(e, tick) for place, e in there}
+        free = sum(claim > 0 and place not in own for place, claim in claims.items())
+        if free <= LAST_PLACES and len(own) >= free:
+            claims = {place: claims[place] for place in own}
+        best = max(claims, key=lambda place: claims[place], default=None)  # of equals the first
+        return best if best is not None and claims[best] else None
 
     def put(self, place: int, key: int, incarnation: int, backend: int, state: int) -> None:
         """Write an entry."""
         self.entries[place] = Entry(fingerprint_of(key), incarnation & 0xFF, backend, state)
 
-    def mark_room(self, key: int, moment: int) -> int | None:
+    def mark_room(self, key: int, moment: int, *, least: int = 1) -> int | None:
         """Return the place for a new mark, or None if the handshakes of all may be under way.
 
-        An empty place; else that of the oldest mark, of equals the first.
+        An empty place; else that of the oldest mark, of equals the first. There have to be so many
+        places to have at `least`.
         """
-        best, most = None, _HANDSHAKE_MOMENTS - 1
+        best, most, room = None, _HANDSHAKE_MOMENTS - 1, 0
         for place in self.places(key):
             there = self.entries.get(place)
             age = 1 << MOMENT_BITS if there is None else moments_passed(there.moment, moment)
+            room += age >= _HANDSHAKE_MOMENTS
             if age > most:
                 best, most = place, age
-        return best
+        return best if room >= least else None
 
     def mark_lot(self, key: int) -> int:
         """Return the place that a key draws by lot."""

@@ -9,7 +9,7 @@ from typing import Final
 from tidegate.model.decision import Decision, Reason
 from tidegate.model.generation import Table
 from tidegate.spec.flow import HANDSHAKE_BYTES, follow, keeps_backend
-from tidegate.spec.hash import rehash, slot_of
+from tidegate.spec.hash import prefix_hash, rehash, slot_of
 from tidegate.spec.limit import Bucket
 from tidegate.spec.lines import CONTESTED, ENDING, SPOKE, Entry, mark_state, state_of
 from tidegate.spec.packet import Kind, Packet
@@ -18,6 +18,11 @@ from tidegate.spec.state import BackendEntry, State, VipEntry
 REHASHES: Final = 16
 _STAND_INS: Final = 16
 _STAND_IN_SHIFT: Final = 60
+MARK_PREFIX4: Final = 24
+MARK_PREFIX6: Final = 48
+"""Bits of a source prefix whose marks have a limit: the most that one site has (RFC 6177)."""
+_SPARE_PLACES: Final = 6
+"""Places of a pair that have to be left for one more mark of a prefix above its limit."""
 
 
 @dataclass(frozen=True)
@@ -241,22 +246,32 @@ def _mark(state: State, about: Subject, choice: Choice, pool: int) -> Choice:
     """Leave a mark of a new flow, by which what follows its SYN, or the SYN again, is found.
 
     Where there is no room for it, the flow goes to the owner from before the window: what follows
-    its SYN goes there without a mark. Where that cannot be, the mark takes a place by lot.
+    its SYN goes there without a mark. Where that cannot be, the mark takes a place by lot. A source
+    prefix whose marks come too fast has room in pairs of which less than half is taken, and draws
+    no lot: its handshakes may then be split, and nobody else's.
     """
     syns, moment = state.syns, state.settings.clock.moment(about.now)
     place = syns.find(about.key)
     if place is None:
-        place = syns.mark_room(about.key, moment)
-    if place is None:
-        back = None if choice.had_entry else _step_back(state, about, choice, pool)
-        if back is not None:
-            return back
-        place = syns.mark_lot(about.key)
+        is_within = _mark_is_within_limit(state, about)
+        place = syns.mark_room(about.key, moment, least=1 if is_within else _SPARE_PLACES)
+        if place is None:
+            back = None if choice.had_entry else _step_back(state, about, choice, pool)
+            if back is not None or not is_within:
+                return back or choice
+            place = syns.mark_lot(about.key)
     mark = mark_state(about.packet.sequence, moment)
     syns.put(place, about.key, choice.entry.incarnation, choice.backend, mark)
     if choice.had_entry:
         _contest(state, about)
     return choice
+
+
+def _mark_is_within_limit(state: State, about: Subject) -> bool:
+    """Take a mark from the share of the client's prefix; return False if it is used up."""
+    settings, prefix = state.settings, (MARK_PREFIX4, MARK_PREFIX6)
+    hash_ = prefix_hash(settings.hash_keys, about.packet, prefix, 0)
+    return state.mark_limits.take(hash_, settings.mark_rate, about.now, settings.clock)
 
 
 def _step_back(state: State, about: Subject, choice: Choice, pool: int) -> Choice | None:
@@ -286,7 +301,7 @@ def track(state: State, about: Subject, choice: Choice) -> bool:
     if bucket.take(about.vip.vip.insert_limit, about.now, clock):
         place = state.flows.find(key)
         if place is None:
-            place = state.flows.room(key, tick)
+            place = state.flows.room(key, tick, id_)
     if place is None:
         counters.untracked += 1
         return False

@@ -17,7 +17,7 @@ from tidegate.model.tag import PROTOCOLS, flow_salt, vip_tag
 from tidegate.model.ticks import Clock
 from tidegate.model.values import Address, BackendKey, Network, Vip
 from tidegate.spec.answer import RATE, Answer
-from tidegate.spec.limit import Bucket
+from tidegate.spec.limit import Bucket, SharedLimits
 from tidegate.spec.lines import Lines
 
 ICMP, ICMPV6 = 1, 58
@@ -160,6 +160,8 @@ class Settings:
 
     Attributes:
         flow_pairs: pairs of lines of the connection table; likewise of SYN marks and fragments.
+        mark_rate: marks of SYNs per second of one source prefix, above which it has no share in
+            the second half of a pair.
     """
 
     hash_keys: tuple[int, int]
@@ -169,6 +171,7 @@ class Settings:
     flow_pairs: int
     syn_pairs: int
     fragment_pairs: int
+    mark_rate: int
 
 
 @dataclass
@@ -193,7 +196,8 @@ class State:
     backends: Mapping[int, BackendEntry] = field(default_factory=dict)
     quic_servers: Mapping[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
     stand_ins: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    syn_limits: dict[tuple[int, bytes], Bucket] = field(default_factory=dict)
+    syn_limits: SharedLimits = field(default_factory=SharedLimits)
+    mark_limits: SharedLimits = field(default_factory=SharedLimits)
     insert_limits: dict[int, Bucket] = field(default_factory=dict)
     error_limits: dict[int, Bucket] = field(default_factory=dict)
     answers: dict[Answer, Bucket] = field(default_factory=dict)

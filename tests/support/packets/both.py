@@ -29,20 +29,23 @@ def at_one_time(
 ) -> tuple[Result, Verdict, bytes]:
     """Send a frame through both as if they looked at the clock at one moment.
 
-    Entries note the tick, and marks a quarter of one. If that ended while the kernel had the frame,
-    the moment is the one that makes the specification's entries equal to the kernel's.
+    Entries note the tick, and limits the jiffy. If that ended while the kernel had the frame, the
+    moment is the one that makes the specification do what the kernel did.
     """
-    shift = state.settings.clock.shift - 2
     before = kernel.now()
     verdict, out = kernel.run(frame)
     after = kernel.now()
-    if before >> shift != after >> shift:
-        trial = copy.deepcopy(state)
-        result = judge(trial, frame, LOOPBACK, before)
-        if kernel.tables() == tables(trial):
-            vars(state).update(vars(trial))
-            return result, verdict, out
-    return judge(state, frame, LOOPBACK, after), verdict, out
+    if before == after:
+        return judge(state, frame, LOOPBACK, after), verdict, out
+    trial = copy.deepcopy(state)
+    result = judge(trial, frame, LOOPBACK, before)
+    if (verdict, out) == (result.verdict, result.frame) and kernel.tables() == tables(trial):
+        vars(state).update(vars(trial))
+    else:
+        result = judge(state, frame, LOOPBACK, after)
+    state.syn_limits.cells = kernel.cells("syn_limits")
+    state.mark_limits.cells = kernel.cells("mark_limits")
+    return result, verdict, out
 
 
 @dataclass

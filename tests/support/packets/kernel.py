@@ -35,6 +35,7 @@ from tidegate.spec import Link, State, Verdict
 from tidegate.spec.answer import Answer
 from tidegate.spec.balancer import find_vip
 from tidegate.spec.hash import flow_hash, tracking_key
+from tidegate.spec.limit import CELLS
 from tidegate.spec.lines import LINE_ENTRIES, Entry, mark_state
 from tidegate.spec.packet import parse
 from tidegate.spec.simulation import tables
@@ -206,6 +207,13 @@ class Kernel:
         """Return the three tables that packets write."""
         return {name: self.entries(name) for name in self._lines}
 
+    def cells(self, name: str) -> dict[int, int]:
+        """Return the cells of a limit that source prefixes share, as far as anything was taken."""
+        memory = array_memory(self.maps[name], 2 * CELLS * layout.LIMIT_CELL.itemsize)
+        cells = np.frombuffer(memory, layout.LIMIT_CELL)
+        taken = np.flatnonzero(cells)
+        return dict(zip(taken.tolist(), cells[taken].tolist(), strict=True))
+
     def refill(self) -> None:
         """Refill the limits on answers."""
         size = layout.BUCKET.itemsize * maps.cpu_count()
@@ -255,6 +263,8 @@ class Kernel:
 def assert_equal(kernel: Kernel, state: State) -> None:
     """Check that every map that packets change is equal on both sides."""
     assert kernel.tables() == tables(state)
+    assert kernel.cells("syn_limits") == state.syn_limits.cells
+    assert kernel.cells("mark_limits") == state.mark_limits.cells
     assert kernel.verdicts() == state.verdicts
     assert kernel.vip_counters() == state.vip_counters
     assert kernel.address_counters() == state.address_counters

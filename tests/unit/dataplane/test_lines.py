@@ -8,6 +8,7 @@ import pytest
 from tidegate.spec.lines import (
     CONTESTED,
     ENDING,
+    LAST_PLACES,
     LINE_ENTRIES,
     SPOKE,
     Lines,
@@ -18,7 +19,7 @@ from tidegate.spec.lines import (
 
 PAIR = 2 * LINE_ENTRIES
 NOW = 1000
-VIP = 7
+VIP, OTHER = 7, 8
 
 
 def full(*states: tuple[int, int]) -> Lines:
@@ -47,7 +48,7 @@ def test_an_entry_is_found_by_its_key() -> None:
     lines = Lines(4)
     for key in (0, 1 << 40 | 3, 5, 0xABCDEF << 41 | 9):
         assert lines.find(key) is None
-        place = lines.room(key, NOW)
+        place = lines.room(key, NOW, VIP)
         assert place is not None
         lines.put(place, key, 257, 9, state_of(NOW, VIP, 0))
         assert lines.find(key) == place
@@ -76,14 +77,66 @@ def test_a_state_has_its_parts() -> None:
 )
 def test_who_makes_room_in_a_full_pair(states: list[tuple[int, int]], room: int | None) -> None:
     """Who is ending, or spoke once; nobody else, however silent; the longest quiet first."""
-    assert full(*states).room(0, NOW) == room
+    for vip in (VIP, OTHER):
+        assert full(*states).room(0, NOW, vip) == room
 
 
 def test_an_empty_place_comes_before_all() -> None:
     """Even before a flow that is ending."""
     lines = full((NOW - 900, ENDING))
     del lines.entries[6]
-    assert lines.room(0, NOW) == 6
+    assert lines.room(0, NOW, OTHER) == 6
+
+
+def shared(counts: dict[int, int], flags: int = SPOKE) -> Lines:
+    """Return a table of one pair in which VIPs have so many places each."""
+    lines = Lines(1)
+    vips = [vip for vip, count in counts.items() for _ in range(count)]
+    for place, vip in enumerate(vips):
+        lines.put(place, place + 1, 1, 1, state_of(NOW - place, vip, flags))
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("counts", "most"),
+    [
+        ({}, 7),
+        ({OTHER: 7}, 2),
+        ({OTHER: 7, 9: 2}, 1),
+        ({OTHER: 4}, 3),
+        ({OTHER: 3, 9: 3}, 2),
+        ({OTHER: 5, 9: 5}, 0),
+        ({VIP: 10}, 10),
+    ],
+)
+def test_a_vip_takes_so_many_places_of_a_pair(counts: dict[int, int], most: int) -> None:
+    """Of the last three it gets one while it has fewer than are left, whatever it is sent."""
+    lines = shared(counts)
+    for key in range(100, 200):
+        place = lines.room(key, NOW, VIP)
+        if place is not None:
+            lines.put(place, key, 1, 1, state_of(NOW, VIP, SPOKE))
+    assert sum(entry.vip == VIP for entry in lines.entries.values()) == most
+
+
+def test_above_its_share_a_vips_own_flow_makes_room() -> None:
+    """Not the empty place, nor one of another VIP that would make room for a third."""
+    lines = shared({VIP: 7, OTHER: 1})
+    lines.put(7, 8, 1, 1, state_of(NOW - 900, OTHER, 0))
+    assert lines.room(0, NOW, VIP) is None
+    lines.put(3, 4, 1, 1, state_of(NOW, VIP, 0))
+    assert lines.room(0, NOW, VIP) == 3
+    assert lines.room(0, NOW, OTHER) == 8
+
+
+def test_flows_that_spoke_once_are_within_the_share() -> None:
+    """Or they could speak again when they have filled the pair."""
+    lines = shared({OTHER: 2})
+    for key in range(100, 120):
+        place = lines.room(key, NOW, VIP)
+        assert place is not None
+        lines.put(place, key, 1, 1, state_of(NOW, VIP, 0))
+    assert sum(entry.vip == VIP for entry in lines.entries.values()) == 8 - LAST_PLACES
 
 
 def test_a_mark_takes_an_empty_place_or_the_oldest() -> None:

@@ -31,6 +31,8 @@ from tidegate.spec.packet import parse
 from tidegate.spec.state import VipEntry
 
 TICK = 1000
+OTHER = 99
+"""Id of a VIP that has no flows yet."""
 KEYS = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
 SIZES = [(1, 1), (393_216, 786_432), (393_216, 294_912), (384, 3_000_001), (99_991, 7), (5, 5)]
 
@@ -119,7 +121,7 @@ def test_copies_push_out_what_makes_room_in_order() -> None:
 
 
 def test_the_place_is_the_specifications() -> None:
-    """A single copy of a live flow goes where a packet of it would have written its entry."""
+    """A single copy of a live flow goes where its VIP's first flow in the pair would."""
     drawn = random.Random(3)  # noqa: S311 - no secret
     for _ in range(200):
         entries = [
@@ -130,7 +132,7 @@ def test_the_place_is_the_specifications() -> None:
         for place, (each, state) in enumerate(entries):
             wanted.entries[place] = Entry(each >> 24, 1, 1, state)
         Placer(lines).place(copies((owner(99), live())), TICK)
-        place = wanted.room(99, TICK)
+        place = wanted.room(99, TICK, OTHER)
         now = np.flatnonzero(lines["owners"].ravel() == owner(99)).tolist()
         assert now == ([] if place is None else [place])
 

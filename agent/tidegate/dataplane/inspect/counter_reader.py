@@ -23,15 +23,16 @@ from tidegate.dataplane.kernel import counters, layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.jiffies import Jiffies, clock
 from tidegate.dataplane.kernel.lines import MappedLines
+from tidegate.dataplane.kernel.memory import array_memory
 from tidegate.dataplane.publish.mirror import KEYED
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_BACKENDS, MAX_VIPS, VIP_PLACES
 from tidegate.model.generation import Generation
+from tidegate.spec.limit import FRACTION
 
-_BATCH: Final = 1 << 12
 _LINES: Final = ("flows", "syns", "fragments")
-_LRU: Final = "syn_limits"
+_CELLS: Final = ("syn_limits", "mark_limits")
 
 
 class CounterSample(NamedTuple):
@@ -95,7 +96,7 @@ class CounterReader:
         self.began = (pins / "vip_counts").stat().st_mtime_ns
         """When the counters were made, ns since 1970."""
         shapes = maps.shapes(capacity)
-        self.limits = {name: shapes[name].max_entries for name in (*KEYED, _LRU)}
+        self.limits = {name: shapes[name].max_entries for name in (*KEYED, *_CELLS)}
         self.limits["vips"] = VIP_PLACES  # of one image
         self.limits |= {name: getattr(capacity, name) for name in _LINES}
         with ExitStack() as undo:
@@ -144,12 +145,15 @@ class CounterReader:
                 live_flows.count(vips, part.vip[is_live])
                 live_flows.count(backends, part.backend[is_live])
             entries = {name: _taken(table) for name, table in self._lines.items()}
-            return Census({**entries, _LRU: self._limited()}, vips, backends, generation)
+            entries |= {name: self._spent(name) for name in _CELLS}
+            return Census(entries, vips, backends, generation)
 
-    def _limited(self) -> int:
-        """Count the source prefixes that have a limit on SYNs."""
-        sizes = layout.LIMIT_KEY.itemsize, layout.BUCKET.itemsize
-        return sum(count for _, _, count in bpf.map_batches(self._fds[_LRU], *sizes, _BATCH))
+    def _spent(self, name: str) -> int:
+        """Count the cells of which source prefixes have taken something in the last second."""
+        size = self.limits[name] * layout.LIMIT_CELL.itemsize
+        cells = np.frombuffer(array_memory(self._fds[name], size), layout.LIMIT_CELL)
+        full = self._jiffies.now() - clock().hz << FRACTION
+        return int(np.count_nonzero(cells > np.uint64(full)))
 
     def _check(self) -> None:
         if self._is_closed:

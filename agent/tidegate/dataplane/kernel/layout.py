@@ -73,7 +73,7 @@ STAND_INS: Final = 16
 STAND_IN_LIST: Final = np.dtype([("ids", "<u4", (STAND_INS,))])
 QUIC_SERVER: Final = np.dtype([("backend", "<u4"), ("backend_incarnation", "<u4")])
 BUCKET: Final = np.dtype([("spent", "<u8"), ("unused", "<u8")])
-LIMIT_KEY: Final = np.dtype([("vip", "<u4"), ("prefix", "V16")])
+LIMIT_CELL: Final = np.dtype("<u8")
 OWN_MACS: Final = 6
 LINK: Final = np.dtype(
     [
@@ -176,7 +176,8 @@ _LAYOUTS: Final = {
     "fragments": (ID, LINE),
     "quic_servers": (QUIC_KEY, QUIC_SERVER),
     "stand_ins": (ID, STAND_IN_LIST),
-    "syn_limits": (LIMIT_KEY, BUCKET),
+    "syn_limits": (ID, LIMIT_CELL),
+    "mark_limits": (ID, LIMIT_CELL),
     "insert_limits": (ID, BUCKET),
     "answer_limits": (ID, BUCKET),
     "error_limits": (ID, BUCKET),

@@ -30,10 +30,12 @@ from tidegate.model.constants import (
     VIP_PLACES,
 )
 from tidegate.spec.answer import Answer
+from tidegate.spec.limit import CELLS
 
 LEDGER_VALUE_BYTES: Final = 256
 WIDE_LEDGER_VALUE_BYTES: Final = 4096  # VIPs with a hundred routes, pools with a check
 OWNER_BYTES: Final = 1024
+_MARK_SHARE: Final = 64
 _BATCH: Final = 512
 """Elements that are read at once: many more than a bucket of a hash has."""
 VERDICTS: Final = 4
@@ -70,6 +72,14 @@ class Capacity:
         sizes = {"flows": self.flows, "syns": self.syns, "fragments": self.fragments}
         return {name: _pairs(entries) for name, entries in sizes.items()}
 
+    @property
+    def mark_rate(self) -> int:
+        """Return how many SYNs of one source prefix are marked in a second, wherever there is room.
+
+        In the six seconds that a mark is kept at the most that is a tenth of all marks.
+        """
+        return max(1, self.syns // _MARK_SHARE)
+
 
 def _pairs(entries: int) -> int:
     """Return the pairs of lines in which so many entries find room.
@@ -84,6 +94,12 @@ def _lines(pairs: int) -> "Shape":
     """Return the shape of a table of lines, which user space can map and read as it stands."""
     line = layout.LINE.itemsize
     return Shape(bpf.ARRAY, layout.ID.itemsize, line, 2 * pairs, bpf.F_MMAPABLE)
+
+
+def _cells() -> "Shape":
+    """Return the shape of limits that all source prefixes share: two rows of cells."""
+    cell = layout.LIMIT_CELL.itemsize
+    return Shape(bpf.ARRAY, layout.ID.itemsize, cell, 2 * CELLS, bpf.F_MMAPABLE)
 
 
 def shapes(capacity: Capacity) -> dict[str, Shape]:
@@ -109,7 +125,8 @@ def shapes(capacity: Capacity) -> dict[str, Shape]:
             bpf.HASH, layout.QUIC_KEY.itemsize, layout.QUIC_SERVER.itemsize, MAX_BACKENDS
         ),
         "stand_ins": Shape(bpf.HASH, u32, layout.STAND_IN_LIST.itemsize, MAX_POOLS),
-        "syn_limits": Shape(bpf.LRU_HASH, layout.LIMIT_KEY.itemsize, bucket, 1 << 16),
+        "syn_limits": _cells(),
+        "mark_limits": _cells(),
         "insert_limits": Shape(percpu, u32, bucket, MAX_VIPS),
         "answer_limits": Shape(percpu, u32, bucket, len(Answer)),
         "error_limits": Shape(percpu, u32, bucket, MAX_VIPS),

@@ -25,6 +25,7 @@ from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import TABLE_SIZE, VIP_PLACES
 from tidegate.model.features import ALL_FEATURES, Feature
 from tidegate.spec import Settings, icmp_error
+from tidegate.spec.limit import CELLS
 
 XdpMode: TypeAlias = Literal["native", "generic"]
 ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
@@ -67,6 +68,7 @@ class Build:
             flow_pairs=pairs["flows"],
             syn_pairs=pairs["syns"],
             fragment_pairs=pairs["fragments"],
+            mark_rate=self.capacity.mark_rate,
         )
 
     def hash_keys(self) -> tuple[int, int]:
@@ -87,6 +89,8 @@ class Build:
                 "FLOW_PAIRS": str(self.capacity.pairs["flows"]),
                 "SYN_PAIRS": str(self.capacity.pairs["syns"]),
                 "FRAGMENT_PAIRS": str(self.capacity.pairs["fragments"]),
+                "MARK_RATE": str(self.capacity.mark_rate),
+                "LIMIT_CELLS": str(CELLS),
                 "ERROR_RATE": str(self.error_rate),
                 "HZ": str(jiffies.clock().hz),
                 "TICK_SHIFT": str(jiffies.clock().shift),
