@@ -29,21 +29,26 @@ class Poll:
         """All of them, as they are now; not to be kept."""
         return self._by_host
 
-    def put(self, host: str, key: BackendKey, vote: Vote | None) -> None:
-        """Take a host's vote on a backend in place of its last one; None takes that away."""
+    def put(self, host: str, key: BackendKey, vote: Vote | None) -> bool:
+        """Take a host's vote on a backend in place of its last one; None takes that away.
+
+        Returns:
+            Whether it is another one.
+        """
         if vote == self._by_host.get(host, {}).get(key):
-            return
+            return False
         self._changed.add(key)
         if vote is not None:
             self._by_host.setdefault(host, {})[key] = self._by_backend[key][host] = vote
             (self._dead[host].discard if vote.is_healthy else self._dead[host].add)(key)
-            return
+            return True
         del self._by_host[host][key], self._by_backend[key][host]
         self._dead[host].discard(key)
         if not self._by_host[host]:
             del self._by_host[host], self._dead[host]
         if not self._by_backend[key]:
             del self._by_backend[key]
+        return True
 
     def opinion(self) -> Opinion:
         """Return what the fleet thinks; its mapping follows later calls."""

@@ -106,7 +106,7 @@ class FleetHealth:
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
-        """Verdicts that cannot be read."""
+        """Verdicts that cannot be read: a few hundred at the most, of each writer some."""
         return self._ballots.rejections
 
     @property
@@ -175,10 +175,11 @@ class FleetHealth:
         before, self._read = self._read, latest[0]
         if before is not None and latest[0].revision < before.revision:
             self._gap.note(now, is_long=False)  # another history, without a broken stream
-        refused = len(self.rejections)
+        refused = self._ballots.unreadable
         is_new = self._ballots.take(latest[0], Received(latest[1], self._wall.ahead()))
-        if bool(refused) != bool(self.rejections):
-            log.warning("verdicts_unreadable", total=len(self.rejections), some=self.rejections[:3])
+        unreadable = self._ballots.unreadable
+        if bool(refused) != bool(unreadable):
+            log.warning("verdicts_unreadable", total=unreadable, some=self.rejections[:3])
         return is_new or before is None
 
     def _mind_gap(self, now: float, *, is_alone: bool) -> None:
@@ -195,8 +196,9 @@ class FleetHealth:
         for key, standing in standings.items():
             if self._cast.get(key) is not standing:
                 self._poll.put(self._host, key, _vote(standing))
-        for key in self._cast.keys() - standings.keys():
-            self._poll.put(self._host, key, None)
+        if self._cast.keys() != standings.keys():
+            for key in self._cast.keys() - standings.keys():
+                self._poll.put(self._host, key, None)
         self._cast = standings
 
     def next_due(self) -> float | None:
@@ -212,7 +214,7 @@ class FleetHealth:
             panics=self.judgement.panics,
             waiting=self.judgement.waiting,
             late=len(light.late) if light is not None else 0,
-            unreadable=len(self.rejections),
+            unreadable=self._ballots.unreadable,
             unconfirmed=self._unconfirmed(),
         )
 
