@@ -35,20 +35,29 @@ class Poll:
         Returns:
             Whether it is another one.
         """
-        if vote == self._by_host.get(host, {}).get(key):
+        if vote == self.vote(host, key):
             return False
+        mine = self._by_host.setdefault(host, {})
         self._changed.add(key)
+        dead = self._dead[host]
         if vote is not None:
-            self._by_host.setdefault(host, {})[key] = self._by_backend[key][host] = vote
-            (self._dead[host].discard if vote.is_healthy else self._dead[host].add)(key)
+            mine[key] = self._by_backend[key][host] = vote
+            if not vote.is_healthy:
+                dead.add(key)
+            elif dead:
+                dead.discard(key)
             return True
-        del self._by_host[host][key], self._by_backend[key][host]
-        self._dead[host].discard(key)
-        if not self._by_host[host]:
+        del mine[key], self._by_backend[key][host]
+        dead.discard(key)
+        if not mine:
             del self._by_host[host], self._dead[host]
         if not self._by_backend[key]:
             del self._by_backend[key]
         return True
+
+    def vote(self, host: str, key: BackendKey) -> Vote | None:
+        """Return a host's vote on a backend, if it has cast one."""
+        return self._by_host.get(host, {}).get(key)
 
     def opinion(self) -> Opinion:
         """Return what the fleet thinks; its mapping follows later calls."""

@@ -125,7 +125,8 @@ class Ballots:
 
     def _drop(self, key: str) -> bool:
         """Forget a key; return whether a vote goes with it."""
-        self._unrefuse(key)
+        if self._refused:
+            self._unrefuse(key)
         signed = verdicts.signed(key)
         if isinstance(signed, str):
             return False
@@ -140,7 +141,8 @@ class Ballots:
 
     def _read(self, key: str, document: Document, received: Received) -> bool:
         """Take a key's document; return whether it is another vote."""
-        self._unrefuse(key)
+        if self._refused:
+            self._unrefuse(key)
         signed = verdicts.signed(key)
         if isinstance(signed, str):
             self._refuse(key, signed, document)
@@ -170,14 +172,15 @@ class Ballots:
 
     def _dated(self, host: str, backend: BackendKey, vote: Vote, received: Received) -> Vote:
         """Return a vote with the second of this host's clock at which it was cast."""
-        claim = min(vote.since - received.ahead, received.now)
-        last = self._poll.votes.get(host, {}).get(backend)
-        earliest = received.now - _WRITTEN_WITHIN
-        if self._is_first:
-            return vote._replace(since=claim)
-        if last is not None and last._replace(since=vote.since) == vote:
-            return vote._replace(since=claim if claim > max(last.since, earliest) else last.since)
-        return vote._replace(since=max(claim, earliest))
+        since = min(vote.since - received.ahead, received.now)
+        if not self._is_first:
+            earliest = received.now - _WRITTEN_WITHIN
+            last = self._poll.vote(host, backend)
+            if last is None or last[::2] != vote[::2]:  # it says something else, or is new
+                since = max(since, earliest)
+            elif since <= max(last.since, earliest):
+                since = last.since
+        return Vote(vote.is_healthy, since, vote.has_recovered)
 
     def _refuse(self, key: str, reason: str, document: Document) -> None:
         refusal = verdicts.refused(key, reason, document.mod_revision)
