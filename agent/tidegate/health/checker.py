@@ -128,6 +128,11 @@ class Checker:
         """Return the number of probes since the start."""
         return Counts(self._passed, self._failed)
 
+    @property
+    def left_out(self) -> int:
+        """Return the number of probes since the start that were due and not made."""
+        return self.engine.missed + self.engine.skipped
+
     def _take(self, key: BackendKey, result: Result) -> None:
         """Take one more result in; called on the engine's thread."""
         with self._lock:

@@ -23,7 +23,7 @@ from tidegate.event_log import EventLog
 from tidegate.health.checker import Checker
 from tidegate.health.poll import Poll
 from tidegate.health.standing import Standing
-from tidegate.health.verdict import can_be_spared
+from tidegate.health.verdict import Opinion, can_be_spared
 from tidegate.keyspace import paths
 from tidegate.keyspace.bounds import VERDICTS
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -159,13 +159,20 @@ class FleetHealth:
         standings = self._checker.standings()
         self._cast_own(standings)
         opinion = self._poll.opinion()
-        self._can_be_spared = can_be_spared(self._host, self._poll.votes, opinion.blind)
+        self._judge_blindness(opinion)
         known = self._read is not None or alone or not _wants_fleet(generation)
         at = Moment(now, light.ahead, light.is_unsure)
         self.judgement = judge(generation, standings, None if alone else opinion, at, before)
         self.fitness = self.judgement.fitness if known else None
         _log_change(before, self.judgement)
         return True
+
+    def _judge_blindness(self, opinion: Opinion) -> None:
+        """Find out whether the host may withdraw; in a short gap that stays as it was."""
+        if not self._gap.is_open:
+            self._can_be_spared = can_be_spared(self._host, self._poll.votes, opinion.blind)
+        elif self._gap.is_long:
+            self._can_be_spared = False
 
     def _take(self, now: float) -> bool:
         """Read what was delivered last; return whether it says anything new."""
@@ -229,7 +236,7 @@ class FleetHealth:
     @property
     def can_be_spared(self) -> bool:
         """Whether this host is blind by verdicts that are up to date, and most hosts are not."""
-        return self._can_be_spared and not self._gap.is_open
+        return self._can_be_spared
 
     def evidence(self, keys: Iterable[BackendKey]) -> list[Evidence]:
         """Return for each backend which opinion counts, and what this host itself found."""
