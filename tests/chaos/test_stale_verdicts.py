@@ -70,8 +70,24 @@ def assert_stays_out(newcomers: Newcomers, since: float) -> None:
     assert newcomers.since(since).keys() == {"b2", "b3", "b4"}, newcomers.since(since)
 
 
+def save(checked_lab: CheckedLab, snapshot: Path) -> None:
+    """Make a backup of the store."""
+    command = ["etcdctl", "--endpoints=127.0.0.1:2379", "snapshot", "save", str(snapshot)]
+    checked_lab.lab.node(CONTROL).run(command)
+
+
+def kill_etcd(checked_lab: CheckedLab) -> None:
+    checked_lab.lab.etcds[CONTROL].kill()
+    checked_lab.lab.etcds[CONTROL].wait(10)
+
+
+def start_etcd(checked_lab: CheckedLab) -> None:
+    checked_lab.lab.start_etcd()
+    checked_lab.lab.wait_for_etcd()
+
+
 def restore(checked_lab: CheckedLab, snapshot: Path) -> None:
-    """Make a new store of a snapshot, in place of the one that was killed."""
+    """Make a new store of a backup, in place of the one that was killed."""
     lab = checked_lab.lab
     data = lab.folder(CONTROL) / "etcd"
     shutil.rmtree(data)
@@ -80,8 +96,7 @@ def restore(checked_lab: CheckedLab, snapshot: Path) -> None:
     command = ["etcdctl", "snapshot", "restore", str(snapshot), "--data-dir", str(data)]
     command += ["--name", name, "--initial-cluster", peers, "--initial-advertise-peer-urls", peer]
     lab.node(CONTROL).run([*command, "--initial-cluster-token", secrets.token_hex(4)])
-    lab.start_etcd()
-    lab.wait_for_etcd()
+    start_etcd(checked_lab)
 
 
 @pytest.mark.parametrize("flows_away", [0, 400], ids=["briefly", "for a while"])
@@ -89,14 +104,27 @@ def test_a_restored_store_brings_no_dead_backend_back(
     checked_lab: CheckedLab, tmp_path: Path, flows_away: int
 ) -> None:
     """Its verdicts are from when b1 was alive; b1 gets nothing until its own check passes."""
-    lab = checked_lab.lab
-    save = ["etcdctl", "--endpoints=127.0.0.1:2379", "snapshot", "save", str(tmp_path / "old.db")]
-    lab.node(CONTROL).run(save)
+    save(checked_lab, tmp_path / "old.db")
     with b1_dead(checked_lab) as newcomers:
         out = time.monotonic()
-        lab.etcds[CONTROL].kill()
-        lab.etcds[CONTROL].wait(10)
+        kill_etcd(checked_lab)
         newcomers.wait_for_more(max(flows_away, 1))  # longer than until a host is alone, or not
+        restore(checked_lab, tmp_path / "old.db")
+        checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
+        assert_stays_out(newcomers, out)
+
+
+def test_an_emptied_store_brings_nobody_back(checked_lab: CheckedLab, tmp_path: Path) -> None:
+    """Neither while there is nothing at all in it, nor when the backup is found at last."""
+    save(checked_lab, tmp_path / "old.db")
+    with b1_dead(checked_lab) as newcomers:
+        out = time.monotonic()
+        kill_etcd(checked_lab)
+        shutil.rmtree(checked_lab.lab.folder(CONTROL) / "etcd")
+        start_etcd(checked_lab)
+        checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
+        assert_stays_out(newcomers, out)
+        kill_etcd(checked_lab)
         restore(checked_lab, tmp_path / "old.db")
         checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
         assert_stays_out(newcomers, out)
@@ -104,15 +132,12 @@ def test_a_restored_store_brings_no_dead_backend_back(
 
 def test_etcd_that_is_away_for_a_moment_brings_nobody_back(checked_lab: CheckedLab) -> None:
     """Killed and started on its data, again and again."""
-    lab = checked_lab.lab
     with b1_dead(checked_lab) as newcomers:
         out = time.monotonic()
         for _ in range(3):
-            lab.etcds[CONTROL].kill()
-            lab.etcds[CONTROL].wait(10)
+            kill_etcd(checked_lab)
             newcomers.wait_for_more(50)
-            lab.start_etcd()
-            lab.wait_for_etcd()
+            start_etcd(checked_lab)
         checked_lab.wait_for_states({"healthy": 6, "unhealthy": 2})
         assert_stays_out(newcomers, out)
 

@@ -138,6 +138,19 @@ def test_a_blind_host_and_one_that_is_not_ready_are_named(run: Run) -> None:
     assert "panic, keeps all of web; 2 unhealthy wait" in out
 
 
+def test_whose_verdicts_are_in_doubt_is_said(run: Run) -> None:
+    """A host that does not come to check is a 1; a confirmation is no verdict, and not shown."""
+    doubts = {"late": 3, "unconfirmed": ["lb2"], "overwritten": 7}
+    keys = RELEASE | verdicts("lb1", "++++")
+    keys |= {"health/lb1/@confirmed": {"number": 5, "every": 5.0}}
+    code, out, _ = run(keys | {"status/lb1": status(health=doubts)})
+    assert code == 1
+    assert "its checks of 3 are late" in out
+    assert "misses the word of lb2" in out
+    assert "7 of its verdicts were overwritten by others" in out
+    assert "refused" not in out
+
+
 def test_what_cannot_be_read_is_named(run: Run) -> None:
     """A verdict or a status that somebody broke does not keep the rest from being shown."""
     keys: dict[str, object] = {**RELEASE, "status/lb1": status(), "status/lb2": 7}

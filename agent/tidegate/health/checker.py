@@ -145,6 +145,11 @@ class Checker:
             f"{self.engine.unsent} since the start, the last one: {reason}"
         )
 
+    @property
+    def left_out(self) -> int:
+        """Return the number of probes since the start that were due and not made."""
+        return self.engine.missed + self.engine.skipped
+
     def _take(self, key: BackendKey, result: Result) -> None:
         """Take one more result in; called on the engine's thread."""
         with self._lock:

@@ -29,21 +29,35 @@ class Poll:
         """All of them, as they are now; not to be kept."""
         return self._by_host
 
-    def put(self, host: str, key: BackendKey, vote: Vote | None) -> None:
-        """Take a host's vote on a backend in place of its last one; None takes that away."""
-        if vote == self._by_host.get(host, {}).get(key):
-            return
+    def put(self, host: str, key: BackendKey, vote: Vote | None) -> bool:
+        """Take a host's vote on a backend in place of its last one; None takes that away.
+
+        Returns:
+            Whether it is another one.
+        """
+        if vote == self.vote(host, key):
+            return False
+        mine = self._by_host.setdefault(host, {})
         self._changed.add(key)
+        dead = self._dead[host]
         if vote is not None:
-            self._by_host.setdefault(host, {})[key] = self._by_backend[key][host] = vote
-            (self._dead[host].discard if vote.is_healthy else self._dead[host].add)(key)
-            return
-        del self._by_host[host][key], self._by_backend[key][host]
-        self._dead[host].discard(key)
-        if not self._by_host[host]:
+            mine[key] = self._by_backend[key][host] = vote
+            if not vote.is_healthy:
+                dead.add(key)
+            elif dead:
+                dead.discard(key)
+            return True
+        del mine[key], self._by_backend[key][host]
+        dead.discard(key)
+        if not mine:
             del self._by_host[host], self._dead[host]
         if not self._by_backend[key]:
             del self._by_backend[key]
+        return True
+
+    def vote(self, host: str, key: BackendKey) -> Vote | None:
+        """Return a host's vote on a backend, if it has cast one."""
+        return self._by_host.get(host, {}).get(key)
 
     def opinion(self) -> Opinion:
         """Return what the fleet thinks; its mapping follows later calls."""

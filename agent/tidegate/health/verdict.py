@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a fleet thinks of a backend: the majority of its hosts, computed equally on each of them.
 
-Pure functions of the verdicts that hosts have written to etcd, so hosts that read the same revision
-come to the same health and thereby to the same tables. Verdicts live under their host's lease:
-those of a dead host are gone, and so it does not vote.
+Pure functions of the verdicts that hosts have written to etcd, so hosts that have read the same
+come to the same health and thereby to the same tables. (A host knows its own a moment before it is
+read, and the dates of votes are its own: see the agent's `ballots`.) Verdicts live under their
+host's lease: those of a dead host are gone, and so it does not vote.
 
 A backend is unhealthy if more than half of its voters vote for that; with half of them it stays
 healthy, since taking out a backend that works does more harm than leaving one that does not to its

@@ -144,3 +144,53 @@ def test_a_judgement_leads_to_a_generation() -> None:
     assert not after.backends[B[0]].reachable
     slots = after.pools["web"].table.current
     assert after.backends[B[0]].identity.id not in slots
+
+
+def generation_with(fitness: dict[BackendKey, Fitness]) -> Generation:
+    """Return the pool as it is in force after health has made that of it."""
+    before = pool()
+    what = web(*(backend(n) for n in NAMES), health=before.pools["web"].pool.health)
+    return plan(what, before, 1001, fitness)
+
+
+def test_who_serves_begins_no_slow_start() -> None:
+    """A vote that is read anew has a later date; a backend in service joined when it joined."""
+    joined = judge_at(generation_with({B[0]: OUT}), own("++++"), fleet("r+++"), Moment(905))
+    assert joined.fitness == {B[0]: Fitness(is_out=False, joins_at=900)}
+    serving = generation_with(dict(joined.fitness))
+    for found in (fleet("r+++", since=5000), fleet("++++"), NOBODY):
+        again = judge_at(serving, own("++++"), found, Moment(5001), joined)
+        assert again.fitness == joined.fitness
+
+
+def test_who_was_out_again_begins_another_slow_start() -> None:
+    """It counts from when it was found healthy the last time."""
+    joined = judge_at(generation_with({B[0]: OUT}), own("++++"), fleet("r+++"), Moment(905))
+    out = judge_at(pool(), own("-+++"), fleet("-+++", since=1000), Moment(1000), joined)
+    assert out.fitness == {B[0]: OUT}
+    back = judge_at(generation_with({B[0]: OUT}), {}, fleet("r+++", since=1100), Moment(1101), out)
+    assert back.fitness == {B[0]: Fitness(is_out=False, joins_at=1100)}
+
+
+def test_a_slow_start_goes_on_over_a_step_of_the_clock() -> None:
+    """It is counted by a clock that is never stepped, and told in wall-clock time."""
+    joined = judge_at(pool(), own("++++"), fleet("r+++"), Moment(905, ahead=1e9))
+    assert joined.fitness[B[0]].joins_at == 1e9 + 900
+    serving = generation_with(dict(joined.fitness))
+    stepped = judge_at(serving, own("++++"), fleet("r+++"), Moment(906, ahead=1e9 - 3600), joined)
+    assert stepped.fitness[B[0]].joins_at == 1e9 + 900 - 3600
+
+
+def test_verdicts_from_before_bring_nobody_back() -> None:
+    """While they may be, what is out and this host finds dead stays out; the others do not."""
+    out = generation_with({B[0]: OUT, B[1]: OUT})
+    unsure, sure = Moment(1000, is_unsure=True), Moment(1000)
+    assert judge_at(out, own("-+++"), fleet("++++"), unsure).fitness == {B[0]: OUT}
+    assert judge_at(out, own("-+++"), fleet("++++"), sure).fitness == {}
+    assert judge_at(pool(), own("-+++"), fleet("++++"), unsure).fitness == {}, "it was not out"
+
+
+def test_what_failed_in_turn_does_not_fail_at_once_when_read() -> None:
+    """Votes of one date, as after a loss of contact: own probes know that it was in turn."""
+    found = judge(pool(), own("----"), fleet("----", since=5000, step=0), 5001)
+    assert found == Judgement({}, panics=("web",))

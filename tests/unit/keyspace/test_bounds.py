@@ -35,6 +35,17 @@ def test_what_is_kept_stays_within_its_bounds(writes: list[tuple[str, bytes]]) -
     assert all(not budget.take(key, b"x" * 9, 1, 1).refused for key in "abcd")
 
 
+def test_a_writer_takes_no_room_of_the_others() -> None:
+    """What one writes beyond its share is refused, and another's verdict beside it is kept."""
+    budget = Budget(SMALL._replace(together=1000, writer=40))
+    kept = {f"aaa/{n}": budget.take(f"aaa/{n}", b"x" * 9, n, n) for n in range(9)}
+    assert [not document.refused for document in kept.values()] == [True] * 2 + [False] * 7
+    assert "aaa has 28 bytes in sum already and the limit is 40" in kept["aaa/8"].refused
+    assert not budget.take("lb1/web", b"x" * 9, 1, 1).refused
+    budget.give_back("aaa/0", kept["aaa/0"])
+    assert not budget.take("aaa/9", b"x" * 9, 1, 1).refused
+
+
 def test_long_keys_have_short_names_of_their_own() -> None:
     """Etcd cannot be asked for them, and two that begin alike are two."""
     one, other = kept_key(b"k" * 5000), kept_key(b"k" * 5001)

@@ -23,13 +23,16 @@ that its verdicts are up to date is kept too; what follows from that is in `gap`
 The work is proportional to what has changed, but for one comparison by identity for each key.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from tidegate.health.poll import Poll
 from tidegate.keyspace.status import verdicts
+from tidegate.keyspace.status.document import MAX_REFUSALS
 from tidegate.keyspace.status.own_keys import OwnKeys
 from tidegate.keyspace.status.verdicts import Confirmation
 from tidegate.model.health import Vote
@@ -83,71 +86,74 @@ class Ballots:
         self._poll = poll
         self._documents = _NONE
         self._is_first = True
-        self._refused: dict[str, Rejection] = {}
+        self._refused: defaultdict[str, dict[str, Rejection]] = defaultdict(dict)
         self._own: dict[str, int] = {}
+        self._own_changed = self._refused_changed = False
         self.confirmed: dict[str, Confirmed] = {}
         """By host; this host's own is among them."""
         self.own_keys = OwnKeys(0, {})
         """This host's keys as read when any of them was last found changed."""
         self.rejections: tuple[Rejection, ...] = ()
-        """What cannot be read; of each writer one before a second of any, so none is hidden."""
+        """Some of what cannot be read; of each writer one before a second of any."""
+        self.unreadable = 0
+        """Number of all that cannot be read."""
 
     def take(self, snapshot: Snapshot, received: Received) -> bool:
-        """Take what was read; return whether it says anything new, confirmations aside."""
+        """Take what was read; return whether any vote of others is another one."""
         before, now = self._documents, snapshot.documents
         changed = [key for key, found in now.items() if before.get(key) is not found]
         changed = [key for key in changed if before.get(key) != now[key]]
-        gone = before.keys() - now.keys() if len(now) != len(before) or changed else ()
-        is_new, own, refused = self._is_first, dict(self._own), dict(self._refused)
-        for key in gone:
-            is_new |= self._drop(key)
+        added = sum(key not in before for key in changed)
+        is_new = self._is_first
+        if len(now) != len(before) + added:
+            for key in before.keys() - now.keys():
+                is_new |= self._drop(key)
         for key in changed:
             is_new |= self._read(key, now[key], received)
         self._documents, self._is_first = now, False
-        if own != self._own:
+        if self._own_changed:
             self.own_keys = OwnKeys(snapshot.revision, dict(self._own))
-        if refused != self._refused:
+        if self._refused_changed:
             self.rejections = self._named()
+        self._own_changed = self._refused_changed = False
         return is_new
 
     def _named(self) -> tuple[Rejection, ...]:
-        seen: dict[str, int] = {}
-        ranks: list[tuple[int, str]] = []
-        for key in sorted(self._refused):
-            writer = key.partition("/")[0]
-            seen[writer] = seen.get(writer, 0) + 1
-            ranks.append((seen[writer], key))
-        return tuple(self._refused[key] for _, key in sorted(ranks))
+        by_turns = zip_longest(*(each.values() for each in self._refused.values()))
+        each = (one for turn in by_turns for one in turn if one is not None)
+        return tuple(islice(each, MAX_REFUSALS))
 
     def _drop(self, key: str) -> bool:
-        """Forget a key; return whether that says anything."""
-        self._refused.pop(key, None)
+        """Forget a key; return whether a vote goes with it."""
+        if self._refused:
+            self._unrefuse(key)
         signed = verdicts.signed(key)
         if isinstance(signed, str):
-            return True
+            return False
         host, backend = signed
         if host == self._host:
+            self._own_changed = True
             self._own.pop(self._prefix + key, None)
         if backend is None:
             self.confirmed.pop(host, None)
             return False
-        if host == self._host:
-            return False
-        self._poll.put(host, backend, None)
-        return True
+        return host != self._host and self._poll.put(host, backend, None)
 
     def _read(self, key: str, document: Document, received: Received) -> bool:
-        """Take a key's document; return whether that says anything."""
-        self._refused.pop(key, None)
+        """Take a key's document; return whether it is another vote."""
+        if self._refused:
+            self._unrefuse(key)
         signed = verdicts.signed(key)
         if isinstance(signed, str):
             self._refuse(key, signed, document)
-            return True
+            return False
         host, backend = signed
         if host == self._host:
+            self._own_changed = True
             self._own[self._prefix + key] = document.mod_revision
         if backend is None:
-            return self._confirm(host, key, document, received)
+            self._confirm(host, key, document, received)
+            return False
         if host == self._host:
             return False
         vote = document.refused or verdicts.vote(document.value)
@@ -155,27 +161,38 @@ class Ballots:
             self._refuse(key, vote, document)
             vote = None
         dated = None if vote is None else self._dated(host, backend, vote, received)
-        self._poll.put(host, backend, dated)
-        return True
+        return self._poll.put(host, backend, dated)
 
-    def _confirm(self, host: str, key: str, document: Document, received: Received) -> bool:
+    def _confirm(self, host: str, key: str, document: Document, received: Received) -> None:
         said = document.refused or verdicts.confirmation(document.value)
         if isinstance(said, str):
             self._refuse(key, said, document)
-            return True
-        self.confirmed[host] = Confirmed(document.mod_revision, received.now, said)
-        return False
+        else:
+            self.confirmed[host] = Confirmed(document.mod_revision, received.now, said)
 
     def _dated(self, host: str, backend: BackendKey, vote: Vote, received: Received) -> Vote:
         """Return a vote with the second of this host's clock at which it was cast."""
-        claim = min(vote.since - received.ahead, received.now)
-        last = self._poll.votes.get(host, {}).get(backend)
-        earliest = received.now - _WRITTEN_WITHIN
-        if self._is_first:
-            return vote._replace(since=claim)
-        if last is not None and last._replace(since=vote.since) == vote:
-            return vote._replace(since=claim if claim > max(last.since, earliest) else last.since)
-        return vote._replace(since=max(claim, earliest))
+        since = min(vote.since - received.ahead, received.now)
+        if not self._is_first:
+            earliest = received.now - _WRITTEN_WITHIN
+            last = self._poll.vote(host, backend)
+            if last is None or last[::2] != vote[::2]:  # it says something else, or is new
+                since = max(since, earliest)
+            elif since <= max(last.since, earliest):
+                since = last.since
+        return Vote(vote.is_healthy, since, vote.has_recovered)
 
     def _refuse(self, key: str, reason: str, document: Document) -> None:
-        self._refused[key] = verdicts.refused(key, reason, document.mod_revision)
+        refusal = verdicts.refused(key, reason, document.mod_revision)
+        self._refused[key.partition("/")[0]][key] = refusal
+        self.unreadable += 1
+        self._refused_changed = True
+
+    def _unrefuse(self, key: str) -> None:
+        writer = key.partition("/")[0]
+        if key in self._refused.get(writer, ()):
+            del self._refused[writer][key]
+            if not self._refused[writer]:
+                del self._refused[writer]
+            self.unreadable -= 1
+            self._refused_changed = True

@@ -24,7 +24,7 @@ from tidegate.health.checker import Checker
 from tidegate.health.engine import Way
 from tidegate.health.poll import Poll
 from tidegate.health.standing import Standing
-from tidegate.health.verdict import can_be_spared
+from tidegate.health.verdict import Opinion, can_be_spared
 from tidegate.keyspace import paths
 from tidegate.keyspace.bounds import VERDICTS
 from tidegate.keyspace.etcd.settings import EtcdSettings
@@ -109,7 +109,7 @@ class FleetHealth:
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
-        """Verdicts that cannot be read."""
+        """Verdicts that cannot be read: a few hundred at the most, of each writer some."""
         return self._ballots.rejections
 
     @property
@@ -162,13 +162,20 @@ class FleetHealth:
         standings = self._checker.standings()
         self._cast_own(standings)
         opinion = self._poll.opinion()
-        self._can_be_spared = can_be_spared(self._host, self._poll.votes, opinion.blind)
+        self._judge_blindness(opinion)
         known = self._read is not None or alone or not _wants_fleet(generation)
         at = Moment(now, light.ahead, light.is_unsure)
         self.judgement = judge(generation, standings, None if alone else opinion, at, before)
         self.fitness = self.judgement.fitness if known else None
         _log_change(before, self.judgement)
         return True
+
+    def _judge_blindness(self, opinion: Opinion) -> None:
+        """Find out whether the host may withdraw; in a short gap that stays as it was."""
+        if not self._gap.is_open:
+            self._can_be_spared = can_be_spared(self._host, self._poll.votes, opinion.blind)
+        elif self._gap.is_long:
+            self._can_be_spared = False
 
     def _take(self, now: float) -> bool:
         """Read what was delivered last; return whether it says anything new."""
@@ -178,10 +185,11 @@ class FleetHealth:
         before, self._read = self._read, latest[0]
         if before is not None and latest[0].revision < before.revision:
             self._gap.note(now, is_long=False)  # another history, without a broken stream
-        refused = len(self.rejections)
+        refused = self._ballots.unreadable
         is_new = self._ballots.take(latest[0], Received(latest[1], self._wall.ahead()))
-        if bool(refused) != bool(self.rejections):
-            log.warning("verdicts_unreadable", total=len(self.rejections), some=self.rejections[:3])
+        unreadable = self._ballots.unreadable
+        if bool(refused) != bool(unreadable):
+            log.warning("verdicts_unreadable", total=unreadable, some=self.rejections[:3])
         return is_new or before is None
 
     def _mind_gap(self, now: float, *, is_alone: bool) -> None:
@@ -198,8 +206,9 @@ class FleetHealth:
         for key, standing in standings.items():
             if self._cast.get(key) is not standing:
                 self._poll.put(self._host, key, _vote(standing))
-        for key in self._cast.keys() - standings.keys():
-            self._poll.put(self._host, key, None)
+        if self._cast.keys() != standings.keys():
+            for key in self._cast.keys() - standings.keys():
+                self._poll.put(self._host, key, None)
         self._cast = standings
 
     def next_due(self) -> float | None:
@@ -215,7 +224,7 @@ class FleetHealth:
             panics=self.judgement.panics,
             waiting=self.judgement.waiting,
             late=len(light.late) if light is not None else 0,
-            unreadable=len(self.rejections),
+            unreadable=self._ballots.unreadable,
             unconfirmed=self._unconfirmed(),
         )
 
@@ -230,7 +239,7 @@ class FleetHealth:
     @property
     def can_be_spared(self) -> bool:
         """Whether this host is blind by verdicts that are up to date, and most hosts are not."""
-        return self._can_be_spared and not self._gap.is_open
+        return self._can_be_spared
 
     def evidence(self, keys: Iterable[BackendKey]) -> list[Evidence]:
         """Return for each backend which opinion counts, and what this host itself found."""

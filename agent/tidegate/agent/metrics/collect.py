@@ -31,6 +31,7 @@ from tidegate.telemetry.metrics import exposition
 from tidegate.telemetry.metrics.endpoint import Endpoint, place
 from tidegate.telemetry.metrics.points import ALONE, Family, Points, Series
 from tidegate.telemetry.metrics.recorder import Recorder
+from tidegate.telemetry.names import health_metrics as health_names
 from tidegate.telemetry.names import metrics as names
 
 log = EventLog(__name__)
@@ -51,6 +52,10 @@ class Checks(Protocol):
 
     def tallies(self) -> Mapping[str, PoolTally]:
         """Return the tally of each pool that is checked."""
+
+    @property
+    def left_out(self) -> int:
+        """Probes that were due and not made."""
 
 
 class Contact(Protocol):
@@ -184,6 +189,8 @@ class MetricCollector:
             families += host_points.of_host(turn, contact, time.monotonic(), self._began)
             families += host_points.of_health(turn, self._began)
         families += self._checks.points(checks.standings(), checks.tallies(), time.monotonic())
+        left_out = Series((), ALONE, self._began)
+        families.append(Points(health_names.PROBES_LEFT_OUT, left_out, [checks.left_out]))
         if sources.flows.is_active:
             families += host_points.of_flows(sources.flows.counts, self._began)
         cpu = self._cpu + (0.0 if self._sender is None else self._sender.cpu)

@@ -65,7 +65,9 @@ class OwnKeyWatch:
         self._is_first = True
 
     def wrote(self, keys: Mapping[str, bytes | None], revision: int) -> None:
-        """Take note of a transaction of the writer's own."""
+        """Take note of a transaction of the writer's own, and of which of these keys are in it."""
+        if not keys:
+            return
         self._latest = revision
         for key, value in keys.items():
             if value is None:

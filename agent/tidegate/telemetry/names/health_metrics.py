@@ -98,6 +98,13 @@ PROBES: Final = Instrument(
     description="Health checks by how they ended.",
     attributes=(by.POOL, by.PROBE_OUTCOME),
 )
+PROBES_LEFT_OUT: Final = Instrument(
+    name="tidegate.health.probes.left_out",
+    kind="counter",
+    unit="{probe}",
+    description="Health checks that were due and not made: the agent was more than half an "
+    "interval late, or the one before had not ended.",
+)
 PROBE_DURATION: Final = Instrument(
     name="tidegate.health.probe.duration",
     kind="histogram",
