@@ -95,22 +95,22 @@ class Places:
         return POOLS._replace(leaving=sum(name not in wanted for name in there))
 
     def vips(self, wanted: Mapping[str, Vip]) -> Room:
-        """Return the room for VIPs; one is the same whose endpoint is, or whose name is."""
+        """Return the room for VIPs; one is the same whose name is, or whose endpoint is."""
         there = self._vips
         if len(wanted) + len(there) <= VIPS.most:
             return VIPS
-        endpoints = {vip.endpoint for vip in wanted.values()}
-        gone = (n for n, placed in there.items() if placed.vip.endpoint not in endpoints)
-        return VIPS._replace(leaving=sum(name not in wanted for name in gone))
+        fresh = {wanted[name].endpoint for name in wanted.keys() - there.keys()}
+        gone = (there[name].vip.endpoint for name in there.keys() - wanted.keys())
+        return VIPS._replace(leaving=sum(endpoint not in fresh for endpoint in gone))
 
     def backends(self, wanted: Mapping[BackendKey, Backend]) -> Room:
-        """Return the room for backends; one is the same whose address in its pool is."""
+        """Return the room for backends; one is the same whose name is, or whose address is."""
         there = self._backends
         if len(wanted) + len(there) <= BACKENDS.most:
             return BACKENDS
-        places = {(key.pool, backend.address) for key, backend in wanted.items()}
-        gone = (k for k, b in there.items() if (k.pool, b.backend.address) not in places)
-        return BACKENDS._replace(leaving=sum(key not in wanted for key in gone))
+        fresh = {(key.pool, wanted[key].address) for key in wanted.keys() - there.keys()}
+        gone = ((key.pool, there[key].backend.address) for key in there.keys() - wanted.keys())
+        return BACKENDS._replace(leaving=sum(place not in fresh for place in gone))
 
 
 class Claim(NamedTuple):
