@@ -7,6 +7,7 @@ keeps the flows where they are, so a start that did not find it would move them.
 
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -317,6 +318,22 @@ def test_a_foreign_program_stays_until_told(host: Host, tmp_path: Path) -> None:
         assert run(host, commands(refused.value)[0]).returncode == 0
         assert host.attached() is None
     os.close(fd)
+
+
+def test_a_program_that_a_process_holds_is_not_replaced(host: Host) -> None:
+    """A bpf_link goes with its process alone: --take-over says so, and works after that."""
+    fd = load(compile_program("pass"), {})
+    with netns.entered(host.name):
+        index = programs.interface_index("lb0")
+        held = bpf.command(28, struct.pack("<IIII", fd, index, 37, 2))  # BPF_LINK_CREATE, BPF_XDP
+    with pytest.raises(DataplaneError, match="end that process"), plane_of(host, takes_over=True):
+        pass
+    assert host.attached() == bpf.object_id(fd)
+    os.close(held)
+    os.close(fd)
+    with plane_of(host, takes_over=True) as plane:
+        publish(plane, BEFORE)
+        assert_is_whole(host)
 
 
 def test_a_program_of_an_older_version_is_named(host: Host) -> None:

@@ -148,6 +148,10 @@ def test_an_agent_that_wakes_beside_a_new_plane_writes_nothing(
     assert (holds(host), host.attached()) == (there, program)
     assert fresh.tell("clamped") == "done 2"
     assert fresh.tell("audit") == "done []"
+    os.kill(fresh.pid, signal.SIGKILL)  # the advice is to stop one: the other goes on
+    os.waitid(os.P_PID, fresh.pid, os.WEXITED | os.WNOWAIT)
+    last = agents()
+    assert (last.opened, last.tell("plain")) == ("open", "done 3")
 
 
 def test_an_agent_whose_plane_was_removed_does_not_make_it_again(
@@ -179,6 +183,9 @@ def test_a_writer_without_the_lock_stops_the_one_who_has_it(host: Host) -> None:
         assert vip_images.read(own).in_force == entries
         other.close()
         own.close()
+        plane.close()
+        plane = host.open()  # the advice is to stop one: a start goes on from what is there
+        assert publish(plane, PLAIN) == 3
         plane.close()
 
 

@@ -33,6 +33,11 @@ ModeChoice: TypeAlias = Literal["native", "generic", "auto"]
 BALANCER: Final = "balancer"
 """Name of the program, in the kernel too."""
 
+_HELD: Final = (
+    ". What is attached there is held by a process (a bpf_link; `bpftool link` shows which) and "
+    "goes only with it: end that process"
+)
+
 _FLAGS: Final[Mapping[XdpMode, int]] = {"native": 1 << 2, "generic": 1 << 1}
 _ATTACHED: Final[Mapping[str, XdpMode]] = {"xdp": "native", "xdpgeneric": "generic"}
 
@@ -151,9 +156,10 @@ def attach(fd: int, interface: str, mode: XdpMode) -> None:
                 + (
                     ". If its driver has no XDP, allow generic mode: xdp_mode in the agent's file, "
                     "--mode of tidegate decap"
-                    if mode == "native"
+                    if mode == "native" and error.code != errno.EBUSY
                     else ""
                 )
+                + (_HELD if error.code == errno.EBUSY else "")
             ) from error
 
 

@@ -50,7 +50,8 @@ class Fence:
         except BlockingIOError:
             self.close()
             raise DataplaneError(
-                f"another agent holds {pins}: stop it, or set another pin_dir for this one"
+                f"another agent holds {pins}: stop it, or give this one a pin_dir and interfaces "
+                "of its own"
             ) from None  # a lock that is held is no shortage, which a start would wait out
         except FenceError:
             self.close()

@@ -96,16 +96,16 @@ class Places:
         return POOLS._replace(leaving=sum(name not in wanted for name in there))
 
     def vips(self, wanted: Mapping[str, Vip]) -> Room:
-        """Return the room for VIPs; one is the same whose endpoint is, or whose name is."""
+        """Return the room for VIPs; one is the same whose name is, or whose endpoint is."""
         there = self._vips
         if len(wanted) + len(there) <= VIPS.most:
             return VIPS
-        endpoints = {vip.endpoint for vip in wanted.values()}
-        gone = (n for n, placed in there.items() if placed.vip.endpoint not in endpoints)
-        return VIPS._replace(leaving=sum(name not in wanted for name in gone))
+        fresh = {wanted[name].endpoint for name in wanted.keys() - there.keys()}
+        gone = (there[name].vip.endpoint for name in there.keys() - wanted.keys())
+        return VIPS._replace(leaving=sum(endpoint not in fresh for endpoint in gone))
 
     def backends(self, wanted: Edits[BackendKey, Backend]) -> Room:
-        """Return the room for backends; one is the same whose address in its pool is."""
+        """Return the room for backends; one is the same whose name is, or whose address is."""
         generation = self._in_force
         if generation is None or len(wanted) + len(generation.backends) <= BACKENDS.most:
             return BACKENDS
@@ -115,11 +115,9 @@ class Places:
             if planned is not None and planned.wanted is here and planned.backends is there:
                 leaving += len(there) - len(here)  # as in nearly all pools
                 continue
-            places = {backend.address for backend in here.values()}
-            leaving += sum(
-                key not in here and placed.backend.address not in places
-                for key, placed in there.items()
-            )
+            fresh = {here[key].address for key in here.keys() - there.keys()}
+            gone = (there[key].backend.address for key in there.keys() - here.keys())
+            leaving += sum(address not in fresh for address in gone)
         return BACKENDS._replace(leaving=leaving)
 
 
