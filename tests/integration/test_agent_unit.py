@@ -5,11 +5,14 @@ What systemd sets up is made here from the unit's lines. Its user has another na
 makes none.
 """
 
+import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from tidegate.lab.rack import Lab
 pytestmark = [pytest.mark.root, pytest.mark.lab(backends=1)]
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy/systemd/tidegate-agent.service"
-USER = 65534
+USER, EXABGP = 65534, 4242
 BPF = Path("/sys/fs/bpf")
 # TemporaryFileSystem= and BindPaths=: the folder is all of /sys/fs/bpf that the agent has.
 _VIEW = """
@@ -85,6 +88,37 @@ def rights_of(process: int) -> dict[str, str]:
     """Return a process's user ids, capabilities and filter, as the kernel has them."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@contextmanager
+def exabgp_pipe(lab: Lab) -> Iterator[int]:
+    """Have the agent write to a pipe that is made as docs/announce.md says; give its other end."""
+    pipe = lab.folder("b1") / "tidegate.pipe"
+    os.mkfifo(pipe, 0o620)
+    pipe.chmod(0o620)
+    os.chown(pipe, EXABGP, USER)
+    with config_path(lab.spec, "lb1").open("a") as config:
+        config.write(f'\n[announce]\nexabgp_pipe = "{pipe}"\nwithdraw_on_stop = false\n')
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    yield reader
+    os.close(reader)
+
+
+def test_a_pipe_that_exabgp_reads_can_be_written(mounted_lab: Lab, status: StatusWatch) -> None:
+    """By an agent that is no root, in a folder that it may not write to."""
+    control, vip = Control(mounted_lab), str(mounted_lab.vip4())
+    control.put("pools/web", {})
+    control.put("pools/web/backends/b1", {"address": str(mounted_lab.address("b1"))})
+    written = control.put(
+        "vips/www", {"address": vip, "port": 80, "protocol": "tcp", "pool": "web"}
+    )
+    with exabgp_pipe(mounted_lab) as reader:
+        start_limited(mounted_lab)
+        status.wait_applied(written.revision, timeout=60)
+        with select.epoll() as poll:
+            poll.register(reader, select.EPOLLIN)
+            assert poll.poll(60), status.current()
+        assert os.read(reader, 65536).startswith(f"announce route {vip}/32 next-hop".encode())
 
 
 def test_an_agent_works_with_what_its_unit_allows(mounted_lab: Lab, status: StatusWatch) -> None:
