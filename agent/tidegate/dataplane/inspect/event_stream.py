@@ -206,7 +206,10 @@ def _open(path: Path) -> int:
 
 def _lock(path: Path) -> int:
     path.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    whose = path.parent.stat()
+    if os.fstat(fd).st_uid != whose.st_uid:  # root's command: the agent must get the lock later
+        os.fchown(fd, whose.st_uid, whose.st_gid)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
