@@ -36,6 +36,7 @@
 
 #define MARK 0x5447
 #define ID_BITS 16
+#define HOPS 64
 #define MOST_HEADERS 256 /* Ethernet, IP with options or extension headers, and TCP */
 #define MOST_BYTES 0xffff /* of an IP packet */
 
@@ -159,6 +160,23 @@ static __always_inline int push6(struct __sk_buff *skb, const struct packet *pac
 			    BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
 }
 
+/* Probes leave their socket with a hop limit of 1, with which no router passes them on: one that left
+ * plain would reach no balancer behind it. In the tunnel they have the usual one. */
+static __always_inline bool restore_hops(struct __sk_buff *skb, bool is_v6)
+{
+	u32 at = ETH_HLEN + (is_v6 ? offsetof(struct ipv6hdr, hop_limit) : offsetof(struct iphdr, ttl));
+	u8 before = 0, hops = HOPS;
+
+	if (bpf_skb_load_bytes(skb, at, &before, 1))
+		return false;
+	if (before == hops)
+		return true;
+	if (!is_v6 && bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check),
+					  bpf_htons(before << 8), bpf_htons(HOPS << 8), 2))
+		return false;
+	return !bpf_skb_store_bytes(skb, at, &hops, 1, 0);
+}
+
 static __always_inline int send_probe(struct __sk_buff *skb, const struct packet *packet,
 				      const struct vip *vip)
 {
@@ -187,6 +205,8 @@ static __always_inline int send_probe(struct __sk_buff *skb, const struct packet
 	if (packet->length > (skb->gso_size ? MOST_BYTES - fit.outer - fit.gue : fit.limit))
 		return DROP_TOO_BIG;
 	choice.hash = flow_hash(packet, vip);
+	if (!restore_hops(skb, packet->is_v6))
+		return DROP_NO_HEADROOM;
 	return fit.is_v6 ? push6(skb, packet, &choice, backend, link) :
 			   push4(skb, packet, &choice, backend, link);
 }

@@ -195,6 +195,45 @@ def test_a_probe_reaches_the_backend_that_its_mark_names(
         assert seen[UDP].chksum != 0  # so it was verified
 
 
+@pytest.mark.parametrize("hops", [1, 2, 63, 64, 65, 255])
+@pytest.mark.parametrize("to", ["four1", "six1"])
+@pytest.mark.parametrize("kind", ENCAPSULATIONS)
+def test_a_probe_has_the_usual_hop_limit_in_the_tunnel(
+    both: Both, kind: str, to: str, hops: int
+) -> None:
+    """Whatever its socket sends with; what is no probe keeps its own. Checksums stay right."""
+    both.use(kind)
+    for ip, name in ((ip4(ttl=hops), "ttl"), (ip6(hlim=hops), "hlim")):
+        frame = tcp("PA", ip, data="x")
+        action, out = both.send(frame, to)
+        assert action == Action.SEND
+        verdict, inner = decapsulation.process(decapsulation.ANYTHING, Counter(), out)
+        assert verdict == Verdict.PASS
+        assert getattr(Ether(inner).payload, name) == 64
+        rebuilt = Ether(inner)
+        if name == "ttl":
+            del rebuilt.payload.chksum
+        assert bytes(rebuilt) == inner
+        plain = tcp("PA", ip, data="x", dport=81)
+        assert both.send(plain, to) == (Action.NEXT, plain)
+
+
+def test_what_took_the_tunnel_is_counted_by_backend(both: Both) -> None:
+    """Also what is too big for it, as a client's packet would be; not what no backend is for."""
+    first, other = both.ids["four1"], both.ids["six1"]
+    before, untouched = both.probes.sent(first), both.probes.sent(other)
+    both.send(tcp("S"), "four1")
+    assert both.probes.sent(first) == before + 1
+    both.send(udp(data="x" * 1472), "four1")
+    assert both.probes.sent(first) == before + 2
+    both.send(tcp("S"), mark=mark_of(60000))
+    both.send(tcp("S", dport=81), "four1")
+    both.send(tcp("S"), mark=first)
+    assert both.probes.sent(first) == before + 2
+    assert both.probes.sent(60000) == 0
+    assert both.probes.sent(other) == untouched
+
+
 @pytest.mark.parametrize("kind", ENCAPSULATIONS)
 def test_a_probe_looks_like_the_traffic_of_clients(both: Both, kind: str) -> None:
     """The frame is the one that the balancer sends for a client's packet to the same backend."""

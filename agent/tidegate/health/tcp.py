@@ -2,7 +2,8 @@
 """Sockets that reach a VIP through the tunnel to one backend, and what their errors mean.
 
 The socket's mark names the backend (bpf/healthcheck.c), so what answers is the process that clients
-would reach. Connections are closed by a reset: otherwise every probe would leave this host a socket
+would reach. Its hop limit is 1 until it is in the tunnel, so that no router passes on what leaves
+plain. Connections are closed by a reset: otherwise every probe would leave this host a socket
 in TIME_WAIT for a minute.
 """
 
@@ -14,8 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidegate.health.result import Code, Result
+from tidegate.spec.healthcheck import HOPS
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+_HOP_LIMIT: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+}
 
 _CODES: Final[dict[int, Code]] = {
     errno.ECONNREFUSED: "refused",
@@ -58,6 +65,7 @@ def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
     try:
         if destination.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, destination.mark)
+            sock.setsockopt(*_HOP_LIMIT[destination.family], HOPS)
         if destination.source is not None:
             sock.bind((destination.source, 0))
     except OSError:

@@ -23,6 +23,11 @@ from tidegate.spec.state import State, VipEntry
 MARK: Final = 0x5447
 """Upper 16 bits of a probe's socket mark: `TG`. The lower 16 are the backend's id."""
 
+HOPS: Final = 1
+"""Hop limit of a probe's socket: one that left plain would be passed on by no router."""
+_TUNNEL_HOPS: Final = 64
+"""The hop limit that it has in the tunnel."""
+
 _ID_BITS: Final = 16
 _MOST_BYTES: Final = 0xFFFF
 _IP6_HEADER: Final = 40
@@ -104,12 +109,32 @@ def _send(  # noqa: PLR0911 - one for each reason
     if packet.length > (_MOST_BYTES - overhead if gso else tunnel.limit):
         return Reason.TOO_BIG
     hash_ = flow_hash(state.settings.hash_keys, packet, vip)
-    out = encapsulate(state.settings, packet, frame, tunnel, hash_)
+    out = encapsulate(state.settings, packet, _passed_on(packet, frame), tunnel, hash_)
     if not entry.gue_port:
         return out
     at = ETHERNET + outer
     check = 0 if gso else _datagram_checksum(packet, out, outer)
     return out[: at + 6] + check.to_bytes(2) + out[at + 8 :]
+
+
+def _passed_on(packet: Packet, frame: bytes) -> bytes:
+    """Return the frame with the hop limit that it has in the tunnel."""
+    hops = bytes([_TUNNEL_HOPS])
+    if packet.is_v6:
+        return frame[: ETHERNET + 7] + hops + frame[ETHERNET + 8 :]
+    # RFC 1624, equation 3: what changed is the upper half of the word that TTL and protocol share.
+    before, check = frame[ETHERNET + 8 : ETHERNET + 9], frame[ETHERNET + 10 : ETHERNET + 12]
+    if before == hops:
+        return frame
+    inverted = [bytes(255 - byte for byte in each) for each in (check, before + b"\0")]
+    renewed = checksum(b"".join(inverted) + hops + b"\0").to_bytes(2)
+    return (
+        frame[: ETHERNET + 8]
+        + hops
+        + frame[ETHERNET + 9 : ETHERNET + 10]
+        + renewed
+        + frame[ETHERNET + 12 :]
+    )
 
 
 def _datagram_checksum(packet: Packet, out: bytes, outer: int) -> int:
