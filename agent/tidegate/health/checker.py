@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from tidegate.event_log import EventLog
 from tidegate.health.engine import Engine
+from tidegate.health.hindrance import Hindrances
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
@@ -22,10 +24,13 @@ from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
 
+_TOLD_EVERY: Final = 10.0
+"""Seconds between two lines about hindrances, at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Probes since the start, by whether they passed."""
+    """Probes since the start, by whether they passed; without those that could not be made."""
 
     passed: int = 0
     failed: int = 0
@@ -57,6 +62,9 @@ class Checker:
         self._identities: dict[BackendKey, Identity] = {}
         self._passed = self._failed = 0
         self._tally = Tally()
+        self._hindrances = Hindrances()
+        self._told = -_TOLD_EVERY
+        """When a hindrance was logged last, s on the monotonic clock."""
         self.engine: Engine[BackendKey] = Engine(self._take)
 
     def start(self) -> None:
@@ -88,6 +96,7 @@ class Checker:
             }
             self._rules = plan.rules
             self._tally.keep({key.pool for key in plan.targets})
+            self._hindrances.keep(plan.targets.keys())
             differs = before != self._standings
         self.engine.probe(plan.targets)
         if differs:
@@ -102,6 +111,11 @@ class Checker:
         """Return the number of probes by pool, as of now."""
         with self._lock:
             return self._tally.pools()
+
+    def hindrance(self) -> str:
+        """Return which backends this host cannot probe, why, and what to do; empty if none."""
+        with self._lock:
+            return self._hindrances.sentence()
 
     @property
     def counts(self) -> Counts:
@@ -118,10 +132,13 @@ class Checker:
             if now is not before:
                 self._standings[key] = now
             self._tally.add(key.pool, result)
+            hindrance_differs = self._hindrances.note(key, result)
         if result.passed:
             self._passed += 1
-        else:
+        elif result.is_finding:
             self._failed += 1
+        if hindrance_differs:
+            self._tell_hindrance()
         if now is not before and (before.state, before.code) != (now.state, now.code):
             if before.state != now.state:
                 log.log(
@@ -133,6 +150,13 @@ class Checker:
                     reason=now.reason,
                 )
             self._changed()
+
+    def _tell_hindrance(self) -> None:
+        """Say that there is a hindrance now, or none any more; not for each probe."""
+        if time.monotonic() - self._told >= _TOLD_EVERY and (reason := self.hindrance()):
+            self._told = time.monotonic()
+            log.warning("probes_hindered", reason=reason)
+        self._changed()
 
 
 def _kept(before: Standing | None, fresh: Standing) -> Standing:

@@ -24,6 +24,8 @@ from tidegate.spec.healthcheck import mark_of
 
 _PROTOCOLS: Final[dict[CheckType, Protocol]] = {"udp": "udp", "dns": "udp"}
 """Protocol of each type's packets, where it is not TCP."""
+_DESCRIPTORS: Final[dict[CheckType, int]] = {"exec": command.DESCRIPTORS}
+"""How many each type has open at once, where it is not one socket."""
 _IPV6: Final = 6
 
 
@@ -102,7 +104,8 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
             unprobed[key] = way
             continue
         probe = _probe(_to(way, placed), check, key)
-        wanted[key] = Target(probe, check.interval, check.jitter_percent / 100)
+        jitter, holds = check.jitter_percent / 100, _DESCRIPTORS.get(check.type, 1)
+        wanted[key] = Target(probe, check.interval, jitter, holds)
         rules[key] = Rules(check.rise, check.fall, float(health.hold_down))
     return Plan(wanted, rules, unprobed)
 

@@ -25,6 +25,7 @@ HealthCode = Literal[
     "mismatch",
     "certificate",
     "error",
+    "host",
     "held-down",
     "draining",
     "not-used",
@@ -159,7 +160,8 @@ class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 "Why, for programs. passed: checks succeed. checking: the first checks are under "
                 "way. timeout: no answer in time. refused, reset: the connection was. unreachable: "
                 "no way there. mismatch: another answer than expected. certificate: not accepted. "
-                "error: another failure. held-down: checks succeed, after too many changes. "
+                "error: another failure. host: this host could not ask. "
+                "held-down: checks succeed, after too many changes. "
                 "draining: by its document. not-used: no VIP uses its pool. no-check: its pool has "
                 "no check. external: a control system says so."
             ),

@@ -147,6 +147,7 @@ class FleetHealth:
             broken_checker=self.judgement.is_checker_broken,
             panics=self.judgement.panics,
             waiting=self.judgement.waiting,
+            hindrance=self._checker.hindrance(),
         )
 
     @property
