@@ -126,6 +126,7 @@ class Engine(Generic[K]):
         self._is_blocked = False
         """Whether probes that are due wait for a descriptor."""
         self._looks_again = False
+        self._is_ending = False
         self._known = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: set[asyncio.Future[Result]] = set()
@@ -161,6 +162,7 @@ class Engine(Generic[K]):
         try:
             self._loop.run_forever()
         finally:
+            self._is_ending = True  # nothing begins while the rest ends
             running = list(self._running)
             for future in running:
                 future.cancel()
@@ -169,6 +171,8 @@ class Engine(Generic[K]):
             self._loop.close()
 
     def _take(self, targets: dict[K, Target]) -> None:
+        if self._is_ending:
+            return
         for key in [key for key in self._targets if self._targets[key].target != targets.get(key)]:
             gone = self._targets.pop(key)
             self._leave(gone)
@@ -237,6 +241,8 @@ class Engine(Generic[K]):
 
     def _turn(self) -> None:
         """Begin what is due, and end what has waited for too long."""
+        if self._is_ending:
+            return
         try:
             now = self._loop.time()
             late = now - self._timer.when() if self._timer is not None else 0.0
