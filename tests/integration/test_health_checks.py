@@ -338,10 +338,10 @@ def test_a_program_decides_by_its_exit_code() -> None:
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
-    """The reason has its path."""
+    """It is this host's fault, and the reason has its path."""
     result = execute(("/nowhere/check",))
     assert (result.code, result.reason) == (
-        "error",
+        "host",
         "Cannot run /nowhere/check: No such file or directory.",
     )
 

@@ -118,12 +118,15 @@ def test_a_probe_that_did_not_leave_says_nothing(
         assert engine.stop()
 
 
-def test_a_source_that_is_not_ours_is_an_error(engine: Engine[str], reports: Reports) -> None:
-    """A source address that the host does not have is named by the system's words."""
+def test_a_source_that_is_not_ours_is_the_hosts_fault(
+    engine: Engine[str], reports: Reports
+) -> None:
+    """A source address that the host does not have is no finding; the reason says what to do."""
     destination = Destination("127.0.0.1", free_port(), source="192.0.2.1")
     engine.probe({"a": Target(Handshake(destination, 0.04), 0.05)})
     result = first(reports)
-    assert (result.code, result.reason) == ("error", "Cannot assign requested address.")
+    assert (result.code, result.is_finding) == ("host", False)
+    assert result.reason.startswith("Cannot assign requested address: the check's source address")
 
 
 def test_moments_do_not_drift(engine: Engine[str], reports: Reports) -> None:
@@ -170,17 +173,17 @@ def test_targets_come_and_go_while_it_runs(engine: Engine[str], reports: Reports
     assert {key for key, _, _ in reports.items[seen:]} == {"b", "c"}
 
 
-def test_a_probe_that_fails_by_itself_is_an_error(
+def test_a_probe_that_fails_by_itself_is_no_finding(
     engine: Engine[str], reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault in a probe is reported as one and stops nothing."""
+    """A fault in a probe is the agent's, is named as that and stops nothing."""
 
     async def broken() -> Result:
         raise ValueError("no such thing")
 
     engine.probe({"a": Target(broken, 0.05), "b": tcp("127.0.0.1", free_port())})
     result = first(reports)
-    assert result.code == "error"
+    assert result.code == "host"
     assert "no such thing" in result.reason
     assert first(reports, "b").code == "refused"
     assert "probe_crashed target=a" in caplog.text

@@ -159,11 +159,13 @@ def _state(facts: Facts) -> tuple[State, str]:
 
 
 def _disbelieved(health: HealthStatus) -> str:
-    """Return why this host's checks are not acted upon as a whole; empty if they are."""
+    """Return why checks are not acted upon as a whole, or not made; empty if they are."""
     if health.blind:
         return "This host finds dead what the other hosts reach: its own path is broken."
     if health.broken_checker:
         return "All checked backends failed at once: the checks are not believed."
+    if health.hindrance:
+        return health.hindrance
     if health.late:
         return f"The checks of {health.late} backends are late: they have no finding here."
     return ""

@@ -17,6 +17,7 @@ from typing import Final
 from tidegate.event_log import EventLog
 from tidegate.health.engine import Engine, Way
 from tidegate.health.freshness import Freshness, limit
+from tidegate.health.hindrance import Hindrances
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
@@ -28,11 +29,13 @@ log = EventLog(__name__)
 
 _NAMED_SECONDS: Final = 10.0
 """For which a probe that did not leave is named in the status."""
+_TOLD_EVERY: Final = 10.0
+"""Seconds between two lines about hindrances, at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Probes since the start, by whether they passed."""
+    """Probes since the start, by whether they passed; without those that could not be made."""
 
     passed: int = 0
     failed: int = 0
@@ -69,6 +72,9 @@ class Checker:
         """What they were when they became late, and what counts meanwhile."""
         self._passed = self._failed = 0
         self._tally = Tally()
+        self._hindrances = Hindrances()
+        self._told = -_TOLD_EVERY
+        """When a hindrance was logged last, s on the monotonic clock."""
         self.engine: Engine[BackendKey] = Engine(self._take, way)
 
     def start(self) -> None:
@@ -102,6 +108,7 @@ class Checker:
             pools = {key.pool for key in plan.targets}
             self._freshness.follow(_limits(generation, pools), plan.targets.keys(), now)
             self._tally.keep(pools)
+            self._hindrances.keep(plan.targets.keys())
             differs = before != self._standings
         self.engine.probe(plan.targets)
         if differs:
@@ -128,6 +135,11 @@ class Checker:
         """Return the number of probes by pool, as of now."""
         with self._lock:
             return self._tally.pools()
+
+    def hindrance(self) -> str:
+        """Return which backends this host cannot probe, why, and what to do; empty if none."""
+        with self._lock:
+            return self._hindrances.sentence()
 
     @property
     def counts(self) -> Counts:
@@ -158,14 +170,18 @@ class Checker:
                 return  # its generation has gone meanwhile
             moment = self._clock()
             now = after(before, result, rules, moment)
-            self._freshness.heard(key, moment)
+            if result.is_finding:  # a finding that nothing confirms is none before long
+                self._freshness.heard(key, moment)
             if now is not before:
                 self._standings[key] = now
             self._tally.add(key.pool, result)
+            hindrance_differs = self._hindrances.note(key, result)
         if result.passed:
             self._passed += 1
-        else:
+        elif result.is_finding:
             self._failed += 1
+        if hindrance_differs:
+            self._tell_hindrance()
         if now is not before and (before.state, before.code) != (now.state, now.code):
             if before.state != now.state:
                 log.log(
@@ -177,6 +193,13 @@ class Checker:
                     reason=now.reason,
                 )
             self._changed()
+
+    def _tell_hindrance(self) -> None:
+        """Say that there is a hindrance now, or none any more; not for each probe."""
+        if time.monotonic() - self._told >= _TOLD_EVERY and (reason := self.hindrance()):
+            self._told = time.monotonic()
+            log.warning("probes_hindered", reason=reason)
+        self._changed()
 
 
 def _limits(generation: Generation, pools: Collection[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ sockets themselves, so they cannot carry the mark that sends a probe to its back
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +32,8 @@ from tidegate.health.tcp import Destination
 
 _PREFIX: Final = struct.Struct(">BI")
 """Compressed flag and length before each message."""
+_FRAME_HEAD: Final = 9
+"""Bytes before each frame's payload, whose length is the first three (RFC 9113, section 4.1)."""
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -54,6 +57,36 @@ class _Answer:
     headers: dict[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
     is_whole: bool = False
+
+
+class _Frames:
+    """Cuts what arrives where HTTP/2's frames end, so that each of them can be counted."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._missing = 0
+        """Bytes of the frame's payload that have not come yet."""
+
+    def split(self, data: bytes) -> Iterator[bytes]:
+        """Yield the data in parts; with each part one frame ends, or the data."""
+        place = began = 0
+        while place < len(data):
+            if self._missing:
+                step = min(self._missing, len(data) - place)
+                self._missing -= step
+                place += step
+            else:
+                head = data[place : place + _FRAME_HEAD - len(self._head)]
+                self._head += head
+                place += len(head)
+                if len(self._head) < _FRAME_HEAD:
+                    break
+                self._missing, self._head = int.from_bytes(self._head[:3]), b""
+            if not self._missing:
+                yield data[began:place]
+                began = place
+        if began < len(data):
+            yield data[began:]
 
 
 async def check(destination: Destination, ask: Ask, limit: float) -> Result:
@@ -83,21 +116,23 @@ async def _call(stream: Stream, ask: Ask) -> _Answer:
     connection.send_headers(number, list(headers.items()))
     message = health_pb2.HealthCheckRequest(service=ask.service).SerializeToString()
     connection.send_data(number, _PREFIX.pack(0, len(message)) + message, end_stream=True)
-    stream.send(padded_frames(connection.data_to_send(), stream.full))
-    answer = _Answer()
+    await stream.send(padded_frames(connection.data_to_send(), stream.full))
+    answer, frames = _Answer(), _Frames()
     while not answer.is_whole:
-        stream.send(connection.data_to_send())
+        await stream.send(connection.data_to_send())
         data = await stream.receive()
         if not data:
             raise CheckError("reset", "The connection ended before an answer.")
         if data.startswith(b"HTTP/1"):  # h2 would take it for a long frame, and wait for its end
             raise CheckError("mismatch", "The server speaks HTTP/1, not HTTP/2.")
-        try:
-            events = connection.receive_data(data)
-        except ProtocolError as error:
-            raise CheckError("mismatch", f"The answer is not HTTP/2: {error}.") from error
-        for event in events:
-            _take(event, answer, connection)
+        for part in frames.split(data):
+            await stream.piece()
+            try:
+                events = connection.receive_data(part)
+            except ProtocolError as error:
+                raise CheckError("mismatch", f"The answer is not HTTP/2: {error}.") from error
+            for event in events:
+                _take(event, answer, connection)
     return answer
 
 

@@ -24,8 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.health.blame import failed
 from tidegate.health.result import Result
-from tidegate.health.tcp import RESET_ON_CLOSE, Destination, failed, marked
+from tidegate.health.tcp import RESET_ON_CLOSE, Destination, heard_on, marked
 
 # Unlike CDLL, PyDLL keeps the interpreter's lock. These calls do not wait; to get the lock back
 # after each, from a thread that computes, takes up to 5 ms (sys.getswitchinterval).
@@ -96,7 +97,7 @@ class Handshakes:
         if _connect(line.fd, line.peer, len(line.peer)):
             number = ctypes.get_errno()
             if number != errno.EINPROGRESS:
-                self._fail(line, failed(OSError(number, os.strerror(number)), 0.0))
+                self._fail(line, self._failed(line, number))
 
     def answered(self) -> None:
         """End the handshakes that have an answer."""
@@ -131,6 +132,11 @@ class Handshakes:
             line.sock.close()  # which takes it out of epoll
             line.sock = None
 
+    @property
+    def open(self) -> int:
+        """Sockets that are open."""
+        return len(self._lines)
+
     def close(self) -> None:
         """Close everything."""
         for line in list(self._lines.values()):
@@ -162,8 +168,12 @@ class Handshakes:
         assert line.sock is not None  # noqa: S101 - it waited
         number = line.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         # Answered, and reset before we looked.
-        error = OSError(number or errno.ECONNRESET, os.strerror(number or errno.ECONNRESET))
-        return failed(error, self._loop.time() - line.began)
+        return self._failed(line, number or errno.ECONNRESET)
+
+    def _failed(self, line: Line, number: int) -> Result:
+        assert line.sock is not None  # noqa: S101 - it waited
+        known = heard_on(line.sock, line.handshake.to)
+        return failed(OSError(number, os.strerror(number)), self._loop.time() - line.began, known)
 
 
 def _packed(to: Destination) -> bytes:

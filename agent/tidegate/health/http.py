@@ -47,8 +47,8 @@ async def get(destination: Destination, ask: Ask, limit: float) -> Result:
 
 async def _exchange(stream: Stream, ask: Ask) -> None:
     connection = h11.Connection(our_role=h11.CLIENT)
-    stream.send(padded_head(_head(connection, ask), stream.full))
-    wanted, body = ask.body.encode(), b""
+    await stream.send(padded_head(_head(connection, ask), stream.full))
+    wanted, body = ask.body.encode(), bytearray()
     while True:
         try:
             event = connection.next_event()
@@ -60,15 +60,17 @@ async def _exchange(stream: Stream, ask: Ask) -> None:
                 continue
         except h11.RemoteProtocolError as error:
             raise CheckError("mismatch", f"The answer is not HTTP/1.1: {error}.") from error
+        await stream.piece()
         if isinstance(event, h11.Response):
             _check_status(event.status_code, ask)
         elif isinstance(event, h11.Data):
-            body += bytes(event.data)
+            body += event.data
+            # Only what is new is searched, and what of the text may have come before it.
+            if wanted and body.find(wanted, -len(event.data) - len(wanted)) >= 0:
+                return
         elif isinstance(event, h11.EndOfMessage):
             if wanted not in body:
                 raise CheckError("mismatch", f"The body does not contain {ask.body!r}.")
-            return
-        if wanted and wanted in body:
             return
 
 

@@ -12,6 +12,7 @@ Code: TypeAlias = Literal[
     "mismatch",
     "certificate",
     "error",
+    "host",
 ]
 
 
@@ -19,7 +20,8 @@ class Result(NamedTuple):
     """One probe's outcome.
 
     Attributes:
-        code: `passed`, or how it failed.
+        code: `passed`, or how it failed; `host` if this host could not ask, so that it says nothing
+            about the backend (`blame`).
         reason: a sentence about the failure; empty when it passed.
         seconds: from the probe's start to its end.
     """
@@ -32,3 +34,8 @@ class Result(NamedTuple):
     def passed(self) -> bool:
         """Whether the backend answered as it should."""
         return self.code == "passed"
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it says anything about the backend."""
+        return self.code != "host"

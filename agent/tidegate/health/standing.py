@@ -5,6 +5,9 @@ A state changes after enough equal results in a row: `rise` to become healthy, `
 unhealthy. A backend that keeps changing is held down: each time it fails again within a while, it
 has to pass for twice as long before it counts as healthy, so that a flapping one does not move its
 flows back and forth.
+
+A probe that this host could not make is no result: it neither raises nor lowers a backend's
+standing, and ends no run of results.
 """
 
 from dataclasses import dataclass, replace
@@ -65,6 +68,12 @@ def unknown(now: float) -> Standing:
 
 def after(before: Standing, result: Result, rules: Rules, now: float) -> Standing:
     """Return the standing after one more probe."""
+    if not result.is_finding:
+        if before.state != "initial" or before.reason == result.reason:
+            return before
+        return replace(before, code="host", reason=result.reason)
+    if before.state == "initial" and before.code == "host":
+        before = replace(before, code="checking", reason="Not checked yet.")
     return _passed(before, rules, now) if result.passed else _failed(before, result, rules, now)
 
 

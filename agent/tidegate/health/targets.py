@@ -24,6 +24,8 @@ from tidegate.spec.healthcheck import mark_of
 
 _PROTOCOLS: Final[dict[CheckType, Protocol]] = {"udp": "udp", "dns": "udp"}
 """Protocol of each type's packets, where it is not TCP."""
+_DESCRIPTORS: Final[dict[CheckType, int]] = {"exec": command.DESCRIPTORS}
+"""How many each type has open at once, where it is not one socket."""
 _IPV6: Final = 6
 
 
@@ -102,10 +104,14 @@ def targets(generation: Generation, *, allow_exec: bool) -> Plan:
             unprobed[key] = way
             continue
         to = _to(way, placed)
-        # A program that is a check makes connections of its own, if any.
-        mark = 0 if check.type == "exec" else to.mark
-        jitter = check.jitter_percent / 100
-        wanted[key] = Target(_probe(to, check, key), check.interval, jitter, mark)
+        wanted[key] = Target(
+            _probe(to, check, key),
+            check.interval,
+            check.jitter_percent / 100,
+            # A program that is a check makes connections of its own, if any.
+            mark=0 if check.type == "exec" else to.mark,
+            descriptors=_DESCRIPTORS.get(check.type, 1),
+        )
         rules[key] = Rules(check.rise, check.fall, float(health.hold_down))
     return Plan(wanted, rules, unprobed)
 

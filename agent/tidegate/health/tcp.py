@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets that reach a VIP through the tunnel to one backend, and what their errors mean.
+"""Sockets that reach a VIP through the tunnel to one backend.
 
 The socket's mark names the backend (bpf/healthcheck.c), so what answers is the process that clients
 would reach. Its hop limit is 1 until it is in the tunnel, so that no router passes on what leaves
@@ -7,14 +7,12 @@ plain. Connections are closed by a reset: otherwise every probe would leave this
 in TIME_WAIT for a minute.
 """
 
-import errno
-import os
 import socket
 import struct
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.health.result import Code, Result
+from tidegate.health.blame import Heard, heard, keep_errors
 from tidegate.spec.healthcheck import HOPS
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -22,14 +20,6 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _HOP_LIMIT: Final = {
     socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
-}
-
-_CODES: Final[dict[int, Code]] = {
-    errno.ECONNREFUSED: "refused",
-    errno.ECONNRESET: "reset",
-    errno.EHOSTUNREACH: "unreachable",
-    errno.ENETUNREACH: "unreachable",
-    errno.ETIMEDOUT: "timeout",
 }
 
 
@@ -56,7 +46,7 @@ class Destination:
 
 
 def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
-    """Return a non-blocking socket whose packets take the tunnel.
+    """Return a non-blocking socket whose packets take the tunnel, and which keeps ICMP errors.
 
     Raises:
         OSError: the mark is not allowed (CAP_NET_ADMIN), or the source is not an address of ours.
@@ -66,6 +56,7 @@ def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
         if destination.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, destination.mark)
             sock.setsockopt(*_HOP_LIMIT[destination.family], HOPS)
+        keep_errors(sock, keep=True)
         if destination.source is not None:
             sock.bind((destination.source, 0))
     except OSError:
@@ -74,8 +65,6 @@ def marked(destination: Destination, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def failed(error: OSError, seconds: float) -> Result:
-    """Return the result of a probe that the system ended after this long."""
-    code = _CODES.get(error.errno or 0, "error")
-    said = os.strerror(error.errno) if error.errno else str(error)
-    return Result(code, f"{said}.", seconds)
+def heard_on(sock: socket.socket, destination: Destination) -> Heard:
+    """Return which ICMP error a socket has that speaks to this destination."""
+    return heard(sock, destination.address, is_marked=bool(destination.mark))

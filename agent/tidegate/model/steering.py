@@ -26,6 +26,7 @@ HealthCode = Literal[
     "mismatch",
     "certificate",
     "error",
+    "host",
     "held-down",
     "draining",
     "not-used",
@@ -161,7 +162,8 @@ class VerdictDocument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 "way. late: none has ended for too long. timeout: no answer in time. refused, "
                 "reset: the connection was. unreachable: no way there. "
                 "mismatch: another answer than expected. certificate: not accepted. "
-                "error: another failure. held-down: checks succeed, after too many changes. "
+                "error: another failure. host: this host could not ask. "
+                "held-down: checks succeed, after too many changes. "
                 "draining: by its document. not-used: no VIP uses its pool. no-check: its pool has "
                 "no check. external: a control system says so."
             ),

@@ -226,6 +226,7 @@ class FleetHealth:
             late=len(light.late) if light is not None else 0,
             unreadable=self._ballots.unreadable,
             unconfirmed=self._unconfirmed(),
+            hindrance=self._checker.hindrance(),
         )
 
     def _unconfirmed(self) -> tuple[str, ...]:

@@ -185,6 +185,16 @@ class HealthStatus(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             examples=[0],
         ),
     ] = 0
+    hindrance: Annotated[
+        str,
+        Meta(
+            description=(
+                "Which backends the host cannot probe, by its own fault, and what to do; empty if "
+                "none. They keep their states."
+            ),
+            examples=[""],
+        ),
+    ] = ""
 
 
 class Usage(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
