@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.event_log import EventLog
-from tidegate.health.engine import Engine, Way
+from tidegate.health.engine import Engine
 from tidegate.health.freshness import Freshness, limit
 from tidegate.health.hindrance import Hindrances
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
 from tidegate.health.targets import targets
+from tidegate.health.way import Way
 from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 

@@ -31,13 +31,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from tidegate.event_log import EventLog
 from tidegate.health.blame import crowded as no_descriptor
 from tidegate.health.handshakes import Handshake, Handshakes, Line
 from tidegate.health.places import Places
 from tidegate.health.result import Result
+from tidegate.health.way import Unsent, Way
 
 log = EventLog(__name__)
 
@@ -61,17 +62,6 @@ _RECENT: Final = 10_000
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
-class Way(Protocol):
-    """Tells whether packets of a mark leave by the way that the mark names."""
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether they would leave by another one."""
-
-    def sent(self, mark: int) -> int | None:
-        """Return a number that changes with each such packet; None if that cannot be told."""
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """What is probed, and when.
@@ -90,13 +80,6 @@ class Target:
     jitter: float = 0.0
     mark: int = 0
     descriptors: int = 1
-
-
-class Unsent(NamedTuple):
-    """The last probe that did not take its way: how it ended, and when (monotonic clock, s)."""
-
-    reason: str
-    at: float
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ import pytest
 
 from support.crash.restart import restarted
 from support.documents.roster import backend, vip, web
-from tidegate.agent.health.fitness import judge
+from tidegate.agent.health.fitness import Moment, judge
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Effective, Opinion
 from tidegate.model.checks import Check, Health
@@ -76,12 +76,12 @@ def test_a_leaving_backend_fails_and_recovers_like_others() -> None:
     """It is taken out during its delay, and its last flows find it again if it is back."""
     leaving = plan(LEFT, FIRST, 1001)
     assert can_be_reached(leaving)
-    failed = judge(leaving, {}, fleet(b1="unhealthy", b2="healthy", b3="healthy"), 1010)
+    failed = judge(leaving, {}, fleet(b1="unhealthy", b2="healthy", b3="healthy"), Moment(1010))
     out = plan(LEFT, leaving, 1010, failed.fitness)
     assert (can_be_reached(out), out.backends[B1].retire_at) == (False, 1301)
-    undecided = judge(out, {}, fleet(b2="healthy", b3="healthy"), 1020)
+    undecided = judge(out, {}, fleet(b2="healthy", b3="healthy"), Moment(1020))
     assert not can_be_reached(plan(LEFT, out, 1020, undecided.fitness))
-    back = judge(out, {}, fleet(b1="again", b2="healthy", b3="healthy"), 1030)
+    back = judge(out, {}, fleet(b1="again", b2="healthy", b3="healthy"), Moment(1030))
     again = plan(LEFT, out, 1030, back.fitness)
     assert (can_be_reached(again), again.backends[B1].weight) == (True, 0)
 
@@ -90,7 +90,7 @@ def test_a_host_that_just_started_may_find_it_healthy_too() -> None:
     """Its checks have not seen the failure, but they pass."""
     out = plan(LEFT, plan(BOTH, FIRST, 1001, OUT), 1002, OUT)
     own = {B1: Standing("healthy", "passed", "", 1010.0)}
-    found = judge(out, own, None, 1011)
+    found = judge(out, own, None, Moment(1011))
     assert can_be_reached(plan(LEFT, out, 1011, found.fitness))
 
 
@@ -106,19 +106,19 @@ def test_a_host_that_just_started_may_find_it_healthy_too() -> None:
 def test_nobody_who_looks_brings_nobody_back(after: Desired) -> None:
     """Without a check that finds it healthy, one that is out stays out for its delay."""
     out = plan(after, plan(LEFT, plan(BOTH, FIRST, 1001, OUT), 1002, OUT), 1003, OUT)
-    judgement = judge(out, {}, Opinion({}, frozenset()), 1004)
+    judgement = judge(out, {}, Opinion({}, frozenset()), Moment(1004))
     assert not can_be_reached(plan(after, out, 1004, judgement.fitness))
 
 
 def test_a_panic_brings_nobody_back_who_leaves() -> None:
     """They keep members that the pool needs, and it needs none that leaves."""
     out = plan(LEFT, plan(BOTH, FIRST, 1001, OUT), 1002, OUT)
-    panic = judge(out, {}, fleet(b1="unhealthy", b2="unhealthy", b3="unhealthy"), 1100)
+    panic = judge(out, {}, fleet(b1="unhealthy", b2="unhealthy", b3="unhealthy"), Moment(1100))
     assert panic.panics == ("web",)
     assert not can_be_reached(plan(LEFT, out, 1100, panic.fitness))
     found = {k: Effective("unhealthy", 1100, 0, 1) for k in out.backends}
     own = {k: Standing("unhealthy", "timeout", "", 1100.0) for k in out.backends}
-    broken = judge(out, own, Opinion(found, frozenset()), 1101)
+    broken = judge(out, own, Opinion(found, frozenset()), Moment(1101))
     assert broken.is_checker_broken
     assert not can_be_reached(plan(LEFT, out, 1101, broken.fitness))
     assert can_be_reached(plan(LEFT, out, 1101, broken.fitness), B2)
@@ -127,14 +127,14 @@ def test_a_panic_brings_nobody_back_who_leaves() -> None:
 def test_a_key_that_comes_back_brings_no_health_with_it() -> None:
     """The server is as dead as it was before its key went; checks let it in again."""
     out = plan(LEFT, plan(BOTH, FIRST, 1001, OUT), 1002, OUT)
-    judged = judge(out, {}, Opinion({}, frozenset()), 1003)
+    judged = judge(out, {}, Opinion({}, frozenset()), Moment(1003))
     for fitness in (judged.fitness, {}, None):
         back = plan(BOTH, out, 1003, fitness)
         assert not can_be_reached(back)
         assert back.backends[B1].identity == FIRST.backends[B1].identity
-    still = judge(back, {}, Opinion({}, frozenset()), 1004)
+    still = judge(back, {}, Opinion({}, frozenset()), Moment(1004))
     assert not can_be_reached(plan(BOTH, back, 1004, still.fitness))
-    healthy = judge(back, {}, fleet(b1="again", b2="healthy", b3="healthy"), 1005)
+    healthy = judge(back, {}, fleet(b1="again", b2="healthy", b3="healthy"), Moment(1005))
     assert can_be_reached(plan(BOTH, back, 1005, healthy.fitness))
 
 
@@ -146,7 +146,7 @@ def test_another_name_brings_no_health_with_it_either() -> None:
         after = plan(renamed, before, 1002, OUT)
         assert not can_be_reached(after, new)
         assert after.backends[new].identity == FIRST.backends[B1].identity
-        undecided = judge(after, {}, Opinion({}, frozenset()), 1003)
+        undecided = judge(after, {}, Opinion({}, frozenset()), Moment(1003))
         assert not can_be_reached(plan(renamed, after, 1003, undecided.fitness), new)
     quarantined = want(backend("b1", state="quarantine"), backend("b2"), backend("b3"))
     assert can_be_reached(plan(renamed, plan(quarantined, FIRST, 1001), 1002), new)
@@ -165,5 +165,5 @@ def test_a_vip_that_goes_too_leaves_the_failed_one_out() -> None:
     other = replace(LEFT, vips={"x": vip("x", "10.99.0.9", pool="web", protocol="udp")})
     gone = plan(other, out, 1002, OUT)
     unused = {B1: Standing("unused", "no-check", "No VIP.", 1003.0)}
-    judgement = judge(gone, unused, Opinion({}, frozenset()), 1003)
+    judgement = judge(gone, unused, Opinion({}, frozenset()), Moment(1003))
     assert not can_be_reached(plan(other, gone, 1003, judgement.fitness))

@@ -9,7 +9,7 @@ import pytest
 
 from support.documents.keyspaces import WEB, Contents, check, refused
 from support.documents.roster import backend, desired, generations, vip
-from tidegate.agent.health.fitness import judge
+from tidegate.agent.health.fitness import Moment, judge
 from tidegate.health.verdict import Effective, Opinion
 from tidegate.model.checks import Check, Health
 from tidegate.model.generation import NOTHING, Generation
@@ -174,7 +174,7 @@ def checked(panic_percent: int, page: Backend | None = PAGE) -> Generation:
 def test_a_panic_keeps_the_pool_so_it_serves_itself() -> None:
     """The checks are not believed, so nobody is out, and the sorry pool waits."""
     generation = checked(50)
-    found = judge(generation, {}, dead(generation), 1000)
+    found = judge(generation, {}, dead(generation), Moment(1000))
     assert (found.fitness, found.panics) == ({}, ("web",))
 
 
@@ -186,11 +186,11 @@ def shared(generation: Generation, *, with_other: bool) -> Generation:
 def test_without_a_panic_share_all_may_be_out_if_it_serves() -> None:
     """Every VIP of the pool must have one that serves; and a sorry pool itself is never emptied."""
     generation = shared(checked(0), with_other=False)
-    found = judge(generation, {}, dead(generation), 1000)
+    found = judge(generation, {}, dead(generation), Moment(1000))
     assert set(found.fitness) == {B1.key, B2.key}
     out = {key: Fitness(is_out=True) for key in found.fitness}
     wanted = desired([SHOP], [B1, B2, PAGE])
     assert plan(wanted, generation, 1001, out).on_sorry_pool == ("shop",)
-    assert judge(generation, {}, dead(generation, "sorry"), 1000).panics == ("sorry",)
+    assert judge(generation, {}, dead(generation, "sorry"), Moment(1000)).panics == ("sorry",)
     for kept in (checked(0), shared(checked(0, page=None), with_other=False)):
-        assert judge(kept, {}, dead(kept), 1000).panics == ("web",)
+        assert judge(kept, {}, dead(kept), Moment(1000)).panics == ("web",)

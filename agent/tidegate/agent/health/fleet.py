@@ -21,10 +21,10 @@ from tidegate.agent.health.gap import Gap
 from tidegate.agent.health.wall import Wall
 from tidegate.event_log import EventLog
 from tidegate.health.checker import Checker
-from tidegate.health.engine import Way
 from tidegate.health.poll import Poll
 from tidegate.health.standing import Standing
 from tidegate.health.verdict import Opinion, can_be_spared
+from tidegate.health.way import Way
 from tidegate.keyspace import paths
 from tidegate.keyspace.bounds import VERDICTS
 from tidegate.keyspace.etcd.settings import EtcdSettings
