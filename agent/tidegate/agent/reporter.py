@@ -115,7 +115,7 @@ class Reporter:
             is_stopping=is_stopping,
             stands_back=parts.health.can_be_spared and not config.ready_when_blind,
         )
-        reason = unready(condition, time.time())
+        reason = unready(condition, time.monotonic())
         self._signals.show(reason, generation.number)
         parts.announcer.update(
             generation, is_ready=not reason, is_stopping=is_stopping, now=time.monotonic()
