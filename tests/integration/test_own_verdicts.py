@@ -154,3 +154,14 @@ def test_a_busy_status_is_no_foreign_hand(etcd: EtcdServer, host: Host) -> None:
     number = host.ballots.confirmed["lb1"].said.number
     wait(lambda: host.ballots.confirmed["lb1"].said.number > number)
     assert host.writer.own_keys.overwritten == 0
+
+
+def test_a_lost_lease_is_no_foreign_hand(etcd: EtcdServer, host: Host) -> None:
+    """All keys of the host have gone, and come back; nobody is blamed for it."""
+    lease = entry(etcd, STATUS)["lease"]
+    etcd.ctl("lease", "revoke", f"{lease:x}")
+    wait(lambda: text(etcd, f"{OWN}web/b149") == "149" and bool(entry(etcd, CONFIRMED)))
+    assert entry(etcd, STATUS)["lease"] != lease
+    number = host.ballots.confirmed["lb1"].said.number
+    wait(lambda: host.ballots.confirmed["lb1"].said.number > number)
+    assert (host.writer.own_keys.overwritten, host.writer.own_keys.problem) == (0, "")

@@ -144,7 +144,7 @@ class Reporter:
             is_stopping=is_stopping,
             stands_back=parts.health.can_be_spared and not config.ready_when_blind,
         )
-        reason = parts.pulse.fault or unready(condition, time.time())
+        reason = parts.pulse.fault or unready(condition, time.monotonic())
         self._signals.show(reason, generation.number)
         self._beside.run(
             "announce",

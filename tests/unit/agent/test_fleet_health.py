@@ -79,7 +79,7 @@ class Host:
 
     def phase(self, phase: Phase) -> None:
         """Have the watch's state change."""
-        self.health._note_state(WatchState(phase, "", time.time()))
+        self.health._note_state(WatchState(phase, "", time.monotonic()))
 
     def judge(self, *, is_alone: bool = False) -> dict[BackendKey, Fitness]:
         """Judge, bring it into force, and return what the planner gets."""

@@ -17,8 +17,11 @@ class Host:
         assert self.read(6, a=5, b=6) == []
 
     def read(self, revision: int, **keys: int) -> list[str]:
-        """Return what others did by a reading at this revision."""
-        return self.watch.foreign(OwnKeys(revision, keys))
+        """Return what others did by a reading at this revision, and have it answered."""
+        found = self.watch.foreign(OwnKeys(revision, keys))
+        if found is not None:
+            self.watch.answer(found)
+        return found or []
 
 
 def test_a_key_that_others_wrote_is_noticed() -> None:
@@ -78,5 +81,8 @@ def test_what_was_left_from_before_is_nobodys_doing() -> None:
     """Keys of an agent that ran before are to go, and are no warning."""
     watch = OwnKeyWatch(lambda: 100.0)
     watch.wrote({"a": b"1"}, 5)
-    assert watch.foreign(OwnKeys(5, {"a": 5, "old": 2})) == ["old"]
+    assert watch.foreign(OwnKeys(4, {"old": 2})) is None, "it is older than the last write"
+    found = watch.foreign(OwnKeys(5, {"a": 5, "old": 2}))
+    assert found == ["old"]
+    watch.answer(found)
     assert (watch.overwritten, watch.problem) == (0, "")

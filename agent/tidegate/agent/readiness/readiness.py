@@ -47,7 +47,7 @@ def unready(condition: Condition, now: float) -> str:
 
     Args:
         condition: of the host.
-        now: wall clock, s.
+        now: monotonic clock, s: a wall clock that is stepped makes no host unready.
     """
     if condition.is_stopping:
         return "The agent is stopping."

@@ -56,7 +56,7 @@ class WatchState:
             `stale`: there has been none for longer than the settings allow. `fatal`: etcd refuses
             us in a way that a person has to repair; it is tried again slowly.
         reason: why; empty when connected.
-        since: wall-clock second at which the phase began; for `stale` that of the last contact.
+        since: monotonic second at which the phase began; for `stale` that of the last contact.
     """
 
     phase: Phase
@@ -92,7 +92,9 @@ class WatchLoop(ABC):
         self._etcd = Etcd(settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._state = WatchState("starting", "nothing has been read from etcd yet", time.time())
+        self._state = WatchState(
+            "starting", "nothing has been read from etcd yet", time.monotonic()
+        )
         self._stream: WatchStream | None = None
         self._history: History | None = None
         self._next = 0
@@ -228,13 +230,13 @@ class WatchLoop(ABC):
         if silence < self._settings.stale_after:
             self._report("reconnecting", failure.reason)
         else:
-            self._report("stale", failure.reason, time.time() - silence)
+            self._report("stale", failure.reason, self._etcd.last_contact)
 
     def _report(self, phase: Phase, reason: str, since: float | None = None) -> None:
         old = self._state
         if phase == old.phase:
             since = old.since
-        self._state = WatchState(phase, reason, time.time() if since is None else since)
+        self._state = WatchState(phase, reason, time.monotonic() if since is None else since)
         if (old.phase, old.reason) != (phase, reason):
             level = logging.ERROR if phase == "fatal" else logging.INFO
             log.log(level, "etcd", phase=phase, reason=reason)

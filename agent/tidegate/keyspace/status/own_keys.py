@@ -10,7 +10,7 @@ alone: after 1 s, 2 s, and so on up to 30 s, until a minute has passed in peace.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tidegate.event_log import EventLog
@@ -79,24 +79,24 @@ class OwnKeyWatch:
         """Return the monotonic second from which what is found may be answered."""
         return self._last + self._pause
 
-    def foreign(self, read: OwnKeys) -> list[str]:
-        """Return the keys that are not as the writer left them; empty while it is not time yet.
-
-        What is there beside its own when it is first looked is left from before: nobody's doing.
-        """
-        now = self._clock()
-        if read.revision < self._latest or now < self.due():
-            return []
+    def foreign(self, read: OwnKeys) -> list[str] | None:
+        """Return the keys that are not as the writer left them; None if that cannot be said yet."""
+        if read.revision < self._latest or self._clock() < self.due():
+            return None
         found = [key for key, revision in self._written.items() if read.keys.get(key) != revision]
-        left = [key for key in read.keys if key not in self._written]
+        return found + [key for key in read.keys if key not in self._written]
+
+    def answer(self, foreign: Sequence[str]) -> None:
+        """Take note that these are put right now, and name them.
+
+        Those that are there when it is first looked are left from before: nobody's doing.
+        """
         is_first, self._is_first = self._is_first, False
-        if is_first:
-            return found + left
-        found += left
-        if found:
-            is_fight = now - self._last <= _PEACE
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE) if is_fight else _FIRST_PAUSE
-            self._last, self._example = now, found[0]
-            self.overwritten += len(found)
-            log.warning("verdicts_overwritten", keys=found[:_SHOWN], total=len(found))
-        return found
+        if is_first or not foreign:
+            return
+        now = self._clock()
+        is_fight = now - self._last <= _PEACE
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if is_fight else _FIRST_PAUSE
+        self._last, self._example = now, foreign[0]
+        self.overwritten += len(foreign)
+        log.warning("verdicts_overwritten", keys=foreign[:_SHOWN], total=len(foreign))

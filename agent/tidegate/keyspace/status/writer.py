@@ -251,6 +251,11 @@ class StatusWriter:
                 return []
             self._read = None
         foreign = self.own_keys.foreign(read)
+        if foreign is None:
+            return []
+        if foreign:  # all of them change with the lease, and that is nobody's doing
+            self._claim.verify()
+        self.own_keys.answer(foreign)
         for key in foreign:
             self._written.pop(key, None)
         self._must_confirm |= self._confirmation in foreign
