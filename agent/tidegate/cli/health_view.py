@@ -70,6 +70,7 @@ class ChecksSummary(Struct, frozen=True, kw_only=True):
     broken_checker: bool = False
     panics: tuple[str, ...] = ()
     waiting: int = 0
+    hindrance: str = ""
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
@@ -111,8 +112,9 @@ class Report:
 
 
 def is_unwell(host: HostSummary) -> bool:
-    """Say whether a host is not ready, or does not act on its checks."""
-    return not host.ready or host.health.broken_checker or bool(host.health.panics)
+    """Say whether a host is not ready, or does not make its checks or act on them."""
+    checks = host.health
+    return not host.ready or checks.broken_checker or bool(checks.panics or checks.hindrance)
 
 
 def release_of(statuses: Snapshot) -> str:
