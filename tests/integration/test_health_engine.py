@@ -5,14 +5,16 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from support.etcd.server import Received, free_port
+from tidegate.health import command, http
 from tidegate.health.engine import Engine, Target
 from tidegate.health.handshakes import Handshake
 from tidegate.health.result import Result
@@ -278,3 +280,98 @@ def test_answers_that_came_during_a_pause_are_in_time(
         engine._loop.call_soon_threadsafe(time.sleep, 0.07)
         time.sleep(0.09)
     assert {result.code for _, result, _ in reports.items} == {"passed"}
+
+
+def test_targets_that_go_while_probed_leave_nothing(engine: Engine[str], tmp_path: Path) -> None:
+    """Sockets are closed and programs are ended at once, not when their time is over."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        port = server.getsockname()[1]
+        to, ask = Destination("127.0.0.1", port), http.Ask("x")
+        sleeper = ("/bin/sh", "-c", f"echo $$ >> {tmp_path}/pids; exec sleep 600")
+        engine.probe({})
+        before = descriptors()
+        engine.probe(
+            {f"page {n}": Target(partial(http.get, to, ask, 60.0), 0.2) for n in range(20)}
+            | {f"tcp {n}": tcp("127.0.0.1", port, 0.2, 0.15) for n in range(20)}
+            | {
+                f"program {n}": Target(partial(command.run, to, sleeper, f"web/b{n}", 60.0), 0.2)
+                for n in range(3)
+            }
+        )
+        wait_until(lambda: engine.started >= 43 and len(lines(tmp_path / "pids")) == 3)
+        engine.probe({})
+        wait_until(lambda: descriptors() <= before)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in lines(tmp_path / "pids")))
+
+
+def test_a_crash_in_one_probe_or_report_stops_no_other() -> None:
+    """What cannot even be begun, and a report that fails, leave the others at their pace."""
+    seen: Received[tuple[str, Result]] = Received()
+
+    def report(key: str, result: Result) -> None:
+        seen((key, result))
+        if key == "b":
+            raise ValueError("no such backend")
+
+    def never_begins() -> Awaitable[Result]:
+        raise RuntimeError("cannot begin")
+
+    made: Engine[str] = Engine(report)
+    made.start()
+    made.probe(
+        {"a": Target(never_begins, 0.05)}
+        | {key: tcp("127.0.0.1", free_port()) for key in ("b", "c")}
+    )
+    try:
+        seen.wait(lambda _: all(sum(k == key for k, _ in seen.items) > 3 for key in "abc"))
+    finally:
+        assert made.stop()
+    assert {result.code for key, result in seen.items if key == "a"} == {"host"}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "page"])
+def test_what_arrived_during_a_stall_beats_the_clock(
+    engine: Engine[str], reports: Reports, kind: str
+) -> None:
+    """A loop that is held up for longer than each limit takes no answer for a missing one."""
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    peer = server.accept()[0]
+                except OSError:
+                    return
+                with peer:
+                    try:
+                        peer.recv(65536)
+                        peer.sendall(page)
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        to = Destination("127.0.0.1", server.getsockname()[1])
+        probe = partial(http.get, to, http.Ask("x"), 0.25)
+
+        async def hold_up() -> Result:
+            time.sleep(0.4)  # noqa: ASYNC251 - that is what is tried
+            return Result("passed", "", 0.4)
+
+        good = Target(Handshake(to, 0.25) if kind == "tcp" else probe, 0.3)
+        engine.probe({"stall": Target(hold_up, 1.0)} | {f"a{n}": good for n in range(10)})
+        reports.wait(lambda _: sum(key == "stall" for key, _, _ in reports.items) >= 5, timeout=30)
+        engine.probe({})
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    codes = {result.code for key, result, _ in reports.items if key != "stall"}
+    assert codes == {"passed"}, codes
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _ABOUT: Final = """\
 Show the fleet's view of each backend of a release: its state, since when, the votes that count, and
 why. Where hosts differ, or find it unhealthy, each host's own finding follows. Hosts that are
-blind, not ready, or keep failed backends are named. It reads etcd, changes nothing, and needs no
-root and no agent.
+blind, not ready, cannot make their checks, or keep failed backends are named. It reads etcd,
+changes nothing, and needs no root and no agent.
 
   healthy, unhealthy  by the votes of the hosts that check it (or of a control system)
   initial             no host has decided yet
@@ -29,8 +29,8 @@ root and no agent.
   unused              nothing checks it, or its document has taken it out
 """
 _EPILOG: Final = f"""\
-exit codes: 0 nothing is wrong; 1 a backend is unhealthy, or a host is blind or not ready; 2 etcd
-does not answer, or there is no such pool
+exit codes: 0 nothing is wrong; 1 a backend is unhealthy, or a host is blind or not ready, or cannot
+make its checks; 2 etcd does not answer, or there is no such pool
 
 {etcd_options.WHERE}
 examples:

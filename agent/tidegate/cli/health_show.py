@@ -60,6 +60,8 @@ def _host(host: HostSummary, *, is_blind: bool, only_bad: bool) -> Iterator[str]
         notes.append("broken checker: nothing is taken out")
     if host.health.panics:
         notes.append(f"panic, keeps all of {', '.join(host.health.panics)}")
+    if host.health.hindrance:
+        notes.append(host.health.hindrance)
     if host.health.waiting:
         notes.append(f"{host.health.waiting} unhealthy wait for the limit per minute")
     notes += _doubts(host)

@@ -73,6 +73,7 @@ class ChecksSummary(Struct, frozen=True, kw_only=True):
     late: int = 0
     unconfirmed: tuple[str, ...] = ()
     overwritten: int = 0
+    hindrance: str = ""
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
@@ -116,7 +117,8 @@ class Report:
 def is_unwell(host: HostSummary) -> bool:
     """Say whether a host is not ready, or does not make its checks or act on them."""
     health = host.health
-    return not host.ready or health.broken_checker or bool(health.panics or health.late)
+    hindered = health.broken_checker or bool(health.panics or health.late or health.hindrance)
+    return not host.ready or hindered
 
 
 def release_of(statuses: Snapshot) -> str:

@@ -151,6 +151,7 @@ def _start(command: tuple[str, ...], environment: dict[str, str]) -> subprocess.
         cwd="/",
         start_new_session=True,
     )
+    # A moment after its start; before it, there would have to be a program between.
     with contextlib.suppress(OSError, ValueError):  # it may have ended
         Path(f"/proc/{process.pid}/oom_score_adj").write_bytes(_ENDED_FIRST)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -95,7 +95,8 @@ HEALTH_STATE: Final = Attribute(
 PROBE_OUTCOME: Final = Attribute(
     key="tidegate.probe.outcome",
     type="string",
-    description="`passed`, or how the probe failed, such as `timeout` or `refused`.",
+    description="`passed`, or how the probe failed, such as `timeout` or `refused`; `host` if this "
+    "host could not make it.",
     example="passed",
 )
 DIGEST: Final = Attribute(
