@@ -121,6 +121,19 @@ def test_take_over_replaces_what_a_start_refused(bare_lab: Lab, status: StatusWa
         process.wait(20)
 
 
+def test_ids_that_rest_are_in_the_status(bare_lab: Lab, status: StatusWatch) -> None:
+    """A pool has gone: its id is counted as resting, of as many as there are."""
+    control = Control(bare_lab)
+    control.put("pools/web", {})
+    written = control.put("pools/gone", {})
+    bare_lab.start_agent("lb1")
+    before = status.wait_applied(written.revision, timeout=120).status["capacity"]["pools"]
+    assert before == {"used": 2, "resting": 0, "limit": MAX_POOLS - 1}
+    written = control.delete("pools/gone")
+    after = status.wait_applied(written.revision, timeout=120).status["capacity"]["pools"]
+    assert after == {"used": 1, "resting": 1, "limit": MAX_POOLS - 1}
+
+
 def agent_command() -> list[str]:
     """Return how a test runs `tidegate`."""
     return [sys.executable, "-m", "tidegate.cli.main"]
