@@ -34,7 +34,7 @@ from tidegate.errors import DataplaneError, FenceError
 from tidegate.lab import netns
 from tidegate.model.values import Desired
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 VIPS = [vip("four", "192.0.2.1"), vip("six", "2001:db8::1")]
 NAMES: Final = {"program", "tables", *maps.shapes(SMALL)}
@@ -127,7 +127,10 @@ LOSSES: Final = MappingProxyType(
         "folder": folder,
         "half": half,
         "tables": tables,
-        **{name: pin(name) for name in ("program", "ledger", "outer", "flows", "owner")},
+        **{
+            name: pin(name)
+            for name in ("program", "ledger", "wide_ledger", "outer", "flows", "owner")
+        },
     }
 )
 

@@ -20,7 +20,7 @@ from tidegate.lab.rack import Lab
 from tidegate.model.constants import MAX_POOLS
 from tidegate.model.values import BackendKey
 
-pytestmark = [pytest.mark.root, pytest.mark.lab(backends=2), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.lab(backends=2), pytest.mark.timeout(600)]
 
 
 class Served:
@@ -52,7 +52,7 @@ def served(lab: Lab, status: StatusWatch) -> Served:
     control.put("vips/web", service)
     written = control.put("vips/echo", service | {"port": 7, "protocol": "udp"})
     lab.start_agent("lb1")
-    status.wait_applied(written.revision, timeout=60)
+    status.wait_applied(written.revision, timeout=120)
     return Served(lab)
 
 
@@ -73,7 +73,7 @@ def test_a_killed_agent_whose_pins_go_starts_again(bare_lab: Lab, status: Status
     shutil.rmtree(pins)
     agent.restart()
     written = Control(bare_lab).put("pools/web/backends/b3", {"address": "198.51.100.9"})
-    after = status.wait_applied(written.revision, timeout=60).status
+    after = status.wait_applied(written.revision, timeout=120).status
     assert after["generation"] > before["generation"]
     assert "event=pins_put_back" in agent.log.read_text()
     assert pinned_programs(pins) == {program(bare_lab)}
@@ -87,15 +87,15 @@ def test_a_running_agent_puts_its_pins_back(bare_lab: Lab, status: StatusWatch) 
     there = {str(path) for path in pins.rglob("*")}
     shutil.rmtree(pins)
     written = Control(bare_lab).put("pools/web", {"mtu": 1400})
-    status.wait_applied(written.revision, timeout=60)
-    status.wait("repaired", lambda s: s["repairs"] >= len(there) - 2, 60)
+    status.wait_applied(written.revision, timeout=120)
+    status.wait("repaired", lambda s: s["repairs"] >= len(there) - 2, 120)
     assert "event=pins_put_back" in agent.log.read_text()
     assert {path.name for path in map(Path, there)} >= {path.name for path in pins.iterdir()}
     assert pinned_programs(pins) == {program(bare_lab)}
     assert agent.terminate() == 0
     agent.restart()
     written = Control(bare_lab).put("pools/web", {"mtu": 1420})
-    status.wait_applied(written.revision, timeout=60)
+    status.wait_applied(written.revision, timeout=120)
     clients.assert_unnoticed()
 
 
@@ -107,18 +107,31 @@ def test_take_over_replaces_what_a_start_refused(bare_lab: Lab, status: StatusWa
     with netns.entered(lab.node("lb1").namespace):
         attach_pass("eth0")
     agent = lab.start_agent("lb1")
-    assert agent.process.wait(60) == 2
+    assert agent.process.wait(120) == 2
     refusal = agent.tail(1)
     command = refusal.split("; `tidegate ")[1].partition("`")[0].split()
     process = lab.node("lb1").popen(
         [*agent_command(), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        status.wait_applied(written.revision, timeout=60)
+        status.wait_applied(written.revision, timeout=120)
         assert pinned_programs(lab.spec.pin_dir("lb1")) == {program(lab)}
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_ids_that_rest_are_in_the_status(bare_lab: Lab, status: StatusWatch) -> None:
+    """A pool has gone: its id is counted as resting, of as many as there are."""
+    control = Control(bare_lab)
+    control.put("pools/web", {})
+    written = control.put("pools/gone", {})
+    bare_lab.start_agent("lb1")
+    before = status.wait_applied(written.revision, timeout=120).status["capacity"]["pools"]
+    assert before == {"used": 2, "resting": 0, "limit": MAX_POOLS - 1}
+    written = control.delete("pools/gone")
+    after = status.wait_applied(written.revision, timeout=120).status["capacity"]["pools"]
+    assert after == {"used": 1, "resting": 1, "limit": MAX_POOLS - 1}
 
 
 def agent_command() -> list[str]:

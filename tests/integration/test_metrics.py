@@ -93,6 +93,7 @@ def test_the_rest_of_the_host_is_measured(metered_lab: MeteredLab) -> None:
     assert 0 <= at(found, "tidegate_etcd_contact_age_seconds") < LIMIT
     assert at(found, "tidegate_map_limit", map="flows") == 1 << 20
     assert at(found, "tidegate_ids_used", id_kind="backends") == 2
+    assert at(found, "tidegate_ids_resting", id_kind="backends") == 0
     assert at(found, "tidegate_pool_backends", pool="web", health_state="healthy") == 2
     assert at(found, "tidegate_backend_healthy", pool="web", backend="b1") == 1
     count = at(found, "tidegate_health_probe_duration_seconds_count", pool="web")

@@ -31,5 +31,5 @@ def run(host: Host, command: str) -> subprocess.CompletedProcess[str]:
     printed = command.replace("tidegate ", f"{sys.executable} -m tidegate.cli.main ", 1)
     with netns.entered(host.name):
         return subprocess.run(
-            ["sh", "-c", printed], capture_output=True, text=True, check=False, timeout=60
+            ["sh", "-c", printed], capture_output=True, text=True, check=False, timeout=300
         )

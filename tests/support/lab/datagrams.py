@@ -39,5 +39,5 @@ class Datagrams:
 
     def end(self) -> tuple[int, str]:
         """Send no more; return how many were sent, and the numbers of those without an answer."""
-        sent, missing = self._process.communicate(timeout=30)[0].decode().split(maxsplit=1)
+        sent, missing = self._process.communicate(timeout=120)[0].decode().split(maxsplit=1)
         return int(sent), missing.strip()

@@ -36,7 +36,8 @@ from tidegate.event_log import EventLog
 
 log = EventLog(__name__)
 
-_EVERY_VERSION_HAS: Final = frozenset({"outer", "ledger", "backends", "vips", "flows"})
+_EVERY_VERSION_HAS: Final = frozenset({*IRREPLACEABLE, "backends", "vips", "flows"})
+"""Maps that no upgrade adds: without their pins something was lost."""
 
 
 class Recovery:
