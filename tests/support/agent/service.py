@@ -116,6 +116,7 @@ class Service:
         if self.agent is not None and self.agent.process.poll() is None:
             self.agent.kill()
         self._manager.close()
+        self._path.unlink()
         self.groups.remove()
 
     def stop(self) -> int:
