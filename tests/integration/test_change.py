@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a change over a real data plane: failures half way, freezes, retries."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from support.agent.lifecycle import LifecycleHost
 from support.documents.keyspaces import WEB, vip
 from support.logs import logfmt
+from tidegate.agent import reconciler
 from tidegate.agent.journal import line_format, replay
+from tidegate.dataplane.publish import publisher, tables
+from tidegate.model.values import BackendKey
 
 pytestmark = pytest.mark.root
 
@@ -103,3 +109,55 @@ def test_what_could_not_be_published_is_due_again(host: LifecycleHost) -> None:
     assert host.changes.is_due(due)
     assert host.reconcile() == []
     assert not host.changes.is_due(due)
+
+
+def test_no_auxiliary_of_a_change_ends_it(
+    host: LifecycleHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Journal, traces and log fail; the generation is in force, and each is named meanwhile."""
+    beside = host.changes._beside
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (host.history, "applied"),
+            (host.history, "refused"),
+            (host.traces, "begin"),
+            (host.traces, "received"),
+            (host.changes._refusals, "write"),
+        ):
+            patch.setattr(owner, name, refuse)
+        assert host.want(WEB, 2) == []
+        assert host.plane.publisher.in_force.number == 1
+        named = {problem.partition(":")[0] for problem in beside.problems}
+        assert named == {"journal", "traces", "refusals"}
+    assert host.want(MORE, 3) == []
+    assert beside.problems == []
+
+
+def test_what_nobody_expected_is_a_failed_change(
+    host: LifecycleHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised, wherever: the agent goes on, what is in force stays, a retry is due."""
+    assert host.want(WEB, 2) == []
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconciler, "plan", refuse)
+        assert "an error in the agent, MemoryError" in host.want(MORE, 3)[0]
+        assert host.changes.next_due() is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "pin", refuse)
+        assert host.reconcile() != []
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "put_in_force", lambda *_: 1 // 0)
+        assert "ZeroDivisionError" in host.reconcile()[0]
+    while host.reconcile():
+        assert host.changes.next_due() is not None
+    in_force = host.plane.publisher.in_force
+    assert BackendKey("web", "b") in in_force.backends
+    assert host.plane.audit(deep=True) == []

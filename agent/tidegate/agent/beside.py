@@ -78,8 +78,11 @@ class Beside:
             FenceError: the data plane is another agent's now.
         """
         for part in [each for each in self._owed if each in parts or not parts]:
-            self.run(part, self._owed[part])
-            if part not in self._again:
+            work = self._owed.get(part)
+            if work is None:  # done within the work of another part
+                continue
+            self.run(part, work)
+            if part not in self._again and self._owed.get(part) is work:
                 self._owed.pop(part)
 
     def fails(self, part: str) -> str:

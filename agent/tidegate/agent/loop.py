@@ -231,8 +231,9 @@ class Agent:
             self._beside.once(
                 "flows", partial(self._parts.flows.follow, each.previous, each.generation)
             )
-        if applied:
-            self._beside.owe("probes", partial(self._parts.health.follow, applied[-1].generation))
+        if applied:  # for 60,000 checks that takes a second, in which others may die
+            follow = partial(self._parts.health.follow, applied[-1].generation)
+            self._beside.owe("probes", partial(self._parts.long_work.run, follow))
             self._beside.settle("probes")
 
     def _report(self) -> None:

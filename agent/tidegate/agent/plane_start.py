@@ -26,7 +26,9 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 """s"""
 _LONGEST_ATTEMPT: Final = 300.0
-"""Seconds that the service manager is asked to wait for an attempt; each compilation has 60."""
+"""Seconds that the service manager is asked to wait for an attempt; each compilation has 60, and
+tables of 65,535 backends are read from the maps."""
+_PATIENCE: Final = f"EXTEND_TIMEOUT_USEC={int(_LONGEST_ATTEMPT * 1e6)}"
 _PASSING: Final = frozenset(
     {
         errno.EAGAIN,
@@ -48,6 +50,7 @@ def open_plane(settings: Settings, reached: Reached) -> DataPlane:
     """
     pause = FIRST_PAUSE
     while True:
+        sd_notify.notify(_PATIENCE)
         try:
             return DataPlane(settings, reached)
         except (DataplaneError, OSError) as error:

@@ -75,10 +75,10 @@ class Groups:
 class Service:
     """Runs lb1's agent of a lab; a context manager."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, watchdog: float = float(setting("WatchdogSec"))) -> None:
         self._lab = lab
         self.groups = Groups(size(setting("MemoryMax")), int(setting("TasksMax")))
-        self._watchdog = float(setting("WatchdogSec"))
+        self._watchdog = watchdog
         self._path = lab.spec.folder / "notify"
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(self._path))
@@ -116,6 +116,7 @@ class Service:
         if self.agent is not None and self.agent.process.poll() is None:
             self.agent.kill()
         self._manager.close()
+        self._path.unlink()
         self.groups.remove()
 
     def stop(self) -> int:

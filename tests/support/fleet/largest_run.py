@@ -38,6 +38,9 @@ class Figures(NamedTuple):
         silence: the longest between two signs of life to the service manager.
         peak: memory, the kernel's maps and the page cache of its files included.
         limit: the unit's MemoryMax.
+        tasks: threads, at the end.
+        again: from another process over what is in force to its READY=1.
+        adopted: from that process to the status that says that it is in step with etcd.
     """
 
     start: float
@@ -48,6 +51,8 @@ class Figures(NamedTuple):
     peak: int
     limit: int
     tasks: int
+    again: float
+    adopted: float
 
     def __str__(self) -> str:
         times = ", ".join(f"{each:.2f}" for each in self.failovers)
@@ -55,7 +60,8 @@ class Figures(NamedTuple):
             f"ready after {self.start:.1f} s, all in force after {self.first:.1f} s; all weights "
             f"changed in {self.change:.1f} s; servers that ended meanwhile were flagged after "
             f"{times} s; signs of life at most {self.silence:.1f} s apart; peak "
-            f"{self.peak / 2**20:.0f} MiB of {self.limit / 2**20:.0f}; {self.tasks} tasks"
+            f"{self.peak / 2**20:.0f} MiB of {self.limit / 2**20:.0f}; {self.tasks} tasks; started "
+            f"again it was ready after {self.again:.1f} s and synced after {self.adopted:.1f} s"
         )
 
 
@@ -134,15 +140,28 @@ def run(lab: Lab, status: StatusWatch, pools: int, backends: int, patience: floa
             time.sleep(max(0.0, first / 10))  # at other moments of the change
         seen = status.wait_applied(written.revision, patience)
         assert service.failure == ""
-        tasks = service.threads()
+        tasks, peak = service.threads(), service.groups.peak
         assert service.stop() == 0
+    with Service(lab) as again:
+        assert again.ready.wait(patience), again.failure
+        restarted = time.monotonic()
+        before = seen.status["started_at"]
+        status.wait(
+            "adopted", lambda s: s["started_at"] != before and s["state"] == "synced", patience
+        )
+        assert again.failure == ""
+        adopted = time.monotonic() - restarted + again.start_seconds
+        peak = max(peak, again.groups.peak)
+        assert again.stop() == 0
         return Figures(
             service.start_seconds,
             first,
             seen.at - written.ended,
             tuple(failovers),
-            service.longest,
-            service.groups.peak,
+            max(service.longest, again.longest),
+            peak,
             size(setting("MemoryMax")),
             tasks,
+            again.start_seconds,
+            adopted,
         )

@@ -94,3 +94,20 @@ def test_what_cannot_wait_is_tried_though_it_has_just_failed() -> None:
     part.error = None
     beside.once("journal", part)
     assert beside.fails("journal") == ""
+
+
+def test_what_is_owed_may_be_settled_within_other_work() -> None:
+    """The loop ejects, and gives verdicts, while probes are told of another generation."""
+    beside, verdicts = Beside(), Part(None)
+
+    def probes() -> None:
+        beside.settle("verdicts")
+        beside.owe("probes", later)
+
+    later = Part(None)
+    beside.owe("probes", probes)
+    beside.owe("verdicts", verdicts)
+    beside.settle()
+    assert (verdicts.runs, later.runs) == (1, 0)
+    beside.settle()
+    assert (verdicts.runs, later.runs) == (1, 1)
