@@ -205,20 +205,6 @@ def _fill(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_a_folder_among_the_pins_stops_no_start(lab: Lab) -> None:
-    """Where counters of probes are pinned, which people alone read; it is named."""
-    config, path = config_path(lab.spec, HOST), lab.spec.pin_dir(HOST) / "probe_counts"
-    config.write_text(config.read_text().replace("[etcd]", "probe_tunnel = true\n\n[etcd]"))
-    (path / "kept").mkdir(parents=True)
-    with Run(lab) as run:
-        run.warnings()
-        assert str(path) in run.log.read_text()
-        run.end()
-    (path / "kept").rmdir()
-    path.rmdir()
-
-
-@pytest.mark.usefixtures("place")
 def test_an_agent_without_stderr_starts(lab: Lab) -> None:
     """Whoever started it has closed it: what it would have said goes nowhere, and to no map."""
     with Run(lab, "sh", "-c", 'exec "$@" 2>&-', "sh") as run:

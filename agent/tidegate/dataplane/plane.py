@@ -151,6 +151,7 @@ class DataPlane:
     def _load_probes(self) -> Probes:
         """Load the probe program with every feature, so no change of documents needs another."""
         probes = self._opened.enter_context(Probes(self.default_build, self._maps))
+        (self._pins / _PROBE_COUNTS).unlink(missing_ok=True)  # of the agent before
         probes.pin_counters(self._pins / _PROBE_COUNTS)
         return probes
 

@@ -22,11 +22,8 @@ from tidegate.dataplane.kernel.compiler import Program, compile_program
 from tidegate.dataplane.kernel.enums import enum_text
 from tidegate.dataplane.kernel.loader import load
 from tidegate.errors import CapabilityError, DataplaneError
-from tidegate.event_log import EventLog
 from tidegate.model.values import Address
 from tidegate.spec.decap import ANYTHING, Accept, Outcome
-
-log = EventLog(__name__)
 
 _U32, _U64 = 4, 8
 _ADDRESS_BYTES: Final = 20
@@ -67,15 +64,8 @@ class CountedProgram:
         self._fds.clear()
 
     def pin_counters(self, path: Path) -> None:
-        """Pin the counters on a BPF file system, for people, in place of those from before.
-
-        Nobody else looks there, so if it cannot be done that is said, and no more.
-        """
-        try:
-            path.unlink(missing_ok=True)
-            bpf.pin(self._fds[self._counts], str(path))
-        except OSError as error:
-            log.warning("counters_not_pinned", path=path, reason=error.strerror)
+        """Pin the counters on a BPF file system, for `read_counters` of another process."""
+        bpf.pin(self._fds[self._counts], str(path))
 
     def _read(self) -> list[int]:
         return read_totals(self._fds[self._counts], self._size)
