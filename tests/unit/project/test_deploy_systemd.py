@@ -16,8 +16,12 @@ SYSUSERS = UNITS / "tidegate.sysusers"
 
 
 def parsed(path: Path) -> ConfigParser:
-    unit = ConfigParser(interpolation=None, strict=False)
-    unit.read_string(path.read_text("utf-8"))
+    """Return a unit; of several lines with one name the first."""
+    unit = ConfigParser(interpolation=None)
+    lines: dict[str, str] = {}
+    for line in path.read_text("utf-8").splitlines():
+        lines.setdefault(line.partition("=")[0], line)
+    unit.read_string("\n".join(lines.values()))
     return unit
 
 
@@ -57,7 +61,7 @@ def test_the_agent_is_a_user_that_sees_its_pins_alone() -> None:
     where = parsed(MOUNT)["Mount"]["Where"]
     assert unit["BindPaths"] == where
     assert unit["TemporaryFileSystem"] == f"{Path(where).parent}:ro"
-    prepared = re.findall(r"^ExecStartPre=\+(.*)$", AGENT.read_text("utf-8"), re.MULTILINE)
+    prepared = re.findall(r"^ExecStartPre=\+(/.*)$", AGENT.read_text("utf-8"), re.MULTILINE)
     assert len(prepared) == 2
     assert all(line.endswith(where) and unit["User"] in line for line in prepared)
 
