@@ -75,9 +75,7 @@ def command(lab: Lab, *words: str) -> list[str]:
 def start_limited(lab: Lab) -> AgentProcess:
     """Start lb1's agent with no more than its unit allows, on what an agent of root's has left."""
     pins = str(lab.spec.pin_dir("lb1"))
-    for line in re.findall(
-        r"^ExecStartPre=\+(/usr/.*) \S+$", UNIT.read_text("utf-8"), re.MULTILINE
-    ):
+    for line in re.findall(r"^ExecStartPre=\+(/.*) \S+$", UNIT.read_text("utf-8"), re.MULTILINE):
         subprocess.run([*line.replace("tidegate", str(USER)).split(), pins], check=True)
     subprocess.run(["chown", "-R", f"{USER}:{USER}", str(lab.folder("lb1"))], check=True)
     config, log = config_path(lab.spec, "lb1"), log_path(lab.spec, "lb1")

@@ -16,8 +16,12 @@ SYSUSERS = UNITS / "tidegate.sysusers"
 
 
 def parsed(path: Path) -> ConfigParser:
-    unit = ConfigParser(interpolation=None, strict=False)
-    unit.read_string(path.read_text("utf-8"))
+    """Return a unit; of several lines with one name the first."""
+    unit = ConfigParser(interpolation=None)
+    lines: dict[str, str] = {}
+    for line in path.read_text("utf-8").splitlines():
+        lines.setdefault(line.partition("=")[0], line)
+    unit.read_string("\n".join(lines.values()))
     return unit
 
 
@@ -46,7 +50,7 @@ def prepared() -> list[str]:
 
 def test_lost_pins_come_back_before_the_agent_starts() -> None:
     """By a command that has root's powers and ends; that it fails does not stop the start."""
-    _, repin, _ = prepared()
+    repin, _, _ = prepared()
     flags, _, command = repin.partition("/")
     assert set(flags) == {"+", "-"}
     assert command.split()[1:] == [
@@ -74,7 +78,7 @@ def test_the_agent_is_a_user_that_sees_its_pins_alone() -> None:
     where = parsed(MOUNT)["Mount"]["Where"]
     assert unit["BindPaths"] == where
     assert unit["TemporaryFileSystem"] == f"{Path(where).parent}:ro"
-    made, _, owned = prepared()
+    _, made, owned = prepared()
     assert made.startswith("+/usr/bin/install -d ")
     assert owned.startswith("+/usr/bin/chown ")
     assert all(line.endswith(where) and unit["User"] in line for line in (made, owned))
