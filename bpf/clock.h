@@ -27,15 +27,6 @@ static __always_inline u32 passed(u32 then, u32 now)
  * sum; OPAQUE keeps clang from making it one. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 
-/* The same as `passed`, without a branch. */
-static __always_inline u32 ticks_since(u32 then, u32 now)
-{
-	u32 age = (now - then) & TICK_MASK, is_past = age - (TICK_MASK + 1 - TICKS_AHEAD);
-
-	OPAQUE(is_past);
-	return age & -(is_past >> 31);
-}
-
 /* Marks of SYNs have six bits of time, in quarters of a tick: one to two seconds each. */
 #define MOMENT_BITS 6
 #define MOMENT_MASK ((1 << MOMENT_BITS) - 1)

@@ -30,8 +30,9 @@
 
 #define HANDSHAKE_MOMENTS 3 /* a mark that is younger is not overwritten */
 #define PLACES (2 * LINE_ENTRIES)
-#define POSITION_BITS 4
-#define POSITION_MASK ((1 << POSITION_BITS) - 1)
+#define POSITION 0xf /* where a claim has the place that it is for */
+#define SILENCE 0xffff0000ULL /* and ticks, as a state has its own */
+#define RANK (1ULL << 32)
 #define LAST_PLACES 3 /* of a pair, that a VIP gets only if it has few there */
 #define SPARE_PLACES 6 /* to be left for one more mark of a prefix above its limit */
 
@@ -118,7 +119,8 @@ static __always_inline bool find_in(struct found *found, const struct pair *pair
 	       find_in_line(found, pair->other, pair->first ^ 1, fingerprint);
 }
 
-static __always_inline u32 is_taken(u64 owner)
+/* 1 or 0. Words of 64 bits: of shorter ones clang cuts each result off, by two instructions more. */
+static __always_inline u64 is_taken(u64 owner)
 {
 	u64 negative = -owner;
 
@@ -126,41 +128,21 @@ static __always_inline u32 is_taken(u64 owner)
 	return (owner | negative) >> 63;
 }
 
-static __always_inline u32 is_of(u32 state, u32 vip)
+/* All bits if a number below 2^63 is 0, else none. */
+static __always_inline u64 mask_if_zero(u64 number)
 {
-	u32 difference = (vip_of(state) ^ vip) - 1;
+	s64 below = number - 1;
 
-	OPAQUE(difference);
-	return difference >> 31;
+	OPAQUE(below);
+	return below >> 63;
 }
 
-static __always_inline u32 larger(u32 a, u32 b)
+static __always_inline u64 larger(u64 a, u64 b)
 {
-	u32 less = -((b - a) >> 31);
+	s64 difference = a - b, less = difference >> 63;
 
 	OPAQUE(less);
-	return b + ((a - b) & less);
-}
-
-/* How readily an entry makes room; 0: not at all. */
-static __always_inline u32 claim(u32 taken, u32 state, u32 tick)
-{
-	u32 ending = state & FLOW_ENDING, spoke = state / FLOW_SPOKE & 1;
-	u32 kept = spoke & ~ending, quiet = ticks_since(state >> TICK_IN_STATE, tick);
-	u32 of_flow = (ending + 1) * (TICK_MASK + 1) + quiet;
-
-	OPAQUE(kept);
-	of_flow &= kept - 1;
-	return (of_flow & -taken) | (3 * (TICK_MASK + 1) & (taken - 1));
-}
-
-/* 1 if a number below 2^31 is not 0. */
-static __always_inline u32 is_any(u32 number)
-{
-	u32 negative = -number;
-
-	OPAQUE(negative);
-	return negative >> 31;
+	return a - (difference & less);
 }
 
 /* The place for a key that has no entry: an empty one; else that of a flow that is ending, or spoke
@@ -172,25 +154,31 @@ static __always_inline u32 is_any(u32 number)
  * while it has fewer in the pair than those, and else one of its own makes room. */
 static __always_inline u32 room_in(const struct pair *pair, u32 tick, u32 vip)
 {
-	u32 most = POSITION_MASK, most_own = POSITION_MASK, own = 0, free = 0;
+	/* A claim and its place are one number, and nobody's is 0. What a CPU wrote that is ahead is
+	 * younger than what speaks now. */
+	u64 now = (u64)(tick + TICKS_AHEAD) << TICK_IN_STATE | ~SILENCE;
+	u64 most = 0, most_own = 0, own = 0, free = PLACES;
 
+#pragma unroll
 	for (u32 i = 0; i < PLACES; i++) {
-		struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
+		const struct line *line = i < LINE_ENTRIES ? pair->home : pair->other;
 		u32 at = i < LINE_ENTRIES ? i : i - LINE_ENTRIES;
-		u64 owner = line->owners[at];
-		u32 state = line->states[at], taken = is_taken(owner), ours = taken & is_of(state, vip);
-		/* Claim and place in one number: the verifier has nothing to tell apart. */
-		u32 claimed = claim(taken, state, tick);
-		u32 here = claimed << POSITION_BITS | (PLACES - i);
+		u64 taken = is_taken(line->owners[at]);
+		u64 state = line->states[at] & -taken; /* of an empty place 0, which is no VIP's */
+		u64 ours = mask_if_zero((state ^ vip << VIP_SHIFT) & (VIP_MASK << VIP_SHIFT));
+		u64 kept = mask_if_zero((state & (FLOW_ENDING | FLOW_SPOKE)) ^ FLOW_SPOKE);
+		u64 rank = RANK * (1 + (state & FLOW_ENDING) + 2 * (taken ^ 1));
+		u64 here = (rank + ((now - state) & SILENCE) + (PLACES - i)) & ~kept;
+		u64 here_own = here & ours;
 
-		own += ours;
-		free += is_any(claimed) & ~ours;
-		most = larger(most, here & (ours - 1));
-		most_own = larger(most_own, here & -ours);
+		own -= ours;
+		free += ours | kept;
+		most = larger(here ^ here_own, most);
+		most_own = larger(here_own, most_own);
 	}
 	if (free > LAST_PLACES || own < free)
-		most_own = larger(most_own, most);
-	return most_own == POSITION_MASK ? PLACES : PLACES - (most_own & POSITION_MASK);
+		most_own = larger(most, most_own);
+	return PLACES - (most_own & POSITION);
 }
 
 static __always_inline void put(struct line *line, u32 at, u64 owner, u32 state)

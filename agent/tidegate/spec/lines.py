@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from tidegate.model.ticks import TICKS, moments_passed, passed
+from tidegate.model.ticks import AHEAD, TICKS, moments_passed
 
 LINE_ENTRIES: Final = 5
 FINGERPRINT: Final = (1 << 40) - 1
@@ -169,8 +169,11 @@ class Lines:
 
 
 def _claim(entry: Entry, tick: int) -> int:
-    """Return how readily an entry makes room; 0: not at all."""
-    quiet = passed(entry.tick, tick)
+    """Return how readily an entry makes room; 0: not at all.
+
+    What another CPU wrote in a tick that has not begun here is younger than what speaks now.
+    """
+    quiet = (tick + AHEAD - entry.tick) % TICKS
     if entry.flags & ENDING:
         return 2 * TICKS + quiet
     return 0 if entry.flags & SPOKE else TICKS + quiet

@@ -29,8 +29,8 @@ FILLING: Final = 3 << 20
 """Flows after which every place of a large table is taken, also where they are drawn by lot."""
 FEW: Final = 1_000
 """Packets that tell how many make a sample."""
-STRAY: Final = 1_000
-"""Of so many packets of many flows one may go another way: a table may lose some by its design."""
+STRAY: Final = 250
+"""Of so many packets of many flows one may go another way: a full table has no room for some."""
 
 
 LARGE: Final = maps.Capacity(flows=1 << 20)
