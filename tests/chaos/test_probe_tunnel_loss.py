@@ -23,6 +23,7 @@ from support.lab.wire import Wire
 from tidegate.dataplane.kernel import tcx
 from tidegate.dataplane.kernel.programs import interface_index
 from tidegate.dataplane.network.rtnetlink import Filter, RouteSocket
+from tidegate.errors import LabError
 from tidegate.lab import netns
 from tidegate.lab.agents import log_path
 from tidegate.lab.plan import NIC, ROUTER
@@ -62,12 +63,23 @@ def tc(*words: str) -> Change:
     return lambda lab: lab.node(LB).run(["tc", *words])
 
 
-def pass_instead(lab: Lab) -> None:
+def pass_instead(lab: Lab, protocol: str = "all") -> None:
     """Put another program in the place of ours: one that lets everything by."""
     other = lab.folder(LB) / "other.bpf"
     other.write_text("1,6 0 0 0")  # classic BPF: matches nothing
     filter_ = ["filter", "replace", "dev", NIC, "egress", "pref", "21575", "handle", "0x5447"]
-    lab.node(LB).run(["tc", *filter_, "protocol", "all", "bpf", "bytecode-file", str(other)])
+    lab.node(LB).run(["tc", *filter_, "protocol", protocol, "bpf", "bytecode-file", str(other)])
+
+
+def take_place(lab: Lab) -> None:
+    """Have another protocol's filter in the place of ours, beside which ours cannot be put."""
+    tc("filter", "del", "dev", NIC, "egress")(lab)
+    # The agent may have been faster: then the kernel refuses, and it is tried again.
+    while True:
+        try:
+            return pass_instead(lab, "ip")
+        except LabError:
+            tc("filter", "del", "dev", NIC, "egress")(lab)
 
 
 def unpin(lab: Lab) -> None:
@@ -78,6 +90,7 @@ THEFTS: dict[str, Change] = {
     "clsact deleted": tc("qdisc", "del", "dev", NIC, "clsact"),
     "filters deleted": tc("filter", "del", "dev", NIC, "egress"),
     "filter replaced": pass_instead,
+    "place taken": take_place,
     "tcx link gone": unpin,
 }
 
@@ -164,6 +177,31 @@ def test_probes_stay_in_the_tunnel_while_no_agent_runs(checked_lab: CheckedLab) 
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: whole(lab, before), "the filter is back")
+
+
+def test_a_filter_that_cannot_be_put_back_is_named(checked_lab: CheckedLab) -> None:
+    """Another queueing discipline has the place; the link holds probes in the tunnel meanwhile."""
+    lab = checked_lab.lab
+    before = places(lab)
+    lab.node(LB).run(["tc", "qdisc", "del", "dev", NIC, "clsact"])
+    while "clsact" in lab.node(LB).run(["tc", "qdisc", "show", "dev", NIC]).stdout or (
+        lab.node(LB)
+        .run(["tc", "qdisc", "add", "dev", NIC, "handle", "ffff:", "ingress"], check=False)
+        .returncode
+    ):
+        lab.node(LB).run(["tc", "qdisc", "del", "dev", NIC, "clsact"], check=False)
+    try:
+        with wire(lab) as seen:
+            checked_lab.wait(
+                "it is named", lambda s: any("one place holds" in each for each in s["warnings"])
+            )
+            enough = seen.seen("tunnelled") + 60
+            wait_until(lambda: seen.seen("tunnelled") > enough, "probes on the wire")
+            assert seen.seen("plain") == 0
+    finally:
+        lab.node(LB).run(["tc", "qdisc", "del", "dev", NIC, "ingress"])
+    wait_until(lambda: whole(lab, before), "the filter is back")
+    checked_lab.wait("nothing to say", lambda s: not s["warnings"])
 
 
 ASK = """

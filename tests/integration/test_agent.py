@@ -302,7 +302,7 @@ def test_only_one_agent_holds_a_data_plane(bare_lab: Lab, agent: AgentProcess) -
 
 
 def test_a_foreign_program_in_our_place_is_reported(bare_lab: Lab, status: StatusWatch) -> None:
-    """Within two seconds the host is not ready and says why; when it goes, ours is back at once."""
+    """The host is not ready and says why; when it goes, ours is back at once."""
     from tidegate.dataplane.kernel.programs import attach_pass  # noqa: PLC0415
 
     bare_lab.start_agent("lb1")

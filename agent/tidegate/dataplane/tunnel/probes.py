@@ -32,6 +32,7 @@ from tidegate.model.generation import Generation
 
 EGRESS: Final = 0xFFFFFFF3
 """The egress side of a clsact qdisc (TC_H_CLSACT, TC_H_MIN_EGRESS of linux/pkt_sched.h)."""
+CLSACT: Final = "clsact"
 _FILTER: Final = "tidegate-probes"
 HANDLE, PRIORITY = 0x5447, 0x5447
 """Our filter's own place, so that no other filter is replaced or removed."""
@@ -93,10 +94,11 @@ class Probes(CountedProgram):
         with IPRoute() as netlink, _refusals(interface, "attach"):
             index = interface_index(interface)
             try:
-                netlink.tc("add", "clsact", index)
+                netlink.tc("add", CLSACT, index)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
+                _require_clsact(netlink, index, interface)
             try:
                 self._replace_filter(netlink, index)
             except NetlinkError as error:
@@ -162,6 +164,23 @@ def detach_probes(interface: str) -> bool:
                 raise
             return False
     return True
+
+
+def _require_clsact(netlink: Any, index: int, interface: str) -> None:  # noqa: ANN401 - untyped
+    """Make sure that what has the place of `clsact` is one.
+
+    An `ingress` queueing discipline has the same place. It would take a filter for the egress side
+    without a word, and run it at ingress. A change of nothing is refused where the kind differs.
+    """
+    try:
+        netlink.tc("change", CLSACT, index)
+    except NetlinkError as error:
+        if error.code != errno.EINVAL:
+            raise
+        raise DataplaneError(
+            f"another queueing discipline has the place of {CLSACT}: `tc qdisc show dev "
+            f"{interface}`, and have its filters on {CLSACT}, which has an ingress side too"
+        ) from error
 
 
 @contextmanager
