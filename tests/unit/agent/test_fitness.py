@@ -187,6 +187,8 @@ def test_verdicts_from_before_bring_nobody_back() -> None:
     unsure, sure = Moment(1000, is_unsure=True), Moment(1000)
     assert judge_at(out, own("-+++"), fleet("++++"), unsure).fitness == {B[0]: OUT}
     assert judge_at(out, own("-+++"), fleet("++++"), sure).fitness == {}
+    late = {B[0]: Standing("initial", "late", "", 900.0)}
+    assert judge_at(out, late, fleet("++++"), unsure).fitness == {B[0]: OUT}, "nor alive"
     assert judge_at(pool(), own("-+++"), fleet("++++"), unsure).fitness == {}, "it was not out"
 
 

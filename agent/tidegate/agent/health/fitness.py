@@ -66,7 +66,7 @@ class Moment(NamedTuple):
         now: monotonic clock, s.
         ahead: seconds by which the wall clock is ahead of that.
         is_unsure: contact to etcd was lost, and not all verdicts have been read anew. What is out
-            and this host itself finds dead then stays out, whatever is read.
+            then stays out, whatever is read, unless this host itself finds it alive.
     """
 
     now: float
@@ -143,7 +143,7 @@ def judge(
     fitness = {**fit, **judgement.fitness}
     if moment.is_unsure:
         kept = {n for n in by_pool if n not in judgement.panics}
-        fitness |= {key: _OUT for key in gone if key.pool in kept and _is_dead(own.get(key))}
+        fitness |= {key: _OUT for key in gone if key.pool in kept and _may_be_dead(own.get(key))}
     undecided = {
         key: generation.backends[key].fitness
         for name, pool in checked.items()
@@ -197,8 +197,9 @@ def _failures(
             yield min(seen, effective.since)
 
 
-def _is_dead(standing: Standing | None) -> bool:
-    return standing is not None and standing.state == "unhealthy"
+def _may_be_dead(standing: Standing | None) -> bool:
+    """Return whether this host checks it, and does not find it alive: dead, or not known yet."""
+    return standing is not None and standing.state in ("unhealthy", "initial")
 
 
 def _left(

@@ -3,8 +3,8 @@
 
 What is read when etcd is back is what hosts found before: nobody could write meanwhile, or a backup
 has been restored that is older still. For a while it looks like any other verdict. So while the gap
-is open no verdict brings back a backend that is out and that this host itself finds dead; and after
-a long one, by which hosts go by their own findings alone, they go on alone.
+is open no verdict brings back a backend that is out and that this host does not find alive; and
+after a long one, by which hosts go by their own findings alone, they go on alone.
 
 It closes when all of them have said, since then, that their verdicts are up to date. "Since then"
 is told without any clock but this host's own and etcd's order of writes. This host writes a
