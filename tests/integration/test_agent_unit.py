@@ -8,6 +8,7 @@ makes none.
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,3 +150,15 @@ def test_an_agent_works_with_what_its_unit_allows(mounted_lab: Lab, status: Stat
     mounted_lab.node("lb1").run([*own, "-c", str(config_path(mounted_lab.spec, "lb1"))])
     left = {each.name for each in pins.iterdir()}
     assert left <= {"maps.debug", "progs.debug"}  # the kernel's own
+
+
+def test_an_agent_ends_when_its_view_is_stale(bare_lab: Lab, status: StatusWatch) -> None:
+    """Its folder is removed where others see it, and stays where it does: the next start heals."""
+    control, pins = Control(bare_lab), bare_lab.spec.pin_dir("lb1")
+    written = control.put("pools/web", {})
+    agent = start_limited(bare_lab)
+    status.wait_applied(written.revision, timeout=60)
+    shutil.rmtree(pins)
+    control.put("pools/web", {"mtu": 1400})
+    assert agent.process.wait(60) == 2
+    assert f"{pins} was removed outside of this agent's view" in agent.tail()

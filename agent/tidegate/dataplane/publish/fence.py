@@ -75,6 +75,7 @@ class Fence:
             FenceError: it was removed with the program, or replaced by another agent.
         """
         ours = os.fstat(self._fd)
+        refuse_a_stale_view(self._pins, ours)
         try:
             there = self._pins.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -147,3 +148,19 @@ def check_number(fds: Mapping[str, int], ours: MetaRecord) -> None:
                 f"last one is {ours.number}: another agent publishes to the same maps, so this "
                 "one writes nothing more; stop one of the two"
             )
+
+
+def refuse_a_stale_view(pins: Path, ours: os.stat_result) -> None:
+    """Make sure that the locked folder is not gone where this process alone still sees it.
+
+    A unit's view of the BPF file system is made at the start: a folder that somebody removes stays
+    at its path there, and nothing can be pinned in it any more. A new process has a new view.
+
+    Raises:
+        FenceError: it is gone.
+    """
+    if not ours.st_nlink and pins.exists() and os.path.samestat(ours, pins.stat()):
+        raise FenceError(
+            f"{pins} was removed outside of this agent's view of it, so it can pin nothing more; "
+            "its next start makes the folder anew"
+        )
