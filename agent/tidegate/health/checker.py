@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from tidegate.event_log import EventLog
-from tidegate.health.engine import Engine, Way
+from tidegate.health.engine import NAMED_SECONDS, Engine, Way
 from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
@@ -22,9 +21,6 @@ from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
-
-_NAMED_SECONDS: Final = 10.0
-"""For which a probe that did not leave is named in the status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,7 @@ class Checker:
     def problem(self) -> str:
         """Why probes found out nothing lately, as a sentence; empty if they do."""
         reason, at = self.engine.last_unsent
-        if time.monotonic() - at > _NAMED_SECONDS:
+        if time.monotonic() - at > NAMED_SECONDS:
             return ""
         return (
             "Probes did not leave this host through the tunnel, so they say nothing of backends: "

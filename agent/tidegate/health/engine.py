@@ -45,6 +45,9 @@ _MOST_AT_ONCE: Final = 100
 _RECENT: Final = 10_000
 """Probes whose lateness is remembered."""
 
+NAMED_SECONDS: Final = 10.0
+"""For which a probe that did not take its way is worth a word; after that a further one is news."""
+
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
@@ -281,5 +284,8 @@ class Engine(Generic[K]):
             self._report(scheduled.key, result)
 
     def _note_unsent(self, reason: str) -> None:
+        now = self._loop.time()
+        if now - self.last_unsent.at > NAMED_SECONDS:
+            log.warning("probes_unsent", reason=reason)
         self.unsent += 1
-        self.last_unsent = Unsent(reason, self._loop.time())
+        self.last_unsent = Unsent(reason, now)

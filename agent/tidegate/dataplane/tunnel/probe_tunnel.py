@@ -15,8 +15,9 @@ be blamed for another one, and a dead one praised. So the way is held by three t
   packet says nothing of the backend (health/engine.py). And where a place cannot be had again, the
   way is closed: no probe begins (`is_closed`), and the status says why.
 
-What remains: a kernel without tcx sends probes plain from when its filter is deleted until it is
-put back. They are not believed.
+What remains: where both places are gone at once, on an interface made anew, and where the filter is
+gone from a kernel without tcx, probes leave plain until the program is back. They are not believed,
+and have a hop limit of 1 (health/tcp.py), so only an endpoint on the same link gets them.
 """
 
 import socket
