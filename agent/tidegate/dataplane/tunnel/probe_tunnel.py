@@ -41,6 +41,7 @@ log = EventLog(__name__)
 
 _COUNTS: Final = "probe_counts"
 _HOOKS: Final = "probe_hooks"
+_FILTER, _LINK = "tc filter", "tcx link"
 _PLACE: Final = (
     egress.HANDLE,
     egress.PRIORITY << 16 | socket.htons(egress.ALL_PROTOCOLS),
@@ -154,7 +155,7 @@ class ProbeTunnel:
 
     def _note_fault(self, interface: str, reason: str) -> None:
         """Close the way if no place is left, and say so once."""
-        if len(list(self._lacking(interface))) == 1 + self._has_tcx:
+        if len({_FILTER, _LINK} & {*self._lacking(interface)}) == 1 + self._has_tcx:
             self._plain.add(interface)
         else:
             self._plain.discard(interface)
@@ -171,9 +172,11 @@ class ProbeTunnel:
             filters = routes.filters(device, egress.EGRESS)
         ours = [each for each in filters if each.place == _PLACE]
         if not any(each.program == self._program and each.decides for each in ours):
-            yield "tc filter"
+            yield _FILTER
         if self._has_tcx and tcx.read(_hook(interface, self._pins)) != (self._program, device):
-            yield "tcx link"
+            yield _LINK
+        if not (self._pins / _COUNTS).exists():
+            yield "counters' pin"
 
     def _put(self, probes: Probes, interface: str) -> None:
         path, device = _hook(interface, self._pins), interface_index(interface)
@@ -181,6 +184,8 @@ class ProbeTunnel:
             self._has_tcx = False
             log.info("no_tcx", reason="this kernel has none: the tc filter stands alone")
         probes.attach(interface)
+        if not (self._pins / _COUNTS).exists():
+            probes.pin_counters(self._pins / _COUNTS)
         lost = ", ".join(self._lacking(interface))
         if lost:
             raise DataplaneError(f"{interface}: the {lost} was replaced at once")
