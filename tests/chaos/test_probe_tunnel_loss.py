@@ -59,6 +59,10 @@ def link(lab: Lab) -> Path:
     return lab.spec.pin_dir(LB) / "probe_hooks" / NIC
 
 
+def counters(lab: Lab) -> Path:
+    return lab.spec.pin_dir(LB) / "probe_counts"
+
+
 def tc(*words: str) -> Change:
     return lambda lab: lab.node(LB).run(["tc", *words])
 
@@ -92,6 +96,7 @@ THEFTS: dict[str, Change] = {
     "filter replaced": pass_instead,
     "place taken": take_place,
     "tcx link gone": unpin,
+    "link and counters unpinned": lambda lab: (unpin(lab), counters(lab).unlink()),
 }
 
 
@@ -130,7 +135,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout: float = 20) -> flo
 
 
 def whole(lab: Lab, before: tuple[list[Filter], tcx.Hook | None]) -> bool:
-    return places(lab) == before
+    return places(lab) == before and counters(lab).exists()
 
 
 def put_back(lab: Lab) -> int:

@@ -103,12 +103,15 @@ def test_marked_connections_reach_their_backend_while_key_set(bare_lab: Lab) -> 
         started(agent, 2)
         assert owners(bare_lab) == first
         assert filters(bare_lab) == ["tidegate-probes"]
+        link = bare_lab.spec.pin_dir(LB) / "probe_hooks" / NIC
+        assert link.exists()
 
         agent.terminate()
         switch(bare_lab, on=False)
         agent.restart()
         started(agent, 3)
         assert filters(bare_lab) == []
+        assert not link.exists()
 
         agent.terminate()
         switch(bare_lab, on=True)

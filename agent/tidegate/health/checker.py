@@ -22,14 +22,12 @@ from tidegate.health.result import Result
 from tidegate.health.standing import Rules, Standing, after, unknown
 from tidegate.health.tally import PoolTally, Tally
 from tidegate.health.targets import targets
-from tidegate.health.way import Way
+from tidegate.health.way import NAMED_SECONDS, Way
 from tidegate.model.generation import Generation, Identity
 from tidegate.model.values import BackendKey
 
 log = EventLog(__name__)
 
-_NAMED_SECONDS: Final = 10.0
-"""For which a probe that did not leave is named in the status."""
 _TOLD_EVERY: Final = 10.0
 """Seconds between two lines about hindrances, at least."""
 
@@ -151,7 +149,7 @@ class Checker:
     def problem(self) -> str:
         """Why probes found out nothing lately, as a sentence; empty if they do."""
         reason, at = self.engine.last_unsent
-        if time.monotonic() - at > _NAMED_SECONDS:
+        if time.monotonic() - at > NAMED_SECONDS:
             return ""
         return (
             "Probes did not leave this host through the tunnel, so they say nothing of backends: "

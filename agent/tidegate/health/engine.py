@@ -38,7 +38,7 @@ from tidegate.health.blame import crowded as no_descriptor
 from tidegate.health.handshakes import Handshake, Handshakes, Line
 from tidegate.health.places import Places
 from tidegate.health.result import Result
-from tidegate.health.way import Unsent, Way
+from tidegate.health.way import NAMED_SECONDS, Unsent, Way
 
 log = EventLog(__name__)
 
@@ -382,5 +382,8 @@ class Engine(Generic[K]):
             log.error("report_crashed", exc_info=error, target=scheduled.key)
 
     def _note_unsent(self, reason: str) -> None:
+        now = self._loop.time()
+        if now - self.last_unsent.at > NAMED_SECONDS:
+            log.warning("probes_unsent", reason=reason)
         self.unsent += 1
-        self.last_unsent = Unsent(reason, self._loop.time())
+        self.last_unsent = Unsent(reason, now)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way that a probe's packets are to leave by, as far as a checker has to know it."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+NAMED_SECONDS: Final = 10.0
+"""For which a probe that did not take its way is worth a word; after that a further one is news."""
 
 
 class Way(Protocol):

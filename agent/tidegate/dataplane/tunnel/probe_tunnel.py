@@ -15,8 +15,9 @@ be blamed for another one, and a dead one praised. So the way is held by three t
   packet says nothing of the backend (health/engine.py). And where a place cannot be had again, the
   way is closed: no probe begins (`is_closed`), and the status says why.
 
-What remains: a kernel without tcx sends probes plain from when its filter is deleted until it is
-put back. They are not believed.
+What remains: where both places are gone at once, on an interface made anew, and where the filter is
+gone from a kernel without tcx, probes leave plain until the program is back. They are not believed,
+and have a hop limit of 1 (health/tcp.py), so only an endpoint on the same link gets them.
 """
 
 import socket
@@ -41,6 +42,7 @@ log = EventLog(__name__)
 
 _COUNTS: Final = "probe_counts"
 _HOOKS: Final = "probe_hooks"
+_FILTER, _LINK = "tc filter", "tcx link"
 _PLACE: Final = (
     egress.HANDLE,
     egress.PRIORITY << 16 | socket.htons(egress.ALL_PROTOCOLS),
@@ -161,7 +163,7 @@ class ProbeTunnel:
 
     def _note_fault(self, interface: str, reason: str) -> None:
         """Close the way if no place is left, and say so once."""
-        if len(list(self._lacking(interface))) == 1 + self._has_tcx:
+        if len({_FILTER, _LINK} & {*self._lacking(interface)}) == 1 + self._has_tcx:
             self._plain.add(interface)
         else:
             self._plain.discard(interface)
@@ -178,9 +180,11 @@ class ProbeTunnel:
             filters = routes.filters(device, egress.EGRESS)
         ours = [each for each in filters if each.place == _PLACE]
         if not any(each.program == self._program and each.decides for each in ours):
-            yield "tc filter"
+            yield _FILTER
         if self._has_tcx and tcx.read(_hook(interface, self._pins)) != (self._program, device):
-            yield "tcx link"
+            yield _LINK
+        if not (self._pins / _COUNTS).exists():
+            yield "counters' pin"
 
     def _put(self, probes: Probes, interface: str) -> None:
         path, device = _hook(interface, self._pins), interface_index(interface)
@@ -188,6 +192,8 @@ class ProbeTunnel:
             self._has_tcx = False
             log.info("no_tcx", reason="this kernel has none: the tc filter stands alone")
         probes.attach(interface)
+        if not (self._pins / _COUNTS).exists():
+            probes.pin_counters(self._pins / _COUNTS)
         lost = ", ".join(self._lacking(interface))
         if lost:
             raise DataplaneError(f"{interface}: the {lost} was replaced at once")
