@@ -6,7 +6,7 @@ Pins go last, and only when no program of ours is left: until then they say what
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +63,11 @@ class Part:
 
 
 def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) -> list[Part]:
-    """Detach this data plane's program from the interfaces and remove its pins.
+    """Detach this data plane's program from all interfaces and remove its pins.
 
     Args:
         pins: their folder.
-        interfaces: of the data plane.
+        interfaces: of the data plane; what is on them is reported in any case.
         owner: whose it is, to know a program whose pins are lost.
 
     Returns:
@@ -77,9 +77,12 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
         DataplaneError: an agent runs on these pins, and would put back what is removed.
     """
     with _locked(pins):
-        ours = _ours(pins, interfaces, owner or Owner(pins=str(pins)))
+        there = programs.attached_anywhere()
+        ours = _ours(pins, there, owner or Owner(pins=str(pins)))
+        # The file may have named more interfaces once.
+        others = [name for name, on in there.items() if on.program_id in ours]
         found = []
-        for interface in interfaces:
+        for interface in dict.fromkeys((*interfaces, *others)):
             found += [_detach(interface, ours), _unfilter(interface)]
         if any(each.part == "program" and each.result == "failed" for each in found):
             why = "a program that they belong to is still attached"
@@ -107,7 +110,7 @@ def _locked(pins: Path) -> Iterator[None]:
             os.close(fd)
 
 
-def _ours(pins: Path, interfaces: Sequence[str], owner: Owner) -> set[int]:
+def _ours(pins: Path, interfaces: Iterable[str], owner: Owner) -> set[int]:
     """Return the numbers of this data plane's programs: pinned ones, and those known otherwise."""
     ours = pinned_programs(pins)
     held = {number_at(pins / name) for name in maps.shapes(maps.Capacity())} - {0}
