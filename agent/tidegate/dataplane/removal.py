@@ -76,18 +76,24 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
     Raises:
         DataplaneError: an agent runs on these pins, and would put back what is removed.
     """
+    interfaces = _with_others(pins, interfaces, owner or Owner(pins=str(pins)))
     with _locked(pins):
-        there = programs.attached_anywhere()
-        ours = _ours(pins, there, owner or Owner(pins=str(pins)))
-        # The file may have named more interfaces once.
-        others = [name for name, on in there.items() if on.program_id in ours]
+        ours = _ours(pins, interfaces, owner or Owner(pins=str(pins)))
         found = []
-        for interface in dict.fromkeys((*interfaces, *others)):
+        for interface in interfaces:
             found += [_detach(interface, ours), _unfilter(interface)]
         if any(each.part == "program" and each.result == "failed" for each in found):
             why = "a program that they belong to is still attached"
             return [*found, Part("pins", str(pins), "failed", why)]
         return [*found, _unpin(pins)]
+
+
+def _with_others(pins: Path, interfaces: Sequence[str], owner: Owner) -> Sequence[str]:
+    """Add the interfaces that have a program of ours too, as an earlier file may have named them."""
+    there = programs.attached_anywhere()
+    ours = _ours(pins, there, owner)
+    others = (name for name, on in there.items() if on.program_id in ours)
+    return tuple(dict.fromkeys((*interfaces, *others)))
 
 
 @contextmanager
