@@ -89,7 +89,7 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
 
 
 def _with_others(pins: Path, interfaces: Sequence[str], owner: Owner) -> Sequence[str]:
-    """Add the interfaces that have a program of ours too, as an earlier file may have named them."""
+    """Add other interfaces that have a program of ours: an earlier file may have named them."""
     there = programs.attached_anywhere()
     ours = _ours(pins, there, owner)
     others = (name for name, on in there.items() if on.program_id in ours)
