@@ -136,6 +136,24 @@ def test_addresses_sources_and_port_are_what_it_accepts(backend: Backend) -> Non
     assert "10.254.0.0/16, fd54::/64" in text
 
 
+def test_a_program_without_pins_is_found(backend: Backend) -> None:
+    """What it accepts and has counted is shown as before, and it can be detached."""
+    assert backend.decap("attach", "--source", "10.254.0.0/16").returncode == 0
+    assert backend.send() == "b1"
+    before = backend.status()
+    shutil.rmtree(backend.pins)
+    other = Backend(backend.lab, backend.pins.with_name(f"{backend.pins.name}-other"))
+    assert other.decap("detach").returncode == 2  # it names another folder as its owner
+    assert backend.status() == before
+    shutil.rmtree(backend.pins)
+    assert backend.decap("attach").returncode == 0
+    assert backend.send(STRANGER) == "b1"
+    shutil.rmtree(backend.pins)
+    assert backend.decap("detach").returncode == 0
+    assert backend.send() == "silence"
+    shutil.rmtree(other.pins)
+
+
 def test_a_second_attach_takes_the_place_of_the_first(backend: Backend) -> None:
     """With what it accepts now, and counters of its own."""
     assert backend.decap("attach", "--source", "10.253.0.0/16").returncode == 0

@@ -75,6 +75,15 @@ def test_a_program_without_pins_is_removed(host: Host, tmp_path: Path) -> None:
     assert host.attached() is host.attached("lb1") is None
 
 
+def test_what_the_file_names_no_more_is_removed_too(host: Host, tmp_path: Path) -> None:
+    """The program was attached to two interfaces, and the file has one of them left."""
+    opened(host)
+    host.interfaces = ("lb0",)
+    expected = results(host, "removed", "removed", "removed")
+    assert removed(host, file_of(host, tmp_path)) == (0, expected)
+    assert host.attached() is host.attached("lb1") is None
+
+
 def test_a_foreign_program_is_left_and_named(host: Host, tmp_path: Path) -> None:
     """By text with its number, and by the exit code."""
     file = file_of(host, tmp_path)

@@ -6,7 +6,7 @@ Pins go last, and only when no program of ours is left: until then they say what
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +63,11 @@ class Part:
 
 
 def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) -> list[Part]:
-    """Detach this data plane's program from the interfaces and remove its pins.
+    """Detach this data plane's program from all interfaces and remove its pins.
 
     Args:
         pins: their folder.
-        interfaces: of the data plane.
+        interfaces: of the data plane; what is on them is reported in any case.
         owner: whose it is, to know a program whose pins are lost.
 
     Returns:
@@ -76,6 +76,7 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
     Raises:
         DataplaneError: an agent runs on these pins, and would put back what is removed.
     """
+    interfaces = _with_others(pins, interfaces, owner or Owner(pins=str(pins)))
     with _locked(pins):
         ours = _ours(pins, interfaces, owner or Owner(pins=str(pins)))
         found = []
@@ -85,6 +86,14 @@ def remove(pins: Path, interfaces: Sequence[str], owner: Owner | None = None) ->
             why = "a program that they belong to is still attached"
             return [*found, Part("pins", str(pins), "failed", why)]
         return [*found, _unpin(pins)]
+
+
+def _with_others(pins: Path, interfaces: Sequence[str], owner: Owner) -> Sequence[str]:
+    """Add other interfaces that have a program of ours: an earlier file may have named them."""
+    there = programs.attached_anywhere()
+    ours = _ours(pins, there, owner)
+    others = (name for name, on in there.items() if on.program_id in ours)
+    return tuple(dict.fromkeys((*interfaces, *others)))
 
 
 @contextmanager
@@ -107,7 +116,7 @@ def _locked(pins: Path) -> Iterator[None]:
             os.close(fd)
 
 
-def _ours(pins: Path, interfaces: Sequence[str], owner: Owner) -> set[int]:
+def _ours(pins: Path, interfaces: Iterable[str], owner: Owner) -> set[int]:
     """Return the numbers of this data plane's programs: pinned ones, and those known otherwise."""
     ours = pinned_programs(pins)
     held = {number_at(pins / name) for name in maps.shapes(maps.Capacity())} - {0}

@@ -224,6 +224,13 @@ def attached(interface: str) -> Attachment | None:
         return attachment(netlink.link("get", index=interface_index(interface))[0])
 
 
+def attached_anywhere() -> dict[str, Attachment]:
+    """Return what is on each interface of this network namespace that has an XDP program."""
+    with IPRoute() as netlink:
+        found = {link.get_attr("IFLA_IFNAME"): attachment(link) for link in netlink.get_links()}
+    return {name: there for name, there in found.items() if there is not None}
+
+
 def interface_index(interface: str) -> int:
     """Return the index of an interface of the current network namespace.
 

@@ -4,7 +4,8 @@
 No process stays. What a later one must find is pinned in a folder per interface: the program, by
 which it knows what is attached as ours, the counters, and what is accepted. The folder of a new
 program is `next` until it is attached and `now` afterwards, so what is attached is pinned at any
-moment, also after a crash between two steps. A foreign XDP program is never replaced.
+moment, also after a crash between two steps. Where pins are lost, the program is known by its name
+and maps, which live as long as it does. A foreign XDP program is never replaced.
 """
 
 import fcntl
@@ -12,13 +13,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from tidegate.dataplane.kernel import programs
+from tidegate.dataplane.kernel import maps, objects, owner, programs
 from tidegate.dataplane.kernel import syscalls as bpf
+from tidegate.dataplane.kernel.owner import Owner
 from tidegate.dataplane.kernel.pins import make_bpf_folder
 from tidegate.dataplane.tunnel import tunnel
 from tidegate.errors import DataplaneError
@@ -28,6 +30,8 @@ from tidegate.spec.decap import Accept, Outcome
 _NOW, _NEXT, _BEFORE = "now", "next", "before"
 _PROGRAM, _COUNTS, _PORT = "program", "decap_counts", "gue_port"
 _ADDRESSES, _SOURCES = "decap_addresses", "decap_sources"
+_OWNER: Final = "owner"
+_OWNER_SHAPE: Final = maps.shapes(maps.Capacity())[_OWNER]
 _IPV4, _ADDRESS_AT = 4, 4
 
 
@@ -138,6 +142,8 @@ def _locked(interface: str, pins: Path) -> Iterator[Path]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(DataplaneError):  # there is no such interface
+            _put_back(programs.attached(interface), folder)
         yield folder
     finally:
         if folder.exists() and not any(folder.iterdir()):
@@ -157,6 +163,31 @@ def _ours(folder: Path) -> set[int]:
     return found
 
 
+def _put_back(there: programs.Attachment | None, folder: Path) -> None:
+    """Pin a program of ours again whose pins are lost; its maps live as long as it does.
+
+    Ours is what names this folder as its owner.
+    """
+    if there is None or there.program_id in _ours(folder):
+        return
+    names = (_COUNTS, _ADDRESSES, _SOURCES, _PORT, _OWNER)
+    wanted = {maps.kernel_name(name): name for name in names}
+    with suppress(FileNotFoundError, PermissionError), ExitStack() as opened:
+        fd = opened.enter_context(objects.program(there.program_id))
+        info = objects.program_info(fd)
+        found = [opened.enter_context(objects.opened_map(number)) for number in info.maps]
+        named = {wanted.get(objects.map_name(each), ""): each for each in found}
+        if info.name != "decap" or not named.keys() >= set(names):
+            return
+        if owner.read(named[_OWNER]) != Owner(pins=str(folder)):
+            return
+        shutil.rmtree(folder / _NOW, ignore_errors=True)
+        (folder / _NOW).mkdir()
+        for name in names:
+            bpf.pin(named[name], str(folder / _NOW / name))
+        bpf.pin(fd, str(folder / _NOW / _PROGRAM))
+
+
 def _foreign(interface: str, there: programs.Attachment) -> DataplaneError:
     return DataplaneError(
         f"{interface} has an XDP program that `tidegate decap` did not attach "
@@ -167,12 +198,19 @@ def _foreign(interface: str, there: programs.Attachment) -> DataplaneError:
 
 def _pin(decap: tunnel.Decap, accept: Accept, folder: Path) -> None:
     """Pin everything; the program last, since it makes the folder valid."""
-    port = tunnel.create_map(_PORT, tunnel.PORT_SHAPE)
+    fds = {
+        _PORT: tunnel.create_map(_PORT, tunnel.PORT_SHAPE),
+        _OWNER: tunnel.create_map(_OWNER, _OWNER_SHAPE),
+    }
     try:
-        bpf.map_update(port, bytes(4), accept.gue_port.to_bytes(4, "little"))
-        bpf.pin(port, str(folder / _PORT))
+        bpf.map_update(fds[_PORT], bytes(4), accept.gue_port.to_bytes(4, "little"))
+        owner.write(fds[_OWNER], Owner(pins=str(folder.parent)))
+        for name, fd in fds.items():
+            bpf.pin(fd, str(folder / name))
+        objects.bind(decap.program, fds.values())
     finally:
-        os.close(port)
+        for fd in fds.values():
+            os.close(fd)
     decap.pin(folder)
     bpf.pin(decap.program, str(folder / _PROGRAM))
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from tidegate.dataplane.kernel import maps, programs
+from tidegate.dataplane.kernel import maps, objects, programs
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.kernel.compiler import Program, compile_program
 from tidegate.dataplane.kernel.enums import enum_text
@@ -145,6 +145,7 @@ class Decap(CountedProgram):
         for network in accept.sources:
             bpf.map_update(fds["decap_sources"], _prefix(network), _YES)
         super().__init__(load(program, fds), fds, "decap_counts", len(Outcome))
+        objects.bind(self.program, fds.values())  # those too that it does not use
 
     def attach(self, interface: str, mode: programs.XdpMode = "native") -> None:
         """Attach it to an interface of this network namespace; raise as `programs.attach`."""
