@@ -27,6 +27,16 @@ static __always_inline u32 passed(u32 then, u32 now)
  * sum; OPAQUE keeps clang from making it one. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 
+#define TICK_IN_STATE 16 /* where an entry's state has its tick */
+#define SILENCE ((u64)TICK_MASK << TICK_IN_STATE)
+
+/* The ticks since the one of a state, in the same place, and two more: what another CPU wrote that is
+ * ahead is younger than what speaks now. */
+static __always_inline u64 silence_of(u64 state, u64 tick)
+{
+	return (((tick + TICKS_AHEAD) << TICK_IN_STATE | ~SILENCE) - state) & SILENCE;
+}
+
 /* Marks of SYNs have six bits of time, in quarters of a tick: one to two seconds each. */
 #define MOMENT_BITS 6
 #define MOMENT_MASK ((1 << MOMENT_BITS) - 1)

@@ -26,12 +26,10 @@
 #define FLOW_FLAGS 0xf
 #define VIP_SHIFT 4
 #define VIP_MASK 0xfff
-#define TICK_IN_STATE 16
 
 #define HANDSHAKE_MOMENTS 3 /* a mark that is younger is not overwritten */
 #define PLACES (2 * LINE_ENTRIES)
 #define POSITION 0xf /* where a claim has the place that it is for */
-#define SILENCE 0xffff0000ULL /* and ticks, as a state has its own */
 #define RANK (1ULL << 32)
 #define LAST_PLACES 3 /* of a pair, that a VIP gets only if it has few there */
 #define SPARE_PLACES 6 /* to be left for one more mark of a prefix above its limit */
@@ -154,9 +152,7 @@ static __always_inline u64 larger(u64 a, u64 b)
  * while it has fewer in the pair than those, and else one of its own makes room. */
 static __always_inline u32 room_in(const struct pair *pair, u32 tick, u32 vip)
 {
-	/* A claim and its place are one number, and nobody's is 0. What a CPU wrote that is ahead is
-	 * younger than what speaks now. */
-	u64 now = (u64)(tick + TICKS_AHEAD) << TICK_IN_STATE | ~SILENCE;
+	/* A claim and its place are one number, and nobody's is 0. */
 	u64 most = 0, most_own = 0, own = 0, free = PLACES;
 
 #pragma unroll
@@ -168,7 +164,7 @@ static __always_inline u32 room_in(const struct pair *pair, u32 tick, u32 vip)
 		u64 ours = mask_if_zero((state ^ vip << VIP_SHIFT) & (VIP_MASK << VIP_SHIFT));
 		u64 kept = mask_if_zero((state & (FLOW_ENDING | FLOW_SPOKE)) ^ FLOW_SPOKE);
 		u64 rank = RANK * (1 + (state & FLOW_ENDING) + 2 * (taken ^ 1));
-		u64 here = (rank + ((now - state) & SILENCE) + (PLACES - i)) & ~kept;
+		u64 here = (rank + silence_of(state, tick) + (PLACES - i)) & ~kept;
 		u64 here_own = here & ours;
 
 		own -= ours;

@@ -6,9 +6,10 @@ against a connection table of the default size, with the limit on new entries li
 the table's own order protects who is in it. A thousand flows are established first, and speak after
 each tenth of the flood; the roster changes twice during it. Then flows that have been idle for an
 hour, against packets of as many flows, sent once and twice, to their VIP and to another one;
-handshakes in a window against SYNs; and answers to
-packets that are too big against pings. Fails if a flow moved or lost its entry, if a handshake was
-split, or if an answer was kept back.
+handshakes in a window against SYNs; and answers to packets that are too big against pings. At
+the end comes what one prefix and one VIP may not take from others (dataplane/shares.py). Fails if
+a flow moved or lost its entry, if a handshake was split, if an answer was kept back, or if anybody
+got more than a share.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Final
 from scapy.layers.inet import ICMP, UDP
 from scapy.packet import Raw
 
+from bench.dataplane import shares
 from bench.dataplane.method import run
 from bench.dataplane.programs import Kind, Knobs, load_wrapper
 from bench.dataplane.rows import NO_LIMIT
@@ -190,6 +192,7 @@ def main(arguments: Sequence[str]) -> int:
         failed |= bool(split)
     pings, too_big = kept_back(100_000)
     print(f"100,000 pings: {pings:,} were not answered; of 5,000 packets too big, {too_big:,}")
+    failed |= shares.show(packets)
     return int(failed or bool(too_big))
 
 
