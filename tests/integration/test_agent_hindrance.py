@@ -34,8 +34,9 @@ def test_a_lack_of_the_host_is_named_in_its_status(bare_lab: Lab) -> None:
     put(bare_lab, source4="203.0.113.77")
     with StatusWatch(bare_lab, "lb1") as status:
         agent = bare_lab.start_agent("lb1")
-        seen = status.wait("hindered", lambda s: s["health"]["hindrance"], 40).status
-        assert "web/b1" in seen["health"]["hindrance"]
+        seen = status.wait(
+            "both", lambda s: "web/b1, web/b2" in s["health"]["hindrance"], 40
+        ).status
         assert "the check's source address must be one of this host" in seen["health"]["hindrance"]
         assert (seen["state"], seen["backends"]["serving"]) == ("degraded", 2)
         assert seen["reason"] == seen["health"]["hindrance"]
