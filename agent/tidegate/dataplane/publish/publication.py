@@ -248,7 +248,7 @@ class Publication:
     def _replaced(self, pool_id: int, table: Loaded, until: float) -> None:
         old = self._mirror.tables.get(pool_id)
         if old is not None:
-            self._retired.keep(old, until)
+            self._retired.keep(pool_id, old, until)
         self._mirror.tables[pool_id] = table
 
     def _clear_slots(self, kept: set[int]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables that others have replaced, which stay loaded until the grace delay has passed."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,11 +12,12 @@ from tidegate.dataplane.publish.steps import Step
 
 class _Replaced(NamedTuple):
     until: float
+    pool_id: int
     table: Loaded
 
 
 class ReplacedTables:
-    """The replaced tables that are still loaded."""
+    """The replaced tables that are still loaded: one of each pool, however fast it changes."""
 
     def __init__(self) -> None:
         self._kept: list[_Replaced] = []
@@ -23,9 +25,17 @@ class ReplacedTables:
     def __iter__(self) -> Iterator[Loaded]:
         return (each.table for each in self._kept)
 
-    def keep(self, table: Loaded, until: float) -> None:
-        """Keep a table until this monotonic second."""
-        self._kept.append(_Replaced(until, table))
+    def keep(self, pool_id: int, table: Loaded, until: float) -> None:
+        """Keep a pool's table until this monotonic second.
+
+        The one before it may go at once: nobody has read it since that one replaced it, as each
+        update of the outer map waits for an RCU grace period.
+        """
+        self._kept = [
+            each._replace(until=-math.inf) if each.pool_id == pool_id else each
+            for each in self._kept
+        ]
+        self._kept.append(_Replaced(until, pool_id, table))
 
     def next_due(self) -> float | None:
         """Return the monotonic second at which the next one may be freed."""
