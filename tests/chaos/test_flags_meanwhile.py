@@ -8,13 +8,14 @@ killed), no packet reaches who is flagged, and the books say what the kernel doe
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pytest
 
 from chaos.test_crash_points import NOW, OF_PROGRAMS, OLD, Change, changes
 from support.crash.bench import SMALL, Bench, Packets, everything, fork
 from tidegate.dataplane.kernel import layout, maps
+from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish.aside import Directly
 from tidegate.dataplane.publish.publisher import Publisher
 from tidegate.dataplane.publish.steps import Step, unwatched
@@ -25,6 +26,8 @@ from tidegate.planner import plan
 
 pytestmark = pytest.mark.root
 
+T = TypeVar("T")
+ENTRY = layout.BACKEND.itemsize
 RENAMED = "backends have changed names"
 """There packets do not tell who is who."""
 SERVING = [key for key, placed in OLD.backends.items() if placed.reachable]
@@ -39,6 +42,12 @@ class Death(Directly):
     def __init__(self, victim: BackendKey, at: int) -> None:
         self.publisher: Publisher | None = None
         self.victim, self.at, self.looks = victim, at, 0
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Look behind it, as a loop does beside it."""
+        result = work()
+        self.between()
+        return result
 
     def between(self) -> None:
         """Look, and perhaps take it out."""
@@ -215,6 +224,25 @@ def test_a_crash_keeps_who_died_meanwhile_out(bench: Bench, step: Step) -> None:
         publisher.close()
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_flag_beside_an_audit_is_no_difference(bench: Bench, at: int, *, deep: bool) -> None:
+    """Set while the maps are read, at any of the readings; what does differ is still found."""
+    bench.start(OLD).close()
+    death = Death(SERVING[0], 0)
+    publisher = publisher_of(bench, death)
+    death.looks, death.at = 0, at
+    assert publisher.audit(deep=deep) == []
+    assert death.looks >= at
+    assert_out(bench, publisher, OLD.backends[SERVING[0]].identity)
+    other = OLD.backends[SERVING[1]].identity.id
+    death.looks = 0
+    bpf.map_update(bench.maps["backends"], other.to_bytes(4, "little"), bytes(ENTRY))
+    (finding,) = publisher.audit(deep=deep)
+    assert (finding.map, finding.key) == ("backends", str(SERVING[1]))
+    publisher.close()
+
+
 def test_a_flag_that_the_kernel_refuses_ends_the_change(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +255,12 @@ def test_a_flag_that_the_kernel_refuses_ends_the_change(
     def refuse(*_: object) -> NoReturn:
         raise OSError(errno.ENOMEM, "no memory")
 
+    refused: list[bool] = []
+
     def between() -> None:
+        if refused:
+            return
+        refused.append(True)
         with monkeypatch.context() as patch:
             patch.setattr(publisher.mirror, "write_entries", refuse)
             with pytest.raises(DataplaneError, match="cannot flag"):

@@ -67,8 +67,7 @@ class DataPlane:
             DataplaneError: the pins cannot be taken over, another agent has them, an interface has
                 a foreign program, or the kernel refused.
         """
-        self._gateways = settings.gateways
-        self._macs = settings.macs
+        self._gateways, self._macs = settings.gateways, settings.macs
         self._interfaces = tuple(settings.interfaces)
         self._merging = MergeWatch(turns_off=settings.merging_off)
         self._links: dict[str, Link] = {}
@@ -264,7 +263,8 @@ class DataPlane:
         self.own_addresses.follow()  # before the program is attached, which leaves them out
         for interface in self._interfaces:
             try:
-                link, stack = links.read(interface, self._gateways, self._backends, self._macs)
+                read = partial(links.read, interface, self._gateways, self._backends, self._macs)
+                link, stack = self._aside.run(read)  # it asks for a route for each backend
             except DataplaneError as error:
                 if interface in self.modes:
                     log.warning("link_lost", interface=interface, reason=error)

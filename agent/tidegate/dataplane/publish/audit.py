@@ -14,13 +14,14 @@ half published: the next publishing compares that in full anyway.
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from ipaddress import IPv6Address
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from tidegate.dataplane.kernel import layout, maps
 from tidegate.dataplane.kernel import syscalls as bpf
 from tidegate.dataplane.publish import tables, vip_images
+from tidegate.dataplane.publish.aside import Aside
 from tidegate.dataplane.publish.ledger import Kind
 from tidegate.dataplane.publish.mirror import KEYED, Loaded, Mirror
 from tidegate.dataplane.publish.vip_images import VipImages
@@ -28,6 +29,9 @@ from tidegate.dataplane.publish.vip_places import key_name
 from tidegate.errors import CapabilityError, DataplaneError
 from tidegate.model.constants import MAX_BACKENDS
 from tidegate.model.generation import Generation, Table
+
+_OF_VIPS: Final = ("prefixes", "routes")
+"""Tries, which a flag leaves as they are: there a look-up may find a wider network."""
 
 
 class Finding(NamedTuple):
@@ -58,18 +62,19 @@ class Difference(NamedTuple):
     repair: Callable[[], object]
 
 
-def audit(mirror: Mirror, generation: Generation, *, deep: bool) -> list[Finding]:
+def audit(mirror: Mirror, generation: Generation, aside: Aside, *, deep: bool) -> list[Finding]:
     """Compare and repair.
 
     Args:
         mirror: what must be there.
         generation: in force, complete.
+        aside: reads what is large; backends may be flagged meanwhile, which is no difference.
         deep: read tables and unused entries too.
 
     Raises:
         OSError: the kernel refused to read.
     """
-    return repaired(_differences(mirror, generation, deep=deep))
+    return repaired(_differences(mirror, generation, aside, deep=deep))
 
 
 def repaired(differences: Iterable[Difference]) -> list[Finding]:
@@ -85,31 +90,39 @@ def repaired(differences: Iterable[Difference]) -> list[Finding]:
     return found
 
 
-def _differences(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
+def _differences(
+    mirror: Mirror, generation: Generation, aside: Aside, *, deep: bool
+) -> Iterator[Difference]:
     yield from _vips(mirror.images)
     for name in KEYED:
-        yield from _keyed(mirror, name)
-    yield from _entries(mirror, generation, deep=deep)
+        yield from _keyed(mirror, name, aside)
+    yield from _entries(mirror, generation, aside, deep=deep)
     yield from _slots(mirror, generation)
     yield from missing_pins(mirror)
     if deep:
-        yield from _tables(mirror, generation)
+        yield from _tables(mirror, generation, aside)
 
 
-def _keyed(mirror: Mirror, name: str) -> Iterator[Difference]:
-    there, wanted = maps.read_all(name, mirror.fds[name]), mirror.written[name]
+def _keyed(mirror: Mirror, name: str, aside: Aside) -> Iterator[Difference]:
+    fd = mirror.fds[name]
+    there, wanted = aside.run(lambda: maps.read_all(name, fd)), mirror.written[name]
     if there == wanted:
         return
-    fd = mirror.fds[name]
+    has_flags = name not in _OF_VIPS
     # What is foreign goes first: it may take the room of what is missing.
     for key in there.keys() - wanted.keys():
         finding = Finding(name, _named(name, key), "foreign")
         yield Difference(finding, partial(bpf.map_delete, fd, key))
     for key, value in wanted.items():
-        if there.get(key) != value:
+        if there.get(key) != value and not (has_flags and _is_there(fd, key, value)):
             fault = "changed" if key in there else "missing"
             finding = Finding(name, _named(name, key), fault)
             yield Difference(finding, partial(bpf.map_update, fd, key, value))
+
+
+def _is_there(fd: int, key: bytes, value: bytes) -> bool:
+    """Return whether an element is as it has to be by now: it was written since it was read."""
+    return bpf.map_lookup(fd, key, len(value)) == value
 
 
 def _vips(images: VipImages) -> Iterator[Difference]:
@@ -139,15 +152,20 @@ def _of_place(there: np.void, wanted: np.void) -> Finding:
     return Finding("vips", key_name(wanted["key"].tobytes()), fault)
 
 
-def _entries(mirror: Mirror, generation: Generation, *, deep: bool) -> Iterator[Difference]:
+def _entries(
+    mirror: Mirror, generation: Generation, aside: Aside, *, deep: bool
+) -> Iterator[Difference]:
     names = {placed.identity.id: key for key, placed in generation.backends.items()}
     count = MAX_BACKENDS if deep else max(names, default=0) + 1
-    there = maps.read_array(mirror.fds["backends"], layout.BACKEND, count)
+    fd = mirror.fds["backends"]
+    there = aside.run(lambda: maps.read_array(fd, layout.BACKEND, count))
     wanted = mirror.entries[:count]
     if there.tobytes() == wanted.tobytes():
         return
     rows = [np.frombuffer(a.tobytes(), "u1").reshape(count, -1) for a in (there, wanted)]
     for id_ in np.flatnonzero((rows[0] != rows[1]).any(axis=1)):
+        if _is_there(fd, int(id_).to_bytes(4, "little"), wanted[id_].tobytes()):
+            continue
         name = str(names.get(int(id_), f"unused id {id_}"))
         ids = np.array([id_], np.uint32)
         yield Difference(
@@ -177,8 +195,9 @@ def missing_pins(mirror: Mirror) -> Iterator[Difference]:
             yield Difference(finding, partial(tables.pin, table.fd, table.pin))
 
 
-def _tables(mirror: Mirror, generation: Generation) -> Iterator[Difference]:
+def _tables(mirror: Mirror, generation: Generation, aside: Aside) -> Iterator[Difference]:
     for placed in generation.pools.values():
+        aside.between()
         loaded = mirror.tables[placed.identity.id]
         if tables.holds(loaded.fd, placed.table):
             continue

@@ -251,7 +251,7 @@ class Publisher:
             return []  # the next publishing compares everything
         self.check()
         try:
-            return audit(self.mirror, self.in_force, deep=deep)
+            return audit(self.mirror, self.in_force, self._aside, deep=deep)
         except OSError as error:
             raise DataplaneError(f"cannot read the kernel's maps: {error.strerror}") from error
 
