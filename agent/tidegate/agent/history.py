@@ -25,7 +25,7 @@ from tidegate.event_log import EventLog
 from tidegate.keyspace.paths import backend_key, pool_key, vip_key
 from tidegate.keyspace.status.document import rfc3339
 from tidegate.model.generation import Generation
-from tidegate.model.values import FIT, BackendKey, Rejection, Snapshot
+from tidegate.model.values import FIT, BackendKey, Document, Documents, Rejection
 from tidegate.planner.diff import Diff
 
 log = EventLog(__name__)
@@ -59,7 +59,7 @@ class History:
         self._evidence = evidence
         self.states = RollbackStates(config.rollback_depth)
         self.cause = line_format.Cause("start")
-        self._keys: Mapping[str, int] | None = None
+        self._documents: Documents | None = None
         self._refused: set[tuple[str, str, str, int]] = set()
         self._noted_at = float("-inf")
         self._last = in_force.number, in_force.digest
@@ -94,9 +94,9 @@ class History:
         self.states.remember(generation.number, generation.digest, applied.desired)
         self.cause = cause = self._cause(applied)
         if applied.order:
-            self._keys = None  # known by the revision of the documents that are in force now
+            self._documents = None  # known by the revision of what is in force now
         elif applied.snapshot is not None:
-            self._keys = mod_revisions(applied.snapshot)
+            self._documents = Documents.of(applied.snapshot.documents)
         origin = line_format.Origin(
             rfc3339(time.time()),
             applied.now,
@@ -182,30 +182,44 @@ class History:
             return line_format.Cause("health", verdicts=findings, verdicts_left_out=more)
         return msgspec.structs.replace(cause, verdicts=findings, verdicts_left_out=more)
 
+    def _revisions(
+        self, applied: Applied, documents: Documents
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the revisions of keys before and after a change, of those that may differ."""
+        known = self._documents
+        if known is None:
+            return _keys_of(applied, documents), _mod_revisions(documents)
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for name in documents.differing(known):
+            before |= _mod_revisions(known.group(name))
+            after |= _mod_revisions(documents.group(name))
+        return before, after
+
     def _cause_without_health(self, applied: Applied) -> line_format.Cause:
         if applied.order:
             return line_format.Cause("rollback", what=applied.order)
         if applied.snapshot is not None:
-            before = self._keys
-            if before is None:
-                before = _keys_of(applied, applied.snapshot)
-            cause = line_format.keys_cause(before, mod_revisions(applied.snapshot), applied.refused)
+            before, after = self._revisions(applied, Documents.of(applied.snapshot.documents))
+            cause = line_format.keys_cause(before, after, applied.refused)
             if cause.keys:
                 return cause
         return line_format.Cause("time", what=by_time(applied.diff))
 
 
-def mod_revisions(snapshot: Snapshot) -> dict[str, int]:
+def _mod_revisions(documents: Mapping[str, Document]) -> dict[str, int]:
     """Return the revision that last wrote each key."""
-    return {key: document.mod_revision for key, document in snapshot.documents.items()}
+    return {key: document.mod_revision for key, document in documents.items()}
 
 
 def changed_fitness(before: Generation, after: Generation) -> list[BackendKey]:
     """Return the backends that health has taken out, or put back, between two generations."""
-    old = {key: placed.fitness for key, placed in before.backends.items()}
-    return sorted(
-        key for key, placed in after.backends.items() if placed.fitness != old.get(key, FIT)
-    )
+    return [
+        key
+        for name in after.by_pool.differing(before.by_pool)
+        for key, placed in after.by_pool.group(name).items()
+        if placed.fitness != (old.fitness if (old := before.backends.get(key)) else FIT)
+    ]
 
 
 def by_time(diff: Diff) -> str:
@@ -220,7 +234,7 @@ def by_time(diff: Diff) -> str:
     return "; ".join(parts) or "windows closed"
 
 
-def _keys_of(applied: Applied, snapshot: Snapshot) -> dict[str, int]:
+def _keys_of(applied: Applied, documents: Documents) -> dict[str, int]:
     """Return the keys before, as far as what was in force shows, where no snapshot is known.
 
     A key that was written later is taken for new; one that is in force and gone, for deleted.
@@ -229,7 +243,7 @@ def _keys_of(applied: Applied, snapshot: Snapshot) -> dict[str, int]:
     names = [vip_key(name) for name in before.vips] + [pool_key(name) for name in before.pools]
     names += [backend_key(*k) for k, placed in before.backends.items() if placed.retire_at is None]
     known = dict.fromkeys(names, 0)
-    for key, document in snapshot.documents.items():
+    for key, document in documents.items():
         if document.mod_revision <= before.revision:
             known[key] = document.mod_revision
     return known

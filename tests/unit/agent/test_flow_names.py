@@ -7,7 +7,7 @@ from dataclasses import replace
 from support.documents.roster import VIP4, backend, desired, vip
 from tidegate.agent.traces import flow_names
 from tidegate.agent.traces.flow_names import FlowNames
-from tidegate.model.generation import NOTHING, Generation, Identity
+from tidegate.model.generation import NOTHING, Generation, Identity, PlacedVip
 from tidegate.model.values import Backend, BackendKey
 from tidegate.planner import plan
 
@@ -55,8 +55,10 @@ def test_the_generation_that_took_a_backend_away_is_found() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     """Of those that are gone, the latest stay."""
     known = {Identity(i, 1): str(i) for i in range(flow_names._MOST_GONE + 5)}
-    joined = flow_names._joined(known, {Identity(1, 2): "now"})
+    vips = {"now": PlacedVip(Identity(1, 2), vip("now", VIP4))}
+    joined = flow_names._joined(known, vips, living=1)
     assert len(joined) == flow_names._MOST_GONE + 1
+    assert joined[Identity(1, 2)] == "now"
     assert Identity(4, 1) not in joined
     assert joined[Identity(1, 2)] == "now"
 

@@ -6,10 +6,11 @@ long before. Ids come with their incarnations, so the names of several generatio
 they are kept together, and those that are gone are forgotten when they are many.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from tidegate.model.generation import Generation, Identity
+from tidegate.model.generation import Generation, Identity, PlacedBackend, PlacedVip
+from tidegate.model.grouped import changed_items
 from tidegate.model.values import BackendKey
 from tidegate.telemetry.flows.spans import Naming
 from tidegate.telemetry.span import Context
@@ -28,18 +29,25 @@ class FlowNames:
     """
 
     def __init__(self, generation: Generation, change_of: Callable[[int], Context | None]) -> None:
-        self._vips = _vips(generation)
-        self._backends = _backends(generation)
+        self._vips = _vips(generation.vips)
+        self._backends = _backends(generation.backends)
         self._left: dict[Identity, int] = {}
         self._change_of = change_of
         self.naming = self._named()
 
     def follow(self, previous: Generation, generation: Generation) -> None:
         """Add the names of a generation that came into force."""
-        self._vips = _joined(self._vips, _vips(generation))
-        self._backends = _joined(self._backends, _backends(generation))
-        there = {p.identity for p in generation.backends.values() if p.reachable}
-        for placed in previous.backends.values():
+        vips = changed_items(previous.vips, generation.vips)
+        if vips.before or vips.after:
+            self._vips = _joined(self._vips, vips.after, len(generation.vips))
+        before: dict[BackendKey, PlacedBackend] = {}
+        after: dict[BackendKey, PlacedBackend] = {}
+        for name in generation.by_pool.differing(previous.by_pool):
+            before |= previous.by_pool.group(name)
+            after |= generation.by_pool.group(name)
+        self._backends = _joined(self._backends, after, len(generation.backends))
+        there = {placed.identity for placed in after.values() if placed.reachable}
+        for placed in before.values():
             if placed.reachable and placed.identity not in there:
                 self._left.pop(placed.identity, None)
                 self._left[placed.identity] = generation.number
@@ -51,17 +59,30 @@ class FlowNames:
         return Naming(self._vips, self._backends, self._change_of, self._left)
 
 
-def _vips(generation: Generation) -> dict[Identity, str]:
-    return {placed.identity: name for name, placed in generation.vips.items()}
+def _vips(placed: Mapping[str, PlacedVip]) -> dict[Identity, str]:
+    return {each.identity: name for name, each in placed.items()}
 
 
-def _backends(generation: Generation) -> dict[Identity, BackendKey]:
-    return {placed.identity: key for key, placed in generation.backends.items()}
+def _backends(placed: Mapping[BackendKey, PlacedBackend]) -> dict[Identity, BackendKey]:
+    return {each.identity: key for key, each in placed.items()}
 
 
-def _joined(known: dict[Identity, _Name], fresh: dict[Identity, _Name]) -> dict[Identity, _Name]:
-    """Return both, the fresh ones last; of those that are gone only the latest."""
-    joined = {identity: name for identity, name in known.items() if identity not in fresh} | fresh
-    for identity in list(joined)[: max(0, len(joined) - len(fresh) - _MOST_GONE)]:
+def _joined(
+    known: dict[Identity, _Name],
+    fresh: Mapping[_Name, PlacedVip] | Mapping[_Name, PlacedBackend],
+    living: int,
+) -> dict[Identity, _Name]:
+    """Return both, the fresh ones last; of those that are gone only the latest, about.
+
+    Args:
+        known: names before.
+        fresh: what came or changed.
+        living: how many are not gone.
+    """
+    joined = dict(known)
+    for name, placed in fresh.items():
+        joined.pop(placed.identity, None)
+        joined[placed.identity] = name
+    for identity in list(joined)[: max(0, len(joined) - living - _MOST_GONE)]:
         del joined[identity]
     return joined
