@@ -43,7 +43,7 @@ def test_a_lost_table_is_noticed() -> None:
 
 def test_a_planner_that_forgets_flags_is_noticed() -> None:
     """It leaves slots unmarked for which others stood in while their owner was flagged."""
-    report = histories(80_000, 1, planned_over=lambda publisher: publisher.in_force)
+    report = histories(80_000, 3, planned_over=lambda publisher: publisher.in_force)
     assert report.broken["it moved [full]"] + report.broken["it moved [transition]"] > 0
 
 
