@@ -61,6 +61,7 @@ def build(backends: Sequence[tuple[str, int]], size: int = TABLE_SIZE) -> Slots:
     return table
 
 
+@lru_cache(maxsize=1 << 17)
 def digests(name: str) -> bytes:
     """Return the two 64-bit hashes of a name, little-endian: for the offset, and for the skip."""
     return blake2b(name.encode(), digest_size=16, person=b"tidegate-maglev").digest()

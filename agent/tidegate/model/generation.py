@@ -129,6 +129,7 @@ class PlacedBackend:
         retire_at: None while its key exists; else the wall-clock second at which its
             deregistration delay ends.
         fitness: what health checks have made of it.
+        line: of the generation's digest; empty where it has not been asked for.
     """
 
     identity: Identity
@@ -137,6 +138,7 @@ class PlacedBackend:
     reachable: bool
     retire_at: int | None = None
     fitness: Fitness = FIT
+    line: str = field(default="", compare=False, repr=False)
 
 
 class Freed(NamedTuple):

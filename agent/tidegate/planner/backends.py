@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from tidegate.model.generation import PlacedBackend, PlacedPool
 from tidegate.model.values import FIT, Backend, BackendKey, Fitness, Pool
+from tidegate.planner.digest import backend_line
 from tidegate.planner.effective import Effect, effect
 from tidegate.planner.ids import Allocator
 from tidegate.planner.inheritance import inherit, renamed
@@ -46,12 +47,17 @@ def place_backends(
     for key in sorted(wanted):
         backend, old = wanted[key], former.get(key)
         fit = _fitness(key, old, fitness)
+        is_same = old is not None and old.backend is backend and old.fitness == fit
+        if old is not None and is_same and _is_timeless(old):
+            placed[key] = old  # as nearly all are
+            continue
         does = effect(backend, document, now, fit)
-        if old is not None and old.backend is backend and _stays(old, does, fit):
-            placed[key] = old  # as nearly all are: one comparison, and no copy
+        if old is not None and is_same and _stays(old, does):
+            placed[key] = old
             continue
         identity = allocator.allocate() if old is None else old.identity
-        placed[key] = PlacedBackend(identity, backend, *does, fitness=fit)
+        line = backend_line(backend, does.weight, reachable=does.reachable)
+        placed[key] = PlacedBackend(identity, backend, *does, fitness=fit, line=line)
     for key, old in leaving.items():
         rest = _leaving(key, old, old_pool, now, fitness)
         if rest is not None:
@@ -73,13 +79,15 @@ def _fitness(key: BackendKey, old: PlacedBackend | None, fitness: _Fitness) -> F
     return FIT if is_own else fitness.get(before, old.fitness)
 
 
-def _stays(placed: PlacedBackend, does: Effect, fitness: Fitness) -> bool:
-    return (
-        placed.retire_at is None
-        and placed.fitness == fitness
-        and placed.weight == does.weight
-        and placed.reachable == does.reachable
-    )
+def _is_timeless(placed: PlacedBackend) -> bool:
+    """Return whether neither time nor its pool changes what a backend does."""
+    backend = placed.backend
+    times = backend.starts_at, backend.drain_deadline, placed.fitness.joins_at, placed.retire_at
+    return times == (None, None, None, None)
+
+
+def _stays(placed: PlacedBackend, does: Effect) -> bool:
+    return placed.retire_at is None and (placed.weight, placed.reachable) == does
 
 
 def _has_drained(placed: PlacedBackend) -> bool:

@@ -50,18 +50,21 @@ def vip_line(vip: Vip, unserved: tuple[str, ...]) -> str:
 
 def pool_line(placed: PlacedPool, backends: Iterable[PlacedBackend]) -> str:
     """Return the line of a pool and its backends, of which those with a key count."""
-    lines = (_backend_line(each) for each in backends if each.retire_at is None)
+    lines = (
+        each.line or backend_line(each.backend, each.weight, reachable=each.reachable)
+        for each in backends
+        if each.retire_at is None
+    )
     # The first field of a line is the name, so this is the order of names.
     part = _hash(sorted(lines))
     return f"pool {_text(placed.pool, _POOL)} {placed.digest.hex()} {part.hex()}"
 
 
-def _backend_line(placed: PlacedBackend) -> str:
-    backend, address = placed.backend, placed.backend.address
-    return (
-        f"backend {_text(backend, _BACKEND)} {address.version} {int(address)} "
-        f"{placed.weight} {placed.reachable}"
-    )
+def backend_line(backend: Backend, weight: int, *, reachable: bool) -> str:
+    """Return the line of a backend in its pool's hash."""
+    address = backend.address
+    text = _text(backend, _BACKEND)
+    return f"backend {text} {address.version} {int(address)} {weight} {reachable}"
 
 
 def _hash(lines: list[str]) -> bytes:

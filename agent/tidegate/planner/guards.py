@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tidegate.model.constants import TABLE_SIZE
-from tidegate.model.generation import Generation, PlacedBackend
+from tidegate.model.generation import Generation, PlacedBackend, PlannedPool
+from tidegate.model.grouped import changed_items
 from tidegate.model.steering import Guard
 from tidegate.model.values import (
     FIT,
@@ -161,18 +162,34 @@ def _gone(desired: Desired, previous: Generation, now: int) -> Iterable[tuple[st
     """Yield the names of serving backends that documents take away, by pool, in order."""
     wanted = desired.by_pool
     for pool, placed in previous.by_pool.groups.items():
-        known, documents = previous.planned.get(pool), wanted.group(pool)
-        if known is not None and known.backends is placed and known.wanted is documents:
-            continue  # the documents are those that it was planned from
+        documents = wanted.group(pool)
+        there = _in_question(previous.planned.get(pool), placed, documents)
+        if not there:
+            continue
         addresses = _addresses(documents, placed)
         document = desired.pools.get(pool)
         names = [
             key.name
-            for key, each in placed.items()
+            for key, each in there.items()
             if each.weight > 0 and _leaves(each, documents, addresses, document, now)
         ]
         if names:
             yield pool, names
+
+
+def _in_question(
+    known: PlannedPool | None,
+    placed: Mapping[BackendKey, PlacedBackend],
+    documents: Mapping[BackendKey, Backend],
+) -> Mapping[BackendKey, PlacedBackend]:
+    """Return the backends of a pool whose documents may be others than it was planned from."""
+    if known is None or known.backends is not placed:
+        return placed
+    if known.wanted is documents:
+        return {}
+    changed = changed_items(known.wanted, documents)
+    keys = changed.before.keys() | changed.after.keys()
+    return {key: placed[key] for key in sorted(keys & placed.keys())}
 
 
 def _had(pool: str, previous: Generation) -> int:

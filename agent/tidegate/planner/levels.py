@@ -23,6 +23,8 @@ MOST: Final = 16
 
 def serves(backend: Backend, pool: Pool | None, now: int) -> bool:
     """Return whether a backend takes new flows by its document alone."""
+    if backend.starts_at is None:
+        return backend.state == "active" and backend.weight > 0
     return effect(backend, pool, now).weight > 0
 
 

@@ -22,6 +22,7 @@ from tidegate.model.generation import (
     PlannedPool,
     Slots,
 )
+from tidegate.model.grouped import changed_items
 from tidegate.model.values import Backend, BackendKey, ByPool, Desired, Fitness, Pool
 from tidegate.planner import levels
 from tidegate.planner.backends import place_backends
@@ -129,10 +130,10 @@ def _place(
     old, document = inputs.old, inputs.document
     if document is None:
         return None
-    here = _serving(backends)
-    if old is not None and old.digest and here == _serving(inputs.before):
+    if old is not None and old.digest and _has_same_owners(inputs.before, backends):
         current, digest = old.table.current, old.digest
     else:
+        here = _serving(backends)
         current = _table_of(here)
         digest = table_digest(current, [owner.id for owner in here])
     if old is None:
@@ -177,6 +178,12 @@ def next_moment(placed: PlacedPool | None, backends: _Placed) -> int | None:
 def _out(*placed: _Placed) -> set[int]:
     """Return the ids of backends that are out in any of these."""
     return {b.identity.id for backends in placed for b in backends.values() if not b.reachable}
+
+
+def _has_same_owners(before: _Placed, after: _Placed) -> bool:
+    """Return whether a table that follows from the one follows from the other."""
+    changed = changed_items(before, after)
+    return _serving(changed.before) == _serving(changed.after)
 
 
 def _serving(backends: _Placed) -> list[_Owner]:

@@ -84,7 +84,10 @@ def require_addresses(work: Work, cache: ParseCache) -> None:
             cache.sound[name] = sound
             continue
         faults = {}
+        good = sound[0] if sound is not None and sound[1] is pool else {}
         for owner, backend in there.items():
+            if good.get(owner) is backend:
+                continue
             back = [vip for vip in networks if loops.takes(vip, backend, pool)]
             fault = backend_fault(backend.address, [*at.get(backend.address, ()), *back], work.host)
             if fault:
