@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from support.lab.checked_lab import CheckedLab, build_lab, web
-from support.lab.wire import Wire
+from support.lab.tap import Tap
 from tidegate.dataplane.kernel import tcx
 from tidegate.dataplane.kernel.programs import interface_index
 from tidegate.dataplane.network.rtnetlink import Filter, RouteSocket
@@ -121,8 +121,8 @@ def probes_of(lab: Lab) -> Callable[[bytes], str]:
     return kind
 
 
-def wire(lab: Lab) -> Wire:
-    return Wire(lab, ROUTER, lab.station(LB).uplink, probes_of(lab))
+def wire(lab: Lab) -> Tap:
+    return Tap(lab, ROUTER, lab.station(LB).uplink, probes_of(lab))
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout: float = 20) -> float:

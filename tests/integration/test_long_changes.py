@@ -33,16 +33,35 @@ PLAN = 3
 
 
 class Works(LongWork):
-    """Counts what it does."""
+    """Counts what it does. Each work lasts until somebody has looked, however little it is."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
         self.number = 0
+        self._has_looked = threading.Event()
+        self._is_watched = False
+
+    def beside(self, meanwhile: Callable[[], None]) -> None:
+        """Do this meanwhile."""
+
+        def look() -> None:
+            meanwhile()
+            self._has_looked.set()
+
+        self._is_watched = True
+        super().beside(look)
 
     def run(self, work: Callable[[], T]) -> T:
         """Do it."""
+
+        def patiently() -> T:
+            result = work()
+            assert not self._is_watched or self._has_looked.wait(20)
+            return result
+
         self.number += 1
-        return super().run(work)
+        self._has_looked.clear()
+        return super().run(patiently)
 
 
 @pytest.fixture

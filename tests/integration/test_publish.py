@@ -326,10 +326,11 @@ def test_what_is_put_back_keeps_the_flag(kernel: maps.Maps, pins: Path) -> None:
     publisher = Publisher(kernel, pins, 0)
     publisher.publish(first, 0)
     publisher.flag_unhealthy([BackendKey("web", "b1")])
-    (pins / "tables").rename(pins / "away")
-    with pytest.raises(DataplaneError):
-        publisher.publish(out(wanted, first, "b1"), 0)
-    (pins / "away").rename(pins / "tables")
+    following = out(wanted, first, "b1")
+    pool = following.pools["web"]
+    bpf.pin(kernel["outer"], str(tables.pin_path(pins, pool.identity.id, following.number)))
+    with pytest.raises(DataplaneError):  # the place of its table's pin is taken
+        publisher.publish(following, 0)
     assert publisher.in_force.number == first.number
     assert flags(kernel, first, "b1") == layout.QUARANTINED
     assert publisher.audit(deep=True) == []
