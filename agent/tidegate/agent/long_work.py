@@ -6,9 +6,9 @@ that dies in that time must not wait for either. So such work, which changes not
 is done on a thread of its own, while the loop waits for it and meanwhile ejects. All that changes
 the data plane stays on the loop's thread, so nothing needs a lock; it ejects between two steps.
 
-The loop counts as alive for as long as the work makes progress: as the thread, or the compiler that
-it waits for, uses a CPU, and at most for `longest` seconds. It is not its end that feeds the
-watchdog.
+The loop counts as alive for as long as the work makes progress: as the thread uses a CPU, and at
+most for `longest` seconds. It is not its end that feeds the watchdog. While the thread waits for a
+compiler there is no such sign; a compilation has its own time besides (`StageRecorder.expect`).
 """
 
 import threading
